@@ -1,0 +1,1 @@
+"""The pictures, captions and texts that the small model is trained on."""
