@@ -1,0 +1,182 @@
+"""Which integer means what: special tokens, text ids and image codes, and the way between text and ids.
+
+It knows the chat template and where image codes begin; it knows nothing of models, canvases or decoding.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mmada_lite.errors import Error
+
+# Spelling in a tokenizer file and the id that the published 8B model uses where its tokenizer file lacks the token.
+_SPELLINGS: dict[str, tuple[str, int]] = {
+    "bos": ("<|startoftext|>", 126080),
+    "eos": ("<|endoftext|>", 126081),
+    "soi": ("<|soi|>", 126084),
+    "eoi": ("<|eoi|>", 126085),
+    "t2i": ("<|t2i|>", 126088),
+    "mmu": ("<|mmu|>", 126089),
+    "ipad": ("[iPAD]", 126093),
+    "r2i": ("<|r2i|>", 126094),
+    "mask": ("<|mdm_mask|>", 126336),
+    "start_header": ("<|start_header_id|>", 126346),
+    "end_header": ("<|end_header_id|>", 126347),
+    "eot": ("<|eot_id|>", 126348),
+}
+_HEADERS = ("start_header", "end_header", "eot")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids of the tokens that are not text: sequence ends, picture brackets, task marks, the mask, chat headers."""
+
+    bos: int
+    eos: int
+    soi: int
+    eoi: int
+    t2i: int
+    mmu: int
+    ipad: int
+    r2i: int
+    mask: int
+    start_header: int
+    end_header: int
+    eot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The id space of one model: image code c is token `image_code_offset + c`; `size` counts the embedding's rows.
+
+    The offset is the length of the tokenizer (126349 for the published model), not `llm_vocab_size`.
+    """
+
+    special: SpecialTokens
+    image_code_offset: int
+    codebook_size: int
+    size: int
+
+    def __post_init__(self) -> None:
+        end = self.image_code_offset + self.codebook_size
+        if end > self.size:
+            raise Error(
+                f"vocabulary: image codes end at {end} but the embedding has {self.size} rows; "
+                "check image_code_offset (the tokenizer's length) and codebook_size"
+            )
+        for field in fields(SpecialTokens):
+            value = getattr(self.special, field.name)
+            if not 0 <= value < self.size:
+                raise Error(
+                    f"vocabulary: special token {field.name!r} is {value}, outside the embedding's {self.size} rows"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Vocabulary":
+        """Read the form that `to_json` writes. Raises Error where a key is absent, unknown or not an integer."""
+        special = data.get("special")
+        if not isinstance(special, Mapping):
+            raise Error("vocabulary: the key 'special' is missing; write the bundle again with `mmada-lite export`")
+        numbers = {key: value for key, value in data.items() if key != "special"}
+        return cls(special=_integers(SpecialTokens, special), **_plain_integers(cls, numbers, skip={"special"}))
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: "Tokenizer", *, codebook_size: int, size: int, mask_id: int | None = None
+    ) -> "Vocabulary":
+        """Find the special tokens by their spelling; those that the tokenizer lacks take the published model's ids."""
+        ids = {name: tokenizer.find(spelling, fixed) for name, (spelling, fixed) in _SPELLINGS.items()}
+        if mask_id is not None:
+            ids["mask"] = mask_id
+        return cls(SpecialTokens(**ids), image_code_offset=len(tokenizer), codebook_size=codebook_size, size=size)
+
+
+class Tokenizer:
+    """A `tokenizers` file. The three chat-header tokens are added where the file lacks them, as the reference does."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        self._inner = inner
+        missing = [_SPELLINGS[name][0] for name in _HEADERS if inner.token_to_id(_SPELLINGS[name][0]) is None]
+        if missing:
+            inner.add_special_tokens(missing)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Tokenizer":
+        """Raises Error when the file is absent or is not a tokenizer.json."""
+        if not path.is_file():
+            raise Error(f"no tokenizer at {path}; a checkpoint or bundle that chats needs its tokenizer.json")
+        try:
+            text = path.read_text(encoding="utf-8")
+            json.loads(text)
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise Error(f"{path} is not a tokenizer.json: {str(error)[:200]}") from error
+
+    def __len__(self) -> int:
+        return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    def find(self, spelling: str, otherwise: int) -> int:
+        found = self._inner.token_to_id(spelling)
+        return otherwise if found is None else int(found)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text. With `special` false, `<|eot_id|>` typed by a user is text and not the end of a turn."""
+        self._inner.encode_special_tokens = not special
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special tokens and ids beyond the tokenizer (image codes) are left out."""
+        known = [int(i) for i in ids if 0 <= int(i) < len(self)]
+        return str(self._inner.decode(known, skip_special_tokens=True))
+
+
+def render_chat(messages: Sequence[Mapping[str, str]]) -> str:
+    """The chat template as text: what the reference's template gives, generation header included."""
+    turns = (
+        f"<|start_header_id|>{m['role']}<|end_header_id|>\n{m['content'].strip()}<|eot_id|>" for m in messages
+    )
+    bos = "<|startoftext|>" if messages else ""
+    return bos + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n"
+
+
+def chat_ids(tokenizer: Tokenizer, special: SpecialTokens, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of a conversation up to where the assistant's answer begins.
+
+    Equal to encoding `render_chat(messages)`, except that special spellings inside a message stay text.
+    Raises Error for an empty conversation, an unknown role or an empty message.
+    """
+    if not messages:
+        raise Error("the conversation is empty; give at least one user message")
+    ids = [special.bos]
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise Error(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
+        if not isinstance(content, str) or not content.strip():
+            raise Error(f"message {number} ({role}) is empty; write something")
+        ids += [special.start_header, *tokenizer.encode(role), special.end_header]
+        ids += [*tokenizer.encode("\n" + content.strip()), special.eot]
+    return [*ids, special.start_header, *tokenizer.encode("assistant"), special.end_header, *tokenizer.encode("\n")]
+
+
+def _plain_integers(cls: type, data: Mapping[str, Any], skip: set[str] = frozenset()) -> dict[str, int]:  # type: ignore[assignment]
+    names = [field.name for field in fields(cls) if field.name not in skip]
+    for name in names:
+        if not isinstance(data.get(name), int) or isinstance(data.get(name), bool):
+            raise Error(f"vocabulary: the key {name!r} is missing or not an integer")
+    unknown = sorted(set(data) - set(names))
+    if unknown:
+        raise Error(f"vocabulary: unknown key {unknown[0]!r}; the keys are {', '.join(names)}")
+    return {name: int(data[name]) for name in names}
+
+
+def _integers(cls: type[SpecialTokens], data: Mapping[str, Any]) -> SpecialTokens:
+    return cls(**_plain_integers(cls, data))
