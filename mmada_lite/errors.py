@@ -1,4 +1,4 @@
-"""The one exception that a user can cause. It knows nothing of how it is shown: the command line prints its message as one line."""
+"""The one exception that a user can cause. It knows nothing of how it is shown: the command line prints one line."""
 
 
 class Error(ValueError):

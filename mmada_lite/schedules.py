@@ -92,4 +92,4 @@ def noise_temperatures(start: float, steps: int) -> NDArray[np.float64]:
     Returns float64 [steps]. The reference's own law; a plain linear decay would be noisier in the middle.
     """
     factors = 1.0 - np.arange(1, steps + 1, dtype=np.float64) / steps
-    return start * np.cumprod(factors)
+    return np.asarray(start * np.cumprod(factors), dtype=np.float64)

@@ -1,0 +1,59 @@
+"""Keys and values that a forward pass leaves behind, and which of them the next pass may lean on.
+
+Keys are kept after rotation, so their order is of no consequence: a past may be the prefix, or prefix and suffix. What
+they are computed with, and whether they are stale, is the business of the decoding loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+POLICIES = ("none", "prefix", "dual")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """One array per layer: keys and values [B, Hkv, P, Hd], keys rotated to their absolute positions."""
+
+    keys: tuple[Floats, ...]
+    values: tuple[Floats, ...]
+
+    @property
+    def length(self) -> int:
+        return int(self.keys[0].shape[2])
+
+    def without(self, start: int, stop: int) -> "KeyValues":
+        """Everything but the positions start..stop-1: what a window over those positions leans on."""
+        return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
+
+    @classmethod
+    def empty(cls, layers: int, rows: int, heads: int, head_dim: int) -> "KeyValues":
+        nothing = np.zeros((rows, heads, 0, head_dim), dtype=np.float32)
+        return cls((nothing,) * layers, (nothing,) * layers)
+
+
+def _cut(array: Floats, start: int, stop: int) -> Floats:
+    if stop >= array.shape[2]:
+        return np.ascontiguousarray(array[:, :, :start])
+    return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one block keeps of its last full forward: a past per branch, and the window that is computed afresh.
+
+    prefix: the window runs from the block's start to the end of the row; dual: it is the block alone
+    (Fast-dLLM, arXiv 2505.22618). `none` keeps nothing, and its window is the whole row.
+    """
+
+    pasts: tuple[KeyValues, ...]
+    start: int
+    stop: int
+
+    @classmethod
+    def after(cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int) -> "Memory":
+        end = stop if policy == "dual" else length
+        return cls(tuple(branch.without(start, end) for branch in kept), start, end)

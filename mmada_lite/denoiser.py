@@ -1,0 +1,113 @@
+"""What the decoding loops ask of a model, and that model as onnxruntime sessions: a window in, predictions out.
+
+Sessions, the torch model and a planted mock are all denoisers, so the loops exist once. Nothing here knows which
+position is written next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.cache import KeyValues
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Head = Literal["text", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one forward computes: tokens [B, W] at absolute positions [W], the rows [B, Q] (indices into the window)
+    whose hidden states are wanted, and the past that the window leans on."""
+
+    tokens: Ints
+    positions: Ints
+    rows: Ints
+    past: KeyValues | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A head's guess for each queried position [B, Q]: a token (for the image head a code, 0..codebook_size-1) and the
+    natural-log probability of that token before any temperature."""
+
+    token: Ints
+    log_probability: Floats
+
+
+class Denoiser(Protocol):
+    """The one thing that decoding needs. Hidden states are [B, Q, D]; `mix` [N, R] combines R of them before the head."""
+
+    def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
+        """Hidden states of the window's rows and, with `keep`, the keys and values of the whole window."""
+        ...
+
+    def predict(
+        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
+    ) -> Prediction:
+        """Guess with a head: the most probable token at temperature 0, else a draw by inverse CDF at `uniform` [N, Q]."""
+        ...
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        """All logits [N, Q, V] of a head."""
+        ...
+
+
+class OnnxDenoiser:
+    """The sessions of a bundle tied together. `keep` decides whether keys and values are fetched at all."""
+
+    def __init__(self, sessions: "dict[str, onnxruntime.InferenceSession]", layers: int, heads: int, head_dim: int) -> None:
+        import onnxruntime
+
+        self._sessions = sessions
+        self._shape = (layers, heads, head_dim)
+        self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(layers)]
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = True  # entropy and logits cost nothing unless they are fetched
+
+    def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
+        rows = window.tokens.shape[0]
+        past = window.past or KeyValues.empty(self._shape[0], rows, self._shape[1], self._shape[2])
+        (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
+        feeds = {
+            "embeddings": embeddings,
+            "positions": np.ascontiguousarray(np.broadcast_to(window.positions, window.tokens.shape)),
+            "rows": window.rows,
+        }
+        for layer in range(self._shape[0]):
+            feeds[f"past_key_{layer}"], feeds[f"past_value_{layer}"] = past.keys[layer], past.values[layer]
+        hidden, *kept = self._run("backbone", ["hidden", *(self._cache_names if keep else ())], feeds)
+        if not keep:
+            return hidden, None
+        return hidden, KeyValues(tuple(kept[: self._shape[0]]), tuple(kept[self._shape[0] :]))
+
+    def predict(
+        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
+    ) -> Prediction:
+        draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32) if uniform is None else uniform
+        feeds = self._head_feeds(hidden, mix, temperature, draws)
+        token, log_probability = self._run(f"{head}_head", ["token", "log_probability"], feeds)
+        return Prediction(token, log_probability)
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32)
+        (logits,) = self._run(f"{head}_head", ["logits"], self._head_feeds(hidden, mix, 0.0, draws))
+        return logits
+
+    def _head_feeds(self, hidden: Floats, mix: Floats, temperature: float, uniform: Floats) -> dict[str, NDArray]:
+        return {
+            "hidden": hidden,
+            "mix": mix,
+            "temperature": np.array(temperature, dtype=np.float32),
+            "uniform": uniform,
+        }
+
+    def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
+        found: list[NDArray] = self._sessions[graph].run(list(outputs), feeds, self._options)
+        return found

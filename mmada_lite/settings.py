@@ -1,0 +1,139 @@
+"""How a text or a picture is to be decoded, checked before any work is done. No arrays and no models here."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from mmada_lite.cache import POLICIES
+from mmada_lite.errors import Error
+from mmada_lite.schedules import schedule, transfers
+
+Law = Literal["sensible", "reference"]
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A stretch of the answer that is finished before the next begins: canvas positions start..stop-1, in `steps` steps."""
+
+    start: int
+    stop: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """Block-wise text decoding (LLaDA, arXiv 2502.09992; cached as in Fast-dLLM, arXiv 2505.22618).
+
+    answer_length, steps, block_length: tokens to write, model steps for all of them, tokens per block.
+    temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
+    guidance: 0 is none; g mixes (1 + g) * conditional - g * unconditional.
+    order: which positions are written first: "low_confidence" (the surest first) or "random".
+    cache: "none" computes everything at every step; "prefix" and "dual" lean on keys and values of the block's first step.
+    threshold: a probability; then every position at least that sure is written and `steps` is not used.
+    law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
+    """
+
+    answer_length: int = 128
+    steps: int = 64
+    block_length: int = 32
+    temperature: float = 0.0
+    guidance: float = 0.0
+    order: Literal["low_confidence", "random"] = "low_confidence"
+    cache: Literal["none", "prefix", "dual"] = "none"
+    threshold: float | None = None
+    law: Law = "sensible"
+
+    def __post_init__(self) -> None:
+        _whole("answer_length", self.answer_length)
+        _whole("steps", self.steps)
+        _whole("block_length", self.block_length)
+        _at_least_zero("temperature", self.temperature)
+        _at_least_zero("guidance", self.guidance)
+        _one_of("order", self.order, ("low_confidence", "random"))
+        _one_of("cache", self.cache, POLICIES)
+        _one_of("law", self.law, ("sensible", "reference"))
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise Error(f"threshold {self.threshold} is not a probability; use a number above 0 and at most 1")
+        if self.steps > self.answer_length:
+            raise Error(
+                f"{self.steps} steps for {self.answer_length} tokens: a step writes at least one token; "
+                f"use at most {self.answer_length} steps"
+            )
+        count = math.ceil(self.answer_length / self.block_length)
+        if self.threshold is None and self.steps < count:
+            raise Error(f"{self.steps} steps cannot fill {count} blocks; use at least {count} steps or a longer block")
+        if self.law == "reference" and (self.answer_length % self.block_length or self.steps % count):
+            raise Error(
+                f"the reference law divides exactly: answer_length {self.answer_length} by block_length "
+                f"{self.block_length}, and steps {self.steps} by {count} blocks"
+            )
+        if self.law == "reference" and self.cache != "none" and self.threshold is None and self.steps == count:
+            raise Error("the reference cannot use a cache with one step per block; use more steps or the sensible law")
+
+    def blocks(self, start: int) -> list[Block]:
+        """The blocks of an answer that begins at canvas position `start`. The last may be shorter."""
+        edges = [*range(0, self.answer_length, self.block_length), self.answer_length]
+        shares = transfers(self.steps, len(edges) - 1)
+        return [
+            Block(start + low, start + high, max(1, min(int(share), high - low)))
+            for low, high, share in zip(edges, edges[1:], shares, strict=False)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """Parallel unmasking of picture codes (MaskGIT, arXiv 2202.04200; MMaDA, arXiv 2505.15809 section 4.3).
+
+    steps: model steps. guidance: g mixes (1 + g) * conditional - g * unconditional, 0 runs the conditional row alone.
+    schedule: share still masked against share of steps done: cosine, linear, sigmoid, pow<exponent>.
+    temperature: scale of the confidence noise at the start; each step k of T multiplies it by (1 - k / T).
+    sampling_temperature: how codes are drawn: 1 from the model's own distribution, 0 always the most probable.
+    law: "reference" counts the schedule over all codes and leaves one mask at the end; "sensible" counts over unknown ones.
+    """
+
+    steps: int = 15
+    guidance: float = 3.5
+    schedule: str = "cosine"
+    temperature: float = 1.0
+    sampling_temperature: float = 1.0
+    law: Law = "sensible"
+
+    def __post_init__(self) -> None:
+        _whole("steps", self.steps)
+        _at_least_zero("guidance", self.guidance)
+        _at_least_zero("temperature", self.temperature)
+        _at_least_zero("sampling_temperature", self.sampling_temperature)
+        _one_of("law", self.law, ("sensible", "reference"))
+        schedule(self.schedule)
+
+
+def settings_from(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """Build settings from plain data; an unknown key is an Error that names the nearest valid one."""
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise Error(f"{where}: unknown setting {key!r}{_nearest(key, names)}")
+    return cls(**values)
+
+
+def _nearest(key: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the settings are {', '.join(names)}"
+
+
+def _whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise Error(f"{name} is {value!r}; use a whole number of at least 1")
+
+
+def _at_least_zero(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise Error(f"{name} is {value!r}; use a number of at least 0")
+
+
+def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in tuple(choices):
+        raise Error(f"{name} is {value!r}; use one of {', '.join(choices)}")
