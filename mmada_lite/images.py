@@ -5,6 +5,7 @@ It knows pillow and the two codec sessions. Prompts, canvases and decoding are n
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Picture = Image.Image | Path | str | bytes
+Finishing = Callable[[Image.Image], Image.Image]
 Fit = Literal["crop", "squash"]
 _LARGEST = 64_000_000  # pixels; above, a picture file is more likely an attack than a question
 

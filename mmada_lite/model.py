@@ -1,0 +1,248 @@
+"""What a user touches: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
+
+It puts canvases, denoiser, codec and loops together. How a token is chosen and how a graph runs is written elsewhere.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmada_lite import images
+from mmada_lite.bundle import Bundle
+from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding import Step, decode_image, decode_text
+from mmada_lite.denoiser import OnnxDenoiser
+from mmada_lite.errors import Error
+from mmada_lite.images import Codec, Picture
+from mmada_lite.sampling import PhiloxSampler
+from mmada_lite.sessions import Device, choose_device, open_session
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.streams import Answer, Drawing
+from mmada_lite.vocabulary import Tokenizer, chat_ids
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Messages = str | Sequence[Mapping[str, str]]
+Side = Literal["left", "right", "top", "bottom"]
+SIDES: dict[str, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # quarter turns that bring the side to the top
+EMBEDDED = "emoji"
+
+
+def embedded_bundle() -> Path:
+    """The folder of the small model that comes with the package."""
+    return Path(__file__).parent / "models" / EMBEDDED
+
+
+def load(
+    path: str | Path | None = None, *, device: str = "auto", threads: int | None = None, verify: str = "auto"
+) -> "Model":
+    """Open a bundle; without a path, the small model that comes with the package.
+
+    device: auto, cpu or cuda. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of
+    every file of bundles up to 256 MiB and the sizes of larger ones, "full" every sha256.
+    Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
+    """
+    bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
+    return Model(bundle, choose_device(device), threads)
+
+
+class Model:
+    """A loaded bundle. Every method returns a stream of steps at once and does its work as the stream is read."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
+        self.bundle, self.device, self.vocabulary = bundle, device, bundle.vocabulary
+        self.text_defaults, self.image_defaults = bundle.text_defaults, bundle.image_defaults
+        self._threads = threads
+        self._tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
+        shape = bundle.architecture
+        names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
+        sessions = {name: open_session(bundle.graph_path(name), device, threads) for name in names}
+        self.denoiser = OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
+        self._codec: Codec | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise Error(f"{self.bundle.path} has no tokenizer.json, so it cannot read text; export it with its tokenizer")
+        return self._tokenizer
+
+    @property
+    def codec(self) -> Codec:
+        """The image tokenizer, opened at first use."""
+        if self._codec is None:
+            image = self.bundle.image
+            if image is None or "image_decoder" not in self.bundle.graphs:
+                raise Error(f"{self.bundle.path} has no image tokenizer, so it cannot see or draw; export it with its vq folder")
+            encoder, decoder = (
+                open_session(self.bundle.graph_path(name), self.device, self._threads)
+                for name in ("image_encoder", "image_decoder")
+            )
+            self._codec = Codec(encoder, decoder, image.resolution, image.downsample)
+        return self._codec
+
+    def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
+        """Answer a message, or a conversation of {"role", "content"} mappings. Raises Error when it is empty or too long."""
+        return self._answer([], messages, settings, seed)
+
+    def ask(
+        self,
+        picture: Picture,
+        question: Messages,
+        settings: TextSettings | None = None,
+        *,
+        seed: int = 0,
+        fit: images.Fit = "crop",
+    ) -> Answer:
+        """Answer a question about a picture. `fit` says how the picture becomes square: "crop" or "squash"."""
+        image = images.fit(images.open_picture(picture), self.codec.resolution, fit)
+        codes = self.codec.encode(images.to_pixels(image))
+        return self._answer(picture_prompt(codes, self.vocabulary), question, settings, seed)
+
+    def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0) -> Drawing:
+        """Draw a picture from a sentence."""
+        side = self.codec.grid
+        nothing = np.zeros((side, side), dtype=np.int64)
+        canvas = self._image_canvas(prompt, nothing, np.ones((side, side), dtype=bool), settings)
+        return Drawing(self._draw(canvas, (side, side), settings, seed), self.codec.decode)
+
+    def inpaint(
+        self,
+        picture: Picture,
+        mask: Picture,
+        prompt: str,
+        settings: ImageSettings | None = None,
+        *,
+        seed: int = 0,
+        keep_pixels: bool = True,
+    ) -> Drawing:
+        """Draw anew what the mask covers (white; same size as the picture). Codes elsewhere are given and never change.
+
+        The picture is cut to its central square first. With `keep_pixels`, cells that the mask does not touch keep the
+        picture's own pixels; without, they pass through the image tokenizer too.
+        """
+        original = images.open_picture(picture)
+        covered = images.open_mask(mask, original.size)
+        image = images.fit(original, self.codec.resolution)
+        shade = images.fit(Image.fromarray(covered.astype(np.uint8) * 255), self.codec.resolution)
+        cells = images.cells_under(np.asarray(shade) >= 128, self.codec.downsample)
+        if not cells.any():
+            raise Error("the mask covers nothing of the picture's central square; paint white what is to be drawn anew")
+        codes = self.codec.encode(images.to_pixels(image))[0]
+        canvas = self._image_canvas(prompt, codes, cells, settings)
+        steps = self._draw(canvas, codes.shape, settings, seed)
+        return Drawing(steps, self.codec.decode, _keeping(image, ~cells, self.codec.downsample) if keep_pixels else None)
+
+    def extend(
+        self,
+        picture: Picture,
+        prompt: str,
+        settings: ImageSettings | None = None,
+        *,
+        side: Side = "right",
+        amount: float = 0.5,
+        seed: int = 0,
+        keep_pixels: bool = True,
+    ) -> Drawing:
+        """Grow a picture beyond one border by `amount` of its side (up to 4), at most half a side at a time.
+
+        The picture is cut to its central square first; the result is that square with the new part beside it.
+        """
+        if side not in SIDES:
+            raise Error(f"no side is called {side!r}; use one of {', '.join(SIDES)}")
+        new = round(amount * self.codec.grid) if 0 < amount <= 4 else 0
+        if new < 1:
+            raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
+        image = images.fit(images.open_picture(picture), self.codec.resolution)
+        codes = self.codec.encode(images.to_pixels(image))[0]
+        self._image_canvas(prompt, codes, np.ones(codes.shape, dtype=bool), settings)  # for its errors, before any work
+        steps = self._grow(prompt, codes, settings, side, new, seed)
+        return Drawing(steps, self.codec.decode, _pasted(image, side) if keep_pixels else None)
+
+    def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
+        chosen = settings or self.text_defaults
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        special = self.vocabulary.special
+        prompt = before + chat_ids(self.tokenizer, special, conversation)
+        self._fits(len(prompt) + chosen.answer_length, "the conversation with its answer")
+        canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
+        sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)
+        stop = frozenset({special.eos, special.eot})
+        return Answer(decode_text(self.denoiser, canvas, chosen, sampler, stop), canvas, self.tokenizer, stop)
+
+    def _image_canvas(self, prompt: str, codes: Ints, unknown: Bools, settings: ImageSettings | None) -> Canvas:
+        chosen = settings or self.image_defaults
+        if not prompt.strip():
+            raise Error("the prompt is empty; say what is to be drawn")
+        special = self.vocabulary.special
+        ids = paint_prompt(self.tokenizer.encode(prompt.strip()), special)
+        self._fits(len(ids) + codes.size + 2, "the prompt with its picture")
+        if settings is not None and chosen.steps > unknown.sum():
+            raise Error(f"{chosen.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
+        nothing = paint_prompt([], special) if chosen.guidance > 0 else None
+        return image_canvas(ids, codes, unknown, self.vocabulary, unconditional_prompt=nothing)
+
+    def _draw(
+        self, canvas: Canvas, shape: tuple[int, ...], settings: ImageSettings | None, seed: int
+    ) -> Iterator[tuple[Step, Ints]]:
+        chosen = settings or self.image_defaults
+        chosen = replace(chosen, steps=min(chosen.steps, int(canvas.masked().sum())))  # only the default is ever cut
+        sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
+        for step in decode_image(self.denoiser, canvas, chosen, sampler):
+            assert step.guess is not None
+            yield step, step.guess[0].reshape(shape)
+
+    def _grow(
+        self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, new: int, seed: int
+    ) -> Iterator[tuple[Step, Ints]]:
+        """Extend on the top of a turned grid, then turn back: windows of one grid, the older half of each given."""
+        turns, reach = SIDES[side], self.codec.grid
+        grid, parts = np.rot90(codes, turns), list[int]()
+        while sum(parts) < new:
+            parts.append(min(reach // 2 or 1, new - sum(parts)))
+        before = 0
+        for number, part in enumerate(parts):
+            window = np.concatenate([np.zeros((part, reach), dtype=np.int64), grid[: reach - part]])
+            unknown = np.zeros(window.shape, dtype=bool)
+            unknown[:part] = True
+            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), _lenient(settings, part * reach))
+            old = grid
+            for step, square in self._draw(canvas, (reach, reach), settings, seed + number):
+                grid = np.concatenate([np.rot90(square, turns)[:part], old])
+                last = step
+                total = (step.of or 0) * len(parts)
+                yield replace(step, index=before + step.index, of=total, forwards=before + step.forwards), np.rot90(grid, -turns)
+            before += last.forwards
+
+    def _fits(self, length: int, what: str) -> None:
+        longest = self.bundle.architecture.max_sequence_length
+        if length > longest:
+            raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
+
+
+def _lenient(settings: ImageSettings | None, unknown: int) -> ImageSettings | None:
+    return None if settings is None else replace(settings, steps=min(settings.steps, unknown))
+
+
+def _keeping(image: Image.Image, known: Bools, downsample: int) -> "images.Finishing":
+    mask = Image.fromarray(np.kron(known, np.ones((downsample, downsample))).astype(np.uint8) * 255)
+    return lambda drawn: Image.composite(image, drawn, mask)
+
+
+def _pasted(image: Image.Image, side: Side) -> "images.Finishing":
+    def finish(drawn: Image.Image) -> Image.Image:
+        at = {
+            "right": (0, 0),
+            "bottom": (0, 0),
+            "left": (drawn.width - image.width, 0),
+            "top": (0, drawn.height - image.height),
+        }
+        result = drawn.copy()
+        result.paste(image, at[side])
+        return result
+
+    return finish
