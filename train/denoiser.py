@@ -61,7 +61,7 @@ class TorchDenoiser:
 
     def _tensor(self, array: NDArray) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
