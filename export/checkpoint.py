@@ -1,21 +1,23 @@
-"""What a published checkpoint must look like: the two configurations and the name and shape of every tensor they imply.
+"""What a published checkpoint must look like: the configurations and the name and shape of every tensor they imply.
 
-Options of the reference that change its arithmetic and that we do not build are refused by name. This file computes nothing and
-knows neither torch nor ONNX; reading and writing the bytes is `safetensors_source`, re-exported here.
+Options of the reference that change its arithmetic and that we do not build are refused by name. This file computes nothing
+and knows neither torch nor ONNX. The image tokenizer's half is `vq_layout`, reading and writing the bytes is
+`safetensors_source`; both are re-exported here, so that this is the one name to import from.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from mmada_lite.errors import Error
 from mmada_lite.export.safetensors_source import TensorSource, read_json, save_tensors
+from mmada_lite.export.vq_layout import Tower, VQConfig, require_numbers
 
 __all__ = ["TensorSource", "Tower", "TransformerConfig", "VQConfig", "read_json", "save_tensors"]
 
-# Option of the reference -> the values that mean what we compute. The first is written by to_json. None is "not set" in the reference.
+# Option of the reference -> the values that mean what we compute; the first is written by to_json. None: not set.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("silu",),
     "alibi": (False,),
@@ -85,13 +87,13 @@ class TransformerConfig:
     num_vq_tokens: int
 
     def __post_init__(self) -> None:
-        _require_numbers(self, may_be_zero=("mask_token_id", "eos_token_id"))
+        require_numbers(self, "config.json", may_be_zero=("mask_token_id", "eos_token_id"))
         if self.d_model % self.n_heads or self.head_dim % 2:
-            raise Error(f"config.json: d_model {self.d_model} does not split into n_heads {self.n_heads} heads of an even size")
+            raise Error(f"config.json: d_model {self.d_model} does not split into {self.n_heads} (n_heads) heads of even size")
         if self.n_heads % self.n_kv_heads:
             raise Error(f"config.json: n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if max(self.mask_token_id, self.eos_token_id) >= self.vocab_size:
-            raise Error(f"config.json: mask_token_id or eos_token_id lies beyond the {self.vocab_size} rows of the embedding")
+            raise Error(f"config.json: mask_token_id or eos_token_id is not below the vocabulary size {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:
@@ -103,16 +105,17 @@ class TransformerConfig:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From the reference's config.json. Raises Error for an option that we do not build, or a key that is absent."""
+        """From the reference's config.json. Raises Error for an option that we do not build or a key that is absent."""
         _refuse_unsupported(content)
         d_model, n_heads = _need(content, "d_model"), _need(content, "n_heads")
+        mlp_ratio = _first(content, "mlp_ratio", default=4)
         rows = _first(content, "embedding_size", "vocab_size")
         return cls(
             d_model=d_model,
             n_layers=_need(content, "n_layers"),
             n_heads=n_heads,
             n_kv_heads=_first(content, "n_kv_heads", default=n_heads),
-            mlp_hidden_size=_first(content, "mlp_hidden_size", default=_first(content, "mlp_ratio", default=4) * d_model),
+            mlp_hidden_size=_first(content, "mlp_hidden_size", default=mlp_ratio * d_model),
             vocab_size=rows,
             rope_theta=_need(content, "rope_theta"),
             rms_norm_eps=_first(content, "rms_norm_eps", default=1e-5),
@@ -127,8 +130,8 @@ class TransformerConfig:
     def to_json(self) -> dict[str, Any]:
         """Every key that the reference's config.json holds."""
         options = {key: values[0] for key, values in _SUPPORTED.items() if key not in _NOT_WRITTEN}
-        derived = {"embedding_size": self.vocab_size, "new_vocab_size": self.vocab_size, "pad_token_id": self.eos_token_id}
-        return _INERT | options | derived | asdict(self)
+        rows = {"embedding_size": self.vocab_size, "new_vocab_size": self.vocab_size}
+        return _INERT | options | rows | {"pad_token_id": self.eos_token_id} | asdict(self)
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor; matrices are (out, in)."""
@@ -137,168 +140,18 @@ class TransformerConfig:
             "attn_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "attn_out": (d, d),
             "ff_norm": (d,), "ff_proj": (mlp, d), "up_proj": (mlp, d), "ff_out": (d, mlp),
         }
-        root = "model.transformer"
-        ends = {f"{root}.wte.weight": (self.vocab_size, d), f"{root}.ln_f.weight": (d,), f"{root}.ff_out.weight": (self.vocab_size, d)}
-        return ends | {f"{root}.blocks.{n}.{name}.weight": shape for n in range(self.n_layers) for name, shape in block.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Tower:
-    """One half of the image tokenizer: base channels, their multiple per level (finest first) and residual blocks per level."""
-
-    ch: int
-    ch_mult: tuple[int, ...]
-    num_res_blocks: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        numbers = (self.ch, *self.ch_mult, *self.num_res_blocks)
-        if not self.ch_mult or len(self.ch_mult) != len(self.num_res_blocks) or not all(type(n) is int and n > 0 for n in numbers):
-            raise Error("vq config.json: ch_mult and num_res_blocks must be lists of equal length, of whole numbers above zero, and so must ch")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels per level, finest first."""
-        return tuple(self.ch * multiple for multiple in self.ch_mult)
-
-
-# The published folder's config.json names a class and nothing else: its constructor's defaults are these.
-_PUBLISHED_ENCODER = Tower(128, (1, 2, 2, 4, 4), (4, 3, 4, 3, 4))
-_PUBLISHED_DECODER = Tower(128, (1, 1, 2, 2, 4), (4, 4, 3, 4, 3))
-
-
-@dataclass(frozen=True, slots=True)
-class VQConfig:
-    """The image tokenizer's shape. resolution is the side, in pixels, of the pictures it is meant for."""
-
-    encoder: Tower = _PUBLISHED_ENCODER
-    decoder: Tower = _PUBLISHED_DECODER
-    z_channels: int = 13
-    resolution: int = 512
-    group_norm_groups: int = 32
-    group_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        _require_numbers(self)
-        if len(self.encoder.ch_mult) != len(self.decoder.ch_mult):
-            raise Error("vq config.json: the encoder and the decoder have different numbers of levels")
-        if odd := [n for n in {*self.encoder.channels, *self.decoder.channels, self.encoder.ch} if n % self.group_norm_groups]:
-            raise Error(f"vq config.json: {min(odd)} channels do not split into group_norm_groups {self.group_norm_groups}")
-        if self.resolution % self.downsample_factor:
-            raise Error(f"vq config.json: resolution {self.resolution} is not a multiple of the downsampling factor {self.downsample_factor}")
-
-    @property
-    def codebook_size(self) -> int:
-        return int(2**self.z_channels)
-
-    @property
-    def downsample_factor(self) -> int:
-        return int(2 ** (len(self.encoder.ch_mult) - 1))
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        return cls.from_json(read_json(Path(folder) / "config.json"))
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From vq/config.json; what it does not say takes the published model's value. Raises Error where it contradicts itself."""
-        if content.get("attn_resolutions", [5]) not in ([5], []):
-            raise Error(f"vq config.json: attn_resolutions {content['attn_resolutions']} is not supported; attention is in the middle only")
-        if content.get("double_z", False):
-            raise Error("vq config.json: double_z is not supported; it must be false")
-        config = cls(
-            encoder=_tower(content, "encoder", _PUBLISHED_ENCODER),
-            decoder=_tower(content, "decoder", _PUBLISHED_DECODER),
-            **{key: content[key] for key in ("z_channels", "resolution", "group_norm_groups", "group_norm_eps") if key in content},
-        )
-        for key in ("codebook_size", "downsample_factor"):
-            if content.get(key, implied := getattr(config, key)) != implied:
-                raise Error(f"vq config.json: {key} is {content[key]}, but the other settings imply {implied}")
-        return config
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"codebook_size": self.codebook_size, "downsample_factor": self.downsample_factor, "attn_resolutions": [5]}
-
-    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor and of the two buffers of the quantizer."""
-        buffers = {"quantize.embedding": (self.codebook_size, self.z_channels), "quantize.power_vals": (self.z_channels,)}
-        return dict(_encoder_tensors(self.encoder, self.z_channels)) | dict(_decoder_tensors(self.decoder, self.z_channels)) | buffers
-
-
-_Named = Iterator[tuple[str, tuple[int, ...]]]
-
-
-def _conv(name: str, out: int, into: int, kernel: int) -> _Named:
-    yield f"{name}.weight", (out, into, kernel, kernel)
-    yield f"{name}.bias", (out,)
-
-
-def _norm(name: str, channels: int) -> _Named:
-    yield f"{name}.weight", (channels,)
-    yield f"{name}.bias", (channels,)
-
-
-def _residual(name: str, into: int, out: int) -> _Named:
-    yield from _norm(f"{name}.norm1", into)
-    yield from _conv(f"{name}.conv1", out, into, 3)
-    yield from _norm(f"{name}.norm2", out)
-    yield from _conv(f"{name}.conv2", out, out, 3)
-    if into != out:
-        yield from _conv(f"{name}.nin_shortcut", out, into, 1)
-
-
-def _middle(name: str, channels: int) -> _Named:
-    yield from _residual(f"{name}.block_1", channels, channels)
-    yield from _norm(f"{name}.attn_1.norm", channels)
-    for part in ("q", "k", "v", "proj_out"):
-        yield from _conv(f"{name}.attn_1.{part}", channels, channels, 1)
-    yield from _residual(f"{name}.block_2", channels, channels)
-
-
-def _encoder_tensors(tower: Tower, z: int) -> _Named:
-    channels = tower.ch
-    yield from _conv("encoder.conv_in", channels, 3, 3)
-    for level, (out, blocks) in enumerate(zip(tower.channels, tower.num_res_blocks, strict=True)):
-        for block in range(blocks):
-            yield from _residual(f"encoder.down.{level}.block.{block}", channels, out)
-            channels = out
-        if level + 1 < len(tower.ch_mult):
-            yield from _conv(f"encoder.down.{level}.downsample.conv", channels, channels, 3)
-    yield from _middle("encoder.mid", channels)
-    yield from _norm("encoder.norm_out", channels)
-    yield from _conv("encoder.conv_out", z, channels, 3)
-    yield from _conv("encoder.quant_conv", z, z, 1)
-
-
-def _decoder_tensors(tower: Tower, z: int) -> _Named:
-    channels = tower.channels[-1]
-    yield from _conv("decoder.post_quant_conv", z, z, 1)
-    yield from _conv("decoder.conv_in", channels, z, 3)
-    yield from _middle("decoder.mid", channels)
-    for level in reversed(range(len(tower.ch_mult))):
-        for block in range(tower.num_res_blocks[level]):
-            yield from _residual(f"decoder.up.{level}.block.{block}", channels, tower.channels[level])
-            channels = tower.channels[level]
-        if level:
-            yield from _conv(f"decoder.up.{level}.upsample.conv", channels, channels, 3)
-    yield from _norm("decoder.norm_out", channels)
-    yield from _conv("decoder.conv_out", 3, channels, 3)
-
-
-def _tower(content: Mapping[str, Any], key: str, default: Tower) -> Tower:
-    if key not in content:
-        return default
-    try:
-        return Tower(content[key]["ch"], tuple(content[key]["ch_mult"]), tuple(content[key]["num_res_blocks"]))
-    except (KeyError, TypeError):
-        raise Error(f"vq config.json: {key} must be an object with ch, ch_mult and num_res_blocks") from None
+        root, table = "model.transformer", (self.vocab_size, d)
+        blocks = {f"{root}.blocks.{n}.{name}.weight": block[name] for n in range(self.n_layers) for name in block}
+        return {f"{root}.wte.weight": table, **blocks, f"{root}.ln_f.weight": (d,), f"{root}.ff_out.weight": table}
 
 
 def _refuse_unsupported(content: Mapping[str, Any]) -> None:
     for key in _MUST_BE_SAID:
         _need(content, key)
     for key, values in _SUPPORTED.items():
-        if not any(content.get(key, values[0]) is value or content.get(key, values[0]) == value for value in values):
-            raise Error(f"config.json: {key} = {content[key]!r} is not supported; mmada_lite builds models with {key} = {values[0]!r}")
+        given = content.get(key, values[0])
+        if given not in values:
+            raise Error(f"config.json: {key} = {given!r} is not supported; mmada_lite builds models with {key} = {values[0]!r}")
 
 
 def _need(content: Mapping[str, Any], key: str) -> Any:
@@ -313,14 +166,3 @@ def _first(content: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
         if content.get(key) is not None:
             return content[key]
     return default if default is not None else _need(content, keys[-1])
-
-
-def _require_numbers(config: TransformerConfig | VQConfig, may_be_zero: tuple[str, ...] = ()) -> None:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        kind = {int: "a whole number", float: "a number"}.get(field.type)  # type: ignore[call-overload]
-        if kind is None:
-            continue
-        right = type(value) is int or (field.type is float and type(value) is float)
-        if not right or value < 0 or (value == 0 and field.name not in may_be_zero):
-            raise Error(f"config.json: {field.name} must be {kind} above zero, not {value!r}")

@@ -1,7 +1,8 @@
 """Weights on disk: reads one safetensors file or a set of shards tensor by tensor, and writes them atomically.
 
-Only the bytes of the tensor (or of the rows) asked for are read, so that a 16 GB checkpoint costs the memory of its largest tensor.
-bfloat16 is widened here without torch. This file knows nothing of what the tensors mean: names and shapes come from `checkpoint`.
+Only the bytes of the tensor (or of the rows) asked for are read, so that a 16 GB checkpoint costs the memory of its largest
+tensor. bfloat16 is widened here without torch. This file knows nothing of what the tensors mean: the names and shapes to
+expect come from `checkpoint`.
 """
 
 import json
@@ -17,12 +18,14 @@ import numpy as np
 from mmada_lite.errors import Error
 
 _NUMPY_OF = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
 }
 _CODE_OF = {np.dtype(spelling): code for code, spelling in _NUMPY_OF.items() if code != "BF16"}
 _FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.safetensors")
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
+_MISMATCH = "config.json and the weights do not belong together, fetch both again"
 _CONVERT = (
     "python -c \"import torch, safetensors.torch as s; w = torch.load('{bin}', map_location='cpu', weights_only=True); "
     "s.save_file({{k: v.contiguous() for k, v in w.items()}}, 'model.safetensors')\""
@@ -31,10 +34,11 @@ _CONVERT = (
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where one tensor lies: `begin` is its first byte counted from the start of `path`."""
+    """Where one tensor lies: from byte `begin` of the file up to `end`, not included."""
 
     path: Path
     begin: int
+    end: int
     code: str
     shape: tuple[int, ...]
 
@@ -51,7 +55,7 @@ class TensorSource:
         """Read the headers of a folder's weights. Raises Error when a file is absent, truncated or not safetensors."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise Error(f"{folder}: no such checkpoint folder; give a folder that holds config.json and model.safetensors")
+            raise Error(f"{folder}: no such folder; give the one that holds config.json and model.safetensors")
         for name in _SINGLE_FILES:
             if (folder / name).is_file():
                 return cls(folder, _read_header(folder / name))
@@ -76,7 +80,7 @@ class TensorSource:
         return self._entry(name).code
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """One tensor, or a step-1 slice of its first axis. bfloat16 comes back as float32, every other type as it is stored."""
+        """One tensor, or contiguous rows of it. bfloat16 comes back as float32, every other type as it is stored."""
         entry = self._entry(name)
         shape, begin = entry.shape, entry.begin
         stored = np.dtype(_NUMPY_OF[entry.code])
@@ -101,11 +105,11 @@ class TensorSource:
         ]:
             faults.append(f"misshapen: {_few(wrong)}")
         if faults:
-            raise Error(f"{self.folder}: {'; '.join(faults)}; config.json and the weights do not belong together, fetch both again")
+            raise Error(f"{self.folder}: {'; '.join(faults)}; {_MISMATCH}")
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
-            raise Error(f"{self.folder}: no tensor named {name}; config.json and the weights do not belong together")
+            raise Error(f"{self.folder}: no tensor named {name}; {_MISMATCH}")
         return self._entries[name]
 
 
@@ -129,10 +133,11 @@ def save_tensors(
     dtype: str = "float32",
     max_shard_size: int | None = None,
 ) -> None:
-    """Write config.json and the weights: one model.safetensors, or shards of at most `max_shard_size` bytes with an index.
+    """Write config.json and the weights: one model.safetensors, or shards of `max_shard_size` bytes at most and an index.
 
-    Floating tensors are stored as `dtype` (float32, float16 or bfloat16), integers as they are. An iterator of pairs is consumed lazily: no
-    more than one shard is held. Everything is first written under temporary names and then renamed, so that a failure leaves the old files.
+    Floating tensors are stored as `dtype` (float32, float16 or bfloat16), integers as they are. An iterator of pairs is
+    consumed lazily: no more than one shard is held. Everything is first written under temporary names and then renamed, so
+    that a failure leaves the old files.
     """
     if dtype not in _FLOAT_CODES:
         raise Error(f"dtype {dtype!r} cannot be stored; choose one of {', '.join(_FLOAT_CODES)}")
@@ -141,14 +146,16 @@ def save_tensors(
     written: dict[Path, str] = {}  # temporary path -> final name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shards = [_write_shard(folder, number, shard, written) for number, shard in enumerate(_shards(pairs, dtype, max_shard_size))]
+        groups = enumerate(_shards(pairs, dtype, max_shard_size))
+        shards = [_write_shard(folder, number, group, written) for number, group in groups]
         _name_shards(folder, shards, written)
         _write_json(folder, "config.json", dict(config), written)
         for temporary, final in written.items():
             os.replace(temporary, folder / final)
         _remove_stale(folder, keep=set(written.values()))
     except OSError as fault:
-        raise Error(f"{folder}: cannot write the checkpoint ({fault.strerror or fault}); free space or choose another folder") from fault
+        why = fault.strerror or fault
+        raise Error(f"{folder}: cannot write the checkpoint ({why}); free space or choose another folder") from fault
     finally:
         for temporary in folder.glob(".*.partial"):
             temporary.unlink(missing_ok=True)
@@ -162,41 +169,43 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise Error(broken.format("it is truncated, or no safetensors at all"))
+                raise ValueError("truncated, or no safetensors at all")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        entries = {
-            name: _Entry(path, 8 + length + int(item["data_offsets"][0]), item["dtype"], tuple(int(n) for n in item["shape"]))
-            for name, item in header.items()
-        }
-        ends = {name: 8 + length + int(item["data_offsets"][1]) for name, item in header.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, IndexError) as fault:
-        raise Error(broken.format(f"broken header: {fault!r}")) from None
+        entries = {}
+        for name, item in header.items():
+            begin, end = (8 + length + int(offset) for offset in item["data_offsets"])
+            entries[name] = _Entry(path, begin, end, item["dtype"], tuple(int(n) for n in item["shape"]))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as fault:
+        raise Error(broken.format(f"{fault}")) from None
     for name, entry in entries.items():
         if entry.code not in _NUMPY_OF:
-            raise Error(f"{path}: tensor {name} is stored as {entry.code}, which is not supported; store it as F32, F16 or BF16")
-        if entry.begin < 8 + length or ends[name] - entry.begin != math.prod(entry.shape) * np.dtype(_NUMPY_OF[entry.code]).itemsize:
+            raise Error(f"{path}: {name} is stored as {entry.code}, which is not supported; store it as F32, F16 or BF16")
+        size_of_one = np.dtype(_NUMPY_OF[entry.code]).itemsize
+        if entry.begin < 8 + length or entry.end - entry.begin != math.prod(entry.shape) * size_of_one:
             raise Error(broken.format(f"the byte range of {name} does not fit its shape"))
-    if (needed := max(ends.values(), default=8 + length)) != size:
+    needed = max((entry.end for entry in entries.values()), default=8 + length)
+    if needed != size:
         raise Error(broken.format(f"truncated or altered: {size} bytes where the header promises {needed}"))
     return entries
 
 
 def _read_index(path: Path) -> dict[str, _Entry]:
-    """The tensors of all shards that an index names; what a shard holds beyond the index is kept, so that `verify` can name it."""
+    """The tensors of all shards that an index names. What a shard holds beyond it is kept, so that `verify` names it."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise Error(f"{path}: has no weight_map from tensor names to file names; fetch the file again")
     entries: dict[str, _Entry] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise Error(f"{path}: names the shard {shard!r}, which is not a plain file name in this folder; fetch the file again")
-        if not (path.parent / shard).is_file():
-            raise Error(f"{path.parent / shard}: this shard is absent although {path.name} names it; fetch the missing file")
-        found = _read_header(path.parent / shard)
-        if absent := [name for name, home in weight_map.items() if home == shard and name not in found]:
-            raise Error(f"{path.parent / shard}: lacks {_few(absent)}, which {path.name} promises; fetch the shards and the index again")
-        entries.update({name: entry for name, entry in found.items() if weight_map.get(name, shard) == shard})
+    for name in sorted(set(weight_map.values())):
+        shard = path.parent / name
+        if Path(name).name != name:
+            raise Error(f"{path}: names the shard {name!r}, which is no plain file name; fetch the file again")
+        if not shard.is_file():
+            raise Error(f"{shard}: this shard is absent although {path.name} names it; fetch the missing file")
+        found = _read_header(shard)
+        if absent := [tensor for tensor, home in weight_map.items() if home == name and tensor not in found]:
+            raise Error(f"{shard}: lacks {_few(absent)}, which {path.name} promises; fetch the folder again")
+        entries.update({tensor: entry for tensor, entry in found.items() if weight_map.get(tensor, name) == name})
     return entries
 
 
@@ -223,9 +232,11 @@ def _narrow_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def _no_weights(folder: Path) -> str:
-    for name in sorted(path.name for path in folder.glob("*.bin")):
-        return f"{folder}: holds {name}, a pickle that is not loaded; convert it once, inside the folder: {_CONVERT.format(bin=name)}"
-    return f"{folder}: holds neither model.safetensors nor model.safetensors.index.json; give the folder with the weights"
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        how = _CONVERT.format(bin=pickles[0])
+        return f"{folder}: holds {pickles[0]}, a pickle that is not loaded; convert it once, inside the folder: {how}"
+    return f"{folder}: holds neither model.safetensors nor an index of shards; give the folder with the weights"
 
 
 def _few(items: list[str]) -> str:
@@ -233,6 +244,7 @@ def _few(items: list[str]) -> str:
 
 
 _Encoded = tuple[str, str, tuple[int, ...], np.ndarray]  # name, dtype code, shape, array of the stored bytes
+_Written = tuple[Path, list[str], int]  # temporary path, names in it, bytes of data
 
 
 def _encode(name: str, values: np.ndarray, dtype: str) -> _Encoded:
@@ -255,8 +267,8 @@ def _shards(pairs: Iterable[tuple[str, np.ndarray]], dtype: str, limit: int | No
     yield shard
 
 
-def _write_shard(folder: Path, number: int, shard: list[_Encoded], written: dict[Path, str]) -> tuple[Path, list[str], int]:
-    """Write one shard under a temporary name; returns the path, the names in it and its bytes of data."""
+def _write_shard(folder: Path, number: int, shard: list[_Encoded], written: dict[Path, str]) -> _Written:
+    """Write one shard under a temporary name."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, code, shape, stored in shard:
@@ -268,12 +280,12 @@ def _write_shard(folder: Path, number: int, shard: list[_Encoded], written: dict
     with temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, _, _, stored in shard:
-            stream.write(stored.tobytes() if stored.ndim == 0 else memoryview(stored.reshape(-1)).cast("B"))
+            stored.tofile(stream)
     written[temporary] = ""
     return temporary, [name for name, *_ in shard], end
 
 
-def _name_shards(folder: Path, shards: list[tuple[Path, list[str], int]], written: dict[Path, str]) -> None:
+def _name_shards(folder: Path, shards: list[_Written], written: dict[Path, str]) -> None:
     if len(shards) == 1:
         written[shards[0][0]] = "model.safetensors"
         return

@@ -40,9 +40,10 @@ class Residual(nn.Module):
         self.nin_shortcut = nn.Conv2d(into, out, 1) if into != out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h + shortcut
 
 
 class Attention(nn.Module):
@@ -61,7 +62,8 @@ class Attention(nn.Module):
         parts = (part(normed) for part in (self.q, self.k, self.v))
         q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)  # [B, 1, h*w, channels]
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(attended)
+        out: Tensor = x + self.proj_out(attended)
+        return out
 
 
 class Middle(nn.Module):
@@ -72,7 +74,8 @@ class Middle(nn.Module):
         self.block_2 = Residual(config, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
 
 
 class Downsample(nn.Module):
@@ -81,7 +84,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # one zero column right, one zero row below
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # one zero column right, one zero row below
+        return out
 
 
 class Upsample(nn.Module):
@@ -90,7 +94,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
 
 
 class Level(nn.Module):
@@ -128,7 +133,8 @@ class Encoder(nn.Module):
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
+        z: Tensor = self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
+        return z
 
 
 class Decoder(nn.Module):
@@ -149,7 +155,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(self.post_quant_conv(zq)))
         for level in reversed(list(self.up)):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        pixels: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return pixels
 
 
 def levels(config: VQConfig, tower: Tower, inputs: tuple[int, ...]) -> Iterator[Level]:
@@ -159,6 +166,9 @@ def levels(config: VQConfig, tower: Tower, inputs: tuple[int, ...]) -> Iterator[
 
 class LookupFree(nn.Module):
     """Signs <-> codes. The codebook is implied; the reference stores it as a buffer, so that it is part of the layout."""
+
+    power_vals: Tensor
+    embedding: Tensor
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -176,7 +186,7 @@ class LookupFree(nn.Module):
 
     def codewords(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """int64 [B, h*w] -> [B, bits, h, w] of -1 and +1."""
-        return self.embedding[codes].transpose(1, 2).unflatten(2, grid)
+        return self.embedding[codes].transpose(1, 2).reshape(codes.shape[0], -1, *grid)
 
 
 class MagViT(nn.Module):
@@ -210,7 +220,8 @@ class MagViT(nn.Module):
             raise Error(f"{codes.shape[1]} codes do not fill a {height} x {width} grid; give the grid as (height, width)")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codebook_size:
             raise Error(f"codes must lie in 0..{self.config.codebook_size - 1}; subtract the image-code offset from tokens")
-        return self.decoder(self.quantize.codewords(codes, (height, width)))
+        pixels: Tensor = self.decoder(self.quantize.codewords(codes, (height, width)))
+        return pixels
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Self:
