@@ -116,10 +116,11 @@ def compare_graph_vq(name: str, folder: Path, codec: images.Codec) -> Iterator[C
 def compare_pictures(name: str, folder: Path) -> Iterator[Comparison]:
     """The laws of resizing, cutting and rounding, which are the runtime's own code."""
     t = load_file(folder / "expected.safetensors")
-    files = {Path(entry["file"]).stem: folder / entry["file"] for entry in json.loads((folder / "case.json").read_text())["images"]}
+    listed = json.loads((folder / "case.json").read_text())["images"]
+    files = {Path(entry["file"]).stem: folder / entry["file"] for entry in listed}
     for key, expected in t.items():
         stem, law, resolution = key.rsplit(".", 2)
-        path = files.get(Path(stem).stem, files.get(stem))
+        path = files.get(Path(stem).stem)
         if path is None:
             yield Comparison(f"{name}/{key}", "picture listed in case.json", float("inf"), 0)
             continue

@@ -77,7 +77,7 @@ class Model:
         if self._codec is None:
             image = self.bundle.image
             if image is None or "image_decoder" not in self.bundle.graphs:
-                raise Error(f"{self.bundle.path} has no image tokenizer, so it cannot see or draw; export it with its vq folder")
+                raise Error(f"{self.bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
             encoder, decoder = (
                 open_session(self.bundle.graph_path(name), self.device, self._threads)
                 for name in ("image_encoder", "image_decoder")
@@ -199,24 +199,24 @@ class Model:
     def _grow(
         self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, new: int, seed: int
     ) -> Iterator[tuple[Step, Ints]]:
-        """Extend on the top of a turned grid, then turn back: windows of one grid, the older half of each given."""
+        """Extend the top of a turned grid, then turn back: windows of one square, of which the older part is given."""
         turns, reach = SIDES[side], self.codec.grid
-        grid, parts = np.rot90(codes, turns), list[int]()
-        while sum(parts) < new:
-            parts.append(min(reach // 2 or 1, new - sum(parts)))
-        before = 0
+        grid, before = np.rot90(codes, turns), 0
+        parts = _parts(new, max(1, reach // 2))
         for number, part in enumerate(parts):
             window = np.concatenate([np.zeros((part, reach), dtype=np.int64), grid[: reach - part]])
             unknown = np.zeros(window.shape, dtype=bool)
             unknown[:part] = True
-            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), _lenient(settings, part * reach))
-            old = grid
-            for step, square in self._draw(canvas, (reach, reach), settings, seed + number):
-                grid = np.concatenate([np.rot90(square, turns)[:part], old])
-                last = step
-                total = (step.of or 0) * len(parts)
-                yield replace(step, index=before + step.index, of=total, forwards=before + step.forwards), np.rot90(grid, -turns)
-            before += last.forwards
+            chosen = None if settings is None else replace(settings, steps=min(settings.steps, part * reach))
+            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), chosen)
+            old, done = grid, 0
+            for step, square in self._draw(canvas, (reach, reach), chosen, seed + number):
+                grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.forwards
+                moved = replace(
+                    step, index=before + step.index, of=(step.of or 0) * len(parts), forwards=before + step.forwards
+                )
+                yield moved, np.rot90(grid, -turns)
+            before += done
 
     def _fits(self, length: int, what: str) -> None:
         longest = self.bundle.architecture.max_sequence_length
@@ -224,25 +224,23 @@ class Model:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
 
 
-def _lenient(settings: ImageSettings | None, unknown: int) -> ImageSettings | None:
-    return None if settings is None else replace(settings, steps=min(settings.steps, unknown))
+def _parts(whole: int, most: int) -> list[int]:
+    """`whole` in parts of at most `most`, as few and as equal as can be."""
+    count = -(-whole // most)
+    return [len(part) for part in np.array_split(np.arange(whole), count)]
 
 
-def _keeping(image: Image.Image, known: Bools, downsample: int) -> "images.Finishing":
+def _keeping(image: Image.Image, known: Bools, downsample: int) -> images.Finishing:
     mask = Image.fromarray(np.kron(known, np.ones((downsample, downsample))).astype(np.uint8) * 255)
     return lambda drawn: Image.composite(image, drawn, mask)
 
 
-def _pasted(image: Image.Image, side: Side) -> "images.Finishing":
+def _pasted(image: Image.Image, side: Side) -> images.Finishing:
     def finish(drawn: Image.Image) -> Image.Image:
-        at = {
-            "right": (0, 0),
-            "bottom": (0, 0),
-            "left": (drawn.width - image.width, 0),
-            "top": (0, drawn.height - image.height),
-        }
+        left = drawn.width - image.width if side == "left" else 0
+        top = drawn.height - image.height if side == "top" else 0
         result = drawn.copy()
-        result.paste(image, at[side])
+        result.paste(image, (left, top))
         return result
 
     return finish

@@ -72,7 +72,7 @@ def test_windows_of_each_cache_policy(cache, later):
 
 
 def test_decoding_stops_after_the_block_that_ends_the_text():
-    planted = {p: 5 for p in range(40)} | {8: SPECIAL.eot}
+    planted = dict.fromkeys(range(40), 5) | {8: SPECIAL.eot}
     chosen = TextSettings(answer_length=16, steps=16, block_length=4)
     canvas, _, steps = text(chosen, planted=planted, stop=[SPECIAL.eot])
     assert len(steps) == 8
@@ -90,7 +90,7 @@ def test_a_masked_prompt_position_is_filled_too():
 
 def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
     chosen = TextSettings(answer_length=4, steps=2, block_length=4)
-    canvas, _, _ = text(chosen, planted={p: SPECIAL.mask for p in range(20)})
+    canvas, _, _ = text(chosen, planted=dict.fromkeys(range(20), SPECIAL.mask))
     assert canvas.tokens[0, 3:].tolist() == [7, 7, 7, 7]
 
 
