@@ -1,0 +1,151 @@
+"""A small ONNX graph under construction, and the one file of weights that all graphs of a bundle point into.
+
+Weights go to disk chunk by chunk, each tensor at a multiple of 4096 bytes, so that a model is never held in memory and can be mapped.
+It knows ONNX's node, tensor and external-data records; it knows nothing of transformers, codecs or number formats.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 23
+IR_VERSION = 11  # the first that carries opset 23
+ALIGNMENT = 4096
+INLINE_BELOW = 4096  # bytes; a smaller tensor stays in the graph file, where it wastes no page
+
+_ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+
+Axes = Sequence[int | str]
+Wrote = Callable[[str, int], None]  # a tensor's name and its bytes, after it was written
+
+
+class WeightFile:
+    """The external data file of a bundle. Tensors are appended; each begins at a multiple of 4096."""
+
+    def __init__(self, path: Path, wrote: Wrote) -> None:
+        self.name = path.name
+        self._stream = path.open("wb")
+        self._wrote = wrote
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
+
+    def append(self, name: str, shape: Sequence[int], dtype: np.dtype, chunks: Iterable[np.ndarray], *, transposed: bool) -> tuple[int, int]:
+        """Write the chunks of one tensor, split along its first axis, as `dtype`; returns its offset and length in bytes.
+
+        With `transposed`, `shape` [rows, columns] is that of the chunks and the file holds [columns, rows]: each column of a chunk is
+        written to its place, so that no more than a chunk is ever held.
+        """
+        length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        offset = -(-self._stream.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
+        self._stream.truncate(offset + length)
+        done = 0
+        for chunk in chunks:
+            values = np.ascontiguousarray(chunk.T if transposed else chunk, dtype)
+            if transposed:
+                self._write_columns(offset, values, int(shape[0]), done)
+            else:
+                self._write_at(offset + done * (length // int(shape[0])), values)
+            done += chunk.shape[0]
+        assert done == shape[0], f"{name}: the chunks hold {done} rows of {shape[0]}"
+        self._wrote(name, length)
+        return offset, length
+
+    def _write_columns(self, offset: int, values: np.ndarray, row_length: int, begin: int) -> None:
+        if values.shape[1] == row_length:
+            return self._write_at(offset, values)
+        for index, column in enumerate(values):
+            self._write_at(offset + (index * row_length + begin) * values.itemsize, column)
+        return None
+
+    def _write_at(self, offset: int, values: np.ndarray) -> None:
+        self._stream.seek(offset)
+        self._stream.write(memoryview(values.reshape(-1)).cast("B"))
+
+
+class Graph:
+    """Nodes, initializers and interface of one graph; values are named by strings. `branch` opens a subgraph for If."""
+
+    def __init__(self, name: str, weights: WeightFile) -> None:
+        self.name = name
+        self._weights = weights
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = [0]
+
+    def input(self, name: str, dtype: str, axes: Axes) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(axes)))
+        return name
+
+    def output(self, name: str, dtype: str, axes: Axes) -> None:
+        """Declare a value, made by `op(..., to=name)`, as an output."""
+        self._outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(axes)))
+
+    def op(self, kind: str, *inputs: str, attributes: Mapping[str, Any] | None = None, to: str = "") -> str:
+        """Add a node with one output and return the output's name: `to`, or a fresh one."""
+        to = to or self._fresh(kind)
+        self._nodes.append(helper.make_node(kind, list(inputs), [to], name=to, **(attributes or {})))
+        return to
+
+    def constant(self, values: Any, dtype: str) -> str:
+        """A small constant kept in the graph file; equal ones are kept once."""
+        array = np.asarray(values, dtype)
+        key = (dtype, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._fresh("constant")
+            self._initializers[name] = numpy_helper.from_array(array, name)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def ints(self, *values: int) -> str:
+        return self.constant(values, "int64")
+
+    def weight(self, name: str, shape: Sequence[int], dtype: str, chunks: Iterable[np.ndarray], *, transposed: bool = False) -> str:
+        """An initializer streamed to the weight file, or kept in the graph when it is tiny. See `WeightFile.append`."""
+        assert name not in self._initializers, f"{name} is written twice"
+        kind = np.dtype(dtype)
+        stored = list(reversed(shape)) if transposed else list(shape)
+        if int(np.prod(shape, dtype=np.int64)) * kind.itemsize < INLINE_BELOW:
+            values = np.concatenate([np.asarray(chunk, kind) for chunk in chunks])
+            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values.T if transposed else values), name)
+            self._weights._wrote(name, values.nbytes)
+            return name
+        offset, length = self._weights.append(name, shape, kind, chunks, transposed=transposed)
+        tensor = TensorProto(name=name, data_type=_ONNX_TYPES[dtype], dims=stored, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self._weights.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers[name] = tensor
+        return name
+
+    def branch(self) -> "Graph":
+        """A subgraph that sees every value of this graph; its constants live in this graph."""
+        inner = Graph(self._fresh("branch"), self._weights)
+        inner._initializers, inner._constants, inner._count = self._initializers, self._constants, self._count
+        return inner
+
+    def choose(self, condition: str, then: "Graph", otherwise: "Graph", *, to: str) -> str:
+        """An If over two branches with one declared output each."""
+        graphs = [helper.make_graph(inner._nodes, inner.name, [], inner._outputs) for inner in (then, otherwise)]
+        return self.op("If", condition, attributes={"then_branch": graphs[0], "else_branch": graphs[1]}, to=to)
+
+    def save(self, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Write the graph file beside the weight file; returns the names of its inputs and outputs."""
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mmada-lite")
+        onnx.save(model, str(path))
+        return tuple(value.name for value in self._inputs), tuple(value.name for value in self._outputs)
+
+    def _fresh(self, kind: str) -> str:
+        self._count[0] += 1
+        return f"{kind}_{self._count[0]}"

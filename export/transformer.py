@@ -1,0 +1,103 @@
+"""The embedder and the backbone as ONNX graphs: a window of tokens and any past in, hidden states and the window's keys and values out.
+
+Attention is bidirectional and takes no mask, so the order of keys is free and `past` may be empty. It knows the tensors' names and the
+arithmetic of the transformer; how a matrix is stored is `lowering`, what is predicted from hidden states is `heads`.
+"""
+
+import numpy as np
+
+from mmada_lite.export import lowering
+from mmada_lite.export.checkpoint import TransformerConfig
+from mmada_lite.export.graph import Graph
+from mmada_lite.export.lowering import Format, Tensors, Weight
+
+_ROOT = "model.transformer"
+
+
+def build_embedder(graph: Graph, source: Tensors, form: Format, d_model: int) -> None:
+    tokens = graph.input("tokens", "int64", ("B", "W"))
+    lowering.lookup(graph, tokens, Weight(source, f"{_ROOT}.wte.weight"), form, to="embeddings")
+    graph.output("embeddings", "float32", ("B", "W", d_model))
+
+
+def build_backbone(graph: Graph, source: Tensors, form: Format, config: TransformerConfig) -> None:
+    heads, size = config.n_kv_heads, config.head_dim
+    x = graph.input("embeddings", "float32", ("B", "W", config.d_model))
+    positions = graph.input("positions", "int64", ("B", "W"))
+    for layer in range(config.n_layers):
+        for kind in ("key", "value"):
+            graph.input(f"past_{kind}_{layer}", "float32", ("B", heads, "P", size))
+    rows = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
+    angles = _angles(graph, positions, config)
+    for layer in range(config.n_layers):
+        last = layer == config.n_layers - 1
+        x = _Block(graph, source, form, config, layer).build(x, angles, rows if last else None)
+    _norm(graph, source, f"{_ROOT}.ln_f.weight", x, config, to="hidden")
+    graph.output("hidden", "float32", ("B", "Q", config.d_model))
+    for kind in ("key", "value"):
+        for layer in range(config.n_layers):
+            graph.output(f"{kind}_{layer}", "float32", ("B", heads, "W", size))
+
+
+class _Block:
+    """One layer under construction."""
+
+    def __init__(self, graph: Graph, source: Tensors, form: Format, config: TransformerConfig, layer: int) -> None:
+        self.graph, self.source, self.form, self.config, self.layer = graph, source, form, config, layer
+
+    def build(self, x: str, angles: tuple[str, str], rows: str | None) -> str:
+        """x [B, W, D] -> [B, W, D]. With `rows` [B, Q, 1], the last layer's, only those leave it: the keys and values
+        still cover the window, while queries and the feed-forward part are computed for the rows alone, [B, Q, D]."""
+        graph, config = self.graph, self.config
+        normed = _norm(graph, self.source, self._name("attn_norm"), x, config)
+        key = self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=f"key_{self.layer}")
+        value = self._heads("v_proj", normed, config.n_kv_heads, to=f"value_{self.layer}")
+        if rows is not None:
+            x, normed, *turned = (_take(graph, each, rows) for each in (x, normed, *angles))
+            angles = turned[0], turned[1]
+        query = self._rotate(self._heads("q_proj", normed, config.n_heads), angles)
+        x = graph.op("Add", x, self._linear("attn_out", self._attend(query, key, value)))
+        normed = _norm(graph, self.source, self._name("ff_norm"), x, config)
+        gate = self._linear("ff_proj", normed)
+        silu = graph.op("Mul", gate, graph.op("Sigmoid", gate))
+        return graph.op("Add", x, self._linear("ff_out", graph.op("Mul", silu, self._linear("up_proj", normed))))
+
+    def _attend(self, query: str, key: str, value: str) -> str:
+        """query [B, H, Q, Hd]; keys and values: the past, then the window -> [B, Q, D]. Grouped heads repeat consecutively."""
+        keys = self.graph.op("Concat", f"past_key_{self.layer}", key, attributes={"axis": 2})
+        values = self.graph.op("Concat", f"past_value_{self.layer}", value, attributes={"axis": 2})
+        mixed = self.graph.op("Attention", query, keys, values, attributes={"is_causal": 0})
+        return self.graph.op("Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1))
+
+    def _heads(self, name: str, x: str, count: int, to: str = "") -> str:
+        """A projection split into heads: [B, W, D] -> [B, count, W, Hd]."""
+        split = self.graph.op("Reshape", self._linear(name, x), self.graph.ints(0, 0, count, self.config.head_dim))
+        return self.graph.op("Transpose", split, attributes={"perm": [0, 2, 1, 3]}, to=to)
+
+    def _rotate(self, x: str, angles: tuple[str, str], to: str = "") -> str:
+        return self.graph.op("RotaryEmbedding", x, *angles, to=to)
+
+    def _linear(self, name: str, x: str) -> str:
+        return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.form)
+
+    def _name(self, part: str) -> str:
+        return f"{_ROOT}.blocks.{self.layer}.{part}.weight"
+
+
+def _angles(graph: Graph, positions: str, config: TransformerConfig) -> tuple[str, str]:
+    """Cosines and sines of the rotary embedding (arXiv 2104.09864), each [B, W, Hd / 2], half-split, from positions [B, W]."""
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(config.rope_theta), exponent)  # rounded as the reference rounds
+    place = graph.op("Unsqueeze", graph.op("Cast", positions, attributes={"to": 1}), graph.ints(-1))
+    angle = graph.op("Mul", place, graph.constant(frequencies, "float32"))
+    return graph.op("Cos", angle), graph.op("Sin", angle)
+
+
+def _norm(graph: Graph, source: Tensors, name: str, x: str, config: TransformerConfig, to: str = "") -> str:
+    scale = lowering.vector(graph, Weight(source, name))
+    return graph.op("RMSNormalization", x, scale, attributes={"axis": -1, "epsilon": config.rms_norm_eps}, to=to)
+
+
+def _take(graph: Graph, x: str, rows: str) -> str:
+    """x [B, W, any] at rows [B, Q, 1] -> [B, Q, any]."""
+    return graph.op("GatherND", x, rows, attributes={"batch_dims": 1})
