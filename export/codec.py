@@ -1,7 +1,8 @@
-"""The image tokenizer (MAGVIT-v2, lookup-free quantization, arXiv 2310.05737) as two ONNX graphs: pixels to codes and codes to pixels.
+"""The image tokenizer (MAGVIT-v2, lookup-free quantization, arXiv 2310.05737) as two ONNX graphs: pixels to codes and
+codes to pixels.
 
-Height, width and batch are free. It knows the convolutional network and how a code's bits are laid out; it knows nothing of the tokens
-that stand for codes in the transformer.
+Height, width and batch are free. It knows the convolutional network and how a code's bits are laid out; it knows
+nothing of the tokens that stand for codes in the transformer.
 """
 
 import numpy as np
@@ -50,7 +51,8 @@ def build_image_decoder(graph: Graph, source: Tensors, form: Format, config: VQC
 def _signs(graph: Graph, codes: str, bits: int) -> str:
     """Codes [B, 1, h, w] -> +1 or -1 per bit [B, bits, h, w], the most significant first.
 
-    Bit k is floor(c / 2^k) - 2 floor(c / 2^(k+1)), exact in float32 and known to every device, which integer bit operations are not.
+    Bit k is floor(c / 2^k) - 2 floor(c / 2^(k+1)), exact in float32 and known to every device, which integer bit
+    operations are not.
     """
     order = np.arange(bits - 1, -1, -1).reshape(1, -1, 1, 1)
     number = graph.op("Cast", codes, attributes={"to": 1})
@@ -104,7 +106,9 @@ class _Layers:
         """One head over all places: x [B, c, h, w] -> x + proj(softmax(q k / sqrt(c)) v)."""
         graph = self.graph
         normed = self._group_norm(f"{name}.norm", x)
-        query, key, value = (graph.op("Reshape", self.conv(f"{name}.{part}", normed), graph.ints(0, 0, -1)) for part in "qkv")  # [B, c, hw]
+        query, key, value = (
+            graph.op("Reshape", self.conv(f"{name}.{part}", normed), graph.ints(0, 0, -1)) for part in "qkv"
+        )  # [B, c, hw]
         scale = graph.constant(self._weight(f"{name}.q.weight").shape[0] ** -0.5, "float32")
         scores = graph.op("Mul", graph.op("MatMul", graph.op("Transpose", query, attributes={"perm": [0, 2, 1]}), key), scale)
         shares = graph.op("Softmax", scores, attributes={"axis": -1})  # [B, hw, hw], over keys
@@ -112,13 +116,15 @@ class _Layers:
         return graph.op("Add", x, self.conv(f"{name}.proj_out", graph.op("Reshape", mixed, graph.op("Shape", x))))
 
     def _group_norm(self, name: str, x: str) -> str:
-        """Written as an instance norm over groups: onnxruntime has that kernel, and takes GroupNormalization apart into many passes."""
+        """Written as an instance norm over groups: onnxruntime has that kernel, and takes GroupNormalization apart
+        into many passes."""
         graph, groups = self.graph, self.config.group_norm_groups
         grouped = graph.op("Reshape", x, graph.ints(0, groups, -1))
         ones, zeros = graph.constant(np.ones(groups), "float32"), graph.constant(np.zeros(groups), "float32")
         normed = graph.op("InstanceNormalization", grouped, ones, zeros, attributes={"epsilon": self.config.group_norm_eps})
         scale, bias = (
-            graph.op("Reshape", lowering.vector(graph, self._weight(f"{name}.{part}")), graph.ints(1, -1, 1, 1)) for part in ("weight", "bias")
+            graph.op("Reshape", lowering.vector(graph, self._weight(f"{name}.{part}")), graph.ints(1, -1, 1, 1))
+            for part in ("weight", "bias")
         )
         return graph.op("Add", graph.op("Mul", graph.op("Reshape", normed, graph.op("Shape", x)), scale), bias)
 

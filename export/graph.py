@@ -1,7 +1,8 @@
 """A small ONNX graph under construction, and the one file of weights that all graphs of a bundle point into.
 
-Weights go to disk chunk by chunk, each tensor at a multiple of 4096 bytes, so that a model is never held in memory and can be mapped.
-It knows ONNX's node, tensor and external-data records; it knows nothing of transformers, codecs or number formats.
+Weights go to disk chunk by chunk, each tensor at a multiple of 4096 bytes, so that a model is never held in memory
+and can be mapped. It knows ONNX's node, tensor and external-data records; it knows nothing of transformers, codecs or
+number formats.
 """
 
 import os
@@ -18,7 +19,12 @@ IR_VERSION = 11  # the first that carries opset 23
 ALIGNMENT = 4096
 INLINE_BELOW = 4096  # bytes; a smaller tensor stays in the graph file, where it wastes no page
 
-_ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
 
 Axes = Sequence[int | str]
 Wrote = Callable[[str, int], None]  # a tensor's name and its bytes, after it was written
@@ -38,11 +44,14 @@ class WeightFile:
     def __exit__(self, *exception: object) -> None:
         self._stream.close()
 
-    def append(self, name: str, shape: Sequence[int], dtype: np.dtype, chunks: Iterable[np.ndarray], *, transposed: bool) -> tuple[int, int]:
-        """Write the chunks of one tensor, split along its first axis, as `dtype`; returns its offset and length in bytes.
+    def append(
+        self, name: str, shape: Sequence[int], dtype: np.dtype, chunks: Iterable[np.ndarray], *, transposed: bool
+    ) -> tuple[int, int]:
+        """Write the chunks of one tensor, split along its first axis, as `dtype`; returns its offset and length in
+        bytes.
 
-        With `transposed`, `shape` [rows, columns] is that of the chunks and the file holds [columns, rows]: each column of a chunk is
-        written to its place, so that no more than a chunk is ever held.
+        With `transposed`, `shape` [rows, columns] is that of the chunks and the file holds [columns, rows]: each
+        column of a chunk is written to its place, so that no more than a chunk is ever held.
         """
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         offset = -(-self._stream.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
@@ -68,7 +77,7 @@ class WeightFile:
 
     def _write_at(self, offset: int, values: np.ndarray) -> None:
         self._stream.seek(offset)
-        self._stream.write(memoryview(values.reshape(-1)).cast("B"))
+        self._stream.write(values.reshape(-1).view(np.uint8).data)
 
 
 class Graph:
@@ -111,7 +120,9 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.constant(values, "int64")
 
-    def weight(self, name: str, shape: Sequence[int], dtype: str, chunks: Iterable[np.ndarray], *, transposed: bool = False) -> str:
+    def weight(
+        self, name: str, shape: Sequence[int], dtype: str, chunks: Iterable[np.ndarray], *, transposed: bool = False
+    ) -> str:
         """An initializer streamed to the weight file, or kept in the graph when it is tiny. See `WeightFile.append`."""
         assert name not in self._initializers, f"{name} is written twice"
         kind = np.dtype(dtype)
@@ -142,7 +153,9 @@ class Graph:
     def save(self, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Write the graph file beside the weight file; returns the names of its inputs and outputs."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mmada-lite")
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mmada-lite"
+        )
         onnx.save(model, str(path))
         return tuple(value.name for value in self._inputs), tuple(value.name for value in self._outputs)
 

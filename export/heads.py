@@ -1,9 +1,11 @@
-"""The text head and the image head as ONNX graphs: hidden states in, a token with its log-probability out, chosen on the device.
+"""The text head and the image head as ONNX graphs: hidden states in, a token with its log-probability out, chosen on
+the device.
 
-Guidance is linear, so it is applied (`mix`) before the head, which then runs once. Drawing a token stands in an If, so that greedy decoding
-does not pay for it. Columns are searched and summed in runs, first the run and then the column in it: onnxruntime's reductions over a row
-are an order of magnitude faster than its ArgMax and CumSum, and the rounding error of a sum does not grow with the vocabulary.
-Which rows of the output matrix a head holds is the caller's choice.
+Guidance is linear, so it is applied (`mix`) before the head, which then runs once. Drawing a token stands in an If,
+so that greedy decoding does not pay for it. Columns are searched and summed in runs, first the run and then the
+column in it: onnxruntime's reductions over a row are an order of magnitude faster than its ArgMax and CumSum, and the
+rounding error of a sum does not grow with the vocabulary. Which rows of the output matrix a head holds is the
+caller's choice.
 """
 
 import math
@@ -16,7 +18,8 @@ _BELOW_ONE = 1 - 2.0**-23  # times any float32 total this stays below the total
 
 
 def build_head(graph: Graph, weight: Weight, form: Format) -> None:
-    """hidden [R, Q, D], mix [N, R], temperature [], uniform [N, Q] -> token, log_probability, entropy [N, Q], logits [N, Q, V]."""
+    """hidden [R, Q, D], mix [N, R], temperature [], uniform [N, Q] -> token, log_probability, entropy [N, Q], logits
+    [N, Q, V]."""
     columns, d_model = weight.shape
     hidden = graph.input("hidden", "float32", ("R", "Q", d_model))
     mix = graph.input("mix", "float32", ("N", "R"))
@@ -28,7 +31,9 @@ def build_head(graph: Graph, weight: Weight, form: Format) -> None:
     _draw(drawn, logits, temperature, uniform, columns)
     greedy.op("Identity", best, to="most_probable")
     greedy.output("most_probable", "int64", ("N", "Q", 1))
-    chosen = graph.choose(graph.op("Greater", temperature, graph.constant(0.0, "float32")), drawn, greedy, to="chosen")  # [N, Q, 1]
+    chosen = graph.choose(
+        graph.op("Greater", temperature, graph.constant(0.0, "float32")), drawn, greedy, to="chosen"
+    )  # [N, Q, 1]
     _measure(graph, logits, chosen, best, largest, columns)
     graph.op("Squeeze", chosen, graph.ints(-1), to="token")
     for name, dtype in (("token", "int64"), ("log_probability", "float32"), ("entropy", "float32")):
@@ -55,9 +60,9 @@ def _search(graph: Graph, logits: str, columns: int) -> tuple[str, str]:
 def _measure(graph: Graph, logits: str, chosen: str, best: str, largest: str, columns: int) -> None:
     """log p(chosen) and the entropy of softmax(logits), in nats.
 
-    With m the largest logit, log p(m) = log softmax(m) keeps its precision near p = 1, where m - logsumexp would cancel; the softmax is
-    divided by its own sum, since onnxruntime normalizes a long row to some 1e-5 only. log p(t) = (l_t - m) + log p(m) and
-    H = m - log p(m) - sum p l.
+    With m the largest logit, log p(m) = log softmax(m) keeps its precision near p = 1, where m - logsumexp would
+    cancel; the softmax is divided by its own sum, since onnxruntime normalizes a long row to some 1e-5 only. log p(t)
+    = (l_t - m) + log p(m) and H = m - log p(m) - sum p l.
     """
     probabilities = graph.op("Softmax", logits, attributes={"axis": -1})
     total = _sum(graph, probabilities, columns)  # [N, Q, 1], nearly 1

@@ -1,7 +1,7 @@
 """How a matrix of a checkpoint becomes ONNX: the one place that knows number formats.
 
-A format is a value; quantized forms (MatMulInteger, MatMulNBits, DequantizeLinear) are further entries of the table. Nothing here knows
-which layer it lowers.
+A format is a value; quantized forms (MatMulInteger, MatMulNBits, DequantizeLinear) are further entries of the table.
+Nothing here knows which layer it lowers.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mmada_lite.errors import Error
 from mmada_lite.export.graph import Graph
 
 _CHUNK = 8 << 20  # bytes of a tensor read at once
@@ -75,8 +76,9 @@ def stored_bytes(shape: tuple[int, ...], form: Format) -> int:
 
 
 def plain(graph: Graph, weight: Weight, form: Format, *, transposed: bool = False) -> str:
-    """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold that at load."""
-    name = graph.weight(weight.name, weight.shape, form.dtype, weight.chunks(), transposed=transposed)
+    """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
+    that at load."""
+    name = graph.weight(weight.name, weight.shape, form.dtype, _converted(weight, form), transposed=transposed)
     return _as_float(graph, name, form)
 
 
@@ -87,7 +89,7 @@ def vector(graph: Graph, weight: Weight) -> str:
 
 def lookup(graph: Graph, tokens: str, weight: Weight, form: Format, *, to: str) -> str:
     """Rows of a table. The cast comes after the lookup, so that the table stays as it is on disk and can be mapped."""
-    table = graph.weight(weight.name, weight.shape, form.dtype, weight.chunks())
+    table = graph.weight(weight.name, weight.shape, form.dtype, _converted(weight, form))
     if form.dtype == "float32":
         return graph.op("Gather", table, tokens, to=to)
     return graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": 1}, to=to)
@@ -95,6 +97,16 @@ def lookup(graph: Graph, tokens: str, weight: Weight, form: Format, *, to: str) 
 
 def _floating(graph: Graph, x: str, weight: Weight, form: Format, to: str) -> str:
     return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
+
+
+def _converted(weight: Weight, form: Format) -> Iterator[np.ndarray]:
+    """The chunks as they are stored. Raises Error where a value does not fit."""
+    for chunk in weight.chunks():
+        with np.errstate(over="ignore"):
+            stored = chunk.astype(form.dtype, copy=False)
+        if form.dtype == "float16" and not np.isfinite(stored).all():
+            raise Error(f"{weight.tensor} holds numbers beyond half precision; export it with --precision fp32")
+        yield stored
 
 
 def _as_float(graph: Graph, name: str, form: Format) -> str:

@@ -1,7 +1,9 @@
-"""The embedder and the backbone as ONNX graphs: a window of tokens and any past in, hidden states and the window's keys and values out.
+"""The embedder and the backbone as ONNX graphs: a window of tokens and any past in, hidden states and the window's
+keys and values out.
 
-Attention is bidirectional and takes no mask, so the order of keys is free and `past` may be empty. It knows the tensors' names and the
-arithmetic of the transformer; how a matrix is stored is `lowering`, what is predicted from hidden states is `heads`.
+Attention is bidirectional and takes no mask, so the order of keys is free and `past` may be empty. It knows the
+tensors' names and the arithmetic of the transformer; how a matrix is stored is `lowering`, what is predicted from
+hidden states is `heads`.
 """
 
 import numpy as np
@@ -63,11 +65,14 @@ class _Block:
         return graph.op("Add", x, self._linear("ff_out", graph.op("Mul", silu, self._linear("up_proj", normed))))
 
     def _attend(self, query: str, key: str, value: str) -> str:
-        """query [B, H, Q, Hd]; keys and values: the past, then the window -> [B, Q, D]. Grouped heads repeat consecutively."""
+        """query [B, H, Q, Hd]; keys and values: the past, then the window -> [B, Q, D]. Grouped heads repeat
+        consecutively."""
         keys = self.graph.op("Concat", f"past_key_{self.layer}", key, attributes={"axis": 2})
         values = self.graph.op("Concat", f"past_value_{self.layer}", value, attributes={"axis": 2})
         mixed = self.graph.op("Attention", query, keys, values, attributes={"is_causal": 0})
-        return self.graph.op("Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1))
+        return self.graph.op(
+            "Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1)
+        )
 
     def _heads(self, name: str, x: str, count: int, to: str = "") -> str:
         """A projection split into heads: [B, W, D] -> [B, count, W, Hd]."""
@@ -85,7 +90,8 @@ class _Block:
 
 
 def _angles(graph: Graph, positions: str, config: TransformerConfig) -> tuple[str, str]:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864), each [B, W, Hd / 2], half-split, from positions [B, W]."""
+    """Cosines and sines of the rotary embedding (arXiv 2104.09864), each [B, W, Hd / 2], half-split, from positions
+    [B, W]."""
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = np.float32(1.0) / np.power(np.float32(config.rope_theta), exponent)  # rounded as the reference rounds
     place = graph.op("Unsqueeze", graph.op("Cast", positions, attributes={"to": 1}), graph.ints(-1))

@@ -1,0 +1,236 @@
+"""From a checkpoint folder to a bundle: checks everything first, then streams each graph's weights, then describes
+the result.
+
+It decides what goes into a bundle and under which name. How a graph is built is `transformer`, `heads` and `codec`;
+how a folder appears on disk whole or not at all is `mmada_lite.bundle`.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import mmada_lite
+from mmada_lite.bundle import Architecture, BundleWriter
+from mmada_lite.errors import Error
+from mmada_lite.export.checkpoint import TensorSource, TransformerConfig, VQConfig, read_json
+from mmada_lite.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from mmada_lite.export.graph import Graph
+    from mmada_lite.export.lowering import Format
+
+Precision = Literal["fp32", "fp16"]
+Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
+WEIGHTS = "weights.bin"
+SIDECAR = "mmada_lite.json"
+_CARRIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md")
+_ROOM = 8 << 20  # bytes, for graph files, the tokenizer and alignment
+_HEAD = "model.transformer.ff_out.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One graph to be written: the group its weights count to, the shapes it stores, and what builds it."""
+
+    name: str
+    group: str
+    shapes: list[tuple[int, ...]]
+    build: "Callable[[Graph, Format], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """A checkpoint folder whose every tensor was found where it belongs; nothing of it is read yet."""
+
+    folder: Path
+    config: TransformerConfig
+    tensors: TensorSource
+    vocabulary: Vocabulary
+    vq: tuple[VQConfig, TensorSource] | None
+    sidecar: Mapping[str, Any]
+
+
+def export_checkpoint(
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp16",
+    force: bool = False,
+    vocabulary: Vocabulary | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the checkpoint folder `source` as the bundle `output`; returns the bundle's path.
+
+    Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
+    checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
+    "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when `output`
+    exists and `force` is not set, or the disk is full.
+    """
+    form = _format(precision)
+    checkpoint = _open(Path(source), vocabulary)
+    parts = [*_transformer_parts(checkpoint), *(_codec_parts(*checkpoint.vq) if checkpoint.vq else ())]
+    description = _describe(checkpoint, {part.group for part in parts}, form)
+    with BundleWriter(Path(output), force=force, needed=_total(parts, form) + _ROOM) as writer:
+        graphs = _write_graphs(parts, form, writer.folder, progress)
+        for name in _CARRIED:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, writer.folder / name)
+        return writer.finish(description | {"graphs": graphs})
+
+
+def export_codec(source: str | Path, output: str | Path, *, precision: Precision = "fp32") -> dict[str, Path]:
+    """Write only the image tokenizer in the folder `source` as graphs in the folder `output`; returns graph name ->
+    file."""
+    form = _format(precision)
+    parts = list(_codec_parts(VQConfig.load(source), TensorSource.open(source)))
+    Path(output).mkdir(parents=True, exist_ok=True)
+    return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, form, Path(output), None).items()}
+
+
+def _format(precision: str) -> "Format":
+    if find_spec("onnx") is None:
+        raise Error('exporting needs onnx; pip install "mmada-lite[export]"')
+    from mmada_lite.export.lowering import FORMATS
+
+    if precision not in FORMATS:
+        raise Error(f"no precision is called {precision!r}; use one of {', '.join(FORMATS)}")
+    return FORMATS[precision]
+
+
+def _open(folder: Path, vocabulary: Vocabulary | None) -> _Checkpoint:
+    if not folder.is_dir():
+        raise Error(f"{folder}: no such checkpoint folder; give one that holds config.json and model.safetensors")
+    config = TransformerConfig.load(folder)
+    tensors = TensorSource.open(folder)
+    tensors.verify(config.expected_tensors())
+    vq = None
+    if (folder / "vq").is_dir():
+        vq = VQConfig.load(folder / "vq"), TensorSource.open(folder / "vq")
+        vq[1].verify(vq[0].expected_tensors())
+    found = vocabulary or _vocabulary(folder, config)
+    sizes = {"the vocabulary": found.codebook_size, "config.json": config.codebook_size}
+    if vq:
+        sizes["vq"] = vq[0].codebook_size
+    if len(set(sizes.values())) > 1:
+        raise Error(f"{folder}: different codebook_size in " + ", ".join(f"{name} ({size})" for name, size in sizes.items()))
+    if found.size != config.vocab_size:
+        raise Error(
+            f"{folder}: the vocabulary has {found.size} ids and the embedding {config.vocab_size} rows; they must agree"
+        )
+    return _Checkpoint(folder, config, tensors, found, vq, _sidecar(folder))
+
+
+def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
+    if not (folder / "tokenizer.json").is_file():
+        raise Error(f"{folder} holds no tokenizer.json; put the one that was published with the weights beside them")
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    return Vocabulary.from_tokenizer(
+        tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
+    )
+
+
+def _sidecar(folder: Path) -> dict[str, Any]:
+    if not (folder / SIDECAR).is_file():
+        return {}
+    content = read_json(folder / SIDECAR)
+    for place, keys in ((content, ("name", "defaults")), (content.get("defaults", {}), ("text", "image"))):
+        if unknown := sorted(set(place) - set(keys)):
+            raise Error(f"{folder / SIDECAR}: unknown key {unknown[0]!r}; the keys are {', '.join(keys)}")
+    return content
+
+
+def _transformer_parts(checkpoint: _Checkpoint) -> Iterator[_Part]:
+    from mmada_lite.export import heads, transformer
+    from mmada_lite.export.lowering import Weight
+
+    config, source, vocabulary = checkpoint.config, checkpoint.tensors, checkpoint.vocabulary
+    shapes = config.expected_tensors()
+    table = shapes.pop("model.transformer.wte.weight")
+    whole = shapes.pop(_HEAD)
+    first = vocabulary.image_code_offset
+    codes = Weight(source, _HEAD, (first, first + vocabulary.codebook_size))
+    yield _Part("embedder", "embedder", [table], lambda g, f: transformer.build_embedder(g, source, f, config.d_model))
+    yield _Part("backbone", "backbone", list(shapes.values()), lambda g, f: transformer.build_backbone(g, source, f, config))
+    yield _Part("text_head", "text_head", [whole], lambda g, f: heads.build_head(g, Weight(source, _HEAD), f))
+    yield _Part("image_head", "image_head", [codes.shape], lambda g, f: heads.build_head(g, codes, f))
+
+
+def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[_Part]:
+    from mmada_lite.export import codec
+
+    builders = {"encoder": codec.build_image_encoder, "decoder": codec.build_image_decoder}
+    for tower, build in builders.items():
+        shapes = [shape for name, shape in config.expected_tensors().items() if name.startswith(f"{tower}.")]
+        yield _Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
+
+
+def _total(parts: list[_Part], form: "Format") -> int:
+    from mmada_lite.export.lowering import stored_bytes
+
+    return sum(stored_bytes(shape, form) for part in parts for shape in part.shapes)
+
+
+def _write_graphs(parts: list[_Part], form: "Format", folder: Path, progress: Progress | None) -> dict[str, dict[str, Any]]:
+    """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
+    from mmada_lite.export.graph import Graph, WeightFile
+
+    done, total = 0, _total(parts, form)
+
+    def wrote(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        if progress:
+            progress(done, total, name)
+
+    described = {}
+    with WeightFile(folder / WEIGHTS, wrote) as weights:
+        for part in parts:
+            graph = Graph(part.name, weights)
+            part.build(graph, form)
+            file = f"{part.name}.onnx"
+            inputs, outputs = graph.save(folder / file)
+            described[part.name] = {"file": file, "inputs": list(inputs), "outputs": list(outputs)}
+    assert done == total, f"{done} bytes written, {total} expected"
+    return described
+
+
+def _describe(checkpoint: _Checkpoint, groups: set[str], form: "Format") -> dict[str, Any]:
+    """What bundle.json says, without graphs and files."""
+    config, vq = checkpoint.config, checkpoint.vq
+    architecture = {name: getattr(config, name) for name in (field.name for field in fields(Architecture))}
+    return {
+        "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
+        "architecture": architecture,
+        "vocabulary": checkpoint.vocabulary.to_json(),
+        "image": {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor} if vq else None,
+        "quantization": {group: {"format": form.name} for group in sorted(groups)},
+        "defaults": _defaults(checkpoint),
+        "provenance": {
+            "source": checkpoint.folder.resolve().name,
+            "source_sha256": hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
+            "exporter": f"mmada-lite {mmada_lite.__version__}",
+            "versions": {package: version(package) for package in ("onnx", "numpy")},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _defaults(checkpoint: _Checkpoint) -> dict[str, dict[str, Any]]:
+    """The reference's settings, shortened where the model reads fewer tokens, under what the sidecar says. Checked
+    here, once."""
+    answer = max(1, min(512, checkpoint.config.max_sequence_length // 2))
+    text = {"answer_length": answer, "steps": -(-answer // 2), "block_length": -(-answer // 4)}
+    image = {"steps": 15, "guidance": 3.5, "temperature": 1.0, "schedule": "cosine"}
+    given = checkpoint.sidecar.get("defaults", {})
+    where = str(checkpoint.folder / SIDECAR)
+    chosen = {"text": text | given.get("text", {}), "image": image | given.get("image", {})}
+    settings_from(TextSettings, chosen["text"], f"{where}: defaults.text")
+    settings_from(ImageSettings, chosen["image"], f"{where}: defaults.image")
+    return chosen

@@ -1,0 +1,292 @@
+"""The bundle, the folder that is deployed: bundle.json, tokenizer.json, the graphs and their weights. Opened,
+verified, written.
+
+It knows what bundle.json holds and says in one line what is wrong with a folder; it opens no graph and no tokenizer.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from mmada_lite.atomic import AtomicFolder, recover
+from mmada_lite.errors import Error
+from mmada_lite.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.vocabulary import Vocabulary
+
+MANIFEST = "bundle.json"
+FORMAT = "mmada-lite-bundle"
+FORMAT_VERSION = 1
+HASHED_UP_TO = 256 << 20  # bytes; larger bundles are hashed only when asked
+_AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
+
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The transformer's shape. vocab_size counts the rows of the embedding."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    mlp_hidden_size: int
+    vocab_size: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_sequence_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """Side in pixels of the pictures that the model was trained on, and pixels per code along a side."""
+
+    resolution: int
+    downsample: int
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInfo:
+    """One graph: its file within the bundle and the names of its inputs and outputs."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """How the matrices of one group are stored: fp32 or fp16."""
+
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a bundle comes from: the checkpoint folder's name, the sha256 of its config.json, who exported it, with
+    what, when (UTC)."""
+
+    source: str
+    exporter: str
+    versions: dict[str, str]
+    created: str
+    source_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. Without pictures `image` is None and graphs has no image_encoder and image_decoder."""
+
+    path: Path
+    name: str
+    architecture: Architecture
+    vocabulary: Vocabulary
+    image: ImageInfo | None
+    quantization: Mapping[str, WeightGroup]
+    text_defaults: TextSettings
+    image_defaults: ImageSettings
+    graphs: Mapping[str, GraphInfo]
+    files: Mapping[str, FileInfo]
+    provenance: Provenance
+
+    @classmethod
+    def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
+        """Read bundle.json and check that every file is there and has its size; check sha256 too, of bundles up to
+        256 MiB with verify="auto", always with verify="full". Raises Error for a folder that is missing, damaged, or
+        of a newer format."""
+        if verify not in ("auto", "full"):
+            raise Error(f"verify is {verify!r}; use 'auto' or 'full'")
+        path = Path(path)
+        bundle = _parse(path, _read_manifest(path))
+        _verify(bundle, hashes=verify == "full" or bundle.size <= HASHED_UP_TO)
+        return bundle
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(info.size for info in self.files.values())
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        return self.path / "tokenizer.json" if "tokenizer.json" in self.files else None
+
+    def graph_path(self, name: str) -> Path:
+        """The file of a graph. Raises Error when the bundle has no such graph."""
+        if name not in self.graphs:
+            raise Error(f"{self.path} has no graph {name!r}; it has {', '.join(self.graphs)}")
+        return self.path / self.graphs[name].file
+
+
+class BundleWriter(AtomicFolder):
+    """Writes a bundle whole or not at all: put the files into `folder`, then `finish`. See AtomicFolder for the
+    rest."""
+
+    def __init__(self, target: Path, *, force: bool = False, needed: int = 0) -> None:
+        super().__init__(target, marker=MANIFEST, force=force, needed=needed)
+
+    def finish(self, description: Mapping[str, Any]) -> Path:
+        """Add bundle.json (the description, with the format and every file's size and sha256) and rename the folder
+        to its place."""
+        files = {}
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            files[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description, "files": files}
+        _parse(self.folder, content)  # what is written must be what can be read
+        (self.folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self.commit()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        recover(path)
+    if not path.is_dir():
+        raise Error(
+            f"{path}: no such bundle folder; check the name, or write one with `mmada-lite export CHECKPOINT -o {path}`"
+        )
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        if (path / "config.json").is_file():
+            raise Error(
+                f"{path} is a checkpoint and not a bundle; run `mmada-lite export {path} -o FOLDER` and use that folder"
+            )
+        raise Error(f"{path} is not a bundle: it holds no {MANIFEST}; {_AGAIN}")
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise Error(f"{manifest} is damaged ({fault}); {_AGAIN}") from fault
+    if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("format_version")) is not int:
+        raise Error(f"{manifest} does not describe a mmada-lite bundle; {_AGAIN}")
+    if content["format_version"] > FORMAT_VERSION:
+        raise Error(
+            f"{path} was made by a newer mmada-lite (bundle format {content['format_version']}, this program reads up to "
+            f"{FORMAT_VERSION}); upgrade with `pip install -U mmada-lite`"
+        )
+    return content
+
+
+_KEYS = (
+    "format",
+    "format_version",
+    "name",
+    "architecture",
+    "vocabulary",
+    "image",
+    "quantization",
+    "defaults",
+    "graphs",
+    "files",
+    "provenance",
+)
+
+
+def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
+    where = str(path / MANIFEST)
+    _check_keys(content, _KEYS, _KEYS, where)
+    defaults = _mapping(content["defaults"], f"{where}: defaults")
+    _check_keys(defaults, ("text", "image"), ("text", "image"), f"{where}: defaults")
+    try:
+        vocabulary = Vocabulary.from_json(_mapping(content["vocabulary"], "vocabulary"))
+    except Error as fault:
+        raise Error(f"{where}: {fault}") from None
+    image = content["image"]
+    bundle = Bundle(
+        path=path,
+        name=str(content["name"]),
+        architecture=_record(Architecture, content["architecture"], f"{where}: architecture"),
+        vocabulary=vocabulary,
+        image=None if image is None else _record(ImageInfo, image, f"{where}: image"),
+        quantization=_records(WeightGroup, content["quantization"], f"{where}: quantization"),
+        text_defaults=settings_from(TextSettings, _mapping(defaults["text"], where), f"{where}: defaults.text"),
+        image_defaults=settings_from(ImageSettings, _mapping(defaults["image"], where), f"{where}: defaults.image"),
+        graphs=_records(GraphInfo, content["graphs"], f"{where}: graphs"),
+        files=_records(FileInfo, content["files"], f"{where}: files"),
+        provenance=_record(Provenance, content["provenance"], f"{where}: provenance"),
+    )
+    _check_files(bundle, where)
+    return bundle
+
+
+def _check_files(bundle: Bundle, where: str) -> None:
+    for name in bundle.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise Error(f"{where}: the file {name!r} lies outside the bundle; {_AGAIN}")
+    for name, graph in bundle.graphs.items():
+        if graph.file not in bundle.files:
+            raise Error(f"{where}: the file {graph.file!r} of graph {name!r} is not listed under files; {_AGAIN}")
+
+
+def _verify(bundle: Bundle, *, hashes: bool) -> None:
+    for name, info in bundle.files.items():
+        path = bundle.path / name
+        if not path.is_file():
+            raise Error(f"{path}: this file of the bundle is missing; {_AGAIN}")
+        if (size := path.stat().st_size) != info.size:
+            what = "truncated" if size < info.size else "altered"
+            raise Error(f"{path} is {what}: {size} bytes, and {MANIFEST} says {info.size}; {_AGAIN}")
+        if hashes and _sha256(path) != info.sha256:
+            raise Error(f"{path} was edited or damaged: its sha256 is not the one in {MANIFEST}; {_AGAIN}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _records(cls: type[Record], content: Any, where: str) -> Mapping[str, Record]:
+    named = {name: _record(cls, value, f"{where}.{name}") for name, value in _mapping(content, where).items()}
+    return MappingProxyType(named)
+
+
+def _record(cls: type[Record], content: Any, where: str) -> Record:
+    """A frozen dataclass from plain JSON, every key and type checked."""
+    content = _mapping(content, where)
+    known = fields(cls)  # type: ignore[arg-type]
+    _check_keys(content, [f.name for f in known], [f.name for f in known if f.default is MISSING], where)
+    values = {f.name: _value(content[f.name], f.type, f"{where}.{f.name}") for f in known if f.name in content}
+    return cls(**values)
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    if kind == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if kind is float and type(value) in (int, float) and value > 0:
+        return float(value)
+    right = {
+        int: type(value) is int and value >= 0,
+        str: isinstance(value, str),
+        str | None: value is None or isinstance(value, str),
+        dict[str, str]: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+    }
+    if not right.get(kind, False):
+        raise Error(f"{where} is {value!r}, which it cannot be; {_AGAIN}")
+    return value
+
+
+def _mapping(content: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise Error(f"{where} is {content!r} where an object is needed; {_AGAIN}")
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Collection[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+            raise Error(f"{where}: unknown key {key!r}; {hint}")
+    for key in required:
+        if key not in content:
+            raise Error(f"{where}: the key {key!r} is missing; {_AGAIN}")
