@@ -38,9 +38,7 @@ def embedded_bundle() -> Path:
     return Path(__file__).parent / "models" / EMBEDDED
 
 
-def load(
-    path: str | Path | None = None, *, device: str = "auto", threads: int | None = None, verify: str = "auto"
-) -> "Model":
+def load(path: str | Path | None = None, *, device: str = "auto", threads: int | None = None, verify: str = "auto") -> "Model":
     """Open a bundle; without a path, the small model that comes with the package.
 
     device: auto, cpu or cuda. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of
@@ -159,8 +157,10 @@ class Model:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
         image = images.fit(images.open_picture(picture), self.codec.resolution)
         codes = self.codec.encode(images.to_pixels(image))[0]
-        self._image_canvas(prompt, codes, np.ones(codes.shape, dtype=bool), settings)  # for its errors, before any work
-        steps = self._grow(prompt, codes, settings, side, new, seed)
+        parts = _parts(new, max(1, self.codec.grid // 2))
+        smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
+        self._image_canvas(prompt, codes, smallest, settings)  # for its errors, before any work
+        steps = self._grow(prompt, codes, settings, side, parts, seed)
         return Drawing(steps, self.codec.decode, _pasted(image, side) if keep_pixels else None)
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
@@ -197,20 +197,18 @@ class Model:
             yield step, step.guess[0].reshape(shape)
 
     def _grow(
-        self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, new: int, seed: int
+        self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, parts: list[int], seed: int
     ) -> Iterator[tuple[Step, Ints]]:
         """Extend the top of a turned grid, then turn back: windows of one square, of which the older part is given."""
         turns, reach = SIDES[side], self.codec.grid
         grid, before = np.rot90(codes, turns), 0
-        parts = _parts(new, max(1, reach // 2))
         for number, part in enumerate(parts):
             window = np.concatenate([np.zeros((part, reach), dtype=np.int64), grid[: reach - part]])
             unknown = np.zeros(window.shape, dtype=bool)
             unknown[:part] = True
-            chosen = None if settings is None else replace(settings, steps=min(settings.steps, part * reach))
-            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), chosen)
+            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), settings)
             old, done = grid, 0
-            for step, square in self._draw(canvas, (reach, reach), chosen, seed + number):
+            for step, square in self._draw(canvas, (reach, reach), settings, seed + number):
                 grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.forwards
                 moved = replace(
                     step, index=before + step.index, of=(step.of or 0) * len(parts), forwards=before + step.forwards
