@@ -1,6 +1,35 @@
-"""MMaDA on small machines: one masked-diffusion transformer that reads and writes text and pictures."""
+"""MMaDA on small machines: one masked-diffusion transformer that reads and writes text and pictures.
+
+The public names are found at first use, so that `import mmada_lite` costs nothing and changes nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
 
+if TYPE_CHECKING:
+    from mmada_lite.model import Model, load
+    from mmada_lite.settings import ImageSettings, TextSettings
+
 __version__ = "0.1.0"
-__all__ = ["Error", "__version__"]
+__all__ = ["Error", "ImageSettings", "Model", "TextSettings", "__version__", "load"]
+
+_HOMES = {
+    "ImageSettings": "mmada_lite.settings",
+    "Model": "mmada_lite.model",
+    "TextSettings": "mmada_lite.settings",
+    "load": "mmada_lite.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmada_lite' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -57,3 +57,19 @@ class MockDenoiser:
         np.put_along_axis(logits, token[..., None], 4.0, axis=-1)
         logits[..., 7] = 2.0  # the second best everywhere
         return logits
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights with pictures and a tokenizer. Do not write to it: copy it."""
+    from tiny_checkpoint import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint as a bundle: 16-pixel pictures of 4 x 4 codes, 256 tokens. Do not write to it: copy it."""
+    from mmada_lite.export.bundle import export_checkpoint
+
+    return export_checkpoint(tiny_checkpoint, tiny_checkpoint.parent / "bundle", precision="fp32")

@@ -1,0 +1,272 @@
+"""The command `mmada-lite`: reads arguments, calls one verb, and turns every fault of a user into one line.
+
+It knows the spelling of options and the exit codes (0 done, 1 a check fell short, 2 a fault, 130 interrupted). It knows
+no model and imports no numpy: what a verb needs is imported when that verb runs, so that --help is instant.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
+
+from mmada_lite import __version__
+from mmada_lite.errors import Error
+
+VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs that holds it, and what it does
+    "chat": ("text", "answer a message, or hold a conversation"),
+    "ask": ("text", "answer a question about a picture"),
+    "paint": ("pictures", "draw a picture from a sentence"),
+    "inpaint": ("pictures", "draw anew the part of a picture that a mask covers"),
+    "extend": ("pictures", "grow a picture beyond one border"),
+    "export": ("bundles", "turn a checkpoint into a bundle that this program runs"),
+    "check": ("bundles", "replay recorded cases of the reference and compare"),
+    "info": ("info", "say what is in a bundle and whether it will run here"),
+    "train": ("workshop", "train the small model, step by step (arguments: see mmada-lite train --help)"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; prints `mmada-lite: ...` in one line where it is not 0."""
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader went away, as `head` does: nothing to complain about
+        _drop_stdout()
+        return 128 + 13
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except Error as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        return _complain(_explain(error), 2)
+
+
+def _run(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        raise Error(f"no verb is called {argv[0]!r}; {_nearest(argv[0], list(VERBS)) or 'see mmada-lite --help'}")
+    if argv[:1] == ["train"]:  # it has verbs and options of its own
+        return _verb("train")(argparse.Namespace(arguments=argv[1:]))
+    parser, subparsers = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        spellings = [text for action in subparsers[arguments.verb]._actions for text in action.option_strings]
+        raise Error(_unknown(unknown[0], arguments.verb, spellings))
+    return _verb(arguments.verb)(arguments)
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace], int]:
+    found: Callable[[argparse.Namespace], int] = getattr(import_module(f"mmada_lite.verbs.{VERBS[name][0]}"), name)
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose faults are one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Error(f"{message.replace('argument ', '', 1)}; see {self.prog} --help")
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each verb by name."""
+    parser = _Parser(
+        prog="mmada-lite",
+        description="MMaDA on small machines: text, pictures, questions about pictures, by masked diffusion.",
+        epilog='Begin with: mmada-lite paint "a red apple" -o apple.png, then: mmada-lite ask apple.png "what is this?"',
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mmada-lite {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    made = {
+        name: verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False)
+        for name, (_, about) in VERBS.items()
+    }
+    _add_chat(made["chat"])
+    _add_ask(made["ask"])
+    _add_paint(made["paint"])
+    _add_inpaint(made["inpaint"])
+    _add_extend(made["extend"])
+    _add_export(made["export"])
+    _add_check(made["check"])
+    _add_info(made["info"])
+    return parser, dict(made)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
+    )
+    _add_text_options(parser)
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", metavar="PICTURE", help="a picture file; -: standard input")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask; -: standard input")
+    parser.add_argument("--fit", choices=["crop", "squash"], default="crop", help="how it becomes square (default: crop)")
+    _add_text_options(parser)
+
+
+def _add_paint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw; -: standard input")
+    _add_picture_options(parser, "the prompt's own words")
+
+
+def _add_inpaint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", metavar="PICTURE", help="a picture file; -: standard input")
+    parser.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to draw anew")
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw there; -: standard input")
+    _add_picture_options(parser, "PICTURE-inpainted.png")
+
+
+def _add_extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", metavar="PICTURE", help="a picture file; -: standard input")
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw there; -: standard input")
+    parser.add_argument("--side", choices=["left", "right", "top", "bottom"], default="right", help="where (default: right)")
+    parser.add_argument(
+        "--amount", type=_number, default=0.5, metavar="SHARE", help="of the picture's side, up to 4 (default: 0.5)"
+    )
+    _add_picture_options(parser, "PICTURE-extended.png")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder with config.json and safetensors weights")
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16", help="how weights are stored (default: fp16)")
+    _add_force(parser)
+    _add_json(parser)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="recorded cases in the format of tests/golden/README.md")
+    parser.add_argument("--engine", choices=["torch", "onnx"], help="compare this alone (default: both)")
+    _add_json(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", nargs="?", metavar="MODEL", help="a bundle's folder (default: the small model in the package)"
+    )
+    _add_machine(parser)
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
+    _add_json(parser)
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--steps", type=_whole, metavar="N", help="model steps for the whole answer")
+    parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
+    parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
+    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    parser.add_argument(
+        "--threshold", type=_number, metavar="P", help="write every token at least this sure; --steps is unused then"
+    )
+    parser.add_argument("--temperature", type=_number, metavar="T", help="0 takes the most probable token")
+    _add_guidance(parser)
+    _add_seed(parser)
+    _add_machine(parser)
+    _add_json(parser)
+
+
+def _add_picture_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help=f"a .png, .jpg or .webp file; -: PNG to standard output (default: {otherwise})"
+    )
+    _add_force(parser)
+    parser.add_argument("--save-steps", metavar="DIR", help="keep the picture of every step: DIR/step-001.png and so on")
+    parser.add_argument("--steps", type=_whole, metavar="N", help="model steps")
+    parser.add_argument("--schedule", metavar="LAW", help="how fast masks vanish: cosine, linear, sigmoid or pow<exponent>")
+    parser.add_argument("--temperature", type=_number, metavar="T", help="noise in the choice of what is drawn first")
+    _add_guidance(parser)
+    _add_seed(parser)
+    _add_machine(parser)
+    _add_json(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", metavar="BUNDLE", help="a bundle's folder (default: the small model in the package)")
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--guidance", type=_number, metavar="G", help="how strongly the prompt pulls; 0 is none and twice as fast"
+    )
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="same seed, same result (default: 0)")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--threads", type=_whole, metavar="N", help="CPU threads (default: every usable core)")
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace what is already there")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON alone on standard output, one object a line")
+
+
+def _unknown(given: str, verb: str, spellings: list[str]) -> str:
+    if not given.startswith("-"):
+        return f"{given!r} is one argument too many for {verb}; put quotes around a sentence"
+    name = given.split("=", 1)[0]
+    return f"{verb} has no option {name}; {_nearest(name, spellings) or f'see mmada-lite {verb} --help'}"
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _complain(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    with suppress(OSError):  # nobody may be left to read it
+        print(f"mmada-lite: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    _drop_stdout_if_stuck()
+    return code
+
+
+def _explain(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; make room or write elsewhere"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"not allowed{where}: {error.strerror}; check who owns it, or choose another place"
+    return f"{error.strerror or error}{where}"
+
+
+def _drop_stdout_if_stuck() -> None:
+    """What could not be written stays in the buffer, and Python would complain about it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
