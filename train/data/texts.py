@@ -1,0 +1,161 @@
+"""The sentences of the small model: captions of pictures, questions about pictures with their answers, small sums and plain
+facts; and the split that holds some out, by a real hash of the text. Knows nothing of tokens, pixels or models.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
+
+LARGEST_TERM = 20
+HELD_OUT_SHARE = 10  # one in ten
+
+CAPTIONS = (
+    "{a_concept} on {a_colour} background",
+    "{a_concept} on {colour}",
+    "{concept}, {colour} background",
+    "a picture of {a_concept} on {a_colour} background",
+    "{colour} background with {a_concept}",
+)
+CAPTIONS_WITHOUT_COLOUR = ("{a_concept}", "{concept}", "a picture of {a_concept}")
+WHAT_QUESTIONS = (
+    "what is this?",
+    "what is in the picture?",
+    "what do you see?",
+    "what is shown here?",
+    "name the object",
+)
+COLOUR_QUESTIONS = (
+    "what colour is the background?",
+    "what color is the background?",
+    "which colour is behind it?",
+    "background colour?",
+)
+DESCRIBE_QUESTIONS = ("describe the picture", "describe this picture", "what does the picture show?")
+SUM_QUESTIONS = ("what is {a} + {b}?", "{a} + {b}", "{a} + {b} =", "how much is {a} + {b}?")
+
+FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("yellow", ("what colour is a banana?", "which colour does a banana have?", "what color is a banana?")),
+    ("yellow", ("what colour is the sun?", "which colour does the sun have?", "what color is the sun?")),
+    ("red", ("what colour is a strawberry?", "which colour does a strawberry have?", "what color is a strawberry?")),
+    ("red", ("what colour is a heart?", "which colour does a heart have?", "what color is a heart?")),
+    ("red", ("what colour is an apple?", "which colour does an apple have?", "what color is an apple?")),
+    ("green", ("what colour is a frog?", "which colour does a frog have?", "what color is a frog?")),
+    ("green", ("what colour is a tree?", "which colour does a tree have?", "what color is a tree?")),
+    ("green", ("what colour is a cactus?", "which colour does a cactus have?", "what color is a cactus?")),
+    ("white", ("what colour is a cloud?", "which colour does a cloud have?", "what color is a cloud?")),
+    ("black and white", ("what colour is a penguin?", "which colour does a penguin have?", "what color is a penguin?")),
+    ("blue", ("what colour is the sky?", "which colour does the sky have?", "what color is the sky?")),
+    ("in water", ("where does a fish live?", "where do fish live?")),
+    ("in the desert", ("where does a cactus grow?", "where do you find a cactus?")),
+    ("in the sky", ("where do you see a star?", "where is a cloud?", "where is the moon?")),
+    ("meow", ("what does a cat say?", "which sound does a cat make?")),
+    ("woof", ("what does a dog say?", "which sound does a dog make?")),
+    ("ribbit", ("what does a frog say?", "which sound does a frog make?")),
+    ("four", ("how many legs does a dog have?", "how many legs does a cat have?", "how many wheels does a car have?")),
+    ("seven", ("how many days are in a week?", "how many days does a week have?")),
+    ("twelve", ("how many months are in a year?", "how many months does a year have?")),
+    ("a fruit", ("what is a banana?", "what is an apple?", "what is a strawberry?", "what is a watermelon?")),
+    ("an animal", ("what is a cat?", "what is a dog?", "what is a frog?", "what is a penguin?", "what is a fish?")),
+    ("a plant", ("what is a tree?", "what is a cactus?", "what is a tulip?")),
+    ("a flower", ("which kind of plant is a tulip?", "what is a rose?")),
+    ("when it rains", ("when do you need an umbrella?", "when do i need an umbrella?")),
+    ("a lock", ("what does a key open?", "what do you open with a key?")),
+    ("cold", ("what is the opposite of hot?", "what is not hot?")),
+    ("small", ("what is the opposite of big?", "what is not big?")),
+    ("night", ("what is the opposite of day?", "when do you see the moon?")),
+    ("tuesday", ("what day comes after monday?", "which day follows monday?")),
+    ("sunday", ("what day comes after saturday?", "which day follows saturday?")),
+    ("hello! what shall i draw?", ("hello", "hi", "hello!", "good morning", "hey")),
+    ("goodbye!", ("bye", "goodbye", "see you")),
+    ("you are welcome", ("thank you", "thanks")),
+    ("i am a small model that draws", ("who are you?", "what are you?", "what is your name?")),
+    ("i draw, look at pictures and add", ("what can you do?", "how can you help me?")),
+    ("an apple, a cat, a house and more", ("what can you draw?", "what do you draw?")),
+)
+
+
+def held_out(text: str, share: int = HELD_OUT_SHARE) -> bool:
+    """Whether a text belongs to the evaluation half of the split: one in `share`, by CRC-32 of its UTF-8 bytes."""
+    return zlib.crc32(text.encode("utf-8")) % share == 0
+
+
+def pair_held_out(concept: Concept, colour: str) -> bool:
+    """Whether a concept on a background is kept for the evaluation of drawings."""
+    return held_out(f"{concept.name} on {colour}")
+
+
+def sum_held_out(a: int, b: int) -> bool:
+    """Whether a sum is kept for evaluation; a + b and b + a always fall on the same side."""
+    return held_out(f"{min(a, b)} + {max(a, b)}")
+
+
+def pairs(held: bool) -> list[tuple[int, str]]:
+    """(index of concept, colour) of every pair on the wanted side of the split."""
+    return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if pair_held_out(concept, k) == held]
+
+
+def sums(held: bool) -> list[tuple[int, int]]:
+    """(a, b) of every sum on the wanted side of the split."""
+    terms = range(LARGEST_TERM + 1)
+    return [(a, b) for a in terms for b in terms if sum_held_out(a, b) == held]
+
+
+def _fill(template: str, concept: Concept, colour: str) -> str:
+    article = "an" if colour[0] in "aeiou" else "a"
+    return template.format(concept=concept.name, a_concept=concept.phrase, colour=colour, a_colour=f"{article} {colour}")
+
+
+def caption(concept: Concept, colour: str, rng: np.random.Generator) -> str:
+    """A caption in one of several wordings; one in six does not speak of the background."""
+    plain = rng.random() < 1 / 6
+    templates = CAPTIONS_WITHOUT_COLOUR if plain else CAPTIONS
+    return _fill(templates[rng.integers(len(templates))], concept, colour)
+
+
+def standard_caption(concept: Concept, colour: str) -> str:
+    """The one wording that evaluations use."""
+    return _fill(CAPTIONS[0], concept, colour)
+
+
+def picture_question(concept: Concept, colour: str, rng: np.random.Generator) -> tuple[str, str]:
+    """(question, answer) about a picture of the concept on that background."""
+    draw = rng.random()
+    if draw < 0.55:
+        return WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))], concept.phrase
+    if draw < 0.78:
+        return COLOUR_QUESTIONS[rng.integers(len(COLOUR_QUESTIONS))], colour
+    if draw < 0.90:
+        return DESCRIBE_QUESTIONS[rng.integers(len(DESCRIBE_QUESTIONS))], standard_caption(concept, colour)
+    other = concept if rng.random() < 0.5 else CONCEPTS[rng.integers(len(CONCEPTS))]
+    return f"is this {other.phrase}?", "yes" if other is concept else "no"
+
+
+def text_question(rng: np.random.Generator, training_sums: list[tuple[int, int]]) -> tuple[str, str]:
+    """(question, answer) of plain text: a sum of the training side, or a fact."""
+    if rng.random() < 0.65:
+        a, b = training_sums[rng.integers(len(training_sums))]
+        return SUM_QUESTIONS[rng.integers(len(SUM_QUESTIONS))].format(a=a, b=b), str(a + b)
+    answer, questions = FACTS[rng.integers(len(FACTS))]
+    return questions[rng.integers(len(questions))], answer
+
+
+def corpus() -> Iterator[str]:
+    """Every sentence the model can meet, for the tokenizer: captions, questions and answers."""
+    for concept in CONCEPTS:
+        for colour in COLOURS:
+            for template in CAPTIONS + CAPTIONS_WITHOUT_COLOUR:
+                yield _fill(template, concept, colour)
+        yield from (f"is this {concept.phrase}?", concept.phrase)
+    for questions in (WHAT_QUESTIONS, COLOUR_QUESTIONS, DESCRIBE_QUESTIONS):
+        yield from questions
+    for answer, wordings in FACTS:
+        yield answer
+        yield from wordings
+    yield from ("yes", "no", "user\n", "assistant\n", "system\n")
+    for a, b in sums(held=False):
+        yield from (template.format(a=a, b=b) for template in SUM_QUESTIONS)

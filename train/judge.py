@@ -1,0 +1,131 @@
+"""The judge of drawings: a small convolutional classifier of the concepts on pixels. It is trained on composed pictures of the
+training styles and on their reconstructions by the image tokenizer, never on a drawing of the model that it judges.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmada_lite.errors import Error
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
+from mmada_lite.train.data.pictures import Augmentation, compose
+from mmada_lite.train.optimizer import warm_cosine
+from mmada_lite.train.progress import step_generator
+from mmada_lite.train.stage_vq import to_pictures, to_tensor
+from mmada_lite.train.vq import MagViT
+
+log = logging.getLogger("mmada_lite")
+
+CONDITIONS = Augmentation((0.5, 1.0), 0.12, 20.0, True, 0.10, 0.5, 0.2, 0.3, 15.0)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """Length of the judge's training."""
+
+    pictures: int = 8000
+    steps: int = 1200
+    batch: int = 64
+    learning_rate: float = 2e-3
+    seed: int = 3
+
+
+class Judge(nn.Module):
+    """Four strided convolutions, the mean over the grid, one linear layer. Pixels [B, 3, 64, 64] in -1..1 to logits."""
+
+    def __init__(self, classes: int = len(CONCEPT_NAMES), width: int = 24) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 6 * width)
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
+        self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
+        self.head = nn.Linear(2 * widths[-1], classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.relu(norm(convolution(x)))
+        x = F.relu(self.last(x))
+        return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
+
+    @torch.no_grad()
+    def classify(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Pictures uint8 [B, 64, 64, 3] to the index of the concept, [B]."""
+        self.eval()
+        parts = [self(to_tensor(pictures[i : i + 256])).argmax(1) for i in range(0, len(pictures), 256)]
+        found: NDArray[np.int64] = torch.cat(parts).numpy()
+        return found
+
+    def save(self, folder: Path, report: dict[str, object]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "judge.safetensors")
+        content = {"concepts": list(CONCEPT_NAMES), **report}
+        (folder / "judge.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        file = folder / "judge.safetensors"
+        if not file.exists():
+            raise Error(f"{file} is missing: run `python -m mmada_lite.train judge` first")
+        judge = cls()
+        judge.load_state_dict(load_file(file))
+        return judge.eval()
+
+
+def reconstruct(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures after the image tokenizer and back."""
+    parts = [to_pictures(model.decode(model.encode(to_tensor(pictures[i : i + 64])))) for i in range(0, len(pictures), 64)]
+    return np.concatenate(parts)
+
+
+def compose_many(
+    icons: NDArray[np.uint8], count: int, rng: np.random.Generator, how: Augmentation
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(pictures, concept indices) with random styles, concepts and backgrounds; icons [styles, concepts, S, S, 4]."""
+    concepts = rng.integers(icons.shape[1], size=count)
+    pictures = [compose(icons[rng.integers(len(icons)), c], COLOURS[rng.integers(len(COLOURS))], rng, how) for c in concepts]
+    return np.stack(pictures), concepts
+
+
+def train_judge(icons: NDArray[np.uint8], model: MagViT, settings: JudgeSettings) -> Judge:
+    """Train on the icons of the training styles: half raw pictures, half reconstructions."""
+    rng = np.random.default_rng(settings.seed)
+    pictures, labels = compose_many(icons, settings.pictures, rng, CONDITIONS)
+    seen = np.concatenate([pictures, reconstruct(model, pictures)])
+    targets = torch.from_numpy(np.concatenate([labels, labels]))
+    torch.manual_seed(settings.seed)
+    judge = Judge()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=0.05)
+    for step in range(settings.steps):
+        rows = step_generator(settings.seed, step).integers(len(seen), size=settings.batch)
+        pixels = to_tensor(seen[rows])
+        loss = F.cross_entropy(judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warm_cosine(step, settings.steps, 50)
+        optimizer.step()
+        if step % 250 == 0:
+            log.info("judge step %d loss %.3f", step, loss.item())
+    return judge.eval()
+
+
+def _erase(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Grey out a random square of each picture and add noise, so that no single detail decides."""
+    for picture in pixels:
+        side = int(rng.integers(0, 24))
+        y, x = rng.integers(0, 64 - side, size=2)
+        picture[:, y : y + side, x : x + side] = 0.0
+    noise = torch.from_numpy(rng.normal(0.0, 0.06, tuple(pixels.shape)).astype(np.float32))
+    return pixels + noise
