@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import mmada_lite
-from mmada_lite.bundle import Architecture, BundleWriter
+from mmada_lite.bundle import Architecture, BundleWriter, read_settings
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TensorSource, TransformerConfig, VQConfig, read_json
-from mmada_lite.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
@@ -231,6 +231,6 @@ def _defaults(checkpoint: _Checkpoint) -> dict[str, dict[str, Any]]:
     given = checkpoint.sidecar.get("defaults", {})
     where = str(checkpoint.folder / SIDECAR)
     chosen = {"text": text | given.get("text", {}), "image": image | given.get("image", {})}
-    settings_from(TextSettings, chosen["text"], f"{where}: defaults.text")
-    settings_from(ImageSettings, chosen["image"], f"{where}: defaults.image")
+    read_settings(TextSettings, chosen["text"], f"{where}: defaults.text")
+    read_settings(ImageSettings, chosen["image"], f"{where}: defaults.image")
     return chosen

@@ -61,12 +61,15 @@ class AtomicFolder:
         self._check_target()
         aside = _sibling(self.target, "replaced")
         if self.target.exists():
-            self.target.rename(aside)
+            self.target.rename(aside)  # from here to the next rename the old one is found by `recover`
         try:
             self.folder.rename(self.target)
-        except BaseException:
-            recover(self.target, aside)
-            raise
+        except OSError as fault:
+            if aside.exists():
+                recover(self.target, aside)
+            raise Error(
+                f"{self.target}: cannot be put in its place ({fault.strerror or fault}); choose another name"
+            ) from fault
         _sync(self.target.parent)
         shutil.rmtree(aside, ignore_errors=True)
         return self.target

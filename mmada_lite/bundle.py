@@ -209,8 +209,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         vocabulary=vocabulary,
         image=None if image is None else _record(ImageInfo, image, f"{where}: image"),
         quantization=_records(WeightGroup, content["quantization"], f"{where}: quantization"),
-        text_defaults=settings_from(TextSettings, _mapping(defaults["text"], where), f"{where}: defaults.text"),
-        image_defaults=settings_from(ImageSettings, _mapping(defaults["image"], where), f"{where}: defaults.image"),
+        text_defaults=read_settings(TextSettings, defaults["text"], f"{where}: defaults.text"),
+        image_defaults=read_settings(ImageSettings, defaults["image"], f"{where}: defaults.image"),
         graphs=_records(GraphInfo, content["graphs"], f"{where}: graphs"),
         files=_records(FileInfo, content["files"], f"{where}: files"),
         provenance=_record(Provenance, content["provenance"], f"{where}: provenance"),
@@ -243,6 +243,14 @@ def _verify(bundle: Bundle, *, hashes: bool) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_settings(cls: type[Record], content: Any, where: str) -> Record:
+    """Settings from plain JSON. Every fault is an Error that begins with `where`."""
+    try:
+        return settings_from(cls, _mapping(content, where), where)
+    except Error as fault:
+        raise Error(str(fault) if str(fault).startswith(where) else f"{where}: {fault}") from None
 
 
 def _records(cls: type[Record], content: Any, where: str) -> Mapping[str, Record]:

@@ -1,0 +1,242 @@
+"""Opening a bundle says what is wrong in one line; writing one is all or nothing."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded import recorded_vocabulary
+
+from mmada_lite.bundle import Bundle, BundleWriter
+from mmada_lite.errors import Error
+from mmada_lite.export.bundle import export_checkpoint
+from mmada_lite.export.graph import WeightFile
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="session")
+def pristine(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = golden / "llm" / "mha"
+    return export_checkpoint(
+        source, tmp_path_factory.mktemp("bundle") / "b", precision="fp32", vocabulary=recorded_vocabulary(source)
+    )
+
+
+@pytest.fixture
+def bundle(pristine: Path, tmp_path: Path) -> Path:
+    """A copy to be spoilt."""
+    return Path(shutil.copytree(pristine, tmp_path / "b"))
+
+
+@pytest.fixture(scope="session")
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def change(bundle: Path, edit: Change) -> None:
+    content = json.loads((bundle / "bundle.json").read_text())
+    edit(content)
+    (bundle / "bundle.json").write_text(json.dumps(content))
+
+
+def refused(bundle: Path, message: str, verify: str = "auto") -> None:
+    with pytest.raises(Error, match=message) as caught:
+        Bundle.open(bundle, verify=verify)
+    assert "\n" not in str(caught.value)
+    assert str(bundle) in str(caught.value)
+
+
+def test_what_is_written_is_read(pristine: Path) -> None:
+    bundle = Bundle.open(pristine, verify="full")
+    assert (bundle.name, bundle.image, bundle.tokenizer_path) == ("mha", None, None)
+    assert (bundle.architecture.n_layers, bundle.architecture.head_dim) == (2, 16)
+    assert bundle.vocabulary.image_code_offset == 200
+    assert bundle.graph_path("backbone").is_file()
+    assert bundle.size == sum(path.stat().st_size for path in pristine.iterdir() if path.name != "bundle.json")
+    with pytest.raises(Error, match="has no graph 'image_encoder'; it has embedder, "):
+        bundle.graph_path("image_encoder")
+    with pytest.raises(Error, match="verify is 'never'"):
+        Bundle.open(pristine, verify="never")
+
+
+def test_a_folder_that_is_no_bundle(golden: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "no such bundle folder")
+    refused(tmp_path, "holds no bundle.json")
+    refused(golden / "llm" / "mha", "is a checkpoint and not a bundle; run `mmada-lite export")
+
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "newer": (lambda c: c.update(format_version=99), "made by a newer mmada-lite .*pip install -U mmada-lite"),
+    "newer, with new keys": (lambda c: c.update(format_version=2, shape=3), "made by a newer mmada-lite"),
+    "another format": (lambda c: c.update(format="zip"), "does not describe a mmada-lite bundle"),
+    "missing key": (lambda c: c.pop("graphs"), "the key 'graphs' is missing"),
+    "unknown key": (lambda c: c.update(graph={}), "unknown key 'graph'; did you mean 'graphs'?"),
+    "nested missing": (lambda c: c["architecture"].pop("d_model"), "architecture: the key 'd_model' is missing"),
+    "nested unknown": (lambda c: c["architecture"].update(n_layer=1), "unknown key 'n_layer'; did you mean 'n_layers'?"),
+    "wrong type": (lambda c: c["architecture"].update(n_heads="4"), "architecture.n_heads is '4'"),
+    "no object": (lambda c: c.update(files=[]), "files is .* where an object is needed"),
+    "vocabulary": (lambda c: c["vocabulary"]["special"].update(mask=10**6), "special token 'mask' is 1000000"),
+    "setting": (lambda c: c["defaults"]["text"].update(step=3), "unknown setting 'step'; did you mean 'steps'?"),
+    "setting's value": (lambda c: c["defaults"]["image"].update(steps=0), "defaults.image: steps is 0"),
+    "unlisted graph": (lambda c: c["graphs"]["backbone"].update(file="x.onnx"), "'x.onnx' of graph 'backbone' is not listed"),
+    "escaping path": (lambda c: c["files"].update({"../x": {"size": 1, "sha256": ""}}), "lies outside the bundle"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_changed_manifest(bundle: Path, fault: str) -> None:
+    edit, message = BROKEN[fault]
+    change(bundle, edit)
+    refused(bundle, message)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\xff"])
+def test_a_damaged_manifest(bundle: Path, text: str) -> None:
+    (bundle / "bundle.json").write_text(text, encoding="latin-1")
+    refused(bundle, "is damaged|does not describe")
+
+
+def test_missing_truncated_and_edited_files(bundle: Path) -> None:
+    weights = bundle / "weights.bin"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    refused(bundle, "weights.bin is truncated: ")
+    weights.write_bytes(data[:4096] + b"\x01" + data[4097:])
+    refused(bundle, "weights.bin was edited or damaged: its sha256")
+    weights.unlink()
+    refused(bundle, "weights.bin: this file of the bundle is missing")
+
+
+def test_a_large_bundle_is_hashed_only_when_asked(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[5000] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    monkeypatch.setattr("mmada_lite.bundle.HASHED_UP_TO", 1000)
+    assert Bundle.open(bundle).name == "mha"
+    refused(bundle, "its sha256", verify="full")
+
+
+def writing(target: Path, pristine: Path, *, force: bool = False) -> Path:
+    """Write a bundle like the pristine one, named "new"."""
+    content = json.loads((pristine / "bundle.json").read_text())
+    description = {key: value for key, value in content.items() if key not in ("format", "format_version", "files")}
+    with BundleWriter(target, force=force) as writer:
+        for name in content["files"]:
+            shutil.copyfile(pristine / name, writer.folder / name)
+        return writer.finish(description | {"name": "new"})
+
+
+def test_an_existing_target_is_replaced_only_by_force(bundle: Path, pristine: Path) -> None:
+    with pytest.raises(Error, match=r"exists already; .* --force"):
+        writing(bundle, pristine)
+    assert Bundle.open(bundle).name == "mha"
+    assert Bundle.open(writing(bundle, pristine, force=True), verify="full").name == "new"
+    assert [path.name for path in bundle.parent.iterdir()] == ["b"]
+
+
+def test_force_replaces_nothing_but_bundles(pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Error, match=r"holds no bundle\.json, so it is not replaced even with --force"):
+        writing(tmp_path / "letters", pristine, force=True)
+    with pytest.raises(Error, match="is a file"):
+        writing(tmp_path / "file", pristine, force=True)
+    with pytest.raises(Error, match="cannot write here"):
+        writing(tmp_path / "file" / "b", pristine)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dear.txt", "file", "letters"]
+
+
+def test_a_link_is_followed_and_kept(bundle: Path, pristine: Path) -> None:
+    (bundle.parent / "link").symlink_to(bundle)
+    writing(bundle.parent / "link", pristine, force=True)
+    assert (bundle.parent / "link").is_symlink()
+    assert Bundle.open(bundle.parent / "link").name == "new"
+
+
+def test_a_writer_that_fails_leaves_the_old_bundle(bundle: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), BundleWriter(bundle, force=True) as writer:  # noqa: PT012
+        (writer.folder / "weights.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert Bundle.open(bundle, verify="full").name == "mha"
+    assert [path.name for path in bundle.parent.iterdir()] == ["b"]
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="the key 'name' is missing"), BundleWriter(tmp_path / "b") as writer:
+        writer.finish({})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_replacement_is_undone(bundle: Path, pristine: Path, gone: int) -> None:
+    """Cut off between the two renames, the old bundle lies aside: opening or writing brings it back."""
+    aside = bundle.rename(bundle.parent / f".b.replaced-{gone}")
+    assert Bundle.open(bundle).name == "mha"
+    bundle.rename(aside)
+    with pytest.raises(Error, match="exists already"):
+        writing(bundle, pristine)
+    shutil.copytree(bundle, aside)
+    shutil.copytree(bundle, bundle.parent / f".b.partial-{gone}")
+    assert Bundle.open(writing(bundle, pristine, force=True)).name == "new"
+    assert [path.name for path in bundle.parent.iterdir()] == ["b"]
+
+
+def test_another_process_at_work_is_left_alone(bundle: Path, pristine: Path) -> None:
+    (bundle.parent / f".b.partial-{os.getppid()}").mkdir()
+    writing(bundle, pristine, force=True)
+    assert (bundle.parent / f".b.partial-{os.getppid()}").is_dir()
+
+
+def test_a_failing_second_rename_brings_the_old_back(bundle: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(errno.EIO, "input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(Error, match="cannot be put in its place"):
+        writing(bundle, pristine, force=True)
+    assert Bundle.open(bundle, verify="full").name == "mha"
+    assert [path.name for path in bundle.parent.iterdir()] == ["b"]
+
+
+def test_too_little_space_is_said_before_any_work(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = golden / "llm" / "mha"
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1_000_000))
+    with pytest.raises(Error, match=r"needs 8\.\d MB and the disk has 1\.0 MB free; free 7\.\d MB or choose another disk"):
+        export_checkpoint(source, tmp_path / "b", vocabulary=recorded_vocabulary(source))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_runs_full_leaves_nothing(golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = golden / "llm" / "mha"
+    before = hashlib.sha256((bundle / "weights.bin").read_bytes()).digest()
+    written: list[int] = []
+    real = WeightFile._write_at
+
+    def write(self: WeightFile, offset: int, values: Any) -> None:
+        written.append(offset)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, offset, values)
+
+    monkeypatch.setattr(WeightFile, "_write_at", write)
+    with pytest.raises(Error, match="the disk is full; nothing was kept"):
+        export_checkpoint(source, bundle, vocabulary=recorded_vocabulary(source), force=True)
+    assert hashlib.sha256((bundle / "weights.bin").read_bytes()).digest() == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["b"]
