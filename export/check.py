@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mmada_lite.denoiser import Denoiser, OnnxDenoiser
 from mmada_lite.errors import Error
-from mmada_lite.export import parity
+from mmada_lite.export import parity, parity_training
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.replay import Case, Comparison, replay_cache, replay_image, replay_text
 from mmada_lite.images import Codec
@@ -102,6 +102,8 @@ def check_folder(folder: Path, engines: Sequence[str] = ENGINES) -> Iterator[Che
 
 def _section(section: str, models: _Models, engines: Sequence[str]) -> Iterator[Checked]:
     root = models.folder / section
+    if section == "t2i" and (root / parity.TABLE).is_file():
+        yield from _guarded(root / parity.TABLE, lambda: (Checked("numpy", c) for c in parity.compare_schedules(section, root)))
     if section in ("vq", "image", "prompting", "loss"):
         yield from _guarded(root, lambda: _single(section, models, engines))
         return
@@ -132,12 +134,10 @@ def _single(section: str, models: _Models, engines: Sequence[str]) -> Iterator[C
             yield from (Checked("torch", c) for c in parity.compare_torch_vq(section, root))
         if "onnx" in engines:
             yield from (Checked("onnx", c) for c in parity.compare_graph_vq(section, root, _codec(root, models.scratch)))
-    if section in ("prompting", "loss") and "torch" in engines:
-        from mmada_lite.export import parity_training
-
-        compare = parity_training.compare_prompts if section == "prompting" else parity_training.compare_losses
-        engine = "numpy" if section == "prompting" else "torch"
-        yield from (Checked(engine, c) for c in compare(section, root, models.folder))
+    if section == "prompting":
+        yield from (Checked("numpy", c) for c in parity_training.compare_prompts(section, root))
+    if section == "loss" and "torch" in engines:
+        yield from (Checked("torch", c) for c in parity_training.compare_losses(section, root, models.folder))
 
 
 def _codec(root: Path, scratch: Path) -> Codec:

@@ -15,8 +15,10 @@ from safetensors.numpy import load_file
 from mmada_lite import images
 from mmada_lite.denoiser import Denoiser, Floats, Window
 from mmada_lite.export.replay import Arrays, Comparison, Ints, differing
+from mmada_lite.schedules import masked_after
 
-LOGITS, PIXELS, RESIZED, RESAMPLED = 2e-4, 1e-4, 1e-6, 4 / 255
+LOGITS, PIXELS, RESIZED = 2e-4, 1e-4, 1e-6
+TABLE = "mask_len_table.json"
 
 
 def compare_logits(denoiser: Denoiser, name: str, folder: Path) -> Iterator[Comparison]:
@@ -135,6 +137,15 @@ def compare_pictures(name: str, folder: Path) -> Iterator[Comparison]:
         u = load_file(rounding)
         wrong = differing(images.to_bytes(u["decoded"]), u["uint8_hwc"])
         yield Comparison(f"{name}/to_uint8", "bytes", wrong, 0)
+
+
+def compare_schedules(name: str, folder: Path) -> Iterator[Comparison]:
+    """How many codes stay masked after each step, for every schedule and size that the table holds."""
+    for entry in json.loads((folder / TABLE).read_text())["table"]:
+        law, tokens, steps = entry["schedule"], entry["seq_len"], entry["timesteps"]
+        counts = masked_after(law, tokens, steps)
+        wrong = differing(counts, np.array(entry["floor_N_times_ratio"]))
+        yield Comparison(f"{name}/schedule {law} {tokens} codes {steps} steps", "codes left masked", wrong, 0)
 
 
 def _vq_images(t: Arrays) -> list[str]:
