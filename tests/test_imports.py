@@ -1,6 +1,7 @@
 """What the runtime may import, and that importing it changes nothing. Static over the sources, and alive in a process."""
 
 import ast
+import configparser
 import os
 import subprocess
 import sys
@@ -84,6 +85,21 @@ def test_importing_changes_nothing() -> None:
         "assert state() == before\n"
         "assert not logging.getLogger('mmada_lite').handlers\n"
     )
+
+
+def test_every_package_is_installed() -> None:
+    """setup.cfg lists packages by name, so a new folder must be written there: where it lies, and under which name."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = dict(line.split(" = ") for line in config["options"]["package_dir"].split("\n") if line)
+    found = {
+        Path(folder).relative_to(ROOT).as_posix().replace("/", ".")
+        for folder, _, files in os.walk(ROOT / "mmada_lite", followlinks=True)
+        if "__init__.py" in files
+    }
+    assert set(folders) == found
+    assert set(config["options"]["packages"].split()) == found
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders.values())
 
 
 def test_public_names() -> None:

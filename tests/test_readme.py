@@ -1,0 +1,40 @@
+"""What the README shows must work: commands parse, links lead somewhere, the Python runs on the small model."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmada_lite.cli import VERBS, build_parser
+from mmada_lite.model import embedded_bundle
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+COMMANDS = sorted(set(re.findall(r"mmada-lite ((?:" + "|".join(VERBS) + r")\b[^|&#\n]*)", BLOCKS)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str) -> None:
+    parser, _ = build_parser()
+    _, unknown = parser.parse_known_args(shlex.split(command))
+    assert unknown == []
+
+
+def test_there_are_commands_for_most_verbs() -> None:
+    assert {command.split()[0] for command in COMMANDS} >= set(VERBS) - {"train"}
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((\w[^)#]*)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.skipif(not embedded_bundle().is_dir(), reason="the small model is not in this tree")
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "wide.png").is_file()
+    assert capsys.readouterr().out.startswith("step 1: ")
