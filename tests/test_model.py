@@ -1,0 +1,140 @@
+"""Laws of what a user touches, on a bundle of random weights: streams equal their joins, and given codes stay given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmada_lite
+from mmada_lite import Error, ImageSettings, TextSettings
+from mmada_lite.streams import Drawing
+
+SIDE = 16  # pixels; 4 x 4 codes of 4 pixels
+FEW = ImageSettings(steps=4, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> mmada_lite.Model:
+    return mmada_lite.load(tiny_bundle, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def left_half() -> Image.Image:
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (0, 0, SIDE // 2, SIDE))
+    return mask
+
+
+def codes_of(model: mmada_lite.Model, image: Image.Image) -> np.ndarray:
+    return model.codec.encode(mmada_lite.images.to_pixels(image))[0]
+
+
+def test_a_streamed_answer_is_the_joined_one(model):
+    settings = TextSettings(answer_length=12, steps=6, block_length=4)
+    stream = model.chat("hello", settings)
+    marks = [stream.so_far("_").count("_") for _ in stream]
+    assert marks[-1] == 0 or not stream.complete
+    assert stream.text == model.chat("hello", settings).text
+    assert stream.last is not None
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_sampled_answers_repeat_with_their_seed(model, cache):
+    settings = TextSettings(answer_length=12, steps=12, block_length=6, temperature=1.0, cache=cache)
+    first, again, other = (model.chat("hello", settings, seed=s).finish().ids.tolist() for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_a_cache_that_is_always_refreshed_equals_none(model):
+    """One step per block: every step is the block's first, which computes everything."""
+    plain = TextSettings(answer_length=12, steps=3, block_length=4)
+    ids = [model.chat("hello", replace(plain, cache=cache)).finish().ids.tolist() for cache in ("none", "prefix", "dual")]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_guidance_zero_is_the_conditional_row_alone(model):
+    free = [model.paint("a cat", replace(FEW, guidance=g), seed=3).finish().codes for g in (0.0, 1e-9)]
+    assert (free[0] == free[1]).all()
+
+
+def test_a_painted_picture(model):
+    drawing = model.paint("a cat", FEW, seed=5)
+    previews = [drawing.preview() for _ in drawing]
+    assert len(previews) == 4
+    assert np.array_equal(previews[-1], drawing.picture)
+    assert drawing.picture.size == (SIDE, SIDE)
+    assert drawing.last is not None
+    assert drawing.last.remaining == 0
+
+
+def test_inpainting_keeps_given_codes_and_pixels(model, picture):
+    drawing = model.inpaint(picture, left_half(), "a cat", FEW, seed=1)
+    given = codes_of(model, picture)
+    for _ in drawing:
+        assert (drawing.codes[:, 2:] == given[:, 2:]).all()
+    kept, drawn = np.asarray(picture), np.asarray(drawing.picture)
+    assert (drawn[:, SIDE // 2 :] == kept[:, SIDE // 2 :]).all()
+    assert (drawn[:, : SIDE // 2] != kept[:, : SIDE // 2]).any()
+    through = model.inpaint(picture, left_half(), "a cat", FEW, seed=1, keep_pixels=False)
+    assert (through.finish().codes == drawing.codes).all()
+
+
+def test_default_steps_shrink_with_the_hole_and_said_steps_do_not(model, picture):
+    hole = Image.new("L", (SIDE, SIDE))
+    hole.putpixel((0, 0), 255)
+    assert model.inpaint(picture, hole, "a cat").finish().last.of == 1
+    with pytest.raises(Error, match="4 steps for 1 codes"):
+        model.inpaint(picture, hole, "a cat", FEW)
+
+
+@pytest.mark.parametrize(
+    ("side", "amount", "size"),
+    [("right", 0.5, (24, 16)), ("left", 0.25, (20, 16)), ("top", 1.0, (16, 32)), ("bottom", 1.75, (16, 44))],
+)
+def test_extending_keeps_the_picture_and_grows_one_side(model, picture, side, amount, size):
+    drawing: Drawing = model.extend(picture, "a cat", replace(FEW, steps=2), side=side, amount=amount)
+    indices = [step.index for step in drawing]
+    assert indices == list(range(drawing.last.of))
+    image = drawing.picture
+    assert image.size == size
+    left = image.width - SIDE if side == "left" else 0
+    top = image.height - SIDE if side == "top" else 0
+    assert np.array_equal(image.crop((left, top, left + SIDE, top + SIDE)), picture)
+    grid, given = drawing.codes, codes_of(model, picture)
+    rows, columns = (grid.shape[0] - 4 if side == "top" else 0), (grid.shape[1] - 4 if side == "left" else 0)
+    assert (grid[rows : rows + 4, columns : columns + 4] == given).all()
+
+
+def test_impossible_extensions(model, picture):
+    for side, amount, word in (("up", 0.5, "no side"), ("left", 0.0, "cannot extend"), ("left", 5.0, "cannot extend")):
+        with pytest.raises(Error, match=word):
+            model.extend(picture, "a cat", side=side, amount=amount)
+    with pytest.raises(Error, match="9 steps for 8 codes"):
+        model.extend(picture, "a cat", replace(FEW, steps=9), amount=0.5)
+
+
+def test_a_picture_is_asked_about(model, picture):
+    settings = TextSettings(answer_length=8, steps=8, block_length=8)
+    wide = Image.new("RGB", (40, 20), "white")
+    wide.paste(picture.resize((20, 20)), (10, 0))
+    assert model.ask(wide, "what is this?", settings).text == model.ask(picture.resize((20, 20)), "what is this?", settings).text
+    squashed = model.ask(wide, "what is this?", settings, fit="squash").finish()
+    assert squashed.last is not None
+
+
+def test_conversations(model):
+    settings = TextSettings(answer_length=4, steps=4, block_length=4)
+    one = model.chat("hello", settings).text
+    assert one == model.chat([{"role": "user", "content": "hello"}], settings).text
+    with pytest.raises(Error, match="empty"):
+        model.chat([], settings)
+    with pytest.raises(Error, match="the model reads 256; shorten it by"):
+        model.chat("word " * 300, settings)
