@@ -1,5 +1,5 @@
-"""Laws of the training data: splits by a real hash, captions, compositing, the background rule, masks. Icons are synthetic; nothing is
-fetched."""
+"""Laws of the training data: splits by a real hash, captions, compositing, the background rule, masks. Icons are synthetic;
+nothing is fetched."""
 
 import json
 import zlib
@@ -18,7 +18,7 @@ from mmada_lite.train.data.sources import STYLES, IconSet, Style, render_all, st
 from mmada_lite.train.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
-CODES = 4096
+CODES = 256
 
 
 def disc(colour: tuple[int, int, int], size: int = 96) -> np.ndarray:

@@ -1,1 +1,2 @@
-"""The transformer and the image tokenizer in torch, the data, the objectives and the training stages. The runtime never imports this."""
+"""The transformer and the image tokenizer in torch, the data, the objectives and the training stages. The runtime never
+imports this."""

@@ -57,7 +57,8 @@ class Judge(nn.Module):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.relu(norm(convolution(x)))
         x = F.relu(self.last(x))
-        return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
+        logits: Tensor = self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
+        return logits
 
     @torch.no_grad()
     def classify(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -112,7 +113,7 @@ def train_judge(icons: NDArray[np.uint8], model: MagViT, settings: JudgeSettings
         pixels = to_tensor(seen[rows])
         loss = F.cross_entropy(judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[rows])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * warm_cosine(step, settings.steps, 50)
         optimizer.step()

@@ -28,7 +28,8 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+    turned: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return turned.to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         self.workers: Workers | None = None  # where set, its threads share the matrices
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter in parameters:  # here, because the table of states is not made for several writers

@@ -32,7 +32,7 @@ class Workers:
 
         results = list(self._pool.map(run, pieces))
         for index, parameter in enumerate(parameters):
-            found = [gradients[index] for gradients, _ in results if gradients[index] is not None]
+            found = [g for gradients, _ in results if (g := gradients[index]) is not None]
             parameter.grad = torch.stack(found).sum(0) if found else None
         return [parts for _, parts in results]
 

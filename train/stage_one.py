@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmada_lite.train.data.sequences import Rows, Sequences
 from mmada_lite.train.model import MMaDA
+from mmada_lite.train.objectives import Corrupted, unified_loss
 from mmada_lite.train.optimizer import Average, Optimizer, trapezoid
 from mmada_lite.train.parallel import Workers
 from mmada_lite.train.progress import Log, load_state, save_state, step_generator
@@ -46,15 +47,14 @@ class StageOneSettings:
 
 
 def rows_loss(model: MMaDA, rows: Rows, weight: float) -> tuple[Tensor, dict[str, float]]:
-    """Weighted cross-entropy at the masked positions of a group, bf16 autocast; and the plain mean for the log."""
-    tokens, targets = torch.from_numpy(rows.tokens), torch.from_numpy(rows.targets)
-    weights = torch.from_numpy(rows.weight)
-    chosen = weights > 0
+    """The unified objective on one group, bf16 autocast; and the plain mean of its cross-entropies for the log."""
+    hidden_rows = Corrupted(*(torch.from_numpy(array) for array in (rows.tokens, rows.targets, rows.weight)))
+    chosen = hidden_rows.weight > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(tokens).hidden
-        logits = model.logits(hidden[chosen])  # [masked positions, V]
-    losses = F.cross_entropy(logits.float(), targets[chosen], reduction="none")
-    return weight * (losses * weights[chosen]).sum(), {rows.task: losses.mean().item() if len(losses) else 0.0}
+        logits = model.logits(model(hidden_rows.tokens).hidden[chosen])  # [masked positions, V]
+    with torch.no_grad():
+        mean = F.cross_entropy(logits.float(), hidden_rows.targets[chosen]).item() if chosen.any() else 0.0
+    return weight * unified_loss(logits, hidden_rows), {rows.task: mean}
 
 
 def batch(sequences: Sequences, settings: StageOneSettings, step: int) -> list[tuple[Rows, float]]:

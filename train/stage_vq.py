@@ -68,9 +68,8 @@ def entropy_loss(z: Tensor, groups: int = 2) -> Tensor:
     p = torch.sigmoid(4 * z.float()).permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, bits]
     p = p.clamp(1e-6, 1 - 1e-6)
     each = -(p * p.log() + (1 - p) * (1 - p).log()).sum(1).mean()
-    size = p.shape[1] // groups
     spread = p.new_zeros(())
-    for block in p.split(size, dim=1):
+    for block in p.chunk(groups, dim=1):
         joint = torch.ones_like(block[:, :1])
         for bit in block.unbind(1):
             joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)  # [B h w, 2^k]

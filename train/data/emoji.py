@@ -69,4 +69,5 @@ def load_library(file: Path) -> NDArray[np.uint8]:
 def _open(file: Path) -> np.lib.npyio.NpzFile:
     if not file.exists():
         raise Error(f"{file} is missing: run `python -m mmada_lite.train render` first")
-    return np.load(file)
+    opened: np.lib.npyio.NpzFile = np.load(file)
+    return opened

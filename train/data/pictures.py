@@ -43,7 +43,8 @@ def compose(icon: Pixels, colour: str, rng: np.random.Generator, how: Augmentati
     shape = _jitter(placed[..., :3], rng, how)
     background = choose_tone(shape, placed[..., 3], colour, rng) + rng.normal(0.0, 1.0, 3) * how.tone
     mixed = shape * alpha + np.clip(background, 0, 255).astype(np.float32) * (1.0 - alpha)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    picture: Pixels = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return picture
 
 
 def _place(icon: Pixels, rng: np.random.Generator, how: Augmentation, size: int) -> Pixels:
@@ -77,20 +78,21 @@ def _jitter(rgb: NDArray[np.float32], rng: np.random.Generator, how: Augmentatio
     contrast = 1 + rng.uniform(-how.contrast, how.contrast)
     shift = rng.uniform(-how.brightness, how.brightness) * 255
     turned = rgb @ matrix.T.astype(np.float32)
-    return np.clip((turned - 128) * np.float32(contrast) + np.float32(128 + shift), 0, 255).astype(np.float32)
+    changed: NDArray[np.float32] = np.clip((turned - 128) * np.float32(contrast) + np.float32(128 + shift), 0, 255)
+    return changed.astype(np.float32)
 
 
 def choose_tone(
     rgb: NDArray[np.float32], alpha: NDArray[np.float32], colour: str, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """A tone of the named colour that the icon stands out from; where none does, the one that differs most."""
-    tones = np.asarray(BACKGROUNDS[colour], dtype=np.float64)
+    tones: NDArray[np.float64] = np.asarray(BACKGROUNDS[colour], dtype=np.float64)
     solid = alpha > 127
     if not solid.any():
-        return tones[0]
+        return np.array(tones[0])
     distance = np.linalg.norm(tones - rgb[solid].mean(axis=0), axis=1)
     clear = np.flatnonzero(distance > CONTRAST)
-    return tones[rng.choice(clear)] if clear.size else tones[int(distance.argmax())]
+    return np.array(tones[rng.choice(clear) if clear.size else distance.argmax()])
 
 
 def background_of(picture: Pixels, border: int = 3) -> str:

@@ -46,6 +46,7 @@ class Sequences:
 
     def paint(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption, then the picture's codes; or, for guidance, a group without captions."""
+        drawn: list[tuple[list[int], tuple[int, str]]]
         if rng.random() < self.caption_dropout:
             drawn = [([], self._pair(rng)) for _ in range(count)]
         else:
