@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except OSError as error:
         return _complain(_explain(error), 2)
+    except UnicodeEncodeError as error:
+        return _complain(f"standard output is {error.encoding} and cannot show the answer; set PYTHONUTF8=1, or use --json", 2)
 
 
 def _run(argv: list[str]) -> int:

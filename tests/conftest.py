@@ -42,9 +42,7 @@ class MockDenoiser:
         kept = KeyValues((places[:, None, :, None].astype(np.float32),), (places[:, None, :, None].astype(np.float32),))
         return np.stack([tokens, sure], axis=-1).astype(np.float32), kept if keep else None
 
-    def predict(
-        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
-    ) -> Prediction:
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         states = hidden[: mix.shape[0]]
         token = states[..., 0].astype(np.int64)
         if temperature > 0 and uniform is not None:

@@ -345,3 +345,13 @@ def test_the_library_raises_the_same(tiny_bundle: Path, tmp_path: Path) -> None:
         model.paint("x", ImageSettings(steps=17))
     with pytest.raises(Error, match="role 'robot'"):
         model.chat([{"role": "robot", "content": "hello"}])
+
+
+def test_a_terminal_that_cannot_show_the_answer(tiny_bundle: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "mmada_lite", "chat", "x", "-m", str(tiny_bundle), "--answer-length", "8"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode in (0, 2)  # the random model may happen to answer in ASCII
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or "is ascii and cannot show the answer" in done.stderr
+    assert subprocess.run([*words, "--json"], capture_output=True, env=environment, cwd=tmp_path).returncode == 0

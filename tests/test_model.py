@@ -125,7 +125,9 @@ def test_a_picture_is_asked_about(model, picture):
     settings = TextSettings(answer_length=8, steps=8, block_length=8)
     wide = Image.new("RGB", (40, 20), "white")
     wide.paste(picture.resize((20, 20)), (10, 0))
-    assert model.ask(wide, "what is this?", settings).text == model.ask(picture.resize((20, 20)), "what is this?", settings).text
+    assert (
+        model.ask(wide, "what is this?", settings).text == model.ask(picture.resize((20, 20)), "what is this?", settings).text
+    )
     squashed = model.ask(wide, "what is this?", settings, fit="squash").finish()
     assert squashed.last is not None
 

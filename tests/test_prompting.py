@@ -1,7 +1,5 @@
 """Laws of padded rows beyond the recordings, which test_check compares id for id."""
 
-
-
 from mmada_lite.train import prompting
 from mmada_lite.vocabulary import SpecialTokens
 

@@ -64,7 +64,7 @@ def threads_of(given: int | None) -> int | None:
 
 
 def json_line(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
