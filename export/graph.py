@@ -35,7 +35,7 @@ class WeightFile:
 
     def __init__(self, path: Path, wrote: Wrote) -> None:
         self.name = path.name
-        self._stream = path.open("wb")
+        self._stream = path.open("wb", buffering=0)
         self._wrote = wrote
 
     def __enter__(self) -> Self:
@@ -76,8 +76,10 @@ class WeightFile:
         return None
 
     def _write_at(self, offset: int, values: np.ndarray) -> None:
-        self._stream.seek(offset)
-        self._stream.write(values.reshape(-1).view(np.uint8).data)
+        left = values.reshape(-1).view(np.uint8).data
+        while left:
+            count = os.pwrite(self._stream.fileno(), left, offset)
+            left, offset = left[count:], offset + count
 
 
 class Graph:

@@ -13,7 +13,7 @@ import numpy as np
 from mmada_lite.errors import Error
 from mmada_lite.export.graph import Graph
 
-_CHUNK = 8 << 20  # bytes of a tensor read at once
+_CHUNK = 12 << 20  # bytes of a tensor held at once, as float32
 
 
 class Tensors(Protocol):
@@ -42,7 +42,7 @@ class Weight:
         return self.tensor.removeprefix("model.transformer.")
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The tensor in pieces of some 8 MB along its first axis."""
+        """The tensor in pieces of some 12 MB along its first axis."""
         count = self.shape[0]
         step = max(1, _CHUNK // max(1, 4 * int(np.prod(self.shape[1:], dtype=np.int64))))
         first = self.rows[0] if self.rows else 0
