@@ -60,16 +60,12 @@ class Denoiser(Protocol):
 
 
 class OnnxDenoiser:
-    """The sessions of a bundle tied together. `keep` decides whether keys and values are fetched at all."""
+    """The sessions of a bundle tied together. What is not fetched is computed all the same, but never copied out."""
 
     def __init__(self, sessions: "dict[str, onnxruntime.InferenceSession]", layers: int, heads: int, head_dim: int) -> None:
-        import onnxruntime
-
         self._sessions = sessions
         self._shape = (layers, heads, head_dim)
         self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(layers)]
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True  # entropy and logits cost nothing unless they are fetched
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         rows = window.tokens.shape[0]
@@ -109,5 +105,5 @@ class OnnxDenoiser:
         }
 
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
-        found: list[NDArray] = self._sessions[graph].run(list(outputs), feeds, self._options)
+        found: list[NDArray] = self._sessions[graph].run(list(outputs), feeds)
         return found
