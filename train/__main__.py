@@ -8,9 +8,11 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmada_lite.atomic import AtomicFolder
 from mmada_lite.errors import Error
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
@@ -116,18 +118,22 @@ def fresh(place: Workplace) -> tuple[MMaDA, Tokenizer, Vocabulary]:
 
 def export(place: Workplace, arguments: argparse.Namespace) -> None:
     """Write the averaged weights as a checkpoint in the Hugging Face layout, half precision."""
+    from mmada_lite.export.bundle import SIDECAR
+    from mmada_lite.train.evaluate import IMAGE, TEXT
     from mmada_lite.train.stage_one import averaged_weights
     from mmada_lite.train.vq import MagViT
 
     model, _, _ = fresh(place)
     steps = averaged_weights(place.transformer, model)
-    partial = place.checkpoint.with_name(place.checkpoint.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save(partial, "float16")
-    MagViT.load(place.vq_model).save(partial / "vq", "float16")
-    shutil.copyfile(place.tokenizer, partial / "tokenizer.json")
-    shutil.rmtree(place.checkpoint, ignore_errors=True)
-    partial.rename(place.checkpoint)
+    with AtomicFolder(place.checkpoint, marker="config.json", force=True) as writer:
+        model.save(writer.folder, "float16")
+        MagViT.load(place.vq_model).save(writer.folder / "vq", "float16")
+        shutil.copyfile(place.tokenizer, writer.folder / "tokenizer.json")
+        defaults = {"text": asdict(TEXT), "image": asdict(IMAGE)}
+        (writer.folder / SIDECAR).write_text(json.dumps({"name": "emoji", "defaults": defaults}, indent=1) + "\n")
+        for file in arguments.carry:  # licence notices and the model card, which the bundle carries on
+            shutil.copyfile(file, writer.folder / file.name)
+        writer.commit()
     print(f"{place.checkpoint}: {steps} steps")
 
 
@@ -168,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="one: threads that compute a batch (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--seeds", type=int, default=4, help="evaluate: drawings of each held-out pair (%(default)s)")
+    parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
