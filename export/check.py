@@ -1,7 +1,7 @@
 """`mmada-lite check FOLDER`: every recorded case of a folder in the golden format, through torch and through exported graphs.
 
 It finds the cases, builds each model once per engine, and yields comparisons. The comparing itself is `parity` (single passes),
-`replay` (decodings) and `parity_training` (losses, prompts); printing is the command line's.
+`replay` (decodings) and `parity_training` (prompts, losses, the policy objective); printing is the command line's.
 """
 
 import json
@@ -30,7 +30,7 @@ _REPLAYS: dict[str, Callable[[Denoiser, Case], Iterator[Comparison]]] = {
     "cache": replay_cache,
     "t2i": replay_image,
 }
-SECTIONS = ("llm", *_REPLAYS, "vq", "image", "prompting", "loss")
+SECTIONS = ("llm", *_REPLAYS, "vq", "image", "prompting", "loss", "rl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _section(section: str, models: _Models, engines: Sequence[str]) -> Iterator[
     root = models.folder / section
     if section == "t2i" and (root / parity.TABLE).is_file():
         yield from _guarded(root / parity.TABLE, lambda: (Checked("numpy", c) for c in parity.compare_schedules(section, root)))
-    if section in ("vq", "image", "prompting", "loss"):
+    if section in ("vq", "image", "prompting", "loss", "rl"):
         yield from _guarded(root, lambda: _single(section, models, engines))
         return
     for case in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -138,6 +138,8 @@ def _single(section: str, models: _Models, engines: Sequence[str]) -> Iterator[C
         yield from (Checked("numpy", c) for c in parity_training.compare_prompts(section, root))
     if section == "loss" and "torch" in engines:
         yield from (Checked("torch", c) for c in parity_training.compare_losses(section, root, models.folder))
+    if section == "rl" and "torch" in engines:
+        yield from (Checked("torch", c) for c in parity_training.compare_policy(section, root, models.folder))
 
 
 def _codec(root: Path, scratch: Path) -> Codec:

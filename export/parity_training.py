@@ -1,6 +1,7 @@
-"""What training does against recorded numbers (golden/README.md: prompting, loss): padded rows, chats, maskings, losses.
+"""What training does against recorded numbers (golden/README.md: prompting, loss, rl): padded rows, chats, maskings, losses.
 
-It reads the recordings and calls `train.prompting` and `train.objectives`, which hold the laws; nothing is decoded here.
+It reads the recordings and calls `train.prompting`, `train.objectives` and `train.policy`, which hold the laws; nothing is
+decoded here.
 """
 
 import json
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.policy import MaskedCopies, Objective
 
 LOSS, GRADIENT, SHARE = 1e-5, 1e-3, 1e-6  # relative, relative, absolute
+LOG_PROBABILITY = 1e-4  # absolute, natural log
 
 
 def compare_prompts(name: str, folder: Path) -> Iterator[Comparison]:
@@ -47,7 +50,7 @@ def _built(case: dict[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) -
         texts = [tokenizer.encode(text, special=True) for text in case["rendered"]]
         ids, mask = prompting.left_padded(texts, case["pad_token_id"])
         return {"input_ids": ids, "attention_mask": mask}
-    given = case.get("texts", case.get("prompts"))
+    given = case["texts"] if "texts" in case else case["prompts"]
     return _rows(case, vocabulary.special) | {"text_ids": [tokenizer.encode(text, special=True) for text in given]}
 
 
@@ -63,7 +66,8 @@ def _chat(case: dict[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) ->
 
 
 def _rows(case: dict[str, Any], special: SpecialTokens) -> dict[str, Any]:
-    task, texts, pictures, length = case["task"], case["text_ids"], case.get("image_ids"), case["max_text_len"]
+    task, texts, length = case["task"], case["text_ids"], case["max_text_len"]
+    pictures: Any = case.get("image_ids")
     if task == "mmu_gen_prompt":
         ids, masks = prompting.asking_prompts(texts, pictures, special, length)
         return {"input_ids": ids, "prompt_mask": masks}
@@ -76,8 +80,8 @@ def _rows(case: dict[str, Any], special: SpecialTokens) -> dict[str, Any]:
         rows = prompting.reasoning_rows(texts, pictures, special, length)
     else:
         rows = prompting.text_rows(texts, special, case["max_seq_len"], chat=task == "lm_chat")
-    masks = dict.fromkeys(("attention_mask", "prompt_mask", "mask"), rows.mask)
-    return {"input_ids": rows.input_ids, "labels": rows.labels} | masks
+    mask = dict.fromkeys(("attention_mask", "prompt_mask", "mask"), rows.mask)
+    return {"input_ids": rows.input_ids, "labels": rows.labels, **mask}
 
 
 def compare_losses(name: str, folder: Path, models: Path) -> Iterator[Comparison]:
@@ -119,10 +123,12 @@ def _reference_run(model: "MMaDA", data: "dict[str, Tensor]", case: dict[str, An
 
 
 def _gradients(name: str, model: "MMaDA", data: "dict[str, Tensor]", case: dict[str, Any]) -> Comparison:
+    import torch
+
     expected = case["expected"]["gradient_l2_norms_of_t2i_plus_0.1_lm_plus_mmu"]
     model.zero_grad()
     parts = _reference_run(model, data, case, "forward_process")
-    (parts["t2i"] + 0.1 * parts["lm"] + parts["mmu"]).backward()
+    torch.autograd.backward(parts["t2i"] + 0.1 * parts["lm"] + parts["mmu"])
     norms = {key: float(p.grad.norm()) for key, p in model.named_parameters() if p.grad is not None}
     worst = max(_relative(norms.get(key, float("inf")), value) for key, value in expected.items())
     return Comparison(f"{name}/gradients", "norm of every parameter, relative", worst, GRADIENT)
@@ -153,6 +159,95 @@ def _maskings(name: str, folder: Path, mask_id: int) -> Iterator[Comparison]:
         shares = torch.abs(ours.probability - recorded["mask_prob"]).max()
         weights = torch.abs(ours.weight - recorded["loss_weight"]).max() if everything else torch.zeros(())
         yield Comparison(f"{name}/masking {prefix}", "probability and weight", float(torch.maximum(shares, weights)), SHARE)
+
+
+def compare_policy(name: str, folder: Path, models: Path) -> Iterator[Comparison]:
+    """The policy objective: masked copies, log-probabilities, losses, the gradient norm over all parameters, advantages."""
+    import torch
+    from safetensors.torch import load_file
+
+    from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.policy import Objective, group_advantages
+
+    info = json.loads((folder / "case.json").read_text())
+    model, tensors = MMaDA.load(models / info["model"]), load_file(folder / "case.safetensors")
+    for case in info["cases"]:
+        label, prefix = f"{name}/{case['prefix']} {case['method']}", case["prefix"] + "."
+        recorded = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        copies = _masked_copies(case, info, recorded, tensors)
+        pairs = ((copies.tokens, "noisy"), (copies.targets, "labels"), (copies.chosen, "p_mask"))
+        wrong = sum(_unequal(ours, recorded[key]) for ours, key in pairs)
+        rewards = torch.tensor(info["rewards"])[copies.row]
+        wrong += _unequal(rewards, torch.tensor(case["row_rewards"]))
+        yield Comparison(label, f"{len(copies.row)} masked copies and their rewards", wrong, 0)
+        if wrong:
+            continue  # what follows is about these very copies
+        new = _log_probabilities(model, copies, torch.ones_like(copies.chosen))
+        apart = float((new.detach() - recorded["logp_new"]).abs().max())
+        yield Comparison(label, "log-probability of every token", apart, LOG_PROBABILITY)
+        for given in case["losses"]:
+            estimator = "k3" if given["use_kl_estimator_k3"] else "difference"
+            objective = Objective(given["eps"], given["beta"], estimator)  # type: ignore[arg-type]
+            yield from _policy_step(label, model, copies, recorded["logp_old"], rewards, objective, given)
+    for number, given in enumerate(info["z_score"]):
+        ours = group_advantages(torch.tensor(given["rewards"], dtype=torch.float64))
+        apart = float((ours - torch.tensor(given["advantages"], dtype=torch.float64)).abs().max())
+        yield Comparison(f"{name}/z_score {number}", "advantages of a group", apart, SHARE)
+
+
+def _masked_copies(
+    case: dict[str, Any], info: dict[str, Any], recorded: "dict[str, Tensor]", tensors: "dict[str, Tensor]"
+) -> "MaskedCopies":
+    import torch
+
+    from mmada_lite.train import policy
+
+    ids, start, mask_id = tensors["full_ids"], case["start_pos"], info["mask_id"]
+    response = torch.zeros_like(ids, dtype=torch.bool)
+    response[:, start:] = True
+    late = policy.late_pads(ids, response, info["pad_id"], case["post_num"])
+    if case["method"] == "TraceRL":
+        order = torch.zeros_like(ids)
+        order[:, start:] = tensors["step_map"]
+        return policy.trace_copies(ids, response, order, mask_id, case["shrink"], late)
+    draws = policy.Draws(recorded["t_uniform"], recorded["pos_uniform"])
+    bounds, coupled = (case["lower_p"], case["upper_p"]), case["method"] == "coupled"
+    return policy.random_copies(ids, response, mask_id, draws, bounds, coupled, late)
+
+
+def _log_probabilities(model: "MMaDA", copies: "MaskedCopies", asked: "Tensor") -> "Tensor":
+    from mmada_lite.train.policy import token_log_probabilities
+
+    return token_log_probabilities(model.logits(model(copies.tokens).hidden[asked]), copies.targets, asked)
+
+
+def _policy_step(
+    label: str,
+    model: "MMaDA",
+    copies: "MaskedCopies",
+    old: "Tensor",
+    rewards: "Tensor",
+    objective: "Objective",
+    expected: dict[str, Any],
+) -> Iterator[Comparison]:
+    """One loss and its gradients, through the masked positions alone."""
+    import torch
+
+    from mmada_lite.train.policy import policy_loss
+
+    model.zero_grad()
+    new = _log_probabilities(model, copies, copies.chosen)
+    loss = policy_loss(new, old, copies.chosen, rewards, objective).total
+    torch.autograd.backward(loss)
+    norm = float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+    what = f"clip {objective.clip} beta {objective.beta} {objective.estimator}"
+    yield Comparison(label, f"{what}: loss, relative", _relative(float(loss.detach()), expected["loss"]), LOSS)
+    yield Comparison(label, f"{what}: gradient norm, relative", _relative(norm, expected["global_grad_norm"]), GRADIENT)
+
+
+def _unequal(ours: "Tensor", recorded: "Tensor") -> float:
+    """How many entries differ; infinitely many when the shapes do."""
+    return float((ours != recorded).sum()) if ours.shape == recorded.shape else float("inf")
 
 
 def _relative(ours: float, recorded: float) -> float:
