@@ -171,6 +171,9 @@ def test_a_place_that_cannot_be_written(refused: Refused, tmp_path: Path) -> Non
     (tmp_path / "folder.png").mkdir()
     assert "--force" in refused("paint", "x")
     assert "no folder absent" in refused("paint", "x", "-o", "absent/x.png")
+    assert "no folder absent" in refused("paint", "x", "-o", "absent/")
+    assert "is a folder" in refused("paint", "x", "-o", "")
+    assert "too long" in refused("paint", "x", "-o", "x" * 300 + ".png")
     assert "is a folder" in refused("paint", "x", "-o", "folder.png")
     assert "end the name in" in refused("paint", "x", "-o", "x.docx")
     assert "is a file" in refused("paint", "x", "-o", "y.png", "--save-steps", "file")
@@ -297,10 +300,15 @@ def test_a_full_device(refused: Refused, tiny_bundle: Path, tmp_path: Path) -> N
         assert "Exception ignored" not in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_is_not_ours(refused: Refused, tmp_path: Path) -> None:
-    (tmp_path / "theirs").mkdir(mode=0o500)
-    assert "not allowed" in refused("paint", "x", "-o", "theirs/x.png")
+def test_a_folder_that_is_not_ours(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "theirs")
+
+    with monkeypatch.context() as found_late:
+        found_late.setattr("mmada_lite.verbs.output.os.fsync", forbidden)
+        assert "not allowed" in refused("paint", "x")
+    monkeypatch.setattr("mmada_lite.verbs.output.os.access", lambda *_: False)
+    assert "not allowed to write" in refused("paint", "x")
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,16 @@ class Target:
         path = Path(name)
         if path.is_dir():
             raise Error(f"{path} is a folder; name a file in it")
-        if not path.parent.is_dir():
-            raise Error(f"there is no folder {path.parent}; make it first")
+        folder = path if name.endswith("/") else path.parent
+        if not folder.is_dir():
+            raise Error(f"there is no folder {folder}; make it first")
         special = path.exists() and not path.is_file()  # a pipe or a device: nothing there can be overwritten
         if path.suffix and path.suffix.lower() not in _FORMATS and not special:
             raise Error(f"cannot tell how to write {path.suffix}; end the name in {', '.join(_FORMATS)}")
         if path.is_file() and not force:
             raise Error(f"{path} exists; add --force to replace it, or choose another name with -o")
+        if not special and not os.access(folder, os.W_OK):
+            raise Error(f"not allowed to write in {folder}; check who owns it, or choose another place with -o")
         return cls(path, _FORMATS.get(path.suffix.lower(), "PNG"), force)
 
     def write(self, image: Image.Image) -> None:

@@ -58,7 +58,7 @@ def _prompt(arguments: argparse.Namespace) -> str:
 def _draw(arguments: argparse.Namespace, begin: Begin, otherwise: str) -> int:
     if arguments.json and arguments.output == output.STDOUT:
         raise Error("standard output cannot carry both the picture and JSON; give -o a file")
-    target = output.Target.check(arguments.output or otherwise, force=arguments.force)
+    target = output.Target.check(otherwise if arguments.output is None else arguments.output, force=arguments.force)
     with terminal.Progress(quiet=arguments.json) as progress:
         progress.show("loading the model")
         model = load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
