@@ -278,7 +278,7 @@ def test_gradient_steps_raise_the_better_response() -> None:
         loss = policy_loss(new, new.detach(), copies.chosen, advantages[copies.row], UNIGRPO).total
         (slope,) = torch.autograd.grad(loss, table)
         table = (table - 0.5 * slope).detach().requires_grad_()
-    chance = table.softmax(-1)
+    chance = table.detach().softmax(-1)
     for position, good, bad in ((1, 2, 5), (2, 3, 6)):
         assert float(chance[position, good]) > 0.4
         assert float(chance[position, bad]) < 0.1
