@@ -95,10 +95,16 @@ def choose_tone(
     return np.array(tones[rng.choice(clear) if clear.size else distance.argmax()])
 
 
-def background_of(picture: Pixels, border: int = 3) -> str:
-    """The named colour whose nearest tone is closest to the median of the picture's border pixels."""
+def background_tone(picture: Pixels, border: int = 3) -> NDArray[np.float64]:
+    """The median of the picture's border pixels, sRGB [3]."""
     frame = np.ones(picture.shape[:2], dtype=bool)
     frame[border:-border, border:-border] = False
-    median = np.median(picture[frame].reshape(-1, 3).astype(np.float64), axis=0)
+    median: NDArray[np.float64] = np.median(picture[frame].reshape(-1, 3).astype(np.float64), axis=0)
+    return median
+
+
+def background_of(picture: Pixels, border: int = 3) -> str:
+    """The named colour whose nearest tone is closest to the tone of the background."""
+    median = background_tone(picture, border)
     distances = [np.linalg.norm(np.asarray(BACKGROUNDS[name]) - median, axis=1).min() for name in COLOURS]
     return COLOURS[int(np.argmin(distances))]

@@ -1,0 +1,165 @@
+"""Sums and differences written out digit by digit: problems of each kind on each side of a fixed split, their thoughts, and the
+parser that says which steps of a thought are true. Generator and judge share it. Knows nothing of tokens or models.
+
+The written format, least significant digit first, steps joined by ", ":
+
+    47 + 85    <think> 7+5+0=12, 4+8+1=13 </think> 132
+    52 - 17    <think> 12-7-0=5, 5-1-1=3 </think> 35
+
+A step of a sum is digit+digit+carry=total; its carry is 1 where the step before has a total of 10 or more, else 0. A step of
+a difference is top-digit-borrow=digit; its top is the digit of the larger number, plus ten where it must borrow, and its borrow
+is 1 where the step before has a top of 10 or more. There are as many steps as the longer number has digits; zeros fill the
+shorter one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mmada_lite.errors import Error
+from mmada_lite.train.data.texts import held_out, sum_held_out
+from mmada_lite.train.data.thoughts import with_thought
+
+Sign = Literal["+", "-"]
+KINDS: dict[str, tuple[Sign, int]] = {  # sign, digits of both numbers
+    "sum2": ("+", 2),
+    "difference2": ("-", 2),
+    "sum3": ("+", 3),
+    "difference3": ("-", 3),
+}
+QUESTIONS = ("what is {0}?", "{0}", "{0} =", "how much is {0}?")
+_PROBLEM = re.compile(r"(\d+)\s*([+-])\s*(\d+)")
+_STEP = re.compile(r"(\d+)([+-])\d+\2\d+=(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """first + second, or first - second with first >= second."""
+
+    first: int
+    sign: Sign
+    second: int
+
+    def __post_init__(self) -> None:
+        if self.sign == "-" and self.first < self.second:
+            raise Error(f"{self} is below zero, which the written format does not know; put the larger number first")
+
+    def __str__(self) -> str:
+        return f"{self.first} {self.sign} {self.second}"
+
+    @property
+    def answer(self) -> int:
+        return self.first + self.second if self.sign == "+" else self.first - self.second
+
+    @property
+    def columns(self) -> int:
+        """Steps of its thought."""
+        return len(str(max(self.first, self.second)))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is kept for evaluation, by CRC-32 of its text; a + b and b + a always fall on the same side."""
+        return sum_held_out(self.first, self.second) if self.sign == "+" else held_out(str(self))
+
+
+def draw_problem(kind: str, held: bool, rng: np.random.Generator) -> Problem:
+    """A problem of a kind from the wanted side of the split. Raises Error for an unknown kind."""
+    if kind not in KINDS:
+        close = difflib.get_close_matches(kind, KINDS, n=1)
+        raise Error(
+            f"no kind of problem is called {kind!r}; {f'did you mean {close[0]!r}?' if close else f'use one of {KINDS}'}"
+        )
+    sign, digits = KINDS[kind]
+    while True:
+        first, second = (int(n) for n in rng.integers(10 ** (digits - 1), 10**digits, size=2))
+        problem = Problem(max(first, second), sign, min(first, second)) if sign == "-" else Problem(first, sign, second)
+        if problem.held_out == held:
+            return problem
+
+
+def distinct_problems(kind: str, held: bool, count: int, rng: np.random.Generator) -> list[Problem]:
+    """`count` different problems: an evaluation set. Raises Error where there are not as many."""
+    found: dict[Problem, None] = {}
+    for _ in range(20 * count):
+        found[draw_problem(kind, held, rng)] = None
+        if len(found) == count:
+            return list(found)
+    raise Error(f"only {len(found)} different problems of kind {kind!r} were found on this side of the split, not {count}")
+
+
+def question_of(problem: Problem, rng: np.random.Generator) -> str:
+    """The problem in one of several wordings."""
+    return QUESTIONS[rng.integers(len(QUESTIONS))].format(problem)
+
+
+def problem_in(text: str) -> Problem | None:
+    """The first sum or difference that a text speaks of."""
+    found = _PROBLEM.search(text)
+    if found is None:
+        return None
+    return Problem(int(found[1]), "+" if found[2] == "+" else "-", int(found[3]))
+
+
+def thought_of(problem: Problem) -> str:
+    """The thought, every step of it true."""
+    return ", ".join(_steps(problem))
+
+
+def response_to(problem: Problem) -> str:
+    """Thought and answer."""
+    return with_thought(thought_of(problem), str(problem.answer))
+
+
+def true_share(problem: Problem, thought: str) -> float:
+    """The share of a thought's steps that are true; missing and superfluous steps count as untrue.
+
+    A step is true when its digits are the problem's, its carry follows from the step before as that is written, and it is
+    calculated rightly: one slip costs one step, unless it changes a carry that the next step does not follow.
+    """
+    written = re.split(r"\s*,\s*", thought.strip())
+    true, carry = 0, 0
+    for column in range(problem.columns):
+        right = _step(problem, column, carry)
+        step = written[column] if column < len(written) else ""
+        true += step == right
+        carry = _carry(step if _STEP.fullmatch(step) else right)
+    return true / max(problem.columns, len(written))
+
+
+def corpus(rng: np.random.Generator, count: int = 2000) -> Iterator[str]:
+    """Questions and responses of the training side, for the tokenizer."""
+    for kind in KINDS:
+        for _ in range(count):
+            problem = draw_problem(kind, held=False, rng=rng)
+            yield question_of(problem, rng)
+            yield response_to(problem)
+
+
+def _steps(problem: Problem) -> Iterator[str]:
+    carry = 0
+    for column in range(problem.columns):
+        step = _step(problem, column, carry)
+        carry = _carry(step)
+        yield step
+
+
+def _step(problem: Problem, column: int, carry: int) -> str:
+    """The one true step of a column (0 is the least significant), given what is carried or borrowed."""
+    first, second = (number // 10**column % 10 for number in (problem.first, problem.second))
+    if problem.sign == "+":
+        return f"{first}+{second}+{carry}={first + second + carry}"
+    top = first + 10 * (first < second + carry)
+    return f"{top}-{second}-{carry}={top - second - carry}"
+
+
+def _carry(step: str) -> int:
+    """What a step leaves to the next one: 1 where the total of a sum, or the top of a difference, is 10 or more."""
+    found = _STEP.fullmatch(step)
+    assert found is not None, "only steps of the written form are read"
+    return int(int(found[3] if found[2] == "+" else found[1]) >= 10)
