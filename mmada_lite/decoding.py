@@ -135,7 +135,7 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
         surest = confidence.copy()
         noise = gumbel(sampler.order("image", k, everywhere)) if temperatures[k] > 0 else np.zeros_like(confidence)
         confidence += np.float32(temperatures[k]) * noise
-        again = remask_least_confident(confidence, _left(open_codes, plan[:, k], reference, k == settings.steps - 1))
+        again = remask_least_confident(confidence, _left(open_codes, plan[:, k], reference, settings.steps - 1 - k))
         tokens = np.where(again, canvas.mask, guess)
         rows, slots = np.nonzero(tokens != given)
         whole = canvas.tokens.copy()
@@ -155,12 +155,14 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
         )
 
 
-def _left(open_codes: Bools, planned: Ints, reference: bool, last: bool) -> Ints:
-    """How many codes go back to mask: fewer than now; the reference keeps at least one, even at the end."""
-    left: Ints = np.minimum(open_codes.sum(axis=1) - 1, planned)
+def _left(open_codes: Bools, planned: Ints, reference: bool, steps_left: int) -> Ints:
+    """How many codes go back to mask: fewer than now. The reference keeps at least one, even at the end; otherwise each
+    later step keeps at least one to draw, and nothing is left after the last."""
+    most: Ints = open_codes.sum(axis=1) - 1
     if reference:
-        return np.maximum(left, 1)
-    return np.zeros_like(left) if last else np.maximum(left, 0)
+        return np.maximum(np.minimum(most, planned), 1)
+    wanted = np.maximum(planned, steps_left) if steps_left else np.zeros_like(planned)
+    return np.maximum(np.minimum(most, wanted), 0)
 
 
 def _mix(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
