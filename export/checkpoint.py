@@ -137,8 +137,15 @@ class TransformerConfig:
         """Name -> shape of every tensor; matrices are (out, in)."""
         d, kv, mlp = self.d_model, self.n_kv_heads * self.head_dim, self.mlp_hidden_size
         block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "attn_out": (d, d),
-            "ff_norm": (d,), "ff_proj": (mlp, d), "up_proj": (mlp, d), "ff_out": (d, mlp),
+            "attn_norm": (d,),
+            "q_proj": (d, d),
+            "k_proj": (kv, d),
+            "v_proj": (kv, d),
+            "attn_out": (d, d),
+            "ff_norm": (d,),
+            "ff_proj": (mlp, d),
+            "up_proj": (mlp, d),
+            "ff_out": (d, mlp),
         }
         root, table = "model.transformer", (self.vocab_size, d)
         blocks = {f"{root}.blocks.{n}.{name}.weight": block[name] for n in range(self.n_layers) for name in block}

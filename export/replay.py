@@ -74,9 +74,7 @@ class RecordedSampler:
     image_order: NDArray | None = None
     drawn: list[Ints] = field(default_factory=list)
 
-    def draw(
-        self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints
-    ) -> Prediction:
+    def draw(self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints) -> Prediction:
         if self.gumbel is None and self.codes is None:
             return denoiser.predict(head, hidden, mix, 0.0, None)
         logits = denoiser.logits(head, hidden, mix).astype(np.float64)
@@ -122,9 +120,7 @@ class Watching:
             self.all_logits[number] = self._inner.logits("text", hidden, np.eye(hidden.shape[0], dtype=np.float32))
         return self._inner.forward(window, keep=keep)
 
-    def predict(
-        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
-    ) -> Prediction:
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         return self._inner.predict(head, hidden, mix, temperature, uniform)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:

@@ -18,8 +18,16 @@ import numpy as np
 from mmada_lite.errors import Error
 
 _NUMPY_OF = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+    "BOOL": "|b1",
 }
 _CODE_OF = {np.dtype(spelling): code for code, spelling in _NUMPY_OF.items() if code != "BF16"}
 _FLOAT_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -101,7 +109,8 @@ class TensorSource:
             faults.append(f"unexpected {_few(extra)}")
         if wrong := [
             f"{name} is {list(self.shape(name))} and should be {list(shape)}"
-            for name, shape in expected.items() if name in self._entries and self.shape(name) != tuple(shape)
+            for name, shape in expected.items()
+            if name in self._entries and self.shape(name) != tuple(shape)
         ]:
             faults.append(f"misshapen: {_few(wrong)}")
         if faults:

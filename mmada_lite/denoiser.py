@@ -48,9 +48,7 @@ class Denoiser(Protocol):
         """Hidden states of the window's rows and, with `keep`, the keys and values of the whole window."""
         ...
 
-    def predict(
-        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
-    ) -> Prediction:
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         """Guess with a head: the most probable token at temperature 0, else a draw by inverse CDF at `uniform` [N, Q]."""
         ...
 
@@ -83,9 +81,7 @@ class OnnxDenoiser:
             return hidden, None
         return hidden, KeyValues(tuple(kept[: self._shape[0]]), tuple(kept[self._shape[0] :]))
 
-    def predict(
-        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
-    ) -> Prediction:
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32) if uniform is None else uniform
         feeds = self._head_feeds(hidden, mix, temperature, draws)
         token, log_probability = self._run(f"{head}_head", ["token", "log_probability"], feeds)

@@ -23,9 +23,7 @@ _ORDER_STREAM = {"text": Stream.TEXT_ORDER, "image": Stream.IMAGE_CONFIDENCE}
 class Sampler(Protocol):
     """The choices of step `step` at canvas positions [B, Q]."""
 
-    def draw(
-        self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints
-    ) -> Prediction:
+    def draw(self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints) -> Prediction:
         """One token per position."""
         ...
 
@@ -45,9 +43,7 @@ class PhiloxSampler:
     temperature: float
     start: int
 
-    def draw(
-        self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints
-    ) -> Prediction:
+    def draw(self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints) -> Prediction:
         draws = self._uniform(_TOKEN_STREAM[head], step, positions) if self.temperature > 0 else None
         return denoiser.predict(head, hidden, mix, self.temperature, draws)
 

@@ -72,9 +72,7 @@ class Vocabulary:
         for field in fields(SpecialTokens):
             value = getattr(self.special, field.name)
             if not 0 <= value < self.size:
-                raise Error(
-                    f"vocabulary: special token {field.name!r} is {value}, outside the embedding's {self.size} rows"
-                )
+                raise Error(f"vocabulary: special token {field.name!r} is {value}, outside the embedding's {self.size} rows")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,9 +138,7 @@ class Tokenizer:
 
 def render_chat(messages: Sequence[Mapping[str, str]]) -> str:
     """The chat template as text: what the reference's template gives, generation header included."""
-    turns = (
-        f"<|start_header_id|>{m['role']}<|end_header_id|>\n{m['content'].strip()}<|eot_id|>" for m in messages
-    )
+    turns = (f"<|start_header_id|>{m['role']}<|end_header_id|>\n{m['content'].strip()}<|eot_id|>" for m in messages)
     bos = "<|startoftext|>" if messages else ""
     return bos + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n"
 

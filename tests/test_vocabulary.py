@@ -37,7 +37,7 @@ def test_recorded_conversations(named_tokenizer, golden):
 
 
 def test_absent_header_tokens_are_added_and_move_the_codes(named_tokenizer):
-    name, tokenizer = named_tokenizer
+    _, tokenizer = named_tokenizer
     assert len(tokenizer) == 426
     assert published_like(tokenizer).image_code_offset == 426
     assert published_like(tokenizer).special.soi == PUBLISHED.soi  # not in the file: the published id

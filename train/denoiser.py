@@ -36,9 +36,7 @@ class TorchDenoiser:
         return _array(output.hidden), KeyValues(_arrays(keys), _arrays(values))
 
     @torch.inference_mode()
-    def predict(
-        self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None
-    ) -> Prediction:
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         logits = self._logits(head, hidden, mix)  # [N, Q, V]
         if temperature > 0:
             assert uniform is not None, "a draw needs its uniform numbers"

@@ -54,9 +54,7 @@ def painting_rows(
     return PromptRows(_array(ids), _array(mask), _array(targets))
 
 
-def asking_rows(
-    texts: Sequence[Ids], pictures: Sequence[Ids], special: SpecialTokens, max_text_len: int
-) -> PromptRows:
+def asking_rows(texts: Sequence[Ids], pictures: Sequence[Ids], special: SpecialTokens, max_text_len: int) -> PromptRows:
     """Image understanding: mmu soi picture eoi, then bos text eos padded with eos to max_text_len; the picture has no labels.
 
     mask is 1 up to the last end-of-header token, eos pads are to be predicted.
@@ -99,9 +97,7 @@ def text_rows(texts: Sequence[Ids], special: SpecialTokens, max_seq_len: int, ch
     return PromptRows(_array(ids), _array(mask), _array(ids))
 
 
-def reasoning_rows(
-    texts: Sequence[Ids], pictures: Sequence[Ids], special: SpecialTokens, max_text_len: int
-) -> PromptRows:
+def reasoning_rows(texts: Sequence[Ids], pictures: Sequence[Ids], special: SpecialTokens, max_text_len: int) -> PromptRows:
     """Reasoning, then a picture: r2i, bos text eos padded with eos to max_text_len, soi picture eoi; labels are the ids.
 
     mask is 1 on r2i, up to the last end-of-header token (on the whole text when there is none), soi and eoi.
