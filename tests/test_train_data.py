@@ -156,7 +156,7 @@ def test_answer_rows_never_mask_the_prompt(vocabulary: Vocabulary) -> None:
     assert (rows.tokens[:, :9] == prompts).all()
     assert (rows.weight[:, :9] == 0).all()
     assert rows.weight.sum() == pytest.approx(1.0, abs=0.25)  # in expectation over masks
-    assert 0.4 < (rows.weight[:, 9:] > 0).mean() < 0.6
+    assert 0.57 < (rows.weight[:, 9:] > 0).mean() < 0.76  # p leans to 1: two thirds
 
 
 def test_layouts_of_the_three_tasks(tokenizer: Tokenizer, vocabulary: Vocabulary, pool: Pool) -> None:

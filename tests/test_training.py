@@ -150,7 +150,7 @@ def test_learning_rate_factors() -> None:
         assert factors[0] < 0.2
         assert max(factors) <= 1.0
         assert factors[-1] < 0.1
-    assert trapezoid(50, 100, 10) == 1.0
+    assert trapezoid(25, 100, 10) == 1.0
 
 
 def test_vq_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:
@@ -224,3 +224,16 @@ def test_intervals_and_sheets() -> None:
     assert sheet.shape == (8, 20, 3)
     assert (sheet[4:, 8:] == 255).all()
     assert evaluate.batches([3, 5, 3]) == [[0, 2], [1]]
+
+
+def test_sharpening_leaves_the_codes_alone(tmp_path: Path) -> None:
+    icons = np.stack([disc((200, 30, 30)), disc((30, 200, 30))])
+    source = stage_vq.PictureSource(icons, icons, 0.5)
+    pixels = stage_vq.to_tensor(source.batch(4, np.random.default_rng(0)))
+    torch.manual_seed(0)
+    model = MagViT(TINY_VQ)
+    codes, before = model.encode(pixels), model.decode(model.encode(pixels))
+    settings = stage_vq.VQSettings(steps=2, batch=2, pieces=1, decoder_only=True)
+    sharp = stage_vq.train_vq(model, source, {}, tmp_path, settings)
+    assert (sharp.encode(pixels) == codes).all()
+    assert not torch.equal(sharp.decode(codes), before)

@@ -18,6 +18,8 @@ from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace,
 
 if TYPE_CHECKING:
     from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.stage_vq import VQSettings
+    from mmada_lite.train.vq import MagViT
     from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 
@@ -41,12 +43,25 @@ def vq(place: Workplace, arguments: argparse.Namespace) -> None:
     """Train the image tokenizer."""
     import torch
 
-    from mmada_lite.train import stage_vq
-    from mmada_lite.train.data import emoji
+    from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.vq import MagViT
 
     torch.manual_seed(0)
-    settings = stage_vq.VQSettings()
+    _train_vq(place, MagViT(VQ_CONFIG), place.vq, VQSettings())
+
+
+def sharpen(place: Workplace, arguments: argparse.Namespace) -> None:
+    """Train the image tokenizer's decoder further; codes keep their meaning, so this may follow at any time."""
+    from mmada_lite.train.recipe import SHARPEN
+    from mmada_lite.train.vq import MagViT
+
+    _train_vq(place, MagViT.load(place.vq_model), place.sharp, SHARPEN)
+
+
+def _train_vq(place: Workplace, model: MagViT, folder: Path, settings: VQSettings) -> None:
+    from mmada_lite.train import stage_vq
+    from mmada_lite.train.data import emoji
+
     concepts = emoji.load_concepts(place.concepts, "train").pixels
     source = stage_vq.PictureSource(concepts, emoji.load_library(place.library), settings.concept_share)
     held = emoji.load_concepts(place.concepts, "validation").pixels
@@ -54,8 +69,7 @@ def vq(place: Workplace, arguments: argparse.Namespace) -> None:
         "validation": stage_vq.validation_pictures(held, 24),
         "train": stage_vq.validation_pictures(concepts, 48),
     }
-    model = stage_vq.train_vq(MagViT(VQ_CONFIG), source, checks, place.vq, settings)
-    model.save(place.vq_model, "float32")
+    stage_vq.train_vq(model, source, checks, folder, settings).save(folder / "model", "float32")
 
 
 def judge(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -125,16 +139,17 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
 
     model, _, _ = fresh(place)
     steps = averaged_weights(place.transformer, model)
+    image_tokenizer = place.sharp_model if place.sharp_model.exists() else place.vq_model
     with AtomicFolder(place.checkpoint, marker="config.json", force=True) as writer:
         model.save(writer.folder, "float16")
-        MagViT.load(place.vq_model).save(writer.folder / "vq", "float16")
+        MagViT.load(image_tokenizer).save(writer.folder / "vq", "float16")
         shutil.copyfile(place.tokenizer, writer.folder / "tokenizer.json")
         defaults = {"text": asdict(TEXT), "image": asdict(IMAGE)}
         (writer.folder / SIDECAR).write_text(json.dumps({"name": "emoji", "defaults": defaults}, indent=1) + "\n")
         for file in arguments.carry:  # licence notices and the model card, which the bundle carries on
             shutil.copyfile(file, writer.folder / file.name)
         writer.commit()
-    print(f"{place.checkpoint}: {steps} steps")
+    print(f"{place.checkpoint}: {steps} steps; image tokenizer of {image_tokenizer}")
 
 
 def evaluate(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -157,6 +172,7 @@ VERBS: dict[str, Callable[[Workplace, argparse.Namespace], None]] = {
     "fetch": fetch,
     "render": render,
     "vq": vq,
+    "sharpen": sharpen,
     "judge": judge,
     "pool": pool,
     "one": one,

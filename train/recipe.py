@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.vq_layout import Tower, VQConfig
+from mmada_lite.train.stage_vq import VQSettings
 
 TOKENIZER_SIZE = 512
 SHARD = 8192  # pictures in a shard of the pool
@@ -19,6 +20,8 @@ VQ_CONFIG = VQConfig(
     resolution=64,
     group_norm_groups=8,
 )
+
+SHARPEN = VQSettings(steps=1200, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,15 @@ class Workplace:
     @property
     def vq_model(self) -> Path:
         return self.root / "vq" / "model"
+
+    @property
+    def sharp(self) -> Path:
+        return self.root / "vq-sharp"
+
+    @property
+    def sharp_model(self) -> Path:
+        """The image tokenizer after `sharpen`: the same encoder, a better decoder."""
+        return self.root / "vq-sharp" / "model"
 
     @property
     def judge(self) -> Path:

@@ -28,14 +28,14 @@ log = logging.getLogger("mmada_lite")
 class StageOneSettings:
     """Length and balance of stage one. A batch is `paint_groups` + `ask_groups` + `text_groups` groups of equal length."""
 
-    steps: int = 3000
+    steps: int = 3200
     rows: int = 16  # of a group
     paint_groups: int = 3
-    ask_groups: int = 2
+    ask_groups: int = 4
     text_groups: int = 1
     paint_weight: float = 1.0
-    ask_weight: float = 1.0
-    text_weight: float = 0.5
+    ask_weight: float = 4.0
+    text_weight: float = 1.5
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.05

@@ -46,6 +46,7 @@ class VQSettings:
     save_seconds: float = 120.0
     threads: int = 2
     pieces: int = 4  # a batch is computed in this many parts
+    decoder_only: bool = False  # leave the encoder, and with it the meaning of every code, as it is
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -94,7 +95,8 @@ def reconstruction_loss(model: MagViT, pixels: Tensor, settings: VQSettings, sha
     edges, entropy = edge_loss(decoded, pixels), entropy_loss(z)
     commitment = F.mse_loss(z, torch.where(z > 0, 1.0, -1.0))
     loss = 2 * squared + absolute + settings.edges * edges
-    loss = loss + share * settings.entropy * entropy + settings.commitment * commitment
+    if not settings.decoder_only:
+        loss = loss + share * settings.entropy * entropy + settings.commitment * commitment
     loss = loss / settings.pieces
     values = {"mse": squared, "entropy": entropy, "commitment": commitment}
     return loss, {"loss": loss.item() * settings.pieces} | {name: value.item() for name, value in values.items()}
@@ -143,6 +145,7 @@ def train_vq(
     model: MagViT, source: PictureSource, checks: dict[str, NDArray[np.uint8]], folder: Path, settings: VQSettings
 ) -> MagViT:
     """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`."""
+    model.encoder.requires_grad_(not settings.decoder_only)
     matrices = {name for name, p in model.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
     optimizer = Optimizer(model, matrices, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, decay=0.0)
     average = Average(model, 0.999)

@@ -21,6 +21,7 @@ from mmada_lite.train.data.texts import caption, pairs, picture_question, sums, 
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
 ANSWER_LENGTH = 16  # tokens of an answer: text, end of turn, then ends of text
+FILLING = 0.1  # weight of those ends of text beside that of a word
 Ints = NDArray[np.int64]
 Drawn = TypeVar("Drawn", bound=tuple[Any, ...])
 
@@ -153,13 +154,18 @@ def picture_rows(prompts: Ints, codes: Ints, vocabulary: Vocabulary, rng: np.ran
 
 
 def answer_rows(task: str, prompts: Ints, answers: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
-    """Prompts [B, P] and answers [B, A]; each answer token is masked with probability p, and weighs 1 / (p A B)."""
-    count, length = answers.shape
-    p = 0.999 * spread(count, rng)[:, None] + 0.001
+    """Prompts [B, P] and answers [B, A]; each answer token is masked with probability p and weighs 1 / p, shared out over
+    the answer and the rows. The end of text after the end of turn weighs a tenth: most of an answer is filling, and with
+    equal weights the little that is not is learned late. p leans to 1 (t is the root of a uniform number), where decoding
+    begins.
+    """
+    count = len(answers)
+    p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
     hidden = rng.random(answers.shape) < p
+    importance = np.where(answers == vocabulary.special.eos, FILLING, 1.0)
     targets = np.concatenate([prompts, answers], axis=1)
     masked = np.zeros(targets.shape, dtype=bool)
     masked[:, prompts.shape[1] :] = hidden
     weight = np.zeros(targets.shape, dtype=np.float32)
-    weight[:, prompts.shape[1] :] = hidden / (p * length * count)
+    weight[:, prompts.shape[1] :] = hidden * importance / (p * importance.sum(axis=1, keepdims=True) * count)
     return Rows(task, np.where(masked, vocabulary.special.mask, targets), targets, weight)

@@ -125,11 +125,11 @@ def standard_caption(concept: Concept, colour: str) -> str:
 def picture_question(concept: Concept, colour: str, rng: np.random.Generator) -> tuple[str, str]:
     """(question, answer) about a picture of the concept on that background."""
     draw = rng.random()
-    if draw < 0.55:
+    if draw < 0.65:
         return WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))], concept.phrase
-    if draw < 0.78:
+    if draw < 0.80:
         return COLOUR_QUESTIONS[rng.integers(len(COLOUR_QUESTIONS))], colour
-    if draw < 0.90:
+    if draw < 0.91:
         return DESCRIBE_QUESTIONS[rng.integers(len(DESCRIBE_QUESTIONS))], standard_caption(concept, colour)
     other = concept if rng.random() < 0.5 else CONCEPTS[rng.integers(len(CONCEPTS))]
     return f"is this {other.phrase}?", "yes" if other is concept else "no"
