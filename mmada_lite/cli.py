@@ -150,9 +150,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", nargs="?", metavar="MODEL", help="a bundle's folder (default: the small model in the package)"
-    )
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder; the same as -m")
+    _add_model(parser)
     _add_machine(parser)
     parser.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
     _add_json(parser)
