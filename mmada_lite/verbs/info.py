@@ -23,7 +23,10 @@ _EXPANDED = {"fp16": 2}  # bytes in memory for a byte on disk: a CPU computes in
 
 def info(arguments: argparse.Namespace) -> int:
     """Print a bundle and this machine. Returns 1 when the bundle is sound but will not run here."""
-    path = Path(arguments.bundle) if arguments.bundle is not None else embedded_bundle()
+    named = [name for name in (arguments.bundle, arguments.model) if name is not None]
+    if len(named) > 1:
+        raise Error(f"name one bundle, not both {named[0]} and {named[1]}")
+    path = Path(named[0]) if named else embedded_bundle()
     bundle = Bundle.open(path, verify="full" if arguments.verify else "auto")
     threads = terminal.threads_of(arguments.threads) or usable_cores()
     machine = machine_json(bundle, arguments.device, threads)
