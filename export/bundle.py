@@ -8,12 +8,12 @@ how a folder appears on disk whole or not at all is `mmada_lite.bundle`.
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mmada_lite
 from mmada_lite.bundle import Architecture, BundleWriter, read_settings
@@ -24,9 +24,9 @@ from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from mmada_lite.export.graph import Graph
-    from mmada_lite.export.lowering import Format
+    from mmada_lite.export.lowering import Form, Target
+    from mmada_lite.export.recipe import Precision
 
-Precision = Literal["fp32", "fp16"]
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
 WEIGHTS = "weights.bin"
 SIDECAR = "mmada_lite.json"
@@ -42,7 +42,7 @@ class _Part:
     name: str
     group: str
     shapes: list[tuple[int, ...]]
-    build: "Callable[[Graph, Format], None]"
+    build: "Callable[[Graph, Form], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,47 +61,50 @@ def export_checkpoint(
     source: str | Path,
     output: str | Path,
     *,
-    precision: Precision = "fp16",
+    precision: "Precision" = "fp16",
+    target: "Target" = "cpu",
+    formats: Mapping[str, str] | None = None,
     force: bool = False,
     vocabulary: Vocabulary | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the checkpoint folder `source` as the bundle `output`; returns the bundle's path.
 
+    precision: fp32, fp16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
+    backbone, text_head, image_head or codec. target: the kind of device that integers are lowered for.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
-    "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when `output`
-    exists and `force` is not set, or the disk is full.
+    "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a group cannot be
+    stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    form = _format(precision)
+    forms = _recipe(precision, target, formats)
     checkpoint = _open(Path(source), vocabulary)
     parts = [*_transformer_parts(checkpoint), *(_codec_parts(*checkpoint.vq) if checkpoint.vq else ())]
-    description = _describe(checkpoint, {part.group for part in parts}, form)
-    with BundleWriter(Path(output), force=force, needed=_total(parts, form) + _ROOM) as writer:
-        graphs = _write_graphs(parts, form, writer.folder, progress)
+    sizes = _sizes(parts, forms)
+    description = _describe(checkpoint, sizes, forms) | {"target": target}
+    with BundleWriter(Path(output), force=force, needed=sum(sizes.values()) + _ROOM) as writer:
+        graphs = _write_graphs(parts, forms, writer.folder, progress)
         for name in _CARRIED:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, writer.folder / name)
         return writer.finish(description | {"graphs": graphs})
 
 
-def export_codec(source: str | Path, output: str | Path, *, precision: Precision = "fp32") -> dict[str, Path]:
+def export_codec(source: str | Path, output: str | Path, *, precision: "Precision" = "fp32") -> dict[str, Path]:
     """Write only the image tokenizer in the folder `source` as graphs in the folder `output`; returns graph name ->
     file."""
-    form = _format(precision)
+    forms = _recipe(precision, "cpu", None)
     parts = list(_codec_parts(VQConfig.load(source), TensorSource.open(source)))
     Path(output).mkdir(parents=True, exist_ok=True)
-    return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, form, Path(output), None).items()}
+    return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, forms, Path(output), None).items()}
 
 
-def _format(precision: str) -> "Format":
+def _recipe(precision: str, target: str, formats: Mapping[str, str] | None) -> "dict[str, Form]":
     if find_spec("onnx") is None:
         raise Error('exporting needs onnx; pip install "mmada-lite[export]"')
-    from mmada_lite.export.lowering import FORMATS
+    from mmada_lite.export.recipe import recipe
 
-    if precision not in FORMATS:
-        raise Error(f"no precision is called {precision!r}; use one of {', '.join(FORMATS)}")
-    return FORMATS[precision]
+    return recipe(precision, target, formats)
 
 
 def _open(folder: Path, vocabulary: Vocabulary | None) -> _Checkpoint:
@@ -171,17 +174,27 @@ def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[_Part]:
         yield _Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
 
 
-def _total(parts: list[_Part], form: "Format") -> int:
-    from mmada_lite.export.lowering import stored_bytes
+def _sizes(parts: list[_Part], forms: "Mapping[str, Form]") -> dict[str, int]:
+    """Group -> bytes of its tensors in the bundle. Raises Error when a matrix cannot be stored as its group asks."""
+    from mmada_lite.export.lowering import check_linear, linear_bytes, table_bytes
 
-    return sum(stored_bytes(shape, form) for part in parts for shape in part.shapes)
+    sizes = dict.fromkeys(sorted({part.group for part in parts}), 0)
+    for part in parts:
+        form, lookup = forms[part.group], part.group == "embedder"
+        for shape in part.shapes:
+            if len(shape) == 2 and not lookup:
+                check_linear(shape, form)
+            sizes[part.group] += table_bytes(shape, form) if lookup else linear_bytes(shape, form)
+    return sizes
 
 
-def _write_graphs(parts: list[_Part], form: "Format", folder: Path, progress: Progress | None) -> dict[str, dict[str, Any]]:
+def _write_graphs(
+    parts: list[_Part], forms: "Mapping[str, Form]", folder: Path, progress: Progress | None
+) -> dict[str, dict[str, Any]]:
     """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
     from mmada_lite.export.graph import Graph, WeightFile
 
-    done, total = 0, _total(parts, form)
+    done, total = 0, sum(_sizes(parts, forms).values())
 
     def wrote(name: str, size: int) -> None:
         nonlocal done
@@ -193,7 +206,7 @@ def _write_graphs(parts: list[_Part], form: "Format", folder: Path, progress: Pr
     with WeightFile(folder / WEIGHTS, wrote) as weights:
         for part in parts:
             graph = Graph(part.name, weights)
-            part.build(graph, form)
+            part.build(graph, forms[part.group])
             file = f"{part.name}.onnx"
             inputs, outputs = graph.save(folder / file)
             described[part.name] = {"file": file, "inputs": list(inputs), "outputs": list(outputs)}
@@ -201,8 +214,10 @@ def _write_graphs(parts: list[_Part], form: "Format", folder: Path, progress: Pr
     return described
 
 
-def _describe(checkpoint: _Checkpoint, groups: set[str], form: "Format") -> dict[str, Any]:
-    """What bundle.json says, without graphs and files."""
+def _describe(checkpoint: _Checkpoint, sizes: Mapping[str, int], forms: "Mapping[str, Form]") -> dict[str, Any]:
+    """What bundle.json says, without target, graphs and files. sizes: bytes of each group that the checkpoint has."""
+    from mmada_lite.export.recipe import described
+
     config, vq = checkpoint.config, checkpoint.vq
     architecture = {name: getattr(config, name) for name in (field.name for field in fields(Architecture))}
     return {
@@ -210,7 +225,7 @@ def _describe(checkpoint: _Checkpoint, groups: set[str], form: "Format") -> dict
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),
         "image": {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor} if vq else None,
-        "quantization": {group: {"format": form.name} for group in sorted(groups)},
+        "quantization": {group: asdict(described(group, forms[group], size)) for group, size in sizes.items()},
         "defaults": _defaults(checkpoint),
         "provenance": {
             "source": checkpoint.folder.resolve().name,

@@ -15,6 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 23
+CONTRIB = "com.microsoft"  # the domain of onnxruntime's own operators
+CONTRIB_OPSET = 1
 IR_VERSION = 11  # the first that carries opset 23
 ALIGNMENT = 4096
 INLINE_BELOW = 4096  # bytes; a smaller tensor stays in the graph file, where it wastes no page
@@ -22,6 +24,9 @@ INLINE_BELOW = 4096  # bytes; a smaller tensor stays in the graph file, where it
 _ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "int4": TensorProto.INT4,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
 }
@@ -93,6 +98,8 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._made: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._domains = {""}
         self._count = [0]
 
     def input(self, name: str, dtype: str, axes: Axes) -> str:
@@ -103,11 +110,18 @@ class Graph:
         """Declare a value, made by `op(..., to=name)`, as an output."""
         self._outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(axes)))
 
-    def op(self, kind: str, *inputs: str, attributes: Mapping[str, Any] | None = None, to: str = "") -> str:
+    def op(self, kind: str, *inputs: str, attributes: Mapping[str, Any] | None = None, to: str = "", domain: str = "") -> str:
         """Add a node with one output and return the output's name: `to`, or a fresh one."""
         to = to or self._fresh(kind)
-        self._nodes.append(helper.make_node(kind, list(inputs), [to], name=to, **(attributes or {})))
+        self._nodes.append(helper.make_node(kind, list(inputs), [to], name=to, domain=domain, **(attributes or {})))
+        self._domains.add(domain)
         return to
+
+    def once(self, what: str, x: str, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """The values that `make` derives from x, made at the first call for this `what` and x and shared afterwards."""
+        if (what, x) not in self._made:
+            self._made[what, x] = make()
+        return self._made[what, x]
 
     def constant(self, values: Any, dtype: str) -> str:
         """A small constant kept in the graph file; equal ones are kept once."""
@@ -123,28 +137,40 @@ class Graph:
         return self.constant(values, "int64")
 
     def weight(
-        self, name: str, shape: Sequence[int], dtype: str, chunks: Iterable[np.ndarray], *, transposed: bool = False
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        chunks: Iterable[np.ndarray],
+        *,
+        transposed: bool = False,
+        seen: tuple[str, Sequence[int]] | None = None,
     ) -> str:
-        """An initializer streamed to the weight file, or kept in the graph when it is tiny. See `WeightFile.append`."""
+        """An initializer streamed to the weight file, or kept in the graph when it is tiny. See `WeightFile.append`.
+
+        seen: the type and the dims that the graph gives it, where they are not those of the bytes (two int4 in one).
+        """
         assert name not in self._initializers, f"{name} is written twice"
         kind = np.dtype(dtype)
-        stored = list(reversed(shape)) if transposed else list(shape)
+        declared, dims = seen or (dtype, list(reversed(shape)) if transposed else list(shape))
+        tensor = TensorProto(name=name, data_type=_ONNX_TYPES[declared], dims=dims)
+        self._initializers[name] = tensor
         if int(np.prod(shape, dtype=np.int64)) * kind.itemsize < INLINE_BELOW:
             values = np.concatenate([np.asarray(chunk, kind) for chunk in chunks])
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values.T if transposed else values), name)
+            tensor.raw_data = np.ascontiguousarray(values.T if transposed else values).tobytes()
             self._weights._wrote(name, values.nbytes)
             return name
+        tensor.data_location = TensorProto.EXTERNAL
         offset, length = self._weights.append(name, shape, kind, chunks, transposed=transposed)
-        tensor = TensorProto(name=name, data_type=_ONNX_TYPES[dtype], dims=stored, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self._weights.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
-        self._initializers[name] = tensor
         return name
 
     def branch(self) -> "Graph":
         """A subgraph that sees every value of this graph; its constants live in this graph."""
         inner = Graph(self._fresh("branch"), self._weights)
         inner._initializers, inner._constants, inner._count = self._initializers, self._constants, self._count
+        inner._domains = self._domains
         return inner
 
     def choose(self, condition: str, then: "Graph", otherwise: "Graph", *, to: str) -> str:
@@ -155,9 +181,8 @@ class Graph:
     def save(self, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Write the graph file beside the weight file; returns the names of its inputs and outputs."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="mmada-lite"
-        )
+        opsets = [helper.make_opsetid(domain, CONTRIB_OPSET if domain else OPSET) for domain in sorted(self._domains)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmada-lite")
         onnx.save(model, str(path))
         return tuple(value.name for value in self._inputs), tuple(value.name for value in self._outputs)
 

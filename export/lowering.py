@@ -1,19 +1,27 @@
-"""How a matrix of a checkpoint becomes ONNX: the one place that knows number formats.
+"""How a matrix of a checkpoint becomes ONNX: the one place that knows which operators a number format turns into.
 
-A format is a value; quantized forms (MatMulInteger, MatMulNBits, DequantizeLinear) are further entries of the table.
-Nothing here knows which layer it lowers.
+One quantization, three lowerings, chosen by target: integers times integers with activations quantized per token
+(MatMulInteger), blocks (MatMulNBits), and what TensorRT reads (DequantizeLinear). Nothing here knows which layer it
+lowers, and nothing how codes are found: that is `mmada_lite.quant.formats`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from mmada_lite.errors import Error
-from mmada_lite.export.graph import Graph
+from mmada_lite.export.graph import CONTRIB, Graph
+from mmada_lite.quant.formats import BLOCKS, Format, Quantized, quantize, require_finite, rounded
+from mmada_lite.quant.packing import pack_blocks, pack_pairs, pack_zeros
 
+Target = Literal["cpu", "cuda", "tensorrt"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 _CHUNK = 12 << 20  # bytes of a tensor held at once, as float32
+_ACCURACY = 4  # MatMulNBits may quantize activations to int8 block by block: the fast way on a CPU
+_FLOAT = 1  # ONNX's number of float32
 
 
 class Tensors(Protocol):
@@ -42,75 +50,200 @@ class Weight:
         return self.tensor.removeprefix("model.transformer.")
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The tensor in pieces of some 12 MB along its first axis."""
+        """The tensor in pieces of some 12 MB along its first axis, of an even number of rows except the last."""
         count = self.shape[0]
-        step = max(1, _CHUNK // max(1, 4 * int(np.prod(self.shape[1:], dtype=np.int64))))
+        step = max(2, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 2 * 2)
         first = self.rows[0] if self.rows else 0
         for begin in range(0, count, step):
             yield self.source.read(self.tensor, slice(first + begin, first + min(begin + step, count)))
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """How matrices are stored: `name` is what bundle.json says, `dtype` what the file holds."""
+class Form:
+    """How the matrices of a group are stored, and for which kind of device they are lowered."""
 
-    name: str
-    dtype: str
+    format: Format
+    target: Target = "cpu"
 
     @property
-    def itemsize(self) -> int:
-        return np.dtype(self.dtype).itemsize
+    def activation(self) -> str | None:
+        """How the graph itself rounds what is multiplied: "int8 per token", or not at all."""
+        return "int8 per token" if _kind(self) == "integer" else None
 
 
-FORMATS = {"fp32": Format("fp32", "float32"), "fp16": Format("fp16", "float16")}
-
-
-def linear(graph: Graph, x: str, weight: Weight, form: Format, *, to: str = "") -> str:
+def linear(graph: Graph, x: str, weight: Weight, form: Form, *, to: str = "") -> str:
     """x [..., K] times the transpose of `weight` (N, K) -> [..., N], in float32."""
-    return _LINEARS[form.name](graph, x, weight, form, to)
+    return _LOWERINGS[_kind(form)](graph, x, weight, form, to)
 
 
-def stored_bytes(shape: tuple[int, ...], form: Format) -> int:
-    """Bytes that a tensor takes in the bundle; vectors (norms, biases) are always float32."""
-    return int(np.prod(shape, dtype=np.int64)) * (4 if len(shape) == 1 else form.itemsize)
-
-
-def plain(graph: Graph, weight: Weight, form: Format, *, transposed: bool = False) -> str:
+def plain(graph: Graph, weight: Weight, form: Form, *, transposed: bool = False) -> str:
     """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
     that at load."""
-    name = graph.weight(weight.name, weight.shape, form.dtype, _converted(weight, form), transposed=transposed)
-    return _as_float(graph, name, form)
+    name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=transposed)
+    return _as_float(graph, name, form.format.dtype)
 
 
 def vector(graph: Graph, weight: Weight) -> str:
     """A norm's scale or a bias: float32 in every format."""
-    return graph.weight(weight.name, weight.shape, "float32", weight.chunks())
+    return graph.weight(weight.name, weight.shape, "float32", _finite(weight))
 
 
-def lookup(graph: Graph, tokens: str, weight: Weight, form: Format, *, to: str) -> str:
-    """Rows of a table. The cast comes after the lookup, so that the table stays as it is on disk and can be mapped."""
-    table = graph.weight(weight.name, weight.shape, form.dtype, _converted(weight, form))
-    if form.dtype == "float32":
-        return graph.op("Gather", table, tokens, to=to)
-    return graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": 1}, to=to)
+def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) -> str:
+    """Rows of a table. The cast, and in int8 the multiplication by the row's scale, come after the lookup, so that the
+    table stays as it is on disk and can be mapped."""
+    if form.format.floating:
+        table = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form))
+        if form.format.dtype == "float32":
+            return graph.op("Gather", table, tokens, to=to)
+        return graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT}, to=to)
+    scales: list[np.ndarray] = []
+    table = graph.weight(weight.name, weight.shape, "int8", (held.codes for held in _quantized(weight, form, scales)))
+    units = graph.weight(f"{weight.name}.scale", (weight.shape[0], 1), "float32", scales)
+    rows = graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT})
+    return graph.op("Mul", rows, graph.op("Gather", units, tokens), to=to)
 
 
-def _floating(graph: Graph, x: str, weight: Weight, form: Format, to: str) -> str:
+def check_linear(shape: tuple[int, ...], form: Form) -> None:
+    """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
+    stored, (columns, inputs) = form.format, shape
+    if form.target != "tensorrt" or stored.block is None:
+        return
+    if stored.family == "int8" or not stored.symmetric:
+        raise Error(f"{stored.name} cannot be written for tensorrt, which reads int8 and symmetric int4; use one of them")
+    if inputs % stored.block or columns % 2:
+        raise Error(
+            f"a matrix of {inputs} x {columns} cannot be written as {stored.name} for tensorrt, which needs inputs that "
+            f"the block divides and an even number of outputs; use another block, or int8"
+        )
+
+
+def linear_bytes(shape: tuple[int, ...], form: Form) -> int:
+    """Bytes that the tensor of a Linear, a convolution or a norm takes in the bundle; vectors are always float32."""
+    size = math.prod(shape)
+    if len(shape) == 1 or form.format.floating:
+        return size * (4 if len(shape) == 1 else form.format.bits // 8)
+    kind, bits, (columns, inputs) = _kind(form), form.format.bits, shape
+    if kind != "blocks":
+        return size * bits // 8 + columns * form.format.blocks(inputs) * np.dtype(form.format.scale_dtype).itemsize
+    block = _block(form, inputs)
+    count = -(-inputs // block)
+    zeros = 0 if form.format.symmetric else -(-count * bits // 8)
+    return columns * (count * block * bits // 8 + count * np.dtype(form.format.scale_dtype).itemsize + zeros)
+
+
+def table_bytes(shape: tuple[int, ...], form: Form) -> int:
+    """Bytes that the table of a lookup takes in the bundle."""
+    return math.prod(shape) * form.format.bits // 8 + (0 if form.format.floating else 4 * shape[0])
+
+
+def _kind(form: Form) -> str:
+    stored = form.format
+    if stored.floating:
+        return "floating"
+    if form.target == "tensorrt":
+        return "dequantized"
+    return "integer" if stored.block is None and form.target == "cpu" else "blocks"
+
+
+def _block(form: Form, inputs: int) -> int:
+    """The block that MatMulNBits is told. Where a column has one scale (CUDA has no faster form of int8), that scale is
+    repeated for blocks that fill the column."""
+    return form.format.block or next((block for block in reversed(BLOCKS) if inputs % block == 0), BLOCKS[-1])
+
+
+def _floating(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
     return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
 
 
-def _converted(weight: Weight, form: Format) -> Iterator[np.ndarray]:
-    """The chunks as they are stored. Raises Error where a value does not fit."""
+def _integer(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+    """Activations become uint8 with zero point 128, one scale a token; the sums are exact in int32."""
+    scales: list[np.ndarray] = []
+    codes = (held.codes for held in _quantized(weight, form, scales))
+    matrix = graph.weight(weight.name, weight.shape, "int8", codes, transposed=True)
+    scale = graph.weight(f"{weight.name}.scale", (weight.shape[0],), "float32", [np.concatenate(scales)[:, 0]])
+    counted, unit = graph.once("per token", x, lambda: _per_token(graph, x))
+    sums = graph.op("MatMulInteger", counted, matrix, graph.constant(128, "uint8"))
+    return graph.op("Mul", graph.op("Mul", graph.op("Cast", sums, attributes={"to": _FLOAT}), scale), unit, to=to)
+
+
+def _per_token(graph: Graph, x: str) -> tuple[str, str]:
+    """x [..., K] -> codes uint8 about 128 [..., K], and the scale of each token [..., 1]."""
+    highest, lowest = graph.op("ReduceMax", x, graph.ints(-1)), graph.op("ReduceMin", x, graph.ints(-1))
+    largest = graph.op("Max", highest, graph.op("Neg", lowest), graph.constant(1e-30, "float32"))  # [..., 1], above zero
+    steps = graph.op("Mul", x, graph.op("Div", graph.constant(127.0, "float32"), largest))
+    counted = graph.op("QuantizeLinear", steps, graph.constant(1.0, "float32"), graph.constant(128, "uint8"))
+    return counted, graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
+
+
+def _blocks(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+    """onnxruntime's own operator for weights in blocks, four or eight bits each."""
+    stored, (columns, inputs) = form.format, weight.shape
+    block = _block(form, inputs)
+    count = -(-inputs // block)
+    scales: list[np.ndarray] = []
+    zeros: list[np.ndarray] = []
+    codes = (pack_blocks(held.codes, stored, block) for held in _quantized(weight, form, scales, zeros))
+    matrix = graph.weight(weight.name, (columns, count, block * stored.bits // 8), "uint8", codes)
+    repeated = (np.broadcast_to(part, (part.shape[0], count)) for part in scales)
+    scale = graph.weight(f"{weight.name}.scale", (columns, count), stored.scale_dtype, repeated)
+    inputs_of = [x, matrix, _as_float(graph, scale, stored.scale_dtype)]
+    if not stored.symmetric:
+        packed = [pack_zeros(part, stored) for part in zeros]
+        inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
+    attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
+    return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
+
+
+def _dequantized(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+    """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: int8 a column, int4 a block."""
+    stored, (columns, inputs) = form.format, weight.shape
+    check_linear(weight.shape, form)
+    scales: list[np.ndarray] = []
+    parts = _quantized(weight, form, scales)
+    if stored.block is None:
+        matrix = graph.weight(weight.name, weight.shape, "int8", (held.codes for held in parts), transposed=True)
+        scale = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
+        attributes: dict[str, int] = {"axis": 1}
+    else:
+        pairs = (pack_pairs(held.codes) for held in parts)
+        seen = ("int4", (inputs, columns))
+        matrix = graph.weight(weight.name, (columns // 2, inputs), "uint8", pairs, transposed=True, seen=seen)
+        shape = (columns, stored.blocks(inputs))
+        halves = graph.weight(f"{weight.name}.scale", shape, stored.scale_dtype, scales, transposed=True)
+        scale = _as_float(graph, halves, stored.scale_dtype)
+        attributes = {"axis": 0, "block_size": stored.block}
+    return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes=attributes), to=to)
+
+
+def _quantized(
+    weight: Weight, form: Form, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
+) -> Iterator[Quantized]:
+    """The chunks as codes; their scales and zero points, which are small, are put aside for later tensors."""
     for chunk in weight.chunks():
-        with np.errstate(over="ignore"):
-            stored = chunk.astype(form.dtype, copy=False)
-        if form.dtype == "float16" and not np.isfinite(stored).all():
-            raise Error(f"{weight.tensor} holds numbers beyond half precision; export it with --precision fp32")
-        yield stored
+        held = quantize(chunk, form.format, weight.tensor)
+        scales.append(held.scales)
+        if held.zeros is not None and zeros is not None:
+            zeros.append(held.zeros)
+        yield held
 
 
-def _as_float(graph: Graph, name: str, form: Format) -> str:
-    return name if form.dtype == "float32" else graph.op("Cast", name, attributes={"to": 1})
+def _rounded(weight: Weight, form: Form) -> Iterator[np.ndarray]:
+    return (rounded(chunk, form.format, weight.tensor) for chunk in weight.chunks())
 
 
-_LINEARS: dict[str, Callable[[Graph, str, Weight, Format, str], str]] = {"fp32": _floating, "fp16": _floating}
+def _finite(weight: Weight) -> Iterator[np.ndarray]:
+    for chunk in weight.chunks():
+        require_finite(chunk, weight.tensor)
+        yield chunk
+
+
+def _as_float(graph: Graph, name: str, dtype: str) -> str:
+    return name if dtype == "float32" else graph.op("Cast", name, attributes={"to": _FLOAT})
+
+
+_LOWERINGS: dict[str, Callable[[Graph, str, Weight, Form, str], str]] = {
+    "floating": _floating,
+    "integer": _integer,
+    "blocks": _blocks,
+    "dequantized": _dequantized,
+}

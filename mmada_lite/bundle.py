@@ -63,9 +63,21 @@ class GraphInfo:
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """How the matrices of one group are stored: fp32 or fp16."""
+    """How the matrices of one group are stored.
+
+    format: fp32, fp16, int8 or int4; of the integers, bits a weight, block (weights along the inputs that share a
+    scale; None, a whole column), symmetric (no zero points), scale (how the scales are stored). activation: how the graph
+    rounds what is multiplied, None when it does not. bytes: what the group takes on disk. Bundles of before
+    quantization say the format alone.
+    """
 
     format: str
+    bits: int | None = None
+    block: int | None = None
+    symmetric: bool | None = None
+    scale: str | None = None
+    activation: str | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,7 @@ class Bundle:
     graphs: Mapping[str, GraphInfo]
     files: Mapping[str, FileInfo]
     provenance: Provenance
+    target: str = "cpu"  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -190,11 +203,12 @@ _KEYS = (
     "files",
     "provenance",
 )
+_OPTIONAL = ("target",)  # absent in bundles of before quantization
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
     where = str(path / MANIFEST)
-    _check_keys(content, _KEYS, _KEYS, where)
+    _check_keys(content, (*_KEYS, *_OPTIONAL), _KEYS, where)
     defaults = _mapping(content["defaults"], f"{where}: defaults")
     _check_keys(defaults, ("text", "image"), ("text", "image"), f"{where}: defaults")
     try:
@@ -214,6 +228,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         graphs=_records(GraphInfo, content["graphs"], f"{where}: graphs"),
         files=_records(FileInfo, content["files"], f"{where}: files"),
         provenance=_record(Provenance, content["provenance"], f"{where}: provenance"),
+        target=_value(content.get("target", "cpu"), str, f"{where}: target"),
     )
     _check_files(bundle, where)
     return bundle
@@ -276,6 +291,8 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         int: type(value) is int and value >= 0,
         str: isinstance(value, str),
         str | None: value is None or isinstance(value, str),
+        int | None: value is None or (type(value) is int and value >= 0),
+        bool | None: value is None or type(value) is bool,
         dict[str, str]: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
     }
     if not right.get(kind, False):

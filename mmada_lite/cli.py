@@ -138,7 +138,19 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder with config.json and safetensors weights")
     parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16", help="how weights are stored (default: fp16)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
+    )
+    parser.add_argument(
+        "--target", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="what int8 and int4 are made for (default: cpu)"
+    )
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="GROUP=FORMAT",
+        help="another format for one group of tensors, such as text_head=int8 or backbone=int4-b32; may be repeated",
+    )
     _add_force(parser)
     _add_json(parser)
 

@@ -3,6 +3,7 @@
 It puts canvases, denoiser, codec and loops together. How a token is chosen and how a graph runs is written elsewhere.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmada_lite.denoiser import OnnxDenoiser
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
 from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.sessions import Device, choose_device, open_session
+from mmada_lite.sessions import Device, choose_device, exact_int8, open_session
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.streams import Answer, Drawing
 from mmada_lite.vocabulary import Tokenizer, chat_ids
@@ -31,6 +32,7 @@ Messages = str | Sequence[Mapping[str, str]]
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: dict[str, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # quarter turns that bring the side to the top
 EMBEDDED = "emoji"
+_log = logging.getLogger("mmada_lite")
 
 
 def embedded_bundle() -> Path:
@@ -56,6 +58,7 @@ class Model:
         self.bundle, self.device, self.vocabulary = bundle, device, bundle.vocabulary
         self.text_defaults, self.image_defaults = bundle.text_defaults, bundle.image_defaults
         self._threads = threads
+        _warn(bundle, device)
         self._tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
         shape = bundle.architecture
         names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
@@ -220,6 +223,23 @@ class Model:
         longest = self.bundle.architecture.max_sequence_length
         if length > longest:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
+
+
+def _warn(bundle: Bundle, device: Device) -> None:
+    """Say aloud where a bundle's integers will be slow or inexact on this device."""
+    integers = [group for group in bundle.quantization.values() if group.bits in (4, 8)]
+    dynamic = any(group.activation for group in integers)
+    if integers and (bundle.target == "tensorrt" or (dynamic and device.name != "cpu")):
+        _log.warning(
+            "%s is made for %s and will be slow on %s; export it with --target %s",
+            *(bundle.path.name, bundle.target, device.name, device.name),
+        )
+    elif dynamic and not exact_int8():
+        _log.warning(
+            "%s multiplies in int8, whose sums can overflow on this processor (it has no VNNI); "
+            "export it with --precision int4, or with --store backbone=int8-b128 and the same for the heads",
+            bundle.path.name,
+        )
 
 
 def _parts(whole: int, most: int) -> list[int]:

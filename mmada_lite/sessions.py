@@ -5,6 +5,8 @@ It knows providers and session options; it knows nothing of what the graphs mean
 
 import logging
 import os
+import platform
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +69,20 @@ def open_session(path: Path, device: Device, threads: int | None = None) -> "onn
         raise Error(f"{path.name} was to run on {device.name} but onnxruntime chose {got}; check driver and CUDA libraries")
     _log.debug("%s opened on %s", path.name, device.name)
     return session
+
+
+def exact_int8() -> bool:
+    """Whether onnxruntime adds up products of int8 exactly on this processor.
+
+    On x86 without VNNI it adds pairs of them in 16 bits, which can overflow. Where the system does not say: yes.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return True
+    return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags[0].split()))
 
 
 def usable_cores() -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmada_lite.atomic import size_in_words
+from mmada_lite.errors import Error
 from mmada_lite.verbs import terminal
 from mmada_lite.verbs.workshop import needs
 
@@ -21,12 +22,15 @@ def export(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.output,
             precision=arguments.precision,
+            target=arguments.target,
+            formats=_formats(arguments.store),
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_portion(done, total, name)),
         )
     if arguments.json:
         size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-        print(terminal.json_line({"result": str(written), "bytes": size, "precision": arguments.precision}))
+        said = {"precision": arguments.precision, "target": arguments.target}
+        print(terminal.json_line({"result": str(written), "bytes": size, **said}))
     else:
         print(written)
     return 0
@@ -46,6 +50,14 @@ def check(arguments: argparse.Namespace) -> int:
     summary = as_json(results)
     print(terminal.json_line(summary))
     return 1 if summary["failed"] or not results else 0
+
+
+def _formats(changes: list[str]) -> dict[str, str]:
+    """`text_head=int8` and so on, as a mapping."""
+    for change in changes:
+        if "=" not in change:
+            raise Error(f"--store {change}: write GROUP=FORMAT, for example --store text_head=int8")
+    return {group: name for group, _, name in (change.partition("=") for change in changes)}
 
 
 def _portion(done: int, total: int, name: str) -> str:

@@ -1,0 +1,1 @@
+"""Making weights smaller: number formats now; calibration and search build on them."""

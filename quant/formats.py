@@ -1,0 +1,176 @@
+"""How the numbers of a matrix are stored: formats as values, rounding to nearest, and the way back. Pure numpy, on any
+chunk of rows.
+
+A matrix here is a checkpoint's (N, K): N output columns of a Linear, one a row, K inputs along it. A block is some
+consecutive inputs of one column that share a scale; the last block of a column may be shorter than the others. It
+knows nothing of ONNX, of files, or of which layer a matrix belongs to; how codes lie in bytes is `packing`.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.errors import Error
+
+Family = Literal["fp32", "fp16", "int8", "int4"]
+_BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+BLOCKS = (32, 64, 128)
+SMALLEST_SCALE = {"float16": np.float32(2.0**-24), "float32": np.finfo(np.float32).smallest_normal}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way to store a matrix.
+
+    block: inputs that share a scale; None, one scale for a whole column. symmetric: code 0 means 0; else every block has
+    a zero point. int8 by columns is the format whose activations may be quantized too (dynamically, per token); every
+    other one stores weights only. Raises Error for a combination that is no format of ours.
+    """
+
+    family: Family
+    block: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        allowed: dict[Family, tuple[int | None, ...]] = {"int8": (None, *BLOCKS), "int4": BLOCKS}
+        right = self.family in _BITS and self.block in allowed.get(self.family, (None,))
+        if not right or not (self.symmetric or self.family == "int4"):
+            raise Error(f"{self!r} is no format; use one of {', '.join(FORMATS)}")
+
+    @property
+    def name(self) -> str:
+        block = f"-b{self.block}" if self.block else ""
+        return f"{self.family}{block}{'' if self.symmetric else '-asym'}"
+
+    @property
+    def bits(self) -> int:
+        return _BITS[self.family]
+
+    @property
+    def floating(self) -> bool:
+        return self.family in ("fp32", "fp16")
+
+    @property
+    def dtype(self) -> str:
+        """numpy's name of one number: of a floating format the weight, of an integer one the code."""
+        return {"fp32": "float32", "fp16": "float16"}.get(self.family, "int8")
+
+    @property
+    def scale_dtype(self) -> str:
+        """Scales of int4 are stored in half precision: at 8B that is 0.1 GB less, and 2^-11 of a step of 1/15 is nothing."""
+        return "float16" if self.family == "int4" else "float32"
+
+    def blocks(self, inputs: int) -> int:
+        """Blocks in a column of `inputs` weights, the short last one counted."""
+        return -(-inputs // self.block) if self.block else 1
+
+
+FORMATS: dict[str, Format] = {}
+for _made in (
+    Format("fp32"),
+    Format("fp16"),
+    Format("int8"),
+    *(Format("int8", block) for block in BLOCKS),
+    *(Format("int4", block, symmetric) for symmetric in (True, False) for block in BLOCKS),
+):
+    FORMATS[_made.name] = _made
+
+
+def format_named(name: str) -> Format:
+    """The format called `name`. Raises Error that names the nearest one."""
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(FORMATS)}"
+        raise Error(f"no format is called {name!r}; {hint}")
+    return FORMATS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """Rows of a matrix as integers: weight = (code - zero) * scale.
+
+    Codes and zeros are signed about the middle of the range, -8..7 or -128..127, whether the format is symmetric or not.
+    """
+
+    format: Format
+    codes: NDArray[np.int8]  # [n, K]
+    scales: NDArray[np.float32]  # [n, blocks], above zero, each exact in format.scale_dtype
+    zeros: NDArray[np.int8] | None  # [n, blocks]; None: symmetric
+
+
+def quantize(rows: np.ndarray, form: Format, name: str) -> Quantized:
+    """Round rows [n, K] of the tensor `name` to the nearest codes; no weight is off by more than half its block's scale.
+
+    The scale is the smallest for which that holds (symmetric), or maps the block's range, zero included, onto all codes
+    (asymmetric). A block of zeros gets scale 1. Raises Error naming the tensor when it holds NaN or infinite numbers,
+    or numbers too large for the scales' type.
+    """
+    assert not form.floating, f"{form.name} holds no codes"
+    require_finite(rows, name)
+    blocks = _blocked(np.asarray(rows, np.float32), form)  # [n, blocks, block]
+    high, low = np.maximum(blocks.max(-1), 0), np.minimum(blocks.min(-1), 0)  # [n, blocks]
+    lowest, highest = -(1 << form.bits - 1), (1 << form.bits - 1) - 1
+    if form.symmetric:
+        scales = _stored_scales(np.maximum(high / np.float32(highest + 0.5), low / np.float32(lowest - 0.5)), form, name)
+        zeros = None
+    else:
+        count = np.float32(highest - lowest)
+        scales = _stored_scales(high / count - low / count, form, name)
+        zeros = np.clip(np.rint(lowest - low / scales), lowest, highest).astype(np.int8)
+    steps = blocks / scales[..., None]
+    np.rint(steps, out=steps)
+    if zeros is not None:
+        steps += zeros[..., None]
+    codes = np.clip(steps, lowest, highest, out=steps).astype(np.int8).reshape(rows.shape[0], -1)
+    return Quantized(form, codes[:, : rows.shape[1]], scales, zeros)
+
+
+def dequantize(held: Quantized) -> NDArray[np.float32]:
+    """The weights [n, K] that the codes stand for."""
+    blocks = _blocked(held.codes, held.format).astype(np.float32)
+    if held.zeros is not None:
+        blocks -= held.zeros[..., None]
+    whole: NDArray[np.float32] = (blocks * held.scales[..., None]).reshape(held.codes.shape[0], -1)
+    return whole[:, : held.codes.shape[1]]
+
+
+def rounded(values: np.ndarray, form: Format, name: str) -> np.ndarray:
+    """Values as a floating format stores them. Raises Error naming the tensor when it holds NaN, infinite numbers, or
+    numbers beyond half precision."""
+    assert form.floating, f"{form.name} is not a floating format"
+    require_finite(values, name)
+    with np.errstate(over="ignore"):
+        stored = values.astype(form.dtype, copy=False)
+    if form.family == "fp16" and not np.isfinite(stored).all():
+        raise Error(f"{name} holds numbers beyond half precision; export it with --precision fp32")
+    return stored
+
+
+def require_finite(values: np.ndarray, name: str) -> None:
+    """Raise an Error naming the tensor when it holds NaN or infinite numbers."""
+    if not np.isfinite(values).all():
+        what = "NaN" if np.isnan(values).any() else "infinite numbers"
+        raise Error(f"{name} holds {what}: the training diverged or the file is damaged; use another checkpoint")
+
+
+def _blocked(values: np.ndarray, form: Format) -> np.ndarray:
+    """[n, K] -> [n, blocks, block], zeros behind a short last block."""
+    rows, inputs = values.shape
+    missing = form.blocks(inputs) * (form.block or inputs) - inputs
+    padded = np.pad(values, ((0, 0), (0, missing))) if missing else values
+    return padded.reshape(rows, form.blocks(inputs), -1)
+
+
+def _stored_scales(scales: np.ndarray, form: Format, name: str) -> NDArray[np.float32]:
+    """Scales as they are stored, rounded up so that no code is cut off; 1 for a block of zeros."""
+    least = SMALLEST_SCALE[form.scale_dtype]
+    wanted = np.where(scales > 0, np.maximum(scales, least), np.float32(1))
+    with np.errstate(over="ignore"):
+        stored = wanted.astype(form.scale_dtype)
+        stored = np.where(stored < wanted, np.nextafter(stored, np.array(np.inf, stored.dtype)), stored)
+    if not np.isfinite(stored).all():
+        raise Error(f"{name} holds numbers too large for {form.name}; export it with --precision fp32")
+    return stored.astype(np.float32)
