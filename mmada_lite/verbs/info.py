@@ -18,10 +18,12 @@ from mmada_lite.sessions import choose_device, usable_cores
 from mmada_lite.verbs import terminal
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-# Bytes in memory for a byte on disk, on a CPU: it computes in float32, so half precision doubles at load; weights in blocks get
-# a float32 scale and a float32 sum for each; what is written for TensorRT it takes apart (measured with onnxruntime 1.32).
-_HALF, _FOR_TENSORRT = 2.0, 3.0
-_BESIDE_A_BLOCK = {"fp16": 2, "fp32": 4}  # bytes of a block's scale on disk
+# Bytes in memory for a byte on disk, on a CPU: it computes in float32, so half precision doubles at load; a block of weights
+# takes 12 bytes beside its codes; what is written for TensorRT is taken apart (measured with onnxruntime 1.32).
+_HALF = 2.0
+_FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}
+_BESIDE_A_BLOCK = 12  # bytes in memory
+_SCALE = {"fp16": 2, "fp32": 4}  # bytes on disk
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -99,11 +101,11 @@ def _expansion(name: str, group: WeightGroup, target: str) -> float:
     if group.format == "fp16":
         return _HALF
     if target == "tensorrt":
-        return _FOR_TENSORRT
+        return _FOR_TENSORRT.get(group.format, 1.0)
     if group.block is None or group.bits is None:
         return 1.0
     weights = group.block * group.bits / 8
-    return (weights + 8) / (weights + _BESIDE_A_BLOCK.get(group.scale or "fp32", 4))
+    return (weights + _BESIDE_A_BLOCK) / (weights + _SCALE.get(group.scale or "fp32", 4))
 
 
 def memory_available() -> int | None:
