@@ -21,7 +21,7 @@ Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _CHUNK = 12 << 20  # bytes of a tensor held at once, as float32
 _ACCURACY = 4  # MatMulNBits may quantize activations to int8 block by block: the fast way on a CPU
-_FLOAT = 1  # ONNX's number of float32
+_FLOAT, _HALF = 1, 10  # ONNX's numbers of float32 and float16
 
 
 class Tensors(Protocol):
@@ -101,6 +101,16 @@ def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) ->
     units = graph.weight(f"{weight.name}.scale", (weight.shape[0], 1), "float32", scales)
     rows = graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT})
     return graph.op("Mul", rows, graph.op("Gather", units, tokens), to=to)
+
+
+def attention(graph: Graph, query: str, keys: str, values: str, form: Form) -> str:
+    """query [B, H, Q, Hd], keys and values [B, Hkv, L, Hd] -> [B, H, Q, Hd], every query seeing every key. TensorRT has
+    kernels for half precision alone."""
+    given = [query, keys, values]
+    if form.target != "tensorrt":
+        return graph.op("Attention", *given, attributes={"is_causal": 0})
+    halves = [graph.op("Cast", value, attributes={"to": _HALF}) for value in given]
+    return graph.op("Cast", graph.op("Attention", *halves, attributes={"is_causal": 0}), attributes={"to": _FLOAT})
 
 
 def check_linear(shape: tuple[int, ...], form: Form) -> None:

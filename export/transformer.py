@@ -69,7 +69,7 @@ class _Block:
         consecutively."""
         keys = self.graph.op("Concat", f"past_key_{self.layer}", key, attributes={"axis": 2})
         values = self.graph.op("Concat", f"past_value_{self.layer}", value, attributes={"axis": 2})
-        mixed = self.graph.op("Attention", query, keys, values, attributes={"is_causal": 0})
+        mixed = lowering.attention(self.graph, query, keys, values, self.form)
         return self.graph.op(
             "Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1)
         )

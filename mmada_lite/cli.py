@@ -142,7 +142,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
     )
     parser.add_argument(
-        "--target", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="what int8 and int4 are made for (default: cpu)"
+        "--target", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="the kind of device to write for (default: cpu)"
     )
     parser.add_argument(
         "--store",

@@ -226,10 +226,9 @@ class Model:
 
 
 def _warn(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle's integers will be slow or inexact on this device."""
-    integers = [group for group in bundle.quantization.values() if group.bits in (4, 8)]
-    dynamic = any(group.activation for group in integers)
-    if integers and (bundle.target == "tensorrt" or (dynamic and device.name != "cpu")):
+    """Say aloud where a bundle will be slow or inexact on this device."""
+    dynamic = any(group.activation for group in bundle.quantization.values())
+    if bundle.target == "tensorrt" or (dynamic and device.name != "cpu"):
         _log.warning(
             "%s is made for %s and will be slow on %s; export it with --target %s",
             *(bundle.path.name, bundle.target, device.name, device.name),

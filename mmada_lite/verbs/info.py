@@ -177,8 +177,7 @@ def _words(content: Mapping[str, Any]) -> str:
 
 def _stored(content: Mapping[str, Any]) -> str:
     groups = content["quantization"]
-    target = f"; lowered for {content['target']}" if any(group["bits"] in (4, 8) for group in groups.values()) else ""
-    return ", ".join(f"{name} {_format(group)}" for name, group in groups.items()) + target
+    return ", ".join(f"{name} {_format(group)}" for name, group in groups.items()) + f"; lowered for {content['target']}"
 
 
 def _format(group: Mapping[str, Any]) -> str:
