@@ -150,7 +150,7 @@ def test_learning_rate_factors() -> None:
         assert factors[0] < 0.2
         assert max(factors) <= 1.0
         assert factors[-1] < 0.1
-    assert trapezoid(25, 100, 10) == 1.0
+    assert trapezoid(30, 100, 10) == 1.0
 
 
 def test_vq_training_lowers_the_loss_and_resumes(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Average:
             parameter.copy_(held)
 
 
-def trapezoid(step: int, steps: int, warmup: int, decay: float = 0.7, floor: float = 0.02) -> float:
+def trapezoid(step: int, steps: int, warmup: int, decay: float = 0.6, floor: float = 0.02) -> float:
     """Learning-rate factor: up over `warmup` steps, flat, then down to `floor` over the last share `decay` of the run.
 
     While it is flat, `steps` can still be changed on resuming.

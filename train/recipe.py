@@ -21,7 +21,7 @@ VQ_CONFIG = VQConfig(
     group_norm_groups=8,
 )
 
-SHARPEN = VQSettings(steps=1200, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
+SHARPEN = VQSettings(steps=700, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ log = logging.getLogger("mmada_lite")
 class StageOneSettings:
     """Length and balance of stage one. A batch is `paint_groups` + `ask_groups` + `text_groups` groups of equal length."""
 
-    steps: int = 3200
+    steps: int = 3300
     rows: int = 16  # of a group
     paint_groups: int = 3
     ask_groups: int = 4

@@ -31,6 +31,7 @@ class Augmentation:
     brightness: float = 0.12
     contrast: float = 0.12
     tone: float = 8.0  # standard deviation of the background's tone, in 0..255
+    stretch: float = 0.0  # how far width and height may differ, as a share of either
 
 
 PLAIN = Augmentation((0.82, 0.82), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # evaluation: centred, untouched
@@ -56,12 +57,10 @@ def _place(icon: Pixels, rng: np.random.Generator, how: Augmentation, size: int)
     angle = np.deg2rad(rng.uniform(-how.rotation, how.rotation))
     centre = size / 2 + rng.uniform(-how.shift, how.shift, 2) * size
     ratio = picture.width / side
-    cosine, sine = np.cos(angle) * ratio, np.sin(angle) * ratio
+    across, down = ratio * (1 + rng.uniform(-how.stretch, how.stretch, 2)) if how.stretch else (ratio, ratio)
+    a, b, c, d = np.cos(angle) * across, np.sin(angle) * across, -np.sin(angle) * down, np.cos(angle) * down
     middle = picture.width / 2
-    matrix = (
-        cosine, sine, middle - cosine * centre[0] - sine * centre[1],
-        -sine, cosine, middle + sine * centre[0] - cosine * centre[1],
-    )  # fmt: skip
+    matrix = (a, b, middle - a * centre[0] - b * centre[1], c, d, middle - c * centre[0] - d * centre[1])
     premultiplied = picture.convert("RGBa")
     moved = premultiplied.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return np.asarray(moved.convert("RGBA"), dtype=np.uint8)

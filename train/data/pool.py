@@ -19,7 +19,7 @@ from mmada_lite.train.vq import MagViT
 
 # Pictures to draw like are tidy; pictures to be recognized come in all conditions.
 TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, True, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD = Augmentation((0.55, 0.98), 0.10, 14.0, True, 0.06, 0.4, 0.15, 0.2, 9.0)
+WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2)
 
 
 @dataclass(frozen=True, slots=True)
