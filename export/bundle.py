@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
 WEIGHTS = "weights.bin"
 SIDECAR = "mmada_lite.json"
-_CARRIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md")
+_CARRIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md", "model_card.md")
 _ROOM = 8 << 20  # bytes, for graph files, the tokenizer and alignment
 _HEAD = "model.transformer.ff_out.weight"
 
