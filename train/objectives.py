@@ -1,8 +1,7 @@
 """The unified masked-diffusion objective (MMaDA, arXiv 2505.15809, equation L_unify): masking and losses as pure functions.
 
-The first half is the reference's arithmetic to the letter, for parity; the second is the same objective without its
-accidents, for training. Nothing here knows a model, an optimizer or a prompt; every draw comes from a generator or an array
-that is passed in.
+Nearly all of it is the reference's arithmetic to the letter, for parity; `unified_loss` at the end is what our training
+uses. Nothing here knows a model, an optimizer or a prompt; every draw is passed in.
 """
 
 from collections.abc import Mapping
@@ -118,30 +117,12 @@ def text_loss(logits: Tensor, labels: Tensor, masked: Tensor, rows: TextRows) ->
 
 @dataclass(frozen=True, slots=True)
 class Corrupted:
-    """Rows with some tokens hidden. `weight` multiplies each position's cross-entropy; the sum of products is the loss."""
+    """Rows with some tokens hidden, as `train.data.sequences` makes them. `weight` multiplies each position's
+    cross-entropy; the sum of products is the loss."""
 
     tokens: Tensor  # int64 [B, L] with masks
     targets: Tensor  # int64 [B, L]
     weight: Tensor  # float32 [B, L], zero where nothing is hidden
-
-
-def corrupt_answers(targets: Tensor, answer: Tensor, mask_id: int, generator: torch.Generator) -> Corrupted:
-    """Hide tokens of the answers (bool [B, L]) at t ~ U(0, 1) per row; each weighs 1 / (p * answer length * rows)."""
-    p = mask_probability(torch.rand(targets.shape[0], 1, generator=generator))
-    hidden = (torch.rand(targets.shape, generator=generator) < p) & answer
-    length = answer.sum(1, keepdim=True).clamp(min=1)
-    return Corrupted(torch.where(hidden, mask_id, targets), targets, hidden / (p * length * targets.shape[0]))
-
-
-def corrupt_pictures(
-    targets: Tensor, picture: Tensor, mask_id: int, generator: torch.Generator, law: str = "cosine"
-) -> Corrupted:
-    """Hide schedule(t) of each row's code positions (bool [B, L]), at least one; the loss is the mean over hidden codes."""
-    share = masked_share(torch.rand(targets.shape[0], generator=generator), law)
-    count = (picture.sum(1) * share).round().clamp(min=1)
-    order = torch.rand(targets.shape, generator=generator).masked_fill(~picture, 2.0)  # what is no code comes last
-    hidden = (order.argsort(1).argsort(1) < count[:, None]) & picture
-    return Corrupted(torch.where(hidden, mask_id, targets), targets, hidden / hidden.sum().clamp(min=1))
 
 
 def unified_loss(logits: Tensor, rows: Corrupted) -> Tensor:
