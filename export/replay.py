@@ -6,7 +6,7 @@ draws come in as samplers. Nothing here knows how a result is shown.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,17 @@ def _given_canvas(tokens: Ints, editable: NDArray[np.bool_], start: int, mask: i
     return canvas
 
 
+def _text_settings(given: dict[str, Any]) -> TextSettings:
+    """What every recorded text decoding says, under the reference's law."""
+    return TextSettings(
+        answer_length=given["gen_length"],
+        steps=given["steps"],
+        block_length=given["block_length"],
+        order=given["remasking"],
+        law="reference",
+    )
+
+
 def replay_text(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A text or understanding case: the whole sequence after every step, and the number of calls.
 
@@ -142,15 +153,7 @@ def replay_text(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """
     info, t = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
-    settings = TextSettings(
-        answer_length=given["gen_length"],
-        steps=given["steps"],
-        block_length=given["block_length"],
-        temperature=given["temperature"],
-        guidance=given["cfg_scale"],
-        order=given["remasking"],
-        law="reference",
-    )
+    settings = replace(_text_settings(given), guidance=given["cfg_scale"], temperature=given["temperature"])
     stop = [info["eot_token"]] if given.get("function") == "mmu_generate_fast" and info.get("eot_token") is not None else []
     recorded, prompt = t["x_steps"], t["prompt"]  # [calls, B, P+A], [B, P]
     wrong, calls = 0.0, set()
@@ -193,16 +196,8 @@ def replay_cache(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A Fast-dLLM case: the sequence after every call, each call's span, the number of calls, and logits where kept."""
     info, t = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
-    settings = TextSettings(
-        answer_length=given["gen_length"],
-        steps=given["steps"],
-        block_length=given["block_length"],
-        temperature=given["temperature"],
-        order=given["remasking"],
-        cache="none" if info["mode"] == "plain" else info["mode"],
-        threshold=given.get("threshold"),
-        law="reference",
-    )
+    policy = "none" if info["mode"] == "plain" else info["mode"]
+    settings = replace(_text_settings(given), cache=policy, threshold=given.get("threshold"))
     prompt = t["prompt"]
     tokens = np.concatenate([prompt, np.full((1, settings.answer_length), mask, dtype=np.int64)], axis=1)
     canvas = _given_canvas(tokens, tokens == mask, prompt.shape[1], mask, guided=False)

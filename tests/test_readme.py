@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mmada_lite.cli import VERBS, build_parser
-from mmada_lite.model import embedded_bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +30,6 @@ def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
-@pytest.mark.skipif(not embedded_bundle().is_dir(), reason="the small model is not in this tree")
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
