@@ -196,7 +196,7 @@ def replay_cache(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A Fast-dLLM case: the sequence after every call, each call's span, the number of calls, and logits where kept."""
     info, t = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
-    policy = "none" if info["mode"] == "plain" else info["mode"]
+    policy: Any = "none" if info["mode"] == "plain" else info["mode"]
     settings = replace(_text_settings(given), cache=policy, threshold=given.get("threshold"))
     prompt = t["prompt"]
     tokens = np.concatenate([prompt, np.full((1, settings.answer_length), mask, dtype=np.int64)], axis=1)
