@@ -99,6 +99,11 @@ def paint_prompt(text: Sequence[int], special: SpecialTokens, *, longest: int | 
     return [special.t2i, *body, special.eos]
 
 
+def thinking_prompt(text: Sequence[int], special: SpecialTokens) -> list[int]:
+    """[r2i] bos text: what a thought about a picture to be drawn follows; thought and eos after it, and it is a paint prompt."""
+    return [special.r2i, special.bos, *text]
+
+
 def image_canvas(
     prompt: Sequence[int],
     codes: ArrayLike,

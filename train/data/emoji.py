@@ -27,11 +27,21 @@ class ConceptIcons:
 
 
 def render_concepts(packages: Path, file: Path) -> None:
-    """Render every concept in every style into `file`, an .npz with one array [concepts, S, S, 4] a style."""
+    """Render every concept in every style into `file`, an .npz with one array [concepts, S, S, 4] a style.
+
+    Where a style for training lacks a concept, the first style's icon stands in; a style that measures must have them all.
+    """
+    sets = {style.name: IconSet(packages, style) for style in STYLES}
+    first = sets[STYLES[0].name]
     arrays = {}
     for style in STYLES:
-        icons = IconSet(packages, style)
-        arrays[style.name] = np.stack([icons.render(concept.icon_in(style.name)) for concept in CONCEPTS])
+        icons, rendered = sets[style.name], []
+        for concept in CONCEPTS:
+            lent = style.role == "train" and concept.icon_in(style.name) not in icons
+            rendered.append(
+                first.render(concept.icon_in(STYLES[0].name)) if lent else icons.render(concept.icon_in(style.name))
+            )
+        arrays[style.name] = np.stack(rendered)
     _save(file, arrays)
 
 
