@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmada_lite.train.parallel import Workers
+from mmada_lite.train.stage_one import StageOne, StageOneSettings, averaged_weights
 from test_train_data import disc, pool, tokenizer, vocabulary  # noqa: F401  (fixtures)
 from torch import nn
 
@@ -23,9 +25,7 @@ from mmada_lite.train.data.texts import pairs
 from mmada_lite.train.judge import Judge, compose_many
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.optimizer import Average, Optimizer, orthogonalize, trapezoid, warm_cosine
-from mmada_lite.train.parallel import Workers
 from mmada_lite.train.progress import Log, load_state, save_state
-from mmada_lite.train.stage_one import StageOne, StageOneSettings, averaged_weights
 from mmada_lite.train.vq import MagViT
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
