@@ -62,8 +62,9 @@ def open_accelerator() -> Accelerator:
         from accelerate import Accelerator, PartialState
     except ImportError as error:
         raise Error('training needs accelerate: pip install "mmada-lite[train]"') from error
-    precision = "bf16" if fast_type(PartialState().device) == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=precision)
+    cpu = not torch.cuda.is_available()  # said aloud, without which several processes on a CPU do not find each other
+    precision = "bf16" if fast_type(PartialState(cpu=cpu).device) == torch.bfloat16 else "no"
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 class Loop:
