@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = {"command": "mmada-lite bench quality " + " ".join(argv or sys.argv[1:]), **report}
     print(table(report["report"]))
     if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         partial = arguments.output.with_name(arguments.output.name + ".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(arguments.output)

@@ -142,5 +142,9 @@ def train_stage(model: MMaDA, sequences: Sequences, folder: Path, settings: Stag
 def load_trained(folder: Path, model: MMaDA, averaged: bool = True) -> int:
     """Put the weights of a stage's last state into the model; returns the steps that it was trained for."""
     weights, steps = trained_weights(folder, averaged)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+    try:
+        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()[:160]
+        raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
     return steps
