@@ -21,7 +21,7 @@ const fill = (share) => (at("done").style.width = `${100 * share}%`);
 const painted = () =>
   new Promise((go) => {
     requestAnimationFrame(() => setTimeout(go));
-    setTimeout(go, 100);
+    setTimeout(go, 1000);
   });
 
 /** Run one task: buttons rest meanwhile, and whatever goes wrong is said in the status line. */
