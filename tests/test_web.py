@@ -7,6 +7,7 @@ rounding, may land on the other side. Every other difference is a fault.
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_random_numbers_are_bit_for_bit_pythons(page: Page) -> None:
         ours = uniform(seed, stream, step, row, positions)  # type: ignore[arg-type]
         assert page.run(script + "return [...u]") == ours.tolist()
         assert page.run(script + "return [...u].map(m.gumbel)") == pytest.approx(gumbel(ours).tolist(), rel=1e-6, abs=1e-6)
+
+
+def test_the_numbers_that_the_document_gives_are_right() -> None:
+    document = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (2\^64 - 1|\d+) \| (\d) \| (\d+) \| (\d+) \| [^|]+ \| ([\d, ]+) \|$", document, re.MULTILINE)
+    assert len(rows) == 3
+    for seed, stream, step, row, words in rows:
+        key = 2**64 - 1 if "^" in seed else int(seed)
+        drawn = uniform(key, Stream(int(stream)), int(step), int(row), [0, 1, 2, 3, 4, 63])
+        assert [int(u * 2**23 - 0.5) for u in drawn.tolist()] == [int(word) for word in words.split(",")]
+    (said,) = re.findall(r"^For n = 64, T = 16 the cosine gives ([-\d, ]+)\.$", document, re.MULTILINE)
+    assert masked_after("cosine", 64, 16).tolist() == [int(number) for number in said.split(",")]
 
 
 def test_schedules_are_pythons(page: Page) -> None:

@@ -1,8 +1,8 @@
 // A bundle over HTTP: bundle.json first, then every file that drawing and answering need, each checked by its sha256. It
 // knows where the bytes are and what they are called; graphs are run and ids are read elsewhere.
 
-const NEWEST = 1;
-const NEEDED = ["embedder", "backbone", "text_head", "image_head", "image_encoder", "image_decoder"];
+export const GRAPHS = ["embedder", "backbone", "text_head", "image_head", "image_encoder", "image_decoder"];
+const NEWEST = 1; // format version
 
 /**
  * Read the bundle in the folder at `base`. `onProgress(done, total)` counts bytes.
@@ -12,7 +12,7 @@ export async function openBundle(base, onProgress = () => {}) {
   const folder = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI);
   const manifest = await (await get(new URL("bundle.json", folder))).json();
   check(manifest, folder);
-  const names = ["tokenizer.json", "weights.bin", ...NEEDED.map((graph) => manifest.graphs[graph].file)];
+  const names = ["tokenizer.json", "weights.bin", ...GRAPHS.map((graph) => manifest.graphs[graph].file)];
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   let done = 0;
   const count = (bytes) => onProgress((done += bytes), total);
@@ -25,7 +25,7 @@ function check(manifest, folder) {
   if (manifest.format_version > NEWEST) {
     throw new Error(`this bundle has format ${manifest.format_version} and the page reads ${NEWEST}; use a newer page`);
   }
-  const missing = NEEDED.find((graph) => !(graph in manifest.graphs));
+  const missing = GRAPHS.find((graph) => !(graph in manifest.graphs));
   if (missing) throw new Error(`this bundle has no graph "${missing}"; export it with its image tokenizer`);
 }
 

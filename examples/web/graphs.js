@@ -3,7 +3,7 @@
 
 import * as ort from "onnxruntime-web";
 
-const EVERYWHERE = ["embedder", "backbone", "text_head", "image_head", "image_encoder", "image_decoder"];
+import { GRAPHS } from "./bundle.js";
 
 ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
 ort.env.logLevel = "error";
@@ -24,7 +24,7 @@ export class Graphs {
       externalData: [{ path: "weights.bin", data: files.get("weights.bin") }],
     };
     const sessions = {};
-    for (const graph of EVERYWHERE) {
+    for (const graph of GRAPHS) {
       sessions[graph] = await ort.InferenceSession.create(files.get(manifest.graphs[graph].file), options);
     }
     return new Graphs(manifest.architecture, sessions);
