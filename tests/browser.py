@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,7 +41,15 @@ class Page:
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
     def open(self, url: str) -> None:
+        """Go to a page and wait until it has loaded. A script that runs while the page changes has nowhere to run: again."""
         self._call("Page.navigate", url=url)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(RuntimeError):
+                if self.run(f"return location.href === {json.dumps(url)} && document.readyState === 'complete'"):
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(f"{url} did not load in {_PATIENCE:.0f} s")
 
     def resize(self, width: int, height: int) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -125,6 +133,10 @@ def browse(chromium: str) -> Iterator[Page]:
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")  # pages of another server may read
+        super().end_headers()
 
 
 @contextmanager
