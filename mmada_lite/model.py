@@ -210,7 +210,7 @@ class Model:
             yield step, np.zeros((0, 0), dtype=np.int64)
         canvas, forwards, seconds = plain, 0, 0.0
         if thinking.fault:
-            _log.warning("the thought %s, so the picture is drawn from the prompt alone", thinking.fault)
+            _log.warning("%s, so the picture is drawn from the prompt alone", thinking.fault)
         else:
             canvas = self._image_canvas(prompt, blank, blank == 0, settings, thinking.ids)
         if thinking.last:

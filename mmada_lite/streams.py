@@ -125,8 +125,10 @@ class Thinking:
     @property
     def fault(self) -> str | None:
         """Why nothing can be drawn from it, None when it can be. Runs it to its end."""
-        fault, excess = fault_of(self.text), len(self.ids) - self._room
-        return fault if fault or excess <= 0 else f"is {excess} tokens too long to draw from"
+        fault, taken = fault_of(self.text), len(self.ids)
+        if fault or taken <= self._room:
+            return fault
+        return f"the thought takes {taken} tokens where the picture leaves room for {max(0, self._room)}"
 
 
 class Drawing(Stream):

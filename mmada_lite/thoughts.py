@@ -36,12 +36,12 @@ def fault_of(text: str) -> str | None:
     if thought:
         return None
     if thought is not None or not text.strip():
-        return "is empty"
+        return "the thought is empty"
     if OPEN not in text:
-        return f"has no {OPEN}"
+        return f"the thought has no {OPEN}"
     if CLOSE not in text:
-        return f"is not ended by {CLOSE}"
-    return f"does not read {OPEN} thought {CLOSE}"
+        return f"the thought is not ended by {CLOSE}"
+    return f"the thought does not read {OPEN} thought {CLOSE}"
 
 
 def unfinished(text: str) -> str:
