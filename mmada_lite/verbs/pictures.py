@@ -71,7 +71,7 @@ def _draw(arguments: argparse.Namespace, begin: Begin, otherwise: str) -> int:
         thinking = False
         for step in drawing:  # those of a thought first
             if thinking and step.guess is not None and drawing.thought and not arguments.json:
-                progress.keep(f"thought: {drawing.thought}")
+                progress.keep(f"thought: {' '.join(drawing.thought.split())}")
             thinking = step.guess is None
             progress.show(_line(step, drawing))
             if folder and not thinking:
