@@ -88,7 +88,7 @@ class Loop:
         self.step, self.seconds, self._noted = 0, 0.0, dict[str, float]()
         made = optimizers(
             objective,
-            set() if str(self.accelerator.distributed_type).endswith("DEEPSPEED") else matrices,  # it flattens matrices
+            set() if str(self.accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP")) else matrices,  # want one optimizer
             muon_lr=settings.muon_lr,
             adam_lr=settings.adam_lr,
             decay=settings.weight_decay,
@@ -111,9 +111,11 @@ class Loop:
         sharded = [module for module in self.inner.modules() if isinstance(module, FSDPModule)]
         for module in sharded:
             module.unshard()
-        yield
-        for module in sharded:
-            module.reshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
 
     def run(
         self,
@@ -211,6 +213,7 @@ class Loop:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()  # each writes its own part
         weights = self.accelerator.get_state_dict(self.model)
         averaged = self.average.whole()
         if self.accelerator.is_main_process:
