@@ -1,5 +1,5 @@
-"""`mmada-lite bench quality`: every task of bench/quality_tasks for a checkpoint or a bundle, as a table and as JSON with counts and 95%
-intervals, beside the targets. Knows the command line; the tasks know the data.
+"""`mmada-lite bench quality`: every task of bench/quality_tasks for a checkpoint or a bundle, as a table and as JSON with counts
+and 95% intervals, beside the targets. Knows the command line; the tasks know the data.
 """
 
 from __future__ import annotations

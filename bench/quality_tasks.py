@@ -1,5 +1,5 @@
-"""The tasks that the quality of a small model is measured on: each a function of an exam that counts right answers on data that no
-training saw. What is held out is fixed by hash (texts, layouts, pairs of thing and colour) or is a style of its own.
+"""The tasks that the quality of a small model is measured on: each a function of an exam that counts right answers on data that
+no training saw. What is held out is fixed by hash (texts, layouts, pairs of thing and colour) or is a style of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def tokenizer_of_images(exam: Exam) -> Report:
 
 
 def what_is_this(exam: Exam) -> Report:
-    """One thing alone, untouched: its name, and the colour of the background. Two guesses at chance level are 1 in 64 and 1 in 10."""
+    """One thing alone, untouched: its name (chance is 1 in 64), and the colour of the background (1 in 10)."""
     report = Report()
     for role in ("validation", "test"):
         pictures, concepts, colours = _singles(exam.icons[role], exam.count * (2 if role == "test" else 1), exam.rng(2))
@@ -97,12 +97,12 @@ def what_is_this(exam: Exam) -> Report:
 
 
 def scenes(exam: Exam) -> Report:
-    """Four places, layouts never trained on: background, position, count, with a thought; icons of training and validation styles."""
+    """Four places, layouts never trained on, with a thought; icons of the training styles and of the validation style."""
     report = Report()
     for role in ("train", "validation"):
         rng, total = exam.rng(3), exam.count // 2
         for kind in ("background", "position", "count", "compare"):
-            cases = []
+            cases: list[tuple[Layout, str, str, Pictures]] = []
             while len(cases) < total:
                 layout, colour = draw_layout((2, 2), True, rng), COLOURS[rng.integers(len(COLOURS))]
                 found = scene_question(layout, colour, kind, rng)
@@ -135,7 +135,7 @@ def drawing(exam: Exam) -> Report:
 
 
 def thinking_before_drawing(exam: Exam) -> Report:
-    """Two things side by side that were never drawn together: is the thought the right one, and does the picture do what it says?"""
+    """Two things side by side that were never drawn together: is the thought right, does the picture do what it says?"""
     rng, cases = exam.rng(4), list[tuple[Layout, str, str]]()
     for n in range(exam.count // 2):
         relation = list(RELATIONS)[n % len(RELATIONS)]
@@ -159,7 +159,7 @@ def thinking_before_drawing(exam: Exam) -> Report:
 
 
 def arithmetic(exam: Exam) -> Report:
-    """Sums and differences of two digits, sums of three, never trained on: the result, and the thought where the result is right."""
+    """Sums and differences of two digits, sums of three, never trained on: results, and thoughts where results are right."""
     report, good_thoughts, good_results = Report(), 0, 0
     for kind in ("sum2", "difference2", "sum3"):
         problems = distinct_problems(kind, True, exam.count // 2, exam.rng(5))
@@ -242,8 +242,7 @@ def _agrees(exam: Exam, picture: NDArray[np.uint8], thought: str) -> bool:
     words = [part.split(" ", 1) for part in parts]
     if len(words) != 3 or any(len(w) != 2 for w in words) or any(name not in NUMBERS for _, name in words[:2]):
         return False
-    sides = tuple(side for side, _ in words[:2])
-    grid = {("left", "right"): GRIDS[1], ("top", "bottom"): GRIDS[2]}.get(sides)
+    grid = {("left", "right"): GRIDS[1], ("top", "bottom"): GRIDS[2]}.get((words[0][0], words[1][0]))
     if grid is None:
         return False
     layout = Layout(*grid, (words[0][1], words[1][1]))

@@ -1,4 +1,4 @@
-"""What a measurement of quality is made on: a checkpoint in torch or a bundle in onnxruntime, behind one face. Knows no task."""
+"""What quality is measured on: a checkpoint in torch or a bundle in onnxruntime, behind one face. Knows no task."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def paint_prompt(text: Sequence[int], special: SpecialTokens, *, longest: int | 
 
 
 def thinking_prompt(text: Sequence[int], special: SpecialTokens) -> list[int]:
-    """[r2i] bos text: what a thought about a picture to be drawn follows; thought and eos after it, and it is a paint prompt."""
+    """[r2i] bos text: what a thought about a picture follows. With that thought and eos it is a prompt to draw."""
     return [special.r2i, special.bos, *text]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmada_lite.train.evaluate import Subject, answer, draw, question
 
 import mmada_lite
 from mmada_lite.bundle import Bundle
@@ -12,7 +13,6 @@ from mmada_lite.model import embedded_bundle
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
 from mmada_lite.train.data.pictures import background_of
 from mmada_lite.train.data.texts import SUM_QUESTIONS, pairs, standard_caption, sums
-from mmada_lite.train.evaluate import Subject, answer, draw, question
 from mmada_lite.train.judge import Judge
 
 SHIPPED = Path(__file__).parent.parent / "train" / "shipped"

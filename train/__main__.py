@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
-    parser.add_argument("--start", type=Path, help="vq, one: a checkpoint to go on from (train/shipped/emoji)")
+    parser.add_argument("--from", dest="start", type=Path, help="vq, one: a checkpoint to go on from (train/shipped/emoji)")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two: instead of the recipe's number")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")

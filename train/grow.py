@@ -1,5 +1,5 @@
-"""A trained model as the start of another: the weights of its blocks, and the rows of embedding and head of every token that both
-vocabularies spell alike and of every image code. Knows no training.
+"""A trained model as the start of another: the weights of its blocks, and the rows of embedding and head of every token that
+both vocabularies spell alike and of every image code. Knows no training.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ def grow(model: MMaDA, tokenizer: Path, start: Path) -> int:
     old, new_ids = MMaDA.load(start), _ids(tokenizer)
     old_ids, source, target = _ids(start / "tokenizer.json"), old.state_dict(), model.state_dict()
     codes = model.config.codebook_size
+    missing = sorted(set(target) - set(source))
+    if missing:
+        raise Error(f"{start} cannot be the start of this model: it has no {missing[0]}; use one of the same sizes")
     for name, tensor in source.items():
         same = name in target and (name in _TABLES or target[name].shape == tensor.shape)
         if not same or (name in _TABLES and target[name].shape[1] != tensor.shape[1]) or old.config.codebook_size != codes:

@@ -125,7 +125,7 @@ def measure(judge: Judge, model: MagViT, icons: dict[str, NDArray[np.uint8]], co
 def compose_cells(
     icons: NDArray[np.uint8], count: int, rng: np.random.Generator, how: Augmentation, model: MagViT | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(pictures, concept indices) of things cut out of pictures of two, enlarged; with a model, out of their reconstructions."""
+    """(pictures, concept indices) of things cut out of pictures of two, enlarged; with a model, out of reconstructions."""
     layouts = [draw_layout(GRIDS[1 + n % 2], False, rng) for n in range(-(-count // 2))]
     scenes = np.stack([compose_layout(layout, icons, COLOURS[rng.integers(len(COLOURS))], rng, how) for layout in layouts])
     if model is not None:

@@ -49,7 +49,7 @@ class LoopSettings:
 
 
 def fast_type(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it (elsewhere it is a hundred times slower than float32: measured), else float32."""
+    """bfloat16 where the hardware multiplies it (elsewhere it was a hundred times slower than float32), else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -57,13 +57,14 @@ def fast_type(device: torch.device) -> torch.dtype:
 
 
 def open_accelerator() -> Accelerator:
-    """The accelerator of this process: device and number of processes as `accelerate launch` says, the fast type of the device."""
+    """The accelerator of this process: devices and processes as `accelerate launch` says, the device's fast type."""
     try:
         from accelerate import Accelerator, PartialState
     except ImportError as error:
         raise Error('training needs accelerate: pip install "mmada-lite[train]"') from error
-    precision = "bf16" if fast_type(PartialState().device) == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=precision)
+    cpu = not torch.cuda.is_available()  # said aloud, without which several processes on a CPU do not find each other
+    precision = "bf16" if fast_type(PartialState(cpu=cpu).device) == torch.bfloat16 else "no"
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 class Loop:
@@ -109,7 +110,7 @@ class Loop:
         until: int | None = None,
         check: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        """Go on to the last step (or stop before step `until`), saving on the way and at the end; `check` runs at each saving."""
+        """Go on to the last step (or stop before step `until`), saving on the way and at the end, each time after `check`."""
         settings = self.settings
         records = Log(self.folder / "log.jsonl", self.step) if self.accelerator.is_main_process else None
         saved = time.monotonic()
@@ -149,14 +150,16 @@ class Loop:
             raise Error(
                 f"the loss of step {self.step} is {means['loss']}: lower the learning rate, or look at the data of that step"
             )
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        if not math.isfinite(norm):
+            raise Error(f"the gradient of step {self.step} is not finite: lower the learning rate, or look at that step's data")
         factor = self.rate(self.step)
         for optimizer in self.optimizers:
             set_rates(optimizer, factor)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update(self.inner, self.step)
-        return means | {"norm": round(float(norm), 3)}
+        return means | {"norm": round(norm, 3)}
 
     def _means(self, found: Sequence[Parts]) -> dict[str, float]:
         total: dict[str, Tensor] = {}

@@ -20,7 +20,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen th
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The approximately nearest semi-orthogonal matrices of [..., rows, columns]; bfloat16 inside on a GPU, which it tolerates."""
+    """The approximately nearest semi-orthogonal matrices of [..., rows, columns]; bfloat16 inside on a GPU: tolerated."""
     a, b, c = _COEFFICIENTS
     turned = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if turned else matrix
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             return own
         joined = torch.cat([matrix.flatten() for matrix in own])
         dist.all_reduce(joined)
-        parts = joined.split([matrix.numel() for matrix in own])
+        parts = torch.split(joined, [matrix.numel() for matrix in own])
         return [part.view_as(matrix) for part, matrix in zip(parts, own, strict=True)]
 
 

@@ -1,4 +1,6 @@
-"""What stage three asks: prompts of the training side with what is known of the right response, one length a batch. Knows no rewards."""
+"""What stage three asks: prompts of the training side with what is known of the right response, one length a batch.
+Knows no rewards.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from mmada_lite.canvas import paint_prompt, picture_prompt, thinking_prompt
 from mmada_lite.train.data.arithmetic import draw_problem, question_of
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.pool import Pool
 from mmada_lite.train.data.scenes import GRIDS, draw_layout, drawing_thought, pair_caption, scene_question
@@ -76,9 +78,12 @@ def paint(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt
 
 def drawn(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
     """Two things side by side, after the thought of what goes where."""
+    held = set(pairs(held=True))
 
     def draw() -> tuple[tuple[int, ...], Prompt]:
         layout, colour = draw_layout(GRIDS[1 + rng.integers(2)], False, rng), COLOURS[rng.integers(len(COLOURS))]
+        while any((NUMBERS[name], colour) in held for _, name in layout.named):
+            colour = COLOURS[rng.integers(len(COLOURS))]
         text = pair_caption(layout, colour, rng)
         thought = f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
         special = speaker.vocabulary.special

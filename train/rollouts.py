@@ -1,5 +1,5 @@
-"""Many answers and many drawings at once, with the project's own pair of decoding loops: what evaluation measures and what stage
-three learns from. Rows of one length are decoded together. Knows no rewards and no metrics.
+"""Many answers and many drawings at once, with the project's own pair of decoding loops: what evaluation measures and what
+stage three learns from. Rows of one length are decoded together. Knows no rewards and no metrics.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Answers: ids [N, A] with masks where decoding ended early, the step that wrote each (-1: none), and model calls of the batch
-    that a row was in."""
+    """Answers: ids [N, A] with masks where decoding ended early, the step that wrote each (-1: none), and model calls of the
+    batch that a row was in."""
 
     ids: Ints
     order: Ints

@@ -1,6 +1,6 @@
-"""Stage three, UniGRPO (MMaDA, arXiv 2505.15809, section 3.3): groups of responses to a prompt, advantages within the group, masked
-copies of every response, clipped ratios and a divergence from the model that the stage began with. Text, understanding and drawing
-are one case. Knows the course of a step; objective, rewards, rollouts and loop are elsewhere.
+"""Stage three, UniGRPO (MMaDA, arXiv 2505.15809, section 3.3): groups of responses to a prompt, advantages within the group,
+masked copies of every response, clipped ratios and a divergence from the model that the stage began with. Text, understanding
+and drawing are one case. Knows the course of a step; objective, rewards, rollouts and loop are elsewhere.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class PolicySettings:
                 raise Error(f"the task {task!r} has no rewards; say which, such as {{'answer': 1.0}}")
         if self.prompts < 1 or self.updates < 1 or self.copies < 1:
             raise Error(f"prompts {self.prompts}, updates {self.updates} and copies {self.copies} are whole numbers from 1")
+        if self.loop.steps % self.updates:
+            raise Error(f"{self.loop.steps} steps are no multiple of {self.updates} updates on the same responses; use one")
         if self.group < 2:
             raise Error(f"group is {self.group}; an advantage needs at least 2 responses to compare")
 
@@ -179,13 +181,13 @@ class StageThree:
     @torch.no_grad()
     def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
         device = self.loop.accelerator.device
-        places = [t.to(device) for t in (copies.tokens, copies.targets, copies.chosen)]
+        places = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
         return {
             "tokens": copies.tokens,
             "targets": copies.targets,
             "chosen": copies.chosen,
-            "old": self.objective.log_probabilities(*places, drawing).cpu(),
-            "reference": self.reference.log_probabilities(*places, drawing).cpu(),
+            "old": self.objective.log_probabilities(*places).cpu(),
+            "reference": self.reference.log_probabilities(*places).cpu(),
             "advantages": advantages[copies.row],
             "drawing": torch.full((len(copies.tokens),), drawing),
             "total": torch.full((len(copies.tokens),), float(len(copies.tokens))),

@@ -153,7 +153,7 @@ def train_vq(
 ) -> MagViT:
     """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`."""
     model.encoder.requires_grad_(not settings.decoder_only)
-    objective = VQObjective(model.to(memory_format=torch.channels_last), settings)
+    objective = VQObjective(model.to(memory_format=torch.channels_last), settings)  # type: ignore[call-overload]
     matrices = {name for name, p in objective.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
     how = LoopSettings(settings.steps, settings.muon_lr, settings.adam_lr, 0.0, 0.999 if settings.steps > 600 else 0.99, 1.0)
     loop = Loop(objective, matrices, folder, how, lambda step: warm_cosine(step, settings.steps, settings.warmup))

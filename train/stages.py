@@ -1,5 +1,6 @@
 """Stages one and two: the unified masked-diffusion objective over a mixture of tasks in every batch (MMaDA, arXiv 2505.15809,
-equations L_unify and L_Mixed-SFT). A stage is a mixture, a length and a start; the loop is train/loop, rows are train/data/sequences.
+equations L_unify and L_Mixed-SFT). A stage is a mixture, a length and a start; train/loop is the loop, train/data/sequences
+makes the rows.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ STAGES: dict[str, StageSettings] = {"one": STAGE_ONE, "two": STAGE_TWO}
 
 
 class UnifiedObjective(nn.Module):
-    """The weighted cross-entropy at the hidden positions of a piece (`train.objectives.Corrupted`), and its plain mean by task."""
+    """The weighted cross-entropy at a piece's hidden positions (`train.objectives.Corrupted`), and its plain mean by task."""
 
     def __init__(self, model: MMaDA) -> None:
         super().__init__()

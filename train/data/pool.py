@@ -29,7 +29,7 @@ log = logging.getLogger("mmada_lite")
 TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2)
 TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD_CELL = Augmentation((0.7, 0.98), 0.06, 15.0, True, 0.10, 0.5, 0.15, 0.25, 9.0, 0.15)
+WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1)
 FIELDS = ("codes", "names", "grid", "colour", "tidy")
 NOTHING = -1
 Kind = Literal["single", "scene"]
@@ -71,7 +71,7 @@ def write_shard(file: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT,
     partial = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("wb") as stream:
-        np.savez(stream, codes=np.concatenate([codes for codes, _ in parts]), **arrays)
+        np.savez(stream, codes=np.concatenate([codes for codes, _ in parts]), **arrays)  # type: ignore[arg-type]
     partial.replace(file)
     log.info("%s: %d pictures", file.name, count)
 
@@ -104,7 +104,17 @@ def read_pool(folder: Path, kind: Kind, limit: int | None = None) -> Pool:
     if not files:
         raise Error(f"{folder} holds no encoded pictures of kind {kind!r}: run `python -m mmada_lite.train pool` first")
     shards = [_read_shard(file) for file in files]
-    return Pool(*(np.concatenate([shard[name] for shard in shards]) for name in FIELDS))
+    pool = Pool(*(np.concatenate([shard[name] for shard in shards]) for name in FIELDS))
+    kept = ~_shows_held_out(pool)
+    return Pool(*(getattr(pool, name)[kept] for name in FIELDS))
+
+
+def _shows_held_out(pool: Pool) -> NDArray[np.bool_]:
+    """Rows that show a thing on a background that is kept for the evaluation of drawings, among other things too."""
+    held = np.zeros((len(CONCEPT_NAMES) + 1, len(COLOURS)), dtype=bool)  # the last row stands for NOTHING
+    for concept, colour in pairs(held=True):
+        held[concept, COLOURS.index(colour)] = True
+    return np.asarray(held[pool.names, pool.colour[:, None]].any(axis=1), dtype=np.bool_)
 
 
 def _read_shard(file: Path) -> dict[str, NDArray]:

@@ -36,11 +36,12 @@ def draw_layout(grid: tuple[int, int], held: bool, rng: np.random.Generator) -> 
     In four places names come twice more often than by chance, so that there is something to count.
     """
     while True:
+        names: list[str | None]
         if grid == (2, 2):
             names = _four(rng)
         else:
             first, second = rng.choice(len(SMALL), size=2, replace=False)
-            names = (CONCEPT_NAMES[SMALL[first]], CONCEPT_NAMES[SMALL[second]])
+            names = [CONCEPT_NAMES[SMALL[first]], CONCEPT_NAMES[SMALL[second]]]
         layout = Layout(*grid, tuple(names))
         if layout_held_out(layout) == held:
             return layout
@@ -73,7 +74,8 @@ def compose_layout(
     picture = np.broadcast_to(tone + rng.normal(0.0, 1.0, 3) * how.tone, (RESOLUTION, RESOLUTION, 3)).clip(0, 255).copy()
     for rgb, alpha, rows, columns in placed:
         picture[rows, columns] = rgb * alpha + picture[rows, columns] * (1 - alpha)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    found: Pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return found
 
 
 def scene_thought(layout: Layout) -> str:

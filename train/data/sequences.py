@@ -1,13 +1,13 @@
-"""Token rows of every task, in groups of equal length so that no pads are needed, and which of their tokens are masked. Layouts are
-the runtime's own; the sentences come from the modules beside this one. Knows no model.
+"""Token rows of every task, in groups of equal length so that no pads are needed, and which of their tokens are masked. Layouts
+are the runtime's own; the sentences come from the modules beside this one. Knows no model.
 
     paint  caption -> picture            ask   picture, question -> answer        fact  question -> answer
     pair   caption of two -> picture     list  several things -> list of them     sum   problem -> thought and answer
     scene  several things, question -> thought and answer
     plan   caption -> thought            drawn caption, thought -> picture        (thinking before drawing)
 
-Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA), and
-for a share of the rows as block-wise decoding meets them: all before a block is there, all after it is hidden.
+Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA),
+and for a share of the rows as block-wise decoding meets them: all before a block is there, all after it is hidden.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Rows:
 
 
 class Sequences:
-    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: the share of answers hidden block-wise."""
+    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: share of answers hidden block-wise."""
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ def answer_rows(
     words = (importance == 1.0).sum(axis=1)
     block = (rng.random(count) * np.ceil(words / BLOCK)).astype(np.int64)
     of_block = np.arange(length)[None] // BLOCK - block[:, None]
-    blockwise = (rng.random(count) < blocks)[:, None]
+    blockwise = rng.random((count, 1)) < blocks
     counted = np.where(blockwise, of_block == 0, True)
     importance = importance * counted
     weight = hidden * importance / (p * np.maximum(importance.sum(axis=1, keepdims=True), 1.0) * count)
