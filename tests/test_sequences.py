@@ -48,7 +48,9 @@ def spoken(sequences: Sequences, row: np.ndarray) -> str:
     """The text of a row, its special tokens and codes left out."""
     special = sequences.vocabulary.special
     marks = {getattr(special, name) for name in special.__dataclass_fields__}
-    return sequences.tokenizer.decode([t for t in row.tolist() if t < sequences.vocabulary.image_code_offset and t not in marks])
+    return sequences.tokenizer.decode(
+        [t for t in row.tolist() if t < sequences.vocabulary.image_code_offset and t not in marks]
+    )
 
 
 def test_the_stages_and_the_rows_know_the_same_tasks(toy_sequences: Sequences) -> None:
@@ -215,7 +217,9 @@ def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
     sequences = Sequences(
         toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=0.0
     )
-    said = {task: [spoken(sequences, row) for rows in groups(sequences, task, 12, 60, 20) for row in rows.targets] for task in TASKS}
+    said = {
+        task: [spoken(sequences, row) for rows in groups(sequences, task, 12, 60, 20) for row in rows.targets] for task in TASKS
+    }
     problems = [problem_in(text) for text in said["sum"]]
     assert len(problems) == 1200
     assert not any(problem is None or problem.held_out for problem in problems)
@@ -226,7 +230,9 @@ def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
     two = [relation for task in ("pair", "drawn", "plan") for text in said[task] if (relation := layout_in(text))]
     assert len(two) > 2000
     assert not any(layout_held_out(layout) for layout in two)
-    assert not any(layout_held_out(layout) for layout in map(toy_sequences.several.layout, range(len(toy_sequences.several.grid))))
+    assert not any(
+        layout_held_out(layout) for layout in map(toy_sequences.several.layout, range(len(toy_sequences.several.grid)))
+    )
     lists = {scene_thought(toy_sequences.several.layout(n)) for n in np.flatnonzero(~toy_sequences.several.tidy)}
     thoughts = [found.thought for text in said["scene"] if (found := split_thought(text.split("assistant")[1]))]
     assert set(thoughts) <= lists

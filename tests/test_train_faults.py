@@ -11,14 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import config_of, scene_pool, single_pool, stage_settings, tiny_model
+from toys import TINY_VQ, config_of, discs, scene_pool, single_pool, stage_settings, tiny_model
 
+from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.train import __main__ as verbs
 from mmada_lite.train import stages
+from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.pool import FIELDS, Pool
 from mmada_lite.train.data.sequences import Sequences
+from mmada_lite.train.data.sources import STYLES
+from mmada_lite.train.judge import Judge
 from mmada_lite.train.loop import trained_weights
+from mmada_lite.train.recipe import Workplace
+from mmada_lite.train.vq import MagViT
 from mmada_lite.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +110,7 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: s
         (("vq",), "concepts.npz is missing: run `python -m mmada_lite.train render`"),
         (("two",), "holds no training state: run that stage first"),
         (("three",), "holds no training state: run that stage first"),
-        (("one", "--start", "nowhere"), "nowhere"),
+        (("one", "--from", "nowhere"), "nowhere"),
         (("export",), "no stage 'last' was trained"),
         (("export", "--stage", "seven"), "no stage 'seven' was trained"),
         (("three", "--tasks", "sun"), "the task 'sun' has no rewards"),
@@ -120,13 +126,19 @@ def test_an_empty_folder_lacks_a_tokenizer(tmp_path: Path, capsys: pytest.Captur
     assert "no tokenizer at" in fails(capsys, tmp_path / "nowhere", "one")
 
 
-def test_an_unknown_verb_is_no_traceback(tmp_path: Path) -> None:
-    """In a process of its own, as a person meets it."""
-    command = [sys.executable, "-m", "mmada_lite.train"]
-    wrong = subprocess.run([*command, "four"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+def test_a_fault_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmada_lite.train", "one", "--threads", "1", "--folder", str(tmp_path / "nowhere")]
+    wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 2
-    assert "invalid choice: 'four'" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    assert wrong.stderr.startswith("mmada-lite: no tokenizer at ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_an_unknown_verb_lists_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, "four")
+    assert stopped.value.code == 2
+    assert "invalid choice: 'four'" in capsys.readouterr().err
 
 
 def test_a_start_of_another_shape_is_refused(
@@ -135,18 +147,22 @@ def test_a_start_of_another_shape_is_refused(
     start = place / "start"
     tiny_model(toy_sequences.vocabulary, layers=3).save(start, "float32")
     shutil.copyfile(toy_tokenizer, start / "tokenizer.json")
-    assert "cannot be the start of this model" in fails(capsys, place, "one", "--start", str(start))
+    assert "cannot be the start of this model" in fails(capsys, place, "one", "--from", str(start))
     assert not (place / "stage-one").exists()
 
 
 def test_a_loss_that_is_no_number_is_one_line_and_leaves_the_state(
-    place: Path, toy_sequences: Sequences, toy_tokenizer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    toy_sequences: Sequences,
+    toy_tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start, spoilt = place / "start", tiny_model(toy_sequences.vocabulary)
     torch.nn.init.constant_(spoilt.transformer.ln_f.weight, float("nan"))
     spoilt.save(start, "float32")
     shutil.copyfile(toy_tokenizer, start / "tokenizer.json")
-    assert "the loss of step 0 is nan" in fails(capsys, place, "one", "--start", str(start))
+    assert "the loss of step 0 is nan" in fails(capsys, place, "one", "--from", str(start))
     assert not (place / "stage-one" / "state").exists()
     assert train(place, "one") == 0
     before = {path.name: path.read_bytes() for path in (place / "stage-one" / "state").iterdir() if path.is_file()}
@@ -173,3 +189,52 @@ def test_the_log_says_what_was_trained(place: Path) -> None:
     lines = [json.loads(line) for line in (place / "stage-one" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert all({"loss", "norm", "seconds", "paint", "sum"} <= set(line) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"])
+def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(place, "one") == 0
+    file = place / "stage-one" / "state" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
+
+
+def test_the_stage_before_must_be_whole_and_of_this_shape(
+    place: Path, toy_sequences: Sequences, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(place, "one") == 0
+    file, other = place / "stage-one" / "state" / "weights.pt", toy_sequences.vocabulary
+    with monkeypatch.context() as patch:
+        patch.setattr(verbs, "transformer_config", lambda *_: config_of(other, layers=3))
+        assert "stage-one was trained with another shape" in fails(capsys, place, "two")
+    file.write_bytes(file.read_bytes()[:5000])
+    assert "weights.pt cannot be read" in fails(capsys, place, "two")
+
+
+def test_export_finds_what_a_kill_left(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(place, "one") == 0
+    (place / "stage-one" / "state").rename(place / "stage-one" / "state.old")
+    assert Workplace(place).stage("last") == place / "stage-one"
+    assert "no stage 'two' was trained" in fails(capsys, place, "export", "--stage", "two")
+
+
+def test_icons_that_are_cut_or_of_other_concepts_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = place / "concepts.npz"
+    MagViT(TINY_VQ).save(place / "vq" / "model")
+    few = {style.name: discs()[0, :3] for style in STYLES}
+    np.savez(file, **few)
+    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, place, "pool")
+    np.savez(file, other=discs()[0])
+    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, place, "pool")
+    for content in (file.read_bytes()[:1000], b"", b"no archive"):
+        file.write_bytes(content)
+        assert "concepts.npz cannot be read" in fails(capsys, place, "pool")
+
+
+def test_a_judge_of_other_concepts_is_refused(tmp_path: Path) -> None:
+    Judge(classes=3).save(tmp_path, {})
+    with pytest.raises(Error, match="is no judge of these concepts"):
+        Judge.load(tmp_path)
+    (tmp_path / "judge.safetensors").write_bytes(b"cut")
+    with pytest.raises(Error, match="is no judge of these concepts"):
+        Judge.load(tmp_path)

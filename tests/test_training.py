@@ -15,7 +15,7 @@ from toys import TINY_VQ, config_of, disc, discs, records, stage_settings, tiny_
 
 from mmada_lite.errors import Error
 from mmada_lite.train import stage_vq
-from mmada_lite.train.data.concepts import CONCEPT_NAMES
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.pictures import PLAIN
 from mmada_lite.train.data.pool import NOTHING, extend_pool, read_pool
 from mmada_lite.train.data.scenes import layout_held_out
@@ -178,6 +178,32 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path) -> 
     assert records(tmp_path) == records(tmp_path / "whole")
 
 
+class Edge(torch.autograd.Function):
+    """A value that is finite where its slope is not."""
+
+    @staticmethod
+    def forward(context: object, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: object, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return slope * float("inf")
+
+
+def test_a_gradient_that_is_no_number_leaves_the_last_good_state(tmp_path: Path) -> None:
+    toy_loop(tmp_path, Squares(), 3).run(pieces)
+    with pytest.raises(Error, match="the gradient of step 3 is not finite"):
+        toy_loop(tmp_path, Squares(Edge.apply), 6).run(pieces)
+    assert all(bool(value.isfinite().all()) for value in trained_weights(tmp_path)[0].values())
+    assert trained_weights(tmp_path)[1] == 3
+
+
+def test_a_step_without_a_group_changes_nothing(toy_sequences: Sequences, tmp_path: Path) -> None:
+    settings = replace(stage_settings(4), mixture={"fact": Share(0.5)})
+    train_stage(tiny_model(toy_sequences.vocabulary), toy_sequences, tmp_path, settings)
+    assert ["fact" in record for record in records(tmp_path)] == [False, True, False, True]
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (8, 30), (30, 8)])
 def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
     torch.manual_seed(2)
@@ -263,9 +289,13 @@ def test_pool_is_written_in_shards_and_read_back(tmp_path: Path) -> None:
     assert singles.codes.shape == (20, 64)
     assert singles.tidy.sum() == 10
     assert (singles.grid == NOTHING).all()
-    assert not held & {(int(n[0]), int(k)) for n, k in zip(singles.names, singles.colour, strict=True)}
-    assert [len(several.layout(row).names) for row in range(10)] == [2, 4] * 5
-    assert not any(layout_held_out(several.layout(row)) for row in range(10))
+    assert not held & {(int(n[0]), COLOURS[k]) for n, k in zip(singles.names, singles.colour, strict=True)}
+    layouts = [several.layout(row) for row in range(len(several.grid))]
+    assert 5 <= len(layouts) <= 10
+    assert [len(layout.names) == 2 for layout in layouts] == several.tidy.tolist()
+    assert not any(layout_held_out(layout) for layout in layouts)
+    shown = {(int(n), int(k)) for names, k in zip(several.names, several.colour, strict=True) for n in names if n != NOTHING}
+    assert not {(n, COLOURS[k]) for n, k in shown} & held  # a thing among others is not drawn on a held-out background either
     assert read_pool(tmp_path, "single", 1).codes.shape == (10, 64)
     before = (tmp_path / "single-00000.npz").stat().st_mtime_ns
     extend_pool(tmp_path, "single", discs(), model, 10, range(1))
@@ -294,7 +324,9 @@ def checkpoint(folder: Path, model: MMaDA, tokenizer: Path) -> Path:
     return folder
 
 
-def test_a_grown_model_of_the_same_vocabulary_is_the_same(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_grown_model_of_the_same_vocabulary_is_the_same(
+    toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path
+) -> None:
     start = tiny_model(toy_sequences.vocabulary)
     torch.manual_seed(5)
     model = MMaDA(start.config)
@@ -313,7 +345,10 @@ def test_growing_carries_shared_tokens_and_codes(toy_sequences: Sequences, toy_t
     for number, token in enumerate(sorted(content["added_tokens"], key=lambda t: t["id"])[-1:]):
         token["id"] = len(content["model"]["vocab"]) + number
     (tmp_path / "less.json").write_text(json.dumps(content), encoding="utf-8")
-    ids = [tokenizers.Tokenizer.from_file(str(f)).get_vocab(with_added_tokens=True) for f in (tmp_path / "less.json", toy_tokenizer)]
+    ids = [
+        tokenizers.Tokenizer.from_file(str(f)).get_vocab(with_added_tokens=True)
+        for f in (tmp_path / "less.json", toy_tokenizer)
+    ]
     assert len(ids[0]) == len(ids[1]) - 1
     start = tiny_model(toy_sequences.vocabulary)
     folder = checkpoint(tmp_path / "start", start, tmp_path / "less.json")  # codes begin one row earlier there
@@ -331,7 +366,7 @@ def test_growing_carries_shared_tokens_and_codes(toy_sequences: Sequences, toy_t
     assert all(torch.equal(model.state_dict()[name], start.state_dict()[name]) for name in inner)
 
 
-@pytest.mark.parametrize("sizes", [(3, 32), (2, 16)])
+@pytest.mark.parametrize("sizes", [(3, 32), (1, 32), (2, 16)])
 def test_a_start_of_another_shape_is_refused(
     toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path, sizes: Sequence[int]
 ) -> None:
