@@ -1,5 +1,5 @@
-"""Laws of the token rows: what is given stays, what counts adds up, blocks hide what comes after them, thoughts can be read, and
-nothing that is held out is ever among them."""
+"""Laws of the token rows: what is given stays, what counts adds up, blocks hide what comes after them, thoughts can be read,
+and nothing that is held out is ever among them."""
 
 import re
 from collections.abc import Iterator

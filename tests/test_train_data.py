@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from toys import disc, discs
+from toys import disc
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data import texts

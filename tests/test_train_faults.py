@@ -1,5 +1,5 @@
-"""What a person can do wrong with `mmada-lite train`, and what a disk can: each costs one clear line and exit code 2, and nothing that was
-good is lost."""
+"""What a person can do wrong with `mmada-lite train`, and what a disk can: each costs one clear line and exit code 2, and
+nothing that was good is lost."""
 
 import json
 import shutil

@@ -1,5 +1,6 @@
-"""Laws of the trainings: toy runs lower their loss and go on where they were stopped, a fault leaves the last good state, a model grows
-without losing what it knew, the judge counts right. Everything is tiny and synthetic; processes of their own are in test_processes."""
+"""Laws of the trainings: toy runs lower their loss and go on where they were stopped, a fault leaves the last good state, a
+model grows without losing what it knew, the judge counts right. Everything is tiny and synthetic; processes of their own
+are in test_processes."""
 
 import json
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import TINY_VQ, config_of, disc, discs, records, stage_settings, tiny_model
+from toys import TINY_VQ, config_of, discs, records, stage_settings, tiny_model
 
 from mmada_lite.errors import Error
 from mmada_lite.train import stage_vq
@@ -337,7 +338,7 @@ def test_a_grown_model_of_the_same_vocabulary_is_the_same(
 
 
 def test_growing_carries_shared_tokens_and_codes(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path) -> None:
-    """Into a smaller vocabulary with some tokens of its own: what is spelt alike and every code keeps its rows, the rest stays."""
+    """Into a smaller vocabulary with some tokens of its own: what both spell and every code keeps its rows."""
     import tokenizers
 
     content = json.loads(toy_tokenizer.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""A training in miniature: discs for icons, random codes for pictures, a transformer of two layers, one planted reward. What the laws of
-the training are tested with, in the tests' own process and in processes of their own (toy_run.py)."""
+"""A training in miniature: discs for icons, random codes for pictures, a transformer of two layers, planted rewards. What the
+laws of the training are tested with, in the tests' own process and in processes of their own (toy_run.py)."""
 
 from __future__ import annotations
 
