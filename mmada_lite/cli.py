@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs th
     "check": ("bundles", "replay recorded cases of the reference and compare"),
     "info": ("info", "say what is in a bundle and whether it will run here"),
     "train": ("workshop", "train the small model, step by step (arguments: see mmada-lite train --help)"),
+    "bench": ("workshop", "measure quality and speed (arguments: see mmada-lite bench --help)"),
 }
 
 
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         raise Error(f"no verb is called {argv[0]!r}; {_nearest(argv[0], list(VERBS)) or 'see mmada-lite --help'}")
-    if argv[:1] == ["train"]:  # it has verbs and options of its own
-        return _verb("train")(argparse.Namespace(arguments=argv[1:]))
+    if argv[:1] in (["train"], ["bench"]):  # they have verbs and options of their own
+        return _verb(argv[0])(argparse.Namespace(arguments=argv[1:]))
     parser, subparsers = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -85,7 +85,11 @@ class Judge(nn.Module):
         if not file.exists():
             raise Error(f"{file} is missing: run `python -m mmada_lite.train judge` first")
         judge = cls()
-        judge.load_state_dict(load_file(file))
+        try:
+            judge.load_state_dict(load_file(file))
+        except Exception as error:  # of other concepts, or cut
+            line = str(error).strip().splitlines()[-1].strip()[:160]
+            raise Error(f"{file} is no judge of these concepts ({line}): run `python -m mmada_lite.train judge`") from error
         return judge.eval()
 
 

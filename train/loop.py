@@ -136,6 +136,11 @@ class Loop:
     def update(self, pieces: Sequence[Piece]) -> dict[str, float]:
         """One step on a batch. Returns the means to be logged. Raises Error when the loss is not a finite number."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if not pieces:  # tasks that come in a share of the steps alone, or copies that hide nothing
+            return {}
+        fewest = min(len(next(iter(piece.values()))) for piece in pieces)
+        if fewest < world:
+            raise Error(f"a group of {fewest} rows cannot be shared by {world} processes: launch fewer, or use larger groups")
         found: list[Parts] = []
         for number, piece in enumerate(pieces):
             rows = {name: value[rank::world].to(self.accelerator.device) for name, value in piece.items()}
@@ -206,12 +211,12 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        folder = _whole_state(self.folder)
+        folder = whole_state(self.folder)
         if folder is None:
             return
         try:
             self.accelerator.load_state(str(folder))
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+        except Exception as error:  # of another shape, or cut: torch, pickle, zip and safetensors raise what they like
             line = str(error).strip().splitlines()[-1][:160]
             raise Error(f"{folder} does not fit this training ({line}): remove it, or give another --folder") from error
 
@@ -229,15 +234,19 @@ class _Progress:
         self.loop.step, self.loop.seconds = int(state["step"]), float(state["seconds"])
 
 
-def _whole_state(folder: Path) -> Path | None:
+def whole_state(folder: Path) -> Path | None:
     """The last state that was written whole: state/, or state.old/ where a kill fell between two renames."""
     return next((folder / name for name in ("state", "state.old") if (folder / name / "weights.pt").exists()), None)
 
 
 def trained_weights(folder: Path, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
     """Parameters by name, as the objective names them, of a training's last state, and its steps. Raises Error without one."""
-    found = _whole_state(folder)
+    found = whole_state(folder)
     if found is None:
         raise Error(f"{folder} holds no training state: run that stage first (mmada-lite train --help lists them in order)")
-    state = torch.load(found / "weights.pt", map_location="cpu", weights_only=True)
-    return (state["average"] if averaged else state["model"]), int(state["step"])
+    file = found / "weights.pt"
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return (state["average"] if averaged else state["model"]), int(state["step"])
+    except Exception as error:  # a cut file is an error of zip or pickle, a foreign one a KeyError
+        raise Error(f"{file} cannot be read ({type(error).__name__}): remove its folder and run that stage again") from error

@@ -12,7 +12,7 @@ from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.vq_layout import Tower, VQConfig
 from mmada_lite.settings import ImageSettings, TextSettings
-from mmada_lite.train.loop import LoopSettings
+from mmada_lite.train.loop import LoopSettings, whole_state
 from mmada_lite.train.stage_three import PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
 
@@ -100,7 +100,7 @@ class Workplace:
         """The folder of a stage: one, two, or a run of stage three (seed-0); last is the latest that was trained."""
         known = {"one": self.stage_one, "two": self.stage_two}
         known |= {folder.name: folder for folder in sorted(self.policy.glob("seed-*"))}
-        trained = {key: folder for key, folder in known.items() if (folder / "state").exists()}
+        trained = {key: folder for key, folder in known.items() if whole_state(folder)}
         if name == "last" and trained:
             return trained["two"] if "two" in trained else trained["one"]
         if name not in trained:

@@ -74,13 +74,13 @@ STAGE_TWO = StageSettings(
     {
         "paint": Share(1.5),
         "drawn": Share(1.5),
-        "plan": Share(0.25, 1.0),
-        "ask": Share(2.0, 3.0),
+        "plan": Share(0.25),
+        "ask": Share(2.5, 3.0),
         "scene": Share(1.25, 3.0),
-        "sum": Share(1.0, 1.5),
+        "sum": Share(3.5, 3.0),
         "fact": Share(0.15, 0.5),
     },
-    LoopSettings(1400, muon_lr=0.012, adam_lr=2e-3),
+    LoopSettings(1200, muon_lr=0.012, adam_lr=2e-3),
     warmup=20,
     decay=0.7,
     seed=12,
@@ -142,5 +142,9 @@ def train_stage(model: MMaDA, sequences: Sequences, folder: Path, settings: Stag
 def load_trained(folder: Path, model: MMaDA, averaged: bool = True) -> int:
     """Put the weights of a stage's last state into the model; returns the steps that it was trained for."""
     weights, steps = trained_weights(folder, averaged)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+    try:
+        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()[:160]
+        raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
     return steps

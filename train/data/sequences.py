@@ -59,7 +59,10 @@ class Rows:
 
 
 class Sequences:
-    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: share of answers hidden block-wise."""
+    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: share of answers hidden block-wise.
+
+    held: problems of the side that is kept for evaluation, instead of the training side.
+    """
 
     def __init__(
         self,
@@ -69,9 +72,10 @@ class Sequences:
         several: Pool | None = None,
         caption_dropout: float = 0.1,
         blocks: float = 0.5,
+        held: bool = False,
     ) -> None:
         self.tokenizer, self.vocabulary, self.singles, self._several = tokenizer, vocabulary, singles, several
-        self.caption_dropout, self.blocks = caption_dropout, blocks
+        self.caption_dropout, self.blocks, self.held = caption_dropout, blocks, held
         self._ids: dict[str, list[int]] = {}
 
     @property
@@ -151,7 +155,7 @@ class Sequences:
         assert kind in PROBLEMS
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            problem = draw_problem(kind, False, rng)
+            problem = draw_problem(kind, self.held, rng)
             return self._chat_ids(question_of(problem, rng)), self.tokenizer.encode(response_to(problem)), []
 
         return self._answered("sum", draw, count, rng)
