@@ -104,6 +104,11 @@ def thinking_prompt(text: Sequence[int], special: SpecialTokens) -> list[int]:
     return [special.r2i, special.bos, *text]
 
 
+def thought_prompt(text: Sequence[int], thought: Sequence[int], special: SpecialTokens) -> list[int]:
+    """[r2i] bos text thought eos: what a picture follows that is drawn from a thought. The thought's ids have its tags."""
+    return [*thinking_prompt(text, special), *thought, special.eos]
+
+
 def image_canvas(
     prompt: Sequence[int],
     codes: ArrayLike,

@@ -116,6 +116,9 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 
 def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; -: standard input")
+    thinking = parser.add_mutually_exclusive_group()
+    thinking.add_argument("--think", action="store_true", help="first write where everything goes, then draw that")
+    thinking.add_argument("--thought", metavar="TEXT", help="draw from this thought, as if the model had written it")
     _add_picture_options(parser, "the prompt's own words")
 
 

@@ -36,8 +36,8 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(runs: Path, name: str) -> 
     assert not (runs / name / "state.old").exists()
 
 
-def test_it_was_killed_more_than_once(runs: Path) -> None:
-    assert int((runs / "killed" / "kills").read_text()) >= 2
+def test_it_was_killed_on_the_way(runs: Path) -> None:
+    assert 3 <= int((runs / "killed" / "kills").read_text()) < 7  # the step of the last of four kills, of 0 to 7
 
 
 def test_between_two_renames_the_old_state_is_left(runs: Path) -> None:

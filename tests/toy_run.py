@@ -7,6 +7,7 @@ test_processes.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -28,7 +29,7 @@ from mmada_lite.train.stages import train_stage
 from mmada_lite.vocabulary import Tokenizer
 
 STEPS = 8
-KILLS = 6
+KILLS = 4
 SECONDS = 240.0  # a child that takes longer hangs
 
 
@@ -106,19 +107,32 @@ class Runs:
         (self.root / name / f"weights-{os.environ.get('RANK', '0')}").write_text(hashlib.sha256(content).hexdigest())
 
     def killed(self, name: str) -> None:
-        """Kill the training at random moments until it was killed often enough, then let it finish."""
-        chance, began = random.Random(0), time.monotonic()
+        """Kill the training at a random moment of a step or of its saving, again and again, then let it finish."""
+        chance, kills = random.Random(0), 0
         assert finish(fork(lambda: self.stage("whole"))) == [0]
-        usual, kills = time.monotonic() - began, 0
-        for _ in range(40):
-            child = fork(lambda: self.stage(name))
-            code = ended(child, chance.uniform(0.2, 0.9) * usual) if kills < KILLS else finish(child)[0]
-            if code == 0:
-                break
-            if code is None:
-                os.kill(child, signal.SIGKILL)
-                kills += finish(child) == [-signal.SIGKILL]
-        (self.root / name / "kills").write_text(str(kills))
+        usual = self.seconds("whole") / STEPS
+        while kills < KILLS:
+            before, child = self.noted(name), fork(lambda: self.stage(name))
+            until = time.monotonic() + SECONDS
+            while self.noted(name) <= before and time.monotonic() < until:  # its record is written before its state
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0.0, 0.5) * usual)
+            os.kill(child, signal.SIGKILL)
+            assert finish(child) == [-signal.SIGKILL]
+            kills += 1
+        (self.root / name / "kills").write_text(str(self.noted(name)))
+        assert finish(fork(lambda: self.stage(name))) == [0]
+
+    def noted(self, name: str) -> int:
+        """The last step in the log of a training, -1 before the first."""
+        file = self.root / name / "log.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+        return steps[-1] if steps else -1
+
+    def seconds(self, name: str) -> float:
+        """How long a training took, without its savings."""
+        return float(json.loads((self.root / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"])
 
     def killed_between_renames(self, name: str) -> None:
         """The last state was moved away, the new one is not there yet."""
@@ -172,6 +186,9 @@ def sharded(folder: Path) -> None:
 
 
 def main() -> None:
+    import accelerate  # noqa: F401  (before the forks, or every child would)
+
+    optimizers(nn.Linear(2, 2), set(), muon_lr=0.1, adam_lr=0.1, decay=0.0)[0].step()  # imports what torch puts off
     root = Path(sys.argv[1])
     runs = Runs(root, Path(sys.argv[2]))
     runs.killed("killed")

@@ -12,14 +12,15 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mmada_lite.errors import Error
 from mmada_lite.train.optimizer import Average, optimizers, set_rates
@@ -104,6 +105,16 @@ class Loop:
         inner: nn.Module = self.accelerator.unwrap_model(self.model)
         return inner
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Whole parameters on every process while the model is used beside its wrapped forward (stage three under FSDP)."""
+        sharded = [module for module in self.inner.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.unshard()
+        yield
+        for module in sharded:
+            module.reshard()
+
     def run(
         self,
         batch: Callable[[int], Sequence[Piece]],
@@ -141,13 +152,16 @@ class Loop:
         fewest = min(len(next(iter(piece.values()))) for piece in pieces)
         if fewest < world:
             raise Error(f"a group of {fewest} rows cannot be shared by {world} processes: launch fewer, or use larger groups")
-        found: list[Parts] = []
+        factor, found = self.rate(self.step), list[Parts]()
+        for optimizer in self.optimizers:
+            set_rates(optimizer, factor)
         for number, piece in enumerate(pieces):
             rows = {name: value[rank::world].to(self.accelerator.device) for name, value in piece.items()}
             last = number + 1 == len(pieces)
-            with nullcontext() if last else self.accelerator.no_sync(self.model), self.accelerator.autocast():
-                loss, parts = self.model(**rows)
+            self.accelerator.gradient_state._set_sync_gradients(last)  # what DeepSpeed asks; the others are told by no_sync
             with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss, parts = self.model(**rows)
                 self.accelerator.backward(loss * world)  # gradients are averaged over processes, losses add up
             found.append({"loss": torch.stack([loss.detach().float(), loss.new_tensor(1.0 / world)]), **parts})
         means = self._means(found)
@@ -158,9 +172,7 @@ class Loop:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
         if not math.isfinite(norm):
             raise Error(f"the gradient of step {self.step} is not finite: lower the learning rate, or look at that step's data")
-        factor = self.rate(self.step)
         for optimizer in self.optimizers:
-            set_rates(optimizer, factor)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.average.update(self.inner, self.step)

@@ -75,11 +75,9 @@ class Muon(torch.optim.Optimizer):
         return [part.view_as(matrix) for part, matrix in zip(parts, own, strict=True)]
 
 
-def _spread_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, cut as the parameter is where that is sharded (FSDP2)."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+def _spread_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, cut as another is where that is sharded (FSDP2)."""
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
 
 def optimizers(
@@ -111,11 +109,11 @@ class Average:
         return {name: v.full_tensor() if isinstance(v, DTensor) else v for name, v in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "values": self.values}
+        return {"decay": self.decay, "values": self.whole()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self.values.items():
-            value.copy_(state["values"][name])
+            value.copy_(_spread_like(state["values"][name].to(value.device), value))
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

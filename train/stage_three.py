@@ -154,7 +154,8 @@ class StageThree:
     def _batch(self, step: int) -> list[Piece]:
         turn, number = step % self.settings.updates, step // self.settings.updates
         if turn == 0:
-            self._pieces = self._respond(number)
+            with self.loop.gathered():
+                self._pieces = self._respond(number)
         return self._pieces[turn]
 
     def _respond(self, number: int) -> list[list[Piece]]:

@@ -10,6 +10,7 @@ from mmada_lite.errors import Error
 
 BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it measures
     "quality": "every task of the small model, for a checkpoint or a bundle, with intervals",
+    "curves": "the logs of a training as a picture",
     "synergy": "one joint training against one a task",
     "gallery": "a sheet of what a bundle draws",
     "linears": "the stored forms of a matrix on this machine",
