@@ -78,7 +78,6 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     return export_checkpoint(tiny_checkpoint, tiny_checkpoint.parent / "bundle", precision="fp32")
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="session")
 def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tokenizer.json of the recipe, from a part of its sentences. Do not write to it."""
@@ -96,7 +95,8 @@ def toy_sequences(toy_tokenizer: Path) -> "Sequences":
 
     tokenizer = Tokenizer.from_file(toy_tokenizer)
     return Sequences(tokenizer, vocabulary_of(tokenizer), single_pool(), scene_pool())
-=======
+
+
 @pytest.fixture(params=["pieces", "single tokens"])
 def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
     """The tiny model with a tokenizer that spells the tags of a thought in bytes, and with one that has a token for each."""
@@ -105,7 +105,6 @@ def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
 
     from mmada_lite import load
     from mmada_lite.thoughts import CLOSE, OPEN
-    from mmada_lite.vocabulary import Tokenizer
 
     found = load(tiny_bundle, device="cpu", threads=1)
     found.text_defaults = WRITTEN
@@ -114,4 +113,3 @@ def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
         inner.add_tokens([tokenizers.AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
         found._tokenizer = Tokenizer(inner)
     return found
->>>>>>> main
