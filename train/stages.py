@@ -72,15 +72,15 @@ STAGE_ONE = StageSettings(
 )
 STAGE_TWO = StageSettings(
     {
-        "paint": Share(1.5),
-        "drawn": Share(1.5),
+        "paint": Share(2.0, 1.5),
+        "drawn": Share(1.0),
         "plan": Share(0.25),
-        "ask": Share(2.5, 3.0),
-        "scene": Share(1.25, 3.0),
-        "sum": Share(3.5, 3.0),
-        "fact": Share(0.15, 0.5),
+        "ask": Share(2.5, 2.5),
+        "scene": Share(1.25, 2.0),
+        "sum": Share(3.0, 2.0),
+        "fact": Share(0.4, 0.5),
     },
-    LoopSettings(1200, muon_lr=0.012, adam_lr=2e-3),
+    LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
     warmup=20,
     decay=0.7,
     seed=12,
