@@ -1,4 +1,4 @@
-"""The C++ side as a test sees it: built once and kept, spoken to in lines of JSON, and standing in for Python's loops in a replay.
+"""The C++ side as a test sees it: built once and kept, spoken to in lines of JSON, in the place of Python's loops in a replay.
 
 It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said by test_cpp.
 """
@@ -30,10 +30,10 @@ HEADERS = CACHE / "onnxruntime-headers"
 
 
 def needed() -> tuple[Path, Path]:
-    """The folder of onnxruntime's headers and its library. Skips, with the reason, where headers or a compiler are not to be had."""
+    """The folder of onnxruntime's headers, and its library. Skips, with the reason, where a compiler or headers are not to be had."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ here; apt-get install g++")
-    done = subprocess.run([SOURCES / "fetch-headers", HEADERS], capture_output=True, text=True)
+    done = subprocess.run(["bash", SOURCES / "fetch-headers", HEADERS], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"onnxruntime's headers cannot be fetched: {done.stderr.strip()[-300:]}")
     return HEADERS, find_library()

@@ -28,10 +28,26 @@ from mmada_lite.vocabulary import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 REPLAYS = {"text": replay.replay_text, "mmu": replay.replay_text, "cache": replay.replay_cache, "t2i": replay.replay_image}
-RECORDED = [
-    f"{section}/{case.name}" for section in REPLAYS for case in sorted((GOLDEN / section).iterdir()) if case.is_dir()
-]
-WORDS = "a an the cat dog star red blue 7 12 on background what is this ? colour moon tree".split()
+RECORDED = [f"{section}/{case.name}" for section in REPLAYS for case in sorted((GOLDEN / section).iterdir()) if case.is_dir()]
+WORDS = (
+    "a",
+    "an",
+    "the",
+    "cat",
+    "dog",
+    "star",
+    "red",
+    "blue",
+    "7",
+    "12",
+    "on",
+    "background",
+    "what",
+    "is",
+    "this",
+    "?",
+    "moon",
+)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +192,7 @@ def recorded_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 def test_recorded_decodings_replay(
     host: Host, recorded_bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Every decoding that was recorded of the reference, through the C++ loops: tokens after every step, calls, spans, logits."""
+    """Every recorded decoding of the reference through the C++ loops: tokens after every step, calls, spans, logits."""
     section, case = name.split("/")
     replayed = Replayed(host, recorded_bundles(case.split("_")[0]))
     monkeypatch.setattr(replay, "decode_text", replayed.decode_text)
@@ -253,13 +269,13 @@ def test_answers_are_the_same(small: Host, model: Model, prompt: str, settings: 
 
 
 @pytest.mark.parametrize(("prompt", "settings", "seed"), text_cases(25, 3))
-def test_answers_about_pictures_are_the_same(
-    small: Host, model: Model, prompt: str, settings: TextSettings, seed: int
-) -> None:
+def test_answers_about_pictures_are_the_same(small: Host, model: Model, prompt: str, settings: TextSettings, seed: int) -> None:
     """The last 25, each about a picture of another size that has to be fitted."""
     chooser = np.random.default_rng(seed)
     width, height = (int(n) for n in chooser.integers(20, 180, 2))
-    image = Image.fromarray(chooser.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)).resize((width, height))
+    image = Image.fromarray(chooser.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)).resize(
+        (width, height)
+    )
     squash = bool(seed % 2)
     answer = model.ask(image, prompt, settings, seed=seed, fit="squash" if squash else "crop")
     steps = list(answer)
@@ -311,9 +327,7 @@ def test_inpainting_is_the_same(small: Host, model: Model, drawn: Image.Image, s
 def test_extending_is_the_same(small: Host, model: Model, drawn: Image.Image, side: Any, amount: float) -> None:
     drawing = model.extend(drawn, "a moon", side=side, amount=amount, seed=9)
     steps = list(drawing)
-    found = small.call(
-        "extend", picture=picture_json(drawn), prompt="a moon", side=SIDES[side], amount=amount, seed="9"
-    )
+    found = small.call("extend", picture=picture_json(drawn), prompt="a moon", side=SIDES[side], amount=amount, seed="9")
     assert (found["rows"], found["columns"]) == drawing.codes.shape
     assert found["codes"] == drawing.codes.reshape(-1).tolist()
     same_steps(steps, found)

@@ -1587,6 +1587,7 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
   Ort::SessionOptions made;
   made.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
   made.SetInterOpNumThreads(1);
+  made.AddConfigEntry("session.intra_op.allow_spinning", "0");  // waiting threads sleep: the host's other work needs the cores
   made.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
   try {
     if (options.device == "cuda") made.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});

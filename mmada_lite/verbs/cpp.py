@@ -1,4 +1,4 @@
-"""`mmada-lite info --cpp`: where the C++ host lies in this package, and the line that compiles a program with it on this machine.
+"""`mmada-lite info --cpp`: where the C++ host lies in this package, and the line that compiles a program with it here.
 
 It knows where an onnxruntime keeps its library and where headers usually are; it compiles nothing itself.
 """
@@ -39,7 +39,7 @@ def find_headers(given: str) -> Path:
     """
     for place in [Path(given)] if given else _PLACES:
         if (place / HEADER).is_file():
-            return place
+            return place.absolute()
     fetch = f"bash {shlex.quote(str(SOURCES / 'fetch-headers'))} onnxruntime-headers"
     where = f"{given} holds no {HEADER}" if given else "onnxruntime's C++ headers are not here, and its wheel has none"
     raise Error(f"{where}; on Debian 13 `apt-get install libonnxruntime-dev`, on an older Debian `{fetch}`")
@@ -47,9 +47,7 @@ def find_headers(given: str) -> Path:
 
 def compile_lines(headers: Path, library: Path) -> list[str]:
     """Two commands: a link under the name that programs look for, and the compiler's line for main.cpp."""
-    source, include, lib, at = (
-        shlex.quote(str(path)) for path in (SOURCES / "mmada_lite.cpp", SOURCES, library, headers)
-    )
+    source, include, lib, at = (shlex.quote(str(path)) for path in (SOURCES / "mmada_lite.cpp", SOURCES, library, headers))
     return [
         f"mkdir -p lib && ln -sfn {lib} lib/libonnxruntime.so.1",
         f"g++ -std=c++17 -O2 -I {include} -I {at} main.cpp {source} lib/libonnxruntime.so.1 "

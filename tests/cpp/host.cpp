@@ -352,6 +352,10 @@ std::string work(Bundled& model, const Json& job) {
     return Out().add("line", line).add("resolution", model->resolution()).done();
   }
   if (op == "numbers") return numbers(job);
+  if (op == "ppm") {
+    if (job.find("picture")) write_ppm(text_in(job, "file"), picture_in(job));
+    return Out().add("bytes", read_ppm(text_in(job, "file")).rgb).done();
+  }
   if (op == "schedules") return schedules(job);
   if (op == "classes") return character_classes();
   if (op == "replay") return replay(text_in(job, "folder"), job);
