@@ -30,7 +30,7 @@ HEADERS = CACHE / "onnxruntime-headers"
 
 
 def needed() -> tuple[Path, Path]:
-    """The folder of onnxruntime's headers, and its library. Skips, with the reason, where a compiler or headers are not to be had."""
+    """The folder of onnxruntime's headers, and its library. Skips, with the reason, where one is not to be had."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ here; apt-get install g++")
     done = subprocess.run(["bash", SOURCES / "fetch-headers", HEADERS], capture_output=True, text=True)

@@ -1,7 +1,6 @@
 // Draws a picture into a PPM file and answers a question about it.
-#include <mmada_lite.hpp>
-
 #include <iostream>
+#include <mmada_lite.hpp>
 
 int main(int count, char** words) try {
   if (count != 5) {

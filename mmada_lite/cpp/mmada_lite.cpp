@@ -1,8 +1,9 @@
-// The whole of mmada_lite for C++, in the order in which its parts lean on each other: JSON, files, settings, schedules and random
-// numbers, tokenizer, bundle, sessions, canvas, selection, the two decoding loops, pictures, and the model that ties them together.
+// The whole of mmada_lite for C++, in the order in which its parts lean on each other: JSON, files, settings, schedules and
+// random numbers, tokenizer, bundle, sessions, canvas, selection, the two decoding loops, pictures, and the model that ties
+// them together.
 //
-// It follows the Python package law by law, which is why the same seed gives the same ids; docs/bundle.md is the contract of both. It
-// knows nothing of exporting or of other devices than onnxruntime's CPU and CUDA providers.
+// It follows the Python package law by law, which is why the same seed gives the same ids; docs/bundle.md is the contract of
+// both. It knows nothing of exporting or of other devices than onnxruntime's CPU and CUDA providers.
 #include "mmada_lite.hpp"
 
 #include <onnxruntime_cxx_api.h>
@@ -121,7 +122,8 @@ const std::string& require_utf8(const std::string& text, const char* what) {
   return text;
 }
 
-// What stands for bytes that are not UTF-8: one mark for the longest beginning of a character, as everywhere in Unicode's own advice.
+// What stands for bytes that are not UTF-8: one mark for the longest beginning of a character, as everywhere in Unicode's own
+// advice.
 std::string lossy_utf8(std::string_view bytes) {
   std::string text;
   for (std::size_t at = 0; at < bytes.size();) {
@@ -706,8 +708,8 @@ void check(const TextSettings& s) {
     fail(s.steps, " steps cannot fill ", count, " blocks; use at least ", count, " steps or a longer block");
   }
   if (s.law == "reference" && (s.answer_length % s.block_length || s.steps % count)) {
-    fail("the reference law divides exactly: answer_length ", s.answer_length, " by block_length ", s.block_length, ", and steps ",
-         s.steps, " by ", count, " blocks");
+    fail("the reference law divides exactly: answer_length ", s.answer_length, " by block_length ", s.block_length,
+         ", and steps ", s.steps, " by ", count, " blocks");
   }
   if (s.law == "reference" && s.cache != "none" && !s.threshold && s.steps == count) {
     fail("the reference cannot use a cache with one step per block; use more steps or the sensible law");
@@ -764,7 +766,8 @@ struct SettingsReader {
     for (const auto& key : content.keys()) {
       if (std::find(names.begin(), names.end(), key) != names.end()) continue;
       const auto near = nearest(key, names);
-      fail(where, ": unknown setting ", shown(key), near ? "; did you mean " + shown(*near) + "?" : "; the settings are " + listed(names));
+      fail(where, ": unknown setting ", shown(key),
+           near ? "; did you mean " + shown(*near) + "?" : "; the settings are " + listed(names));
     }
   }
 };
@@ -772,7 +775,8 @@ struct SettingsReader {
 TextSettings read_text_settings(const Json& content, const std::string& where) {
   TextSettings s;
   const SettingsReader reader{content};
-  reader.only(where, {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"});
+  reader.only(where,
+              {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"});
   reader.take("answer_length", s.answer_length);
   reader.take("steps", s.steps);
   reader.take("block_length", s.block_length);
@@ -802,7 +806,9 @@ ImageSettings read_image_settings(const Json& content, const std::string& where)
 
 // ---- letters and numbers ----
 
-// Unicode's letters and numbers (general categories L and N, Unicode 16) as pairs: code points to skip, code points that belong.
+// Unicode's letters and numbers (general categories L and N, Unicode 16) as pairs: code points to skip, code points that
+// belong.
+// clang-format off
 constexpr std::uint32_t kLetters[] = {  // letters
     65, 26, 6, 26, 47, 1, 10, 1, 4, 1, 5, 23, 1, 31, 1, 458, 4, 12, 14, 5, 7, 1, 1, 1, 129, 5, 1, 2, 2, 4, 1, 1, 6, 1, 1, 3,
     1, 1, 1, 20, 1, 83, 1, 139, 8, 166, 1, 38, 2, 1, 6, 41, 71, 27, 4, 4, 45, 43, 35, 2, 1, 99, 1, 1, 15, 2, 7, 2, 10, 3, 2,
@@ -856,6 +862,7 @@ constexpr std::uint32_t kNumbers[] = {  // numbers
     10, 2342, 10, 86, 10, 134, 10, 1, 7, 526, 10, 262, 23, 24153, 10, 1478, 20, 12, 20, 108, 25, 1109, 50, 2368, 10, 422, 10,
     502, 10, 247, 10, 716, 9, 128, 10, 791, 59, 1, 3, 1, 4, 76, 45, 1, 15, 962, 13, 2787, 10,
 };
+// clang-format on
 
 // Ranges [first, past) from such pairs.
 struct CodePoints {
@@ -890,8 +897,8 @@ bool is_number(char32_t code) {
 
 // ---- tokenizer ----
 
-// Byte-level BPE as tokenizer.json describes it: added tokens, Digits and ByteLevel before the merges, ByteLevel after. Whatever else
-// a file asks for is named in an Error, and ids are the way out.
+// Byte-level BPE as tokenizer.json describes it: added tokens, Digits and ByteLevel before the merges, ByteLevel after.
+// Whatever else a file asks for is named in an Error, and ids are the way out.
 class Tokenizer {
  public:
   explicit Tokenizer(const fs::path& path);
@@ -1034,7 +1041,8 @@ void Tokenizer::read_model(const Json& model) {
     }
     const auto a = vocabulary_.find(left), b = vocabulary_.find(right), whole = vocabulary_.find(left + right);
     if (a == vocabulary_.end() || b == vocabulary_.end() || whole == vocabulary_.end()) {
-      fail(path_.string(), " is not a tokenizer.json: the merge of ", shown(left), " and ", shown(right), " is not in its vocabulary");
+      fail(path_.string(), " is not a tokenizer.json: the merge of ", shown(left), " and ", shown(right),
+           " is not in its vocabulary");
     }
     merges_[pair_of(a->second, b->second)] = {rank++, whole->second};
   }
@@ -1113,8 +1121,8 @@ std::vector<std::string_view> Tokenizer::digits_apart(const std::vector<std::str
   return apart;
 }
 
-// Words as GPT-2 cuts them: English contractions, then runs of letters, of numbers or of other signs, each with one space before it;
-// of a run of whitespace before a word the last stays with the word.
+// Words as GPT-2 cuts them: English contractions, then runs of letters, of numbers or of other signs, each with one space
+// before it; of a run of whitespace before a word the last stays with the word.
 std::vector<std::string_view> Tokenizer::words_of(const std::vector<std::string_view>& parts) const {
   std::vector<std::string_view> words;
   for (const auto part : parts) {
@@ -1284,7 +1292,8 @@ void check_keys(const Json& content, const std::vector<std::string>& known, cons
   for (const auto& key : content.keys()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
     const auto near = nearest(key, known);
-    fail(where, ": unknown key ", shown(key), "; ", near ? "did you mean " + shown(*near) + "?" : "the keys are " + listed(known));
+    fail(where, ": unknown key ", shown(key), "; ",
+         near ? "did you mean " + shown(*near) + "?" : "the keys are " + listed(known));
   }
   for (const auto& key : required) {
     if (!content.find(key)) fail(where, ": the key ", shown(key), " is missing; ", kAgain);
@@ -1371,7 +1380,7 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
   if (!special || !special->is(Json::Kind::object)) {
     fail("vocabulary: the key 'special' is missing; write the bundle again with `mmada-lite export`");
   }
-  static const std::vector<std::string> kNames{"bos", "eos",  "soi",  "eoi",          "t2i",        "mmu",
+  static const std::vector<std::string> kNames{"bos",  "eos", "soi",  "eoi",          "t2i",        "mmu",
                                                "ipad", "r2i", "mask", "start_header", "end_header", "eot"};
   const Ids ids = vocabulary_numbers(*special, kNames);
   const Ids sizes = vocabulary_numbers(content, {"image_code_offset", "codebook_size", "size"}, "special");
@@ -1460,10 +1469,10 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   } catch (const Error& error) {
     fail(where, ": ", error.what());
   }
-  const std::vector<Field> shape{{"d_model", Wanted::whole},        {"n_layers", Wanted::whole},
-                                 {"n_heads", Wanted::whole},        {"n_kv_heads", Wanted::whole},
-                                 {"head_dim", Wanted::whole},       {"mlp_hidden_size", Wanted::whole},
-                                 {"vocab_size", Wanted::whole},     {"rope_theta", Wanted::positive},
+  const std::vector<Field> shape{{"d_model", Wanted::whole},         {"n_layers", Wanted::whole},
+                                 {"n_heads", Wanted::whole},         {"n_kv_heads", Wanted::whole},
+                                 {"head_dim", Wanted::whole},        {"mlp_hidden_size", Wanted::whole},
+                                 {"vocab_size", Wanted::whole},      {"rope_theta", Wanted::positive},
                                  {"rms_norm_eps", Wanted::positive}, {"max_sequence_length", Wanted::whole}};
   const Json& architecture = record(*content.find("architecture"), shape, where + ": architecture");
   bundle.layers = number_in(architecture, "n_layers");
@@ -1483,7 +1492,8 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
                                  {"activation", Wanted::maybe_text, false},
                                  {"bytes", Wanted::maybe_whole, false}};
   const std::string groups = where + ": quantization";
-  for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members) record(value, group, groups + "." + name);
+  for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members)
+    record(value, group, groups + "." + name);
   bundle.text_defaults = settings_at(*defaults.find("text"), where + ": defaults.text", read_text_settings);
   bundle.image_defaults = settings_at(*defaults.find("image"), where + ": defaults.image", read_image_settings);
   read_files(content, where, bundle);
@@ -1535,7 +1545,8 @@ void still_the_same(const Bundle& bundle) {
     std::error_code fault;
     const fs::path path = bundle.path / file.name;
     const auto size = fs::file_size(path, fault);
-    if (!fault && static_cast<std::int64_t>(size) == file.size && fs::last_write_time(path, fault) == file.changed && !fault) continue;
+    if (!fault && static_cast<std::int64_t>(size) == file.size && fs::last_write_time(path, fault) == file.changed && !fault)
+      continue;
     fail(path.string(), " was changed on disk while the model was in use; load the bundle again");
   }
 }
@@ -1549,8 +1560,8 @@ struct Runtime {
 
 Runtime& runtime() {
   if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {
-    fail("this libonnxruntime (", OrtGetApiBase()->GetVersionString(), ") is older than the headers that the program was built with",
-         " (interface ", ORT_API_VERSION, "); link a newer one");
+    fail("this libonnxruntime (", OrtGetApiBase()->GetVersionString(),
+         ") is older than the headers that the program was built with", " (interface ", ORT_API_VERSION, "); link a newer one");
   }
   static Runtime* const kept = new Runtime;  // never taken down: sessions of static lifetime may outlive it otherwise
   return *kept;
@@ -1575,11 +1586,12 @@ void check_device(const std::string& name) {
 
 // What onnxruntime's Python interface writes before a message.
 std::string runtime_line(const Ort::Exception& error) {
-  static constexpr const char* kCodes[] = {"SUCCESS",       "FAIL",              "INVALID_ARGUMENT", "NO_SUCHFILE",
-                                           "NO_MODEL",      "ENGINE_ERROR",      "RUNTIME_EXCEPTION", "INVALID_PROTOBUF",
-                                           "MODEL_LOADED",  "NOT_IMPLEMENTED",   "INVALID_GRAPH",    "EP_FAIL"};
+  static constexpr const char* kCodes[] = {
+      "SUCCESS",          "FAIL",         "INVALID_ARGUMENT", "NO_SUCHFILE",   "NO_MODEL", "ENGINE_ERROR", "RUNTIME_EXCEPTION",
+      "INVALID_PROTOBUF", "MODEL_LOADED", "NOT_IMPLEMENTED",  "INVALID_GRAPH", "EP_FAIL"};
   const auto code = static_cast<std::size_t>(error.GetOrtErrorCode());
-  const std::string line = join("[ONNXRuntimeError] : ", code, " : ", code < std::size(kCodes) ? kCodes[code] : "?", " : ", error.what());
+  const std::string line =
+      join("[ONNXRuntimeError] : ", code, " : ", code < std::size(kCodes) ? kCodes[code] : "?", " : ", error.what());
   return line.substr(0, line.find('\n'));
 }
 
@@ -1610,7 +1622,8 @@ template <typename T>
 Ort::Value tensor(const std::vector<T>& data, const std::vector<std::int64_t>& shape) {
   static T nothing{};  // an empty tensor needs an address all the same
   T* at = data.empty() ? &nothing : const_cast<T*>(data.data());
-  return Ort::Value::CreateTensor<T>(runtime().memory, at, static_cast<std::size_t>(size_of(shape)), shape.data(), shape.size());
+  return Ort::Value::CreateTensor<T>(runtime().memory, at, static_cast<std::size_t>(size_of(shape)), shape.data(),
+                                     shape.size());
 }
 
 template <typename T>
@@ -1640,7 +1653,7 @@ struct Hidden {
 };
 
 struct Prediction {
-  Ids token;                // [N, Q]
+  Ids token;               // [N, Q]
   Floats log_probability;  // before any temperature
 };
 
@@ -1734,8 +1747,9 @@ class Denoiser {
 
 // ---- canvas ----
 
-// Rows of tokens of which some are still masks. `editable` says where decoding may write; the region start..stop is what the loop
-// walks. With guidance, `unconditional` is the same rows without their prompt: position p of `shared` stands there at p + shift.
+// Rows of tokens of which some are still masks. `editable` says where decoding may write; the region start..stop is what the
+// loop walks. With guidance, `unconditional` is the same rows without their prompt: position p of `shared` stands there at p +
+// shift.
 struct Canvas {
   std::int64_t rows = 1, length = 0, start = 0, stop = 0, mask = 0;
   Ids tokens;      // [B, L]
@@ -1787,7 +1801,8 @@ Ids paint_prompt(const Ids& words, const Special& special) {
   return row;
 }
 
-Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, const Bundle& bundle, const Ids* unconditional_prompt) {
+Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, const Bundle& bundle,
+                    const Ids* unconditional_prompt) {
   Canvas canvas;
   canvas.mask = bundle.special.mask;
   canvas.code_offset = bundle.code_offset;
@@ -1795,7 +1810,8 @@ Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, c
   canvas.tokens.push_back(bundle.special.soi);
   canvas.start = static_cast<std::int64_t>(canvas.tokens.size());
   canvas.stop = canvas.start + static_cast<std::int64_t>(codes.size());
-  for (std::size_t i = 0; i < codes.size(); ++i) canvas.tokens.push_back(unknown[i] ? canvas.mask : canvas.code_offset + codes[i]);
+  for (std::size_t i = 0; i < codes.size(); ++i)
+    canvas.tokens.push_back(unknown[i] ? canvas.mask : canvas.code_offset + codes[i]);
   canvas.tokens.push_back(bundle.special.eoi);
   canvas.length = static_cast<std::int64_t>(canvas.tokens.size());
   canvas.editable.assign(canvas.tokens.size(), 0);
@@ -1831,7 +1847,8 @@ Bools most_confident(const Floats& confidence, std::int64_t width, const Ids& co
 
 Bools above_threshold(const Floats& confidence, std::int64_t width, std::int64_t rows, float least) {
   Bools chosen = most_confident(confidence, width, Ids(static_cast<std::size_t>(rows), 1));
-  for (std::size_t i = 0; i < confidence.size(); ++i) chosen[i] = chosen[i] || (std::isfinite(confidence[i]) && confidence[i] >= least);
+  for (std::size_t i = 0; i < confidence.size(); ++i)
+    chosen[i] = chosen[i] || (std::isfinite(confidence[i]) && confidence[i] >= least);
   return chosen;
 }
 
@@ -1843,7 +1860,8 @@ Bools remask_least_confident(const Floats& confidence, std::int64_t width, const
     Floats ordered(first, first + width);
     std::sort(ordered.begin(), ordered.end());
     const float cutoff = ordered[static_cast<std::size_t>(std::min(counts[row], width - 1))];
-    for (std::int64_t i = 0; i < width; ++i) again[row * static_cast<std::size_t>(width) + static_cast<std::size_t>(i)] = first[i] < cutoff;
+    for (std::int64_t i = 0; i < width; ++i)
+      again[row * static_cast<std::size_t>(width) + static_cast<std::size_t>(i)] = first[i] < cutoff;
   }
   return again;
 }
@@ -1861,7 +1879,8 @@ struct Sampler {
 
 // Draws addressed by seed, purpose, step, row and place in the region.
 struct PhiloxSampler final : Sampler {
-  PhiloxSampler(std::uint64_t seed, double temperature, std::int64_t start) : seed(seed), temperature(temperature), start(start) {}
+  PhiloxSampler(std::uint64_t seed, double temperature, std::int64_t start)
+      : seed(seed), temperature(temperature), start(start) {}
 
   Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
                   const Ids& positions) override {
@@ -1899,7 +1918,8 @@ std::vector<Block> blocks_of(const TextSettings& s, std::int64_t start) {
   std::vector<Block> blocks;
   const Ids shares = transfers(s.steps, blocks_in(s));
   for (std::size_t i = 0; i < shares.size(); ++i) {
-    const std::int64_t low = static_cast<std::int64_t>(i) * s.block_length, high = std::min(low + s.block_length, s.answer_length);
+    const std::int64_t low = static_cast<std::int64_t>(i) * s.block_length,
+                       high = std::min(low + s.block_length, s.answer_length);
     blocks.push_back({start + low, start + high, std::max<std::int64_t>(1, std::min(shares[i], high - low))});
   }
   return blocks;
@@ -1939,14 +1959,16 @@ struct Reading {
 };
 
 // One model call over the window (all of the row, or what `memory` leaves), for the positions `where` [B, L].
-Reading read(const Denoiser& denoiser, const Canvas& canvas, const Bools& where, double guidance, const Memory* memory, bool keep) {
+Reading read(const Denoiser& denoiser, const Canvas& canvas, const Bools& where, double guidance, const Memory* memory,
+             bool keep) {
   Reading reading;
   std::vector<Ids> found(static_cast<std::size_t>(canvas.rows));
   for (std::int64_t row = 0; row < canvas.rows; ++row) {
     for (std::int64_t p = 0; p < canvas.length; ++p) {
       if (where[canvas.at(row, p)]) found[static_cast<std::size_t>(row)].push_back(p);
     }
-    reading.width = std::max({reading.width, std::int64_t{1}, static_cast<std::int64_t>(found[static_cast<std::size_t>(row)].size())});
+    reading.width =
+        std::max({reading.width, std::int64_t{1}, static_cast<std::int64_t>(found[static_cast<std::size_t>(row)].size())});
   }
   for (auto& row : found) {
     const std::size_t count = row.size(), width = static_cast<std::size_t>(reading.width);
@@ -2087,9 +2109,10 @@ bool ended(const Canvas& canvas, const Block& block, const TextSettings& s, cons
   return true;
 }
 
-// Fills the canvas's answer block by block, the surest positions first. Ends after a block in which every row has one of the tokens
-// `ends`. False when the sink stopped it.
-bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends, const Sink& sink) {
+// Fills the canvas's answer block by block, the surest positions first. Ends after a block in which every row has one of the
+// tokens `ends`. False when the sink stopped it.
+bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends,
+                 const Sink& sink) {
   const Clock clock;
   const auto blocks = blocks_of(s, canvas.start);
   std::optional<std::int64_t> total;
@@ -2128,7 +2151,8 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
       }
       canvas.follow();
       const Bools masked = canvas.masked();
-      for (std::int64_t row = 0; row < canvas.rows; ++row) step.remaining += count_between(canvas, masked, row, canvas.start, canvas.stop);
+      for (std::int64_t row = 0; row < canvas.rows; ++row)
+        step.remaining += count_between(canvas, masked, row, canvas.start, canvas.stop);
       step.forwards = number + 1;
       step.seconds = clock.seconds();
       if (!sink(std::move(step))) return false;
@@ -2138,8 +2162,8 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   return true;
 }
 
-// How many codes go back to mask: fewer than now. The reference keeps at least one, even at the end; otherwise each later step keeps
-// at least one to draw, and nothing is left after the last.
+// How many codes go back to mask: fewer than now. The reference keeps at least one, even at the end; otherwise each later step
+// keeps at least one to draw, and nothing is left after the last.
 std::int64_t left_masked(std::int64_t open, std::int64_t planned, bool reference, std::int64_t steps_left) {
   if (reference) return std::max<std::int64_t>(std::min(open - 1, planned), 1);
   return std::max<std::int64_t>(std::min(open - 1, steps_left ? std::max(planned, steps_left) : 0), 0);
@@ -2189,7 +2213,8 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
     const double temperature = temperatures[static_cast<std::size_t>(k)];
     if (temperature > 0) {
       const Floats noise = sampler.order(Head::image, k, everywhere, canvas.rows);
-      for (std::size_t i = 0; i < noise.size(); ++i) confidence[i] += rounded(static_cast<float>(temperature) * gumbel(noise[i]));
+      for (std::size_t i = 0; i < noise.size(); ++i)
+        confidence[i] += rounded(static_cast<float>(temperature) * gumbel(noise[i]));
     }
     const Bools again = remask_least_confident(confidence, length, counts);
     Step step;
@@ -2231,12 +2256,14 @@ double cubic(double x) {
   return 0;
 }
 
-// One direction of a bicubic resize with antialiasing, in 22-bit fixed point: what Pillow gives, bit for bit. Rows become columns, so
-// that calling it twice resizes both directions.
+// One direction of a bicubic resize with antialiasing, in 22-bit fixed point: what Pillow gives, bit for bit. Rows become
+// columns, so that calling it twice resizes both directions.
 Raster resized_and_turned(const Raster& image, std::int64_t size) {
   constexpr int kBits = 22;
-  Raster out{image.height, size, image.channels, std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * size * image.channels))};
-  const double scale = static_cast<double>(image.width) / static_cast<double>(size), wide = std::max(scale, 1.0), reach = 2.0 * wide;
+  Raster out{image.height, size, image.channels,
+             std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * size * image.channels))};
+  const double scale = static_cast<double>(image.width) / static_cast<double>(size), wide = std::max(scale, 1.0),
+               reach = 2.0 * wide;
   for (std::int64_t x = 0; x < size; ++x) {
     const double centre = (static_cast<double>(x) + 0.5) * scale;
     const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - reach + 0.5), 0);
@@ -2369,7 +2396,9 @@ Picture read_ppm(const std::string& file) {
   if (magic != "P6" || !stream || width < 1 || height < 1 || most != 255 || std::int64_t{width} * height > 64'000'000) {
     fail(file, " is not a binary PPM (P6) of 8 bits and at most 64,000,000 pixels; convert it");
   }
-  Picture picture{width, height, std::vector<std::uint8_t>(std::size_t{3} * static_cast<std::size_t>(width) * static_cast<std::size_t>(height))};
+  Picture picture{
+      width, height,
+      std::vector<std::uint8_t>(std::size_t{3} * static_cast<std::size_t>(width) * static_cast<std::size_t>(height))};
   if (!stream.read(reinterpret_cast<char*>(picture.rgb.data()), static_cast<std::streamsize>(picture.rgb.size()))) {
     fail(file, " is cut short; fetch it again");
   }
@@ -2466,8 +2495,10 @@ struct Model::Impl {
   }
 
   void check_codes(const Codes& codes) const {
-    if (codes.rows < 1 || codes.columns < 1 || static_cast<std::int64_t>(codes.ids.size()) != std::int64_t{codes.rows} * codes.columns) {
-      fail("the grid is said to be ", codes.rows, " x ", codes.columns, " codes and holds ", codes.ids.size(), "; give one for each cell");
+    if (codes.rows < 1 || codes.columns < 1 ||
+        static_cast<std::int64_t>(codes.ids.size()) != std::int64_t{codes.rows} * codes.columns) {
+      fail("the grid is said to be ", codes.rows, " x ", codes.columns, " codes and holds ", codes.ids.size(),
+           "; give one for each cell");
     }
     for (const auto code : codes.ids) {
       if (code < 0 || code >= bundle.codebook) fail("the code ", code, " is none of the model's 0 to ", bundle.codebook - 1);
@@ -2538,7 +2569,8 @@ struct Model::Impl {
     ImageSettings s = settings.value_or(bundle.image_defaults);
     const auto row = paint_prompt(words, bundle.special);
     fits(static_cast<std::int64_t>(row.size() + unknown.size()) + 2, "the prompt with its picture");
-    const auto open = static_cast<std::int64_t>(std::count_if(unknown.begin(), unknown.end(), [](auto flag) { return flag != 0; }));
+    const auto open =
+        static_cast<std::int64_t>(std::count_if(unknown.begin(), unknown.end(), [](auto flag) { return flag != 0; }));
     if (settings && s.steps > open) fail(s.steps, " steps for ", open, " codes: a step draws at least one; use fewer steps");
     s.steps = std::min(s.steps, open);  // only the default is ever cut
     return s;
@@ -2551,8 +2583,8 @@ struct Model::Impl {
   }
 
   // Draws the unknown codes of a grid; what each step left is handed on.
-  bool draw(const Ids& words, const Codes& codes, const Bools& unknown, const std::optional<ImageSettings>& settings, std::uint64_t seed,
-            const Sink& sink) const {
+  bool draw(const Ids& words, const Codes& codes, const Bools& unknown, const std::optional<ImageSettings>& settings,
+            std::uint64_t seed, const Sink& sink) const {
     const ImageSettings s = checked(words, unknown, settings);
     const auto& special = bundle.special;
     const Ids nothing = paint_prompt({}, special);
@@ -2627,8 +2659,8 @@ Answer Model::chat(const std::string& message, const std::optional<TextSettings>
   return chat(std::vector<Message>{{"user", message}}, settings, seed, on_step);
 }
 
-Answer Model::ask(const Picture& picture, const std::string& question, const std::optional<TextSettings>& settings, std::uint64_t seed,
-                  const OnStep& on_step, Fit fit) const {
+Answer Model::ask(const Picture& picture, const std::string& question, const std::optional<TextSettings>& settings,
+                  std::uint64_t seed, const OnStep& on_step, Fit fit) const {
   const auto& model = live(impl_);
   const TextSettings s = checked(settings).value_or(model.bundle.text_defaults);
   model.grid();  // for its error
@@ -2641,7 +2673,8 @@ Answer Model::ask(const Picture& picture, const std::string& question, const std
   return model.answer(row, s, seed, on_step);
 }
 
-Answer Model::complete(const Ids& prompt, const std::optional<TextSettings>& settings, std::uint64_t seed, const OnStep& on_step) const {
+Answer Model::complete(const Ids& prompt, const std::optional<TextSettings>& settings, std::uint64_t seed,
+                       const OnStep& on_step) const {
   const auto& model = live(impl_);
   const TextSettings s = checked(settings).value_or(model.bundle.text_defaults);
   model.check_ids(prompt);
@@ -2666,18 +2699,21 @@ Drawing Model::draw(const Ids& words, const Codes& codes, const std::vector<std:
   model.check_codes(codes);
   Bools flags;
   for (const auto flag : unknown) flags.push_back(flag != 0);
-  if (flags.size() != codes.ids.size()) fail("there are ", codes.ids.size(), " codes and ", flags.size(), " flags; give one for each cell");
+  if (flags.size() != codes.ids.size())
+    fail("there are ", codes.ids.size(), " codes and ", flags.size(), " flags; give one for each cell");
   if (std::find(flags.begin(), flags.end(), 1) == flags.end()) fail("no code is unknown; say what is to be drawn anew");
   return model.drawn(words, codes, flags, settings, seed, on_step);
 }
 
-Drawing Model::inpaint(const Picture& picture, const Mask& mask, const std::string& prompt, const std::optional<ImageSettings>& settings,
-                       std::uint64_t seed, const OnStep& on_step, bool keep_pixels) const {
+Drawing Model::inpaint(const Picture& picture, const Mask& mask, const std::string& prompt,
+                       const std::optional<ImageSettings>& settings, std::uint64_t seed, const OnStep& on_step,
+                       bool keep_pixels) const {
   const auto& model = live(impl_);
   checked(settings);
   const Raster original = raster_of(picture);
   if (mask.shade.size() != static_cast<std::size_t>(mask.width) * static_cast<std::size_t>(mask.height)) {
-    fail("the mask is said to be ", mask.width, " x ", mask.height, " pixels and holds ", mask.shade.size(), " bytes; give one for each");
+    fail("the mask is said to be ", mask.width, " x ", mask.height, " pixels and holds ", mask.shade.size(),
+         " bytes; give one for each");
   }
   if (mask.width != picture.width || mask.height != picture.height) {
     fail("the mask is ", mask.width, " x ", mask.height, " pixels and the picture ", picture.width, " x ", picture.height,
@@ -2704,8 +2740,8 @@ Drawing Model::inpaint(const Picture& picture, const Mask& mask, const std::stri
   return drawing;
 }
 
-Drawing Model::extend(const Picture& picture, const std::string& prompt, const std::optional<ImageSettings>& settings, Side side,
-                      double amount, std::uint64_t seed, const OnStep& on_step, bool keep_pixels) const {
+Drawing Model::extend(const Picture& picture, const std::string& prompt, const std::optional<ImageSettings>& settings,
+                      Side side, double amount, std::uint64_t seed, const OnStep& on_step, bool keep_pixels) const {
   const auto& model = live(impl_);
   checked(settings);
   const int reach = model.grid(), turns = static_cast<int>(side);
@@ -2737,17 +2773,18 @@ Drawing Model::extend(const Picture& picture, const std::string& prompt, const s
     const Ids open = turned(flags, -turns).ids;
     const Codes old = grid;
     const auto before = drawing.steps;
-    drawing.stopped = !model.draw(words, turned(window, -turns), Bools(open.begin(), open.end()), settings, seed + number, [&](Step&& step) {
-      const Codes done = turned(step.guess, turns);
-      grid = {old.rows + part, reach, Ids(done.ids.begin(), done.ids.begin() + part * reach)};
-      grid.ids.insert(grid.ids.end(), old.ids.begin(), old.ids.end());
-      step.guess = turned(grid, -turns);
-      step.index += before;
-      step.of = *step.of * static_cast<std::int64_t>(parts.size());
-      step.forwards += before;
-      step.seconds = clock.seconds();
-      return Impl::follow(drawing, on_step)(std::move(step));
-    });
+    drawing.stopped =
+        !model.draw(words, turned(window, -turns), Bools(open.begin(), open.end()), settings, seed + number, [&](Step&& step) {
+          const Codes done = turned(step.guess, turns);
+          grid = {old.rows + part, reach, Ids(done.ids.begin(), done.ids.begin() + part * reach)};
+          grid.ids.insert(grid.ids.end(), old.ids.begin(), old.ids.end());
+          step.guess = turned(grid, -turns);
+          step.index += before;
+          step.of = *step.of * static_cast<std::int64_t>(parts.size());
+          step.forwards += before;
+          step.seconds = clock.seconds();
+          return Impl::follow(drawing, on_step)(std::move(step));
+        });
   }
   drawing.picture = picture_from(model.decode(drawing.codes));
   const int left = side == Side::left ? drawing.picture.width - static_cast<int>(square.width) : 0;

@@ -1,8 +1,8 @@
 // MMaDA for C++ programs: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
 //
-// One header and one source over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids as the Python
-// package, and the same fault the same line. It knows bundles, tokens and decoding; of picture files it knows PPM alone, since a
-// host has its own: a Picture is plain bytes.
+// One header and one source over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids as the
+// Python package, and the same fault the same line. It knows bundles, tokens and decoding; of picture files it knows PPM alone,
+// since a host has its own: a Picture is plain bytes.
 #pragma once
 
 #include <cstdint>
@@ -114,8 +114,8 @@ struct Options {
   std::string device = "cpu";  // or "cuda", where the onnxruntime that is linked has it
 };
 
-// A loaded bundle: moved, never copied. Calls are independent of each other and may come from several threads. Without settings the
-// bundle's own apply. Every call throws Error for what it cannot do.
+// A loaded bundle: moved, never copied. Calls are independent of each other and may come from several threads. Without settings
+// the bundle's own apply. Every call throws Error for what it cannot do.
 class Model {
  public:
   explicit Model(const std::string& folder, const Options& options = {});
@@ -135,7 +135,8 @@ class Model {
              std::uint64_t seed = 0, const OnStep& on_step = {}, Fit fit = Fit::crop) const;
   Drawing paint(const std::string& prompt, const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0,
                 const OnStep& on_step = {}) const;
-  // Draws anew what the mask covers; where it does not, the picture keeps its own pixels, or with keep_pixels false its own codes.
+  // Draws anew what the mask covers; where it does not, the picture keeps its own pixels, or with keep_pixels false its own
+  // codes.
   Drawing inpaint(const Picture& picture, const Mask& mask, const std::string& prompt,
                   const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0, const OnStep& on_step = {},
                   bool keep_pixels = true) const;
@@ -144,8 +145,8 @@ class Model {
                  Side side = Side::right, double amount = 0.5, std::uint64_t seed = 0, const OnStep& on_step = {},
                  bool keep_pixels = true) const;
 
-  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer. Of a picture: the ids of
-  // the words alone; codes are given where `unknown` is 0 and never change.
+  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer. Of a picture: the
+  // ids of the words alone; codes are given where `unknown` is 0 and never change.
   Answer complete(const Ids& prompt, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
                   const OnStep& on_step = {}) const;
   Drawing draw(const Ids& words, const Codes& codes, const std::vector<std::uint8_t>& unknown,

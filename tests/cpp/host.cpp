@@ -1,10 +1,10 @@
-// The program through which tests/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line on
-// standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops over a given
-// canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
+// The program through which tests/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
+// on standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops
+// over a given canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"  // it is included here alone
-#include "mmada_lite.cpp"
-
 #include <iostream>
+
+#include "mmada_lite.cpp"
 
 namespace mmada_lite {
 namespace {
@@ -125,8 +125,14 @@ struct Recorded {  // [call, row, position, ...]
 
 struct RecordedSampler final : Sampler {
   explicit RecordedSampler(const Json& job)
-      : row(whole_in(job, "row")), dropped(whole_in(job, "dropped")), start(whole_in(job, "start")), temperature(real(*job.find("temperature"))),
-        gumbels(job.find("gumbel")), codes(job.find("codes")), text_order(job.find("text_order")), image_order(job.find("image_order")) {}
+      : row(whole_in(job, "row")),
+        dropped(whole_in(job, "dropped")),
+        start(whole_in(job, "start")),
+        temperature(real(*job.find("temperature"))),
+        gumbels(job.find("gumbel")),
+        codes(job.find("codes")),
+        text_order(job.find("text_order")),
+        image_order(job.find("image_order")) {}
 
   Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
                   const Ids& positions) override {
@@ -160,7 +166,8 @@ struct RecordedSampler final : Sampler {
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const auto at = row + static_cast<std::int64_t>(i / width);
       const bool image = head == Head::image;
-      found.push_back(static_cast<float>(*(image ? image_order : text_order).at(step, at, positions[i] + (image ? -start : dropped))));
+      found.push_back(
+          static_cast<float>(*(image ? image_order : text_order).at(step, at, positions[i] + (image ? -start : dropped))));
     }
     return found;
   }
@@ -194,7 +201,8 @@ Canvas canvas_in(const Json& json) {
 
 using Bundled = std::optional<Model>;
 
-// Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first calls.
+// Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
+// calls.
 std::string replay(const std::string& folder, const Json& job) {
   Bundle bundle = parse_bundle(plain_path(folder), read_manifest(plain_path(folder)));
   Options options;
@@ -209,7 +217,8 @@ std::string replay(const std::string& folder, const Json& job) {
     if (static_cast<std::int64_t>(spans.size()) > whole_in(job, "logits")) return;
     Window whole = window;
     whole.queried.resize(window.tokens.size());
-    for (std::size_t i = 0; i < whole.queried.size(); ++i) whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
+    for (std::size_t i = 0; i < whole.queried.size(); ++i)
+      whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
     const auto watching = std::exchange(denoiser.watch, nullptr);
     const Mix identity{{1.0f}, 1};
     logits.push_back(denoiser.logits(Head::text, denoiser.forward(whole, nullptr), identity));
@@ -227,16 +236,23 @@ std::string replay(const std::string& folder, const Json& job) {
   } else {
     decode_image(denoiser, canvas, *image_settings_in(job), sampler, sink);
   }
-  return Out().add("states", states).add("unconditional", unconditional).add("guesses", guesses).add("positions", positions)
-      .add("spans", spans).add("logits", logits).done();
+  return Out()
+      .add("states", states)
+      .add("unconditional", unconditional)
+      .add("guesses", guesses)
+      .add("positions", positions)
+      .add("spans", spans)
+      .add("logits", logits)
+      .done();
 }
 
 std::string numbers(const Json& job) {
   Floats uniforms, noise;
   const Ids rows = ids_of(*job.find("rows")), positions = ids_of(*job.find("positions"));
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    uniforms.push_back(uniform(seed_in(job), static_cast<Stream>(whole_in(job, "stream")), static_cast<std::uint32_t>(whole_in(job, "step")),
-                               static_cast<std::uint32_t>(rows[i]), static_cast<std::uint32_t>(positions[i])));
+    uniforms.push_back(uniform(seed_in(job), static_cast<Stream>(whole_in(job, "stream")),
+                               static_cast<std::uint32_t>(whole_in(job, "step")), static_cast<std::uint32_t>(rows[i]),
+                               static_cast<std::uint32_t>(positions[i])));
     noise.push_back(gumbel(uniforms.back()));
   }
   return Out().add("uniform", uniforms).add("gumbel", noise).done();
@@ -263,14 +279,28 @@ std::string character_classes() {  // where a class begins, for every code point
 }
 
 std::string answered(const Answer& answer, const std::vector<Ids>& positions) {
-  return Out().add("ids", answer.ids).add("text", answer.text).add("complete", answer.complete).add("stopped", answer.stopped)
-      .add("steps", answer.steps).add("positions", positions).done();
+  return Out()
+      .add("ids", answer.ids)
+      .add("text", answer.text)
+      .add("complete", answer.complete)
+      .add("stopped", answer.stopped)
+      .add("steps", answer.steps)
+      .add("positions", positions)
+      .done();
 }
 
 std::string drew(const Drawing& drawing, const std::vector<Ids>& positions) {
-  return Out().add("codes", drawing.codes.ids).add("rows", drawing.codes.rows).add("columns", drawing.codes.columns)
-      .add("width", drawing.picture.width).add("height", drawing.picture.height).add("bytes", drawing.picture.rgb)
-      .add("stopped", drawing.stopped).add("steps", drawing.steps).add("positions", positions).done();
+  return Out()
+      .add("codes", drawing.codes.ids)
+      .add("rows", drawing.codes.rows)
+      .add("columns", drawing.codes.columns)
+      .add("width", drawing.picture.width)
+      .add("height", drawing.picture.height)
+      .add("bytes", drawing.picture.rgb)
+      .add("stopped", drawing.stopped)
+      .add("steps", drawing.steps)
+      .add("positions", positions)
+      .done();
 }
 
 std::string on_model(const Model& model, const std::string& op, const Json& job) {
@@ -294,17 +324,20 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
   }
   if (op == "chat") {
     std::vector<Message> messages;
-    for (const auto& message : job.find("messages")->items) messages.push_back({text_in(message, "role"), text_in(message, "content")});
+    for (const auto& message : job.find("messages")->items)
+      messages.push_back({text_in(message, "role"), text_in(message, "content")});
     return answered(model.chat(messages, text_settings_in(job), seed, on_step), positions);
   }
   if (op == "ask") {
     const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
     return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit), positions);
   }
-  if (op == "complete") return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
+  if (op == "complete")
+    return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
   if (op == "paint") return drew(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {
-    const Codes codes{static_cast<int>(whole_in(job, "rows")), static_cast<int>(whole_in(job, "columns")), ids_of(*job.find("codes"))};
+    const Codes codes{static_cast<int>(whole_in(job, "rows")), static_cast<int>(whole_in(job, "columns")),
+                      ids_of(*job.find("codes"))};
     const auto unknown = bytes_of<std::uint8_t>(*job.find("unknown"));
     return drew(model.draw(ids_of(*job.find("words")), codes, unknown, image_settings_in(job), seed, on_step), positions);
   }
@@ -315,7 +348,8 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
   }
   if (op == "extend") {
     const auto side = static_cast<Side>(whole_in(job, "side"));
-    return drew(model.extend(picture_in(job), text_in(job, "prompt"), image_settings_in(job), side, real(*job.find("amount")), seed, on_step),
+    return drew(model.extend(picture_in(job), text_in(job, "prompt"), image_settings_in(job), side, real(*job.find("amount")),
+                             seed, on_step),
                 positions);
   }
   if (op == "seconds") {  // of one step, over a drawing: the least of several
