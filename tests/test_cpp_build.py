@@ -110,18 +110,17 @@ def test_headers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_step_is_no_slower_than_pythons() -> None:
-    """The least of several drawings on one thread each, taken in turns; a third is left for the noise of a busy machine."""
+    """Processor time, which a busy machine hardly changes: the least of several drawings on one thread each, taken in turns."""
     host = Host(build(Path(__file__).parent / "cpp" / "host.cpp"))
     host.call("load", folder=str(embedded_bundle()), threads=1)
     model = mmada_lite.load(device="cpu", threads=1)
     settings = ImageSettings(steps=8, guidance=2.5)
     ours, theirs = [], []
-    for _ in range(5):
-        ours += host.call("seconds", times=2, settings=settings_json(settings))["seconds"]
-        for seed in range(2):
-            last = model.paint("a cat", settings, seed=seed).finish().last
-            assert last is not None
-            theirs.append(last.seconds / settings.steps)
+    for seed in range(6):
+        ours += host.call("seconds", times=1, settings=settings_json(settings))["seconds"]
+        started = time.process_time()
+        assert model.paint("a cat", settings, seed=seed).picture.size
+        theirs.append((time.process_time() - started) / settings.steps)
     assert host.close() == 0
     print(f"\na step: C++ {1e3 * min(ours):.2f} ms, Python {1e3 * min(theirs):.2f} ms")
-    assert min(ours) < 1.33 * min(theirs)
+    assert min(ours) < 1.25 * min(theirs)  # both are onnxruntime's work but for a few percent; the rest is room for noise
