@@ -170,6 +170,13 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_machine(parser)
     parser.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
+    parser.add_argument(
+        "--cpp",
+        nargs="?",
+        const="",
+        metavar="HEADERS",
+        help="print the line that compiles a C++ program here, and nothing else",
+    )
     _add_json(parser)
 
 

@@ -54,6 +54,13 @@ def uniform(seed: int, stream: Stream, step: int, rows: ArrayLike, positions: Ar
 
 
 def gumbel(u: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Standard Gumbel noise from uniforms, with the reference's guards against log(0): -log(-log(u)) in float32."""
+    """Standard Gumbel noise from uniforms, with the reference's guards against log(0): -log(-log(u)) in float32.
+
+    Each logarithm is taken in float64 and rounded: numpy's own float32 logarithm differs from processor to processor.
+    """
     tiny = np.float32(1e-20)
-    return -np.log(np.maximum(-np.log(np.maximum(u, tiny)), tiny))
+
+    def minus_log(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(-np.log(np.maximum(x, tiny), dtype=np.float64), dtype=np.float32)
+
+    return minus_log(minus_log(u))

@@ -1,7 +1,8 @@
 """How many tokens stay masked after each step, and how much noise a choice carries. Pure numbers: no tokens, no model.
 
 The image laws are computed in float32 because the reference does so and its floor depends on it: at two thirds of the
-way the cosine is a hair below one half, and 16 * 0.5 becomes 7.
+way the cosine is a hair below one half, and 16 * 0.5 becomes 7. Cosine, power and exponential are taken in float64 and
+rounded, so that every processor and every language gets the same.
 """
 
 import math
@@ -28,7 +29,7 @@ def transfers(masks: int, steps: int) -> Ints:
 
 
 def _cosine(ratio: np.float32) -> np.float32:
-    return _F(np.cos(_F(_F(ratio * _F(math.pi)) * _F(0.5))))
+    return _F(math.cos(_F(_F(ratio * _F(math.pi)) * _F(0.5))))
 
 
 def _linear(ratio: np.float32) -> np.float32:
@@ -37,13 +38,13 @@ def _linear(ratio: np.float32) -> np.float32:
 
 def _power(exponent: float) -> Callable[[np.float32], np.float32]:
     def law(ratio: np.float32) -> np.float32:
-        return max(_F(_F(1) - _F(ratio ** _F(exponent))), _F(1e-6))
+        return max(_F(_F(1) - _F(float(ratio) ** float(_F(exponent)))), _F(1e-6))
 
     return law
 
 
 def _logistic(x: np.float32) -> np.float32:
-    return _F(_F(1) / _F(_F(1) + np.exp(-x)))
+    return _F(_F(1) / _F(_F(1) + _F(math.exp(-x))))
 
 
 def _sigmoid(ratio: np.float32) -> np.float32:

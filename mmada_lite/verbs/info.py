@@ -15,7 +15,7 @@ from mmada_lite.bundle import Bundle, WeightGroup
 from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
 from mmada_lite.sessions import choose_device, usable_cores
-from mmada_lite.verbs import terminal
+from mmada_lite.verbs import cpp, terminal
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 # Bytes in memory for a byte on disk, on a CPU: it computes in float32, so half precision doubles at load; a block of weights
@@ -28,6 +28,8 @@ _SCALE = {"fp16": 2, "fp32": 4}  # bytes on disk
 
 def info(arguments: argparse.Namespace) -> int:
     """Print a bundle and this machine. Returns 1 when the bundle is sound but will not run here."""
+    if arguments.cpp is not None:
+        return cpp.show(arguments.cpp)
     named = [name for name in (arguments.bundle, arguments.model) if name is not None]
     if len(named) > 1:
         raise Error(f"name one bundle, not both {named[0]} and {named[1]}")

@@ -1,0 +1,421 @@
+// The program through which tests/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
+// on standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops
+// over a given canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"  // it is included here alone
+#include <ctime>
+#include <iostream>
+
+#include "mmada_lite.cpp"
+
+namespace mmada_lite {
+namespace {
+
+// ---- JSON out ----
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char letter : text) {
+    if (letter == '"' || letter == '\\') {
+      out += '\\';
+      out += letter;
+    } else if (static_cast<unsigned char>(letter) < 0x20) {
+      char code[8];
+      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(letter));
+      out += code;
+    } else {
+      out += letter;
+    }
+  }
+  return out + "\"";
+}
+
+std::string written(const std::string& text) { return quoted(text); }
+std::string written(bool flag) { return flag ? "true" : "false"; }
+std::string written(std::int64_t number) { return std::to_string(number); }
+std::string written(int number) { return std::to_string(number); }
+std::string written(std::uint8_t number) { return std::to_string(number); }
+std::string written(double number) {
+  if (!std::isfinite(number)) return "null";
+  char digits[40];
+  std::snprintf(digits, sizeof digits, "%.17g", number);
+  return digits;
+}
+std::string written(float number) { return written(static_cast<double>(number)); }
+template <typename T>
+std::string written(const std::vector<T>& items) {
+  std::string out;
+  for (const auto& item : items) out += (out.empty() ? "" : ",") + written(item);
+  return "[" + out + "]";
+}
+
+struct Out {
+  std::string text;
+  template <typename T>
+  Out& add(const char* key, const T& value) {
+    text += (text.empty() ? "" : ",") + quoted(key) + ":" + written(value);
+    return *this;
+  }
+  std::string done() const { return "{" + text + "}"; }
+};
+
+// ---- JSON in ----
+
+std::int64_t whole_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
+  const Json* found = job.find(key);
+  return found && found->is(Json::Kind::integer) ? found->integer : otherwise;
+}
+
+double real(const Json& value) { return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number; }
+
+std::string text_in(const Json& job, const char* key) { return job.find(key)->string; }
+
+Ids ids_of(const Json& list) {
+  Ids ids;
+  for (const auto& item : list.items) ids.push_back(item.integer);
+  return ids;
+}
+
+template <typename T>
+std::vector<T> bytes_of(const Json& list) {
+  std::vector<T> found;
+  for (const auto& item : list.items) found.push_back(static_cast<T>(item.integer));
+  return found;
+}
+
+// Seeds are written as text: JSON readers may lose the last bits of 64.
+std::uint64_t seed_in(const Json& job) {
+  const Json* found = job.find("seed");
+  return found ? std::stoull(found->string) : 0;
+}
+
+Picture picture_in(const Json& job, const char* key = "picture") {
+  const Json& found = *job.find(key);
+  return {static_cast<int>(whole_in(found, "width")), static_cast<int>(whole_in(found, "height")),
+          bytes_of<std::uint8_t>(*found.find("bytes"))};
+}
+
+std::optional<TextSettings> text_settings_in(const Json& job) {
+  const Json* found = job.find("settings");
+  if (!found || found->is(Json::Kind::null)) return std::nullopt;
+  return read_text_settings(*found, "settings");
+}
+
+std::optional<ImageSettings> image_settings_in(const Json& job) {
+  const Json* found = job.find("settings");
+  if (!found || found->is(Json::Kind::null)) return std::nullopt;
+  return read_image_settings(*found, "settings");
+}
+
+// ---- recorded choices, as export/replay.py takes them ----
+
+struct Recorded {  // [call, row, position, ...]
+  std::vector<std::int64_t> shape;
+  std::vector<double> data;
+
+  explicit Recorded(const Json* json) {
+    if (!json || json->is(Json::Kind::null)) return;
+    shape = ids_of(*json->find("shape"));
+    for (const auto& item : json->find("data")->items) data.push_back(real(item));
+  }
+  bool given() const { return !shape.empty(); }
+  const double* at(std::int64_t call, std::int64_t row, std::int64_t position) const {
+    const std::int64_t tail = shape.size() > 3 ? shape[3] : 1;
+    return data.data() + ((call * shape[1] + row) * shape[2] + position) * tail;
+  }
+};
+
+struct RecordedSampler final : Sampler {
+  explicit RecordedSampler(const Json& job)
+      : row(whole_in(job, "row")),
+        dropped(whole_in(job, "dropped")),
+        start(whole_in(job, "start")),
+        temperature(real(*job.find("temperature"))),
+        gumbels(job.find("gumbel")),
+        codes(job.find("codes")),
+        text_order(job.find("text_order")),
+        image_order(job.find("image_order")) {}
+
+  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+                  const Ids& positions) override {
+    if (!gumbels.given() && !codes.given()) return denoiser.predict(head, hidden, mix, 0.0, nullptr);
+    const Floats logits = denoiser.logits(head, hidden, mix);
+    const std::size_t size = logits.size() / positions.size(), width = positions.size() / static_cast<std::size_t>(mix.rows);
+    Prediction guess;
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      const float* scores = logits.data() + i * size;
+      const auto at = row + static_cast<std::int64_t>(i / width);
+      std::size_t best = 0;
+      if (codes.given()) {
+        best = static_cast<std::size_t>(*codes.at(step, at, positions[i] - start));
+      } else {
+        const double* u = gumbels.at(step, at, positions[i] + dropped);
+        const auto noisy = [&](std::size_t v) { return scores[v] - temperature * std::log(-std::log(u[v])); };
+        for (std::size_t v = 1; v < size; ++v) best = noisy(v) > noisy(best) ? v : best;
+      }
+      const double peak = *std::max_element(scores, scores + size);
+      double total = 0;
+      for (std::size_t v = 0; v < size; ++v) total += std::exp(scores[v] - peak);
+      guess.token.push_back(static_cast<std::int64_t>(best));
+      guess.log_probability.push_back(static_cast<float>(scores[best] - peak - std::log(total)));
+    }
+    return guess;
+  }
+
+  Floats order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) override {
+    const std::size_t width = positions.size() / static_cast<std::size_t>(rows);
+    Floats found;
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      const auto at = row + static_cast<std::int64_t>(i / width);
+      const bool image = head == Head::image;
+      found.push_back(
+          static_cast<float>(*(image ? image_order : text_order).at(step, at, positions[i] + (image ? -start : dropped))));
+    }
+    return found;
+  }
+
+  std::int64_t row, dropped, start;
+  double temperature;
+  Recorded gumbels, codes, text_order, image_order;
+};
+
+Canvas canvas_in(const Json& json) {
+  Canvas canvas;
+  canvas.rows = whole_in(json, "rows");
+  canvas.tokens = ids_of(*json.find("tokens"));
+  canvas.length = static_cast<std::int64_t>(canvas.tokens.size()) / canvas.rows;
+  canvas.editable = bytes_of<std::uint8_t>(*json.find("editable"));
+  canvas.start = whole_in(json, "start");
+  canvas.stop = whole_in(json, "stop");
+  canvas.mask = whole_in(json, "mask");
+  canvas.code_offset = whole_in(json, "code_offset");
+  const Json& other = *json.find("unconditional");
+  canvas.guided = !other.is(Json::Kind::null);
+  if (!canvas.guided) return canvas;
+  canvas.unconditional = ids_of(other);
+  canvas.other_length = static_cast<std::int64_t>(canvas.unconditional.size()) / canvas.rows;
+  canvas.shared = ids_of(*json.find("shared"));
+  canvas.shift = whole_in(json, "shift");
+  return canvas;
+}
+
+// ---- jobs ----
+
+using Bundled = std::optional<Model>;
+
+// Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
+// calls.
+std::string replay(const std::string& folder, const Json& job) {
+  Bundle bundle = parse_bundle(plain_path(folder), read_manifest(plain_path(folder)));
+  Options options;
+  options.threads = static_cast<int>(whole_in(job, "threads"));
+  Denoiser denoiser(bundle, options);
+  Canvas canvas = canvas_in(*job.find("canvas"));
+  RecordedSampler sampler(*job.find("sampler"));
+  std::vector<Ids> spans, states, unconditional, guesses, positions;
+  std::vector<Floats> logits;
+  denoiser.watch = [&](const Window& window) {
+    spans.push_back({window.start, window.stop});
+    if (static_cast<std::int64_t>(spans.size()) > whole_in(job, "logits")) return;
+    Window whole = window;
+    whole.queried.resize(window.tokens.size());
+    for (std::size_t i = 0; i < whole.queried.size(); ++i)
+      whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
+    const auto watching = std::exchange(denoiser.watch, nullptr);
+    const Mix identity{{1.0f}, 1};
+    logits.push_back(denoiser.logits(Head::text, denoiser.forward(whole, nullptr), identity));
+    denoiser.watch = watching;
+  };
+  const auto sink = [&](Step&& step) {
+    states.push_back(canvas.tokens);
+    unconditional.push_back(canvas.unconditional);
+    guesses.push_back(step.guess.ids);
+    positions.push_back(step.positions);
+    return true;
+  };
+  if (text_in(job, "what") == "text") {
+    decode_text(denoiser, canvas, *text_settings_in(job), sampler, ids_of(*job.find("ends")), sink);
+  } else {
+    decode_image(denoiser, canvas, *image_settings_in(job), sampler, sink);
+  }
+  return Out()
+      .add("states", states)
+      .add("unconditional", unconditional)
+      .add("guesses", guesses)
+      .add("positions", positions)
+      .add("spans", spans)
+      .add("logits", logits)
+      .done();
+}
+
+std::string numbers(const Json& job) {
+  Floats uniforms, noise;
+  const Ids rows = ids_of(*job.find("rows")), positions = ids_of(*job.find("positions"));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    uniforms.push_back(uniform(seed_in(job), static_cast<Stream>(whole_in(job, "stream")),
+                               static_cast<std::uint32_t>(whole_in(job, "step")), static_cast<std::uint32_t>(rows[i]),
+                               static_cast<std::uint32_t>(positions[i])));
+    noise.push_back(gumbel(uniforms.back()));
+  }
+  return Out().add("uniform", uniforms).add("gumbel", noise).done();
+}
+
+std::string schedules(const Json& job) {
+  const auto name = text_in(job, "name");
+  std::vector<Ids> counts;
+  std::vector<std::vector<double>> temperatures;
+  for (const auto steps : ids_of(*job.find("steps"))) {
+    for (const auto tokens : ids_of(*job.find("tokens"))) counts.push_back(masked_after(name, tokens, steps));
+    temperatures.push_back(noise_temperatures(1.0, steps));
+  }
+  return Out().add("masked_after", counts).add("temperatures", temperatures).done();
+}
+
+std::string character_classes() {  // where a class begins, for every code point
+  std::vector<Ids> runs;
+  for (char32_t code = 0; code < 0x110000; ++code) {
+    const std::int64_t kind = is_space(code) ? 1 : is_letter(code) ? 2 : is_number(code) ? 3 : 0;
+    if (runs.empty() || runs.back()[1] != kind) runs.push_back({static_cast<std::int64_t>(code), kind});
+  }
+  return Out().add("runs", runs).done();
+}
+
+std::string answered(const Answer& answer, const std::vector<Ids>& positions) {
+  return Out()
+      .add("ids", answer.ids)
+      .add("text", answer.text)
+      .add("complete", answer.complete)
+      .add("stopped", answer.stopped)
+      .add("steps", answer.steps)
+      .add("positions", positions)
+      .done();
+}
+
+std::string drew(const Drawing& drawing, const std::vector<Ids>& positions) {
+  return Out()
+      .add("codes", drawing.codes.ids)
+      .add("rows", drawing.codes.rows)
+      .add("columns", drawing.codes.columns)
+      .add("width", drawing.picture.width)
+      .add("height", drawing.picture.height)
+      .add("bytes", drawing.picture.rgb)
+      .add("stopped", drawing.stopped)
+      .add("steps", drawing.steps)
+      .add("positions", positions)
+      .done();
+}
+
+std::string on_model(const Model& model, const std::string& op, const Json& job) {
+  std::vector<Ids> positions;
+  const std::int64_t stop_at = whole_in(job, "stop_at", -1), throw_at = whole_in(job, "throw_at", -1);
+  const OnStep on_step = [&](const Step& step) {
+    positions.push_back(step.positions);
+    if (step.index == throw_at) throw std::runtime_error("thrown by the callback");
+    return step.index != stop_at;
+  };
+  const auto seed = seed_in(job);
+  if (op == "encode") {
+    std::vector<Ids> found;
+    for (const auto& text : job.find("texts")->items) found.push_back(model.encode(text.string));
+    return Out().add("ids", found).done();
+  }
+  if (op == "decode") {
+    std::vector<std::string> found;
+    for (const auto& ids : job.find("ids")->items) found.push_back(model.decode(ids_of(ids)));
+    return Out().add("texts", found).done();
+  }
+  if (op == "chat") {
+    std::vector<Message> messages;
+    for (const auto& message : job.find("messages")->items)
+      messages.push_back({text_in(message, "role"), text_in(message, "content")});
+    return answered(model.chat(messages, text_settings_in(job), seed, on_step), positions);
+  }
+  if (op == "ask") {
+    const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
+    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit), positions);
+  }
+  if (op == "complete")
+    return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
+  if (op == "paint") return drew(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
+  if (op == "draw") {
+    const Codes codes{static_cast<int>(whole_in(job, "rows")), static_cast<int>(whole_in(job, "columns")),
+                      ids_of(*job.find("codes"))};
+    const auto unknown = bytes_of<std::uint8_t>(*job.find("unknown"));
+    return drew(model.draw(ids_of(*job.find("words")), codes, unknown, image_settings_in(job), seed, on_step), positions);
+  }
+  if (op == "inpaint") {
+    const Picture shade = picture_in(job, "mask");
+    const Mask mask{shade.width, shade.height, shade.rgb};
+    return drew(model.inpaint(picture_in(job), mask, text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
+  }
+  if (op == "extend") {
+    const auto side = static_cast<Side>(whole_in(job, "side"));
+    return drew(model.extend(picture_in(job), text_in(job, "prompt"), image_settings_in(job), side, real(*job.find("amount")),
+                             seed, on_step),
+                positions);
+  }
+  if (op == "seconds") {  // of the processor for one step, of each of several drawings
+    std::vector<double> found;
+    for (std::int64_t i = 0; i < whole_in(job, "times", 5); ++i) {
+      const std::clock_t before = std::clock();
+      const Drawing drawing = model.paint("a cat", image_settings_in(job), static_cast<std::uint64_t>(i));
+      const double spent = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+      found.push_back(spent / static_cast<double>(drawing.steps));
+    }
+    return Out().add("seconds", found).done();
+  }
+  throw std::logic_error("no job is called " + op);
+}
+
+std::string work(Bundled& model, const Json& job) {
+  const std::string op = text_in(job, "op");
+  if (op == "load") {
+    Options options;
+    options.threads = static_cast<int>(whole_in(job, "threads"));
+    options.verify_all = job.find("verify_all") != nullptr;
+    if (job.find("device")) options.device = text_in(job, "device");
+    Model loaded(text_in(job, "folder"), options);
+    model = std::move(loaded);
+    return Out().add("resolution", model->resolution()).done();
+  }
+  if (op == "moved") {
+    Model other = std::move(*model);
+    std::string line;
+    try {
+      model->resolution();
+    } catch (const Error& error) {
+      line = error.what();
+    }
+    *model = std::move(other);
+    return Out().add("line", line).add("resolution", model->resolution()).done();
+  }
+  if (op == "numbers") return numbers(job);
+  if (op == "ppm") {
+    if (job.find("picture")) write_ppm(text_in(job, "file"), picture_in(job));
+    return Out().add("bytes", read_ppm(text_in(job, "file")).rgb).done();
+  }
+  if (op == "schedules") return schedules(job);
+  if (op == "classes") return character_classes();
+  if (op == "replay") return replay(text_in(job, "folder"), job);
+  if (!model) throw std::logic_error("no model is loaded");
+  return on_model(*model, op, job);
+}
+
+}  // namespace
+}  // namespace mmada_lite
+
+int main() {
+  using namespace mmada_lite;
+  std::ios::sync_with_stdio(false);
+  Bundled model;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::string result;
+    try {
+      result = work(model, JsonReader(line).read());
+    } catch (const Error& error) {
+      result = Out().add("error", std::string(error.what())).done();
+    } catch (const std::exception& error) {
+      result = Out().add("thrown", std::string(error.what())).done();
+    }
+    std::cout << result << std::endl;
+  }
+}
