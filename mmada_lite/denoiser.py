@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Head = Literal["text", "image"]
+PAST_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # as onnxruntime says them: as numpy does
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,14 @@ class OnnxDenoiser:
     def __init__(self, sessions: "dict[str, onnxruntime.InferenceSession]", layers: int, heads: int, head_dim: int) -> None:
         self._sessions = sessions
         self._shape = (layers, heads, head_dim)
+        types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
+        self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
         self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(layers)]
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         rows = window.tokens.shape[0]
-        past = window.past or KeyValues.empty(self._shape[0], rows, self._shape[1], self._shape[2])
+        layers, heads, size = self._shape
+        past = window.past or KeyValues.empty(layers, rows, heads, size, self._past_type)
         (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
         feeds = {
             "embeddings": embeddings,
