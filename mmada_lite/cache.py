@@ -32,9 +32,7 @@ class KeyValues:
         return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
 
     @classmethod
-    def empty(
-        cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32
-    ) -> "KeyValues":
+    def empty(cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
         nothing = np.zeros((rows, heads, 0, head_dim), dtype=dtype)
         return cls((nothing,) * layers, (nothing,) * layers)
 

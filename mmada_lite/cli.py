@@ -136,13 +136,19 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder with config.json and safetensors weights")
-    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder with config.json and safetensors weights; with --engine, a bundle too",
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
     parser.add_argument(
         "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
     )
     parser.add_argument(
-        "--target", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="the kind of device to write for (default: cpu)"
+        "--target",
+        choices=["cpu", "cuda", "tensorrt"],
+        help="the kind of device to write for (default: cpu; with --engine tensorrt)",
     )
     parser.add_argument(
         "--store",
@@ -150,6 +156,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="GROUP=FORMAT",
         help="another format for one group of tensors, such as text_head=int8 or backbone=int4-b32; may be repeated",
+    )
+    parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
+    parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="build engines for this alone: prefill, block or picture; may be repeated (default: one engine for all)",
     )
     _add_force(parser)
     _add_json(parser)
