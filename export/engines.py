@@ -30,9 +30,9 @@ from mmada_lite.engine_cache import (
     records,
     write_record,
 )
+from mmada_lite.engine_profiles import ENGINES_OF, NAMES, Profile, described, profiles_for, profiles_of
 from mmada_lite.errors import Error
 from mmada_lite.export import rtx_builder
-from mmada_lite.engine_profiles import ENGINES_OF, NAMES, Profile, described, profiles_for, profiles_of
 from mmada_lite.export.graph import CONTRIB, CONTRIB_OPSET, IR_VERSION, OPSET
 
 Build = Callable[[Path, Sequence[Profile], str, Callable[[float], None]], Any]

@@ -231,7 +231,9 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (the best that works), cpu, cuda, rtx or tensorrt"
+    )
     parser.add_argument("--threads", type=_whole, metavar="N", help="CPU threads (default: every usable core)")
 
 

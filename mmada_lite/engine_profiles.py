@@ -53,6 +53,16 @@ def profiles_of(graph: str, profiles: Sequence[Profile]) -> tuple[Profile, ...]:
     return tuple(profile for name in wanted for profile in profiles if profile.name == name)[:1]
 
 
+def input_dims(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]:
+    """The dims of every input of a graph, free axes by their letter (docs/bundle.md)."""
+    a = bundle.architecture
+    if graph != "backbone":
+        return {"hidden": ("R", "Q", a.d_model), "mix": ("N", "R"), "uniform": ("N", "Q")}
+    past: tuple[int | str, ...] = ("B", a.n_kv_heads, "P", a.head_dim)
+    pasts = {f"past_{kind}_{layer}": past for layer in range(a.n_layers) for kind in ("key", "value")}
+    return {"embeddings": ("B", "W", a.d_model), "positions": ("B", "W"), **pasts, "rows": ("B", "Q")}
+
+
 def described(profiles: Sequence[Profile]) -> str:
     """Names and a digest of the shapes, for an engine's key."""
     text = repr([(profile.name, sorted(profile.axes.items())) for profile in profiles])

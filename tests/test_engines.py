@@ -17,11 +17,11 @@ from mmada_lite import engine_cache
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli import main
 from mmada_lite.engine_cache import EngineKey
+from mmada_lite.engine_profiles import NAMES, Profile, profiles_for
 from mmada_lite.errors import Error
 from mmada_lite.export import rtx_builder
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.engine_profiles import NAMES, Profile, profiles_for
 from mmada_lite.export.engines import build_engines
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Form, linear_bytes
