@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs th
     "export": ("bundles", "turn a checkpoint into a bundle that this program runs"),
     "check": ("bundles", "replay recorded cases of the reference and compare"),
     "info": ("info", "say what is in a bundle and whether it will run here"),
+    "plan": ("plan", "say which precision of a model fits a memory, before anything is downloaded"),
+    "doctor": ("doctor", "look at this machine: devices, libraries, the best settings, and what mends each gap"),
     "train": ("workshop", "train the small model, step by step (arguments: see mmada-lite train --help)"),
 }
 
@@ -96,6 +98,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     _add_export(made["export"])
     _add_check(made["check"])
     _add_info(made["info"])
+    _add_plan(made["plan"])
+    _add_doctor(made["doctor"])
     return parser, dict(made)
 
 
@@ -184,6 +188,23 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", metavar="SOURCE", help="a bundle, a checkpoint folder, a config.json, or 8b, the published model"
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="8GB, 7.5GiB (default: what is free here, or the card's)")
+    parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
+    parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
+    parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
+    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+
+
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--steps", type=_whole, metavar="N", help="model steps for the whole answer")
@@ -231,10 +252,14 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
+    _add_device(parser)
+    parser.add_argument("--threads", type=_whole, metavar="N", help="CPU threads (default: every usable core)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (the best that works), cpu, cuda, rtx or tensorrt"
     )
-    parser.add_argument("--threads", type=_whole, metavar="N", help="CPU threads (default: every usable core)")
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:
