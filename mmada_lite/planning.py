@@ -6,11 +6,12 @@ k the width of all keys of a position, Q rows that a head is asked for, V its co
 computes in half precision.
 
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
-    weights      as stored, times what a CPU makes of them: fp16 2 (it computes in float32), int4 blocks (bytes + 12) / bytes
+    weights      as stored, times what a CPU makes of them: fp16 2.2* (it computes in float32), int4 blocks (bytes + 12) / bytes
     embedding    0: its table is mapped, and rows are read from disk
-    activations  1.5* f (H W (W + P) + 5 W d + 2 (W + P) k + 2 L W k), times 1.2* where activations are rounded to integers,
-                 and 3.4* 4 Q V for each head
-    caches       3 copies* of 2 L W k f: as they come out, as they are kept, as they are cut. A guided pair has two of each
+    activations  1.5* f (H W (W + P) + 5 W d + 2 (W + P) k + 2 L W k), the last term for the keys and values of every layer,
+                 which onnxruntime holds to the end asked for or not; times 1.2* where a CPU rounds activations to integers; and
+                 3.4* 4 Q V for each head
+    caches       2 L W k f as they are cut for later steps; a guided pair has two, and the first as it came out beside
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
@@ -30,6 +31,7 @@ RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
 _PROMPT = 32  # tokens of a question or a caption with its special tokens, when nothing is said
 _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
 _SCALE = {"fp16": 2, "fp32": 4}
+_ON_THE_WAY = 1.1
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -135,7 +137,9 @@ def need(
     """What answering about a picture and drawing one take at the highest, with these text settings."""
     on_card = device != "cpu"
     sizes = {name: group.bytes or 0 for name, group in groups.items()}
-    held = {n: sizes[n] if on_card else round(sizes[n] * expansion(n, g, target)) for n, g in groups.items() if n != "embedder"}
+    held = {
+        name: sizes[name] if on_card else _held(name, group, target) for name, group in groups.items() if name != "embedder"
+    }
     codec = held.pop("codec", 0)
     if codec:
         codec = sizes["codec"] * (1 if groups["codec"].format == "fp32" else 2 if on_card else 3)
@@ -168,7 +172,7 @@ def caches(shape: Shape, text: TextSettings, prompt: int, *, half: bool) -> int:
         return 0
     a = shape.architecture
     once = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4) * (_grid(shape) + prompt + text.answer_length)
-    return 3 * once * (2 if text.guidance > 0 else 1)
+    return once * (3 if text.guidance > 0 else 1)
 
 
 def expansion(name: str, group: WeightGroup, target: str) -> float:
@@ -183,6 +187,11 @@ def expansion(name: str, group: WeightGroup, target: str) -> float:
         return 1.0
     weights = group.block * group.bits / 8
     return (weights + _BESIDE_A_BLOCK) / (weights + _SCALE.get(group.scale or "fp32", 4))
+
+
+def _held(name: str, group: WeightGroup, target: str) -> int:
+    """Bytes that a CPU holds of a group at the highest: half precision passes through memory on its way to float32."""
+    return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format == "fp16" else 1))
 
 
 def _backbone(a: Architecture, window: int, past: int, size: int) -> float:

@@ -24,7 +24,9 @@ from mmada_lite.verbs.text import settings_for
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_CARD = ("cuda", "rtx", "tensorrt")
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
-_ANSWER = TextSettings(answer_length=128, steps=64, block_length=32, cache="dual")  # what is planned for a model without defaults
+_ANSWER = TextSettings(
+    answer_length=128, steps=64, block_length=32, cache="dual"
+)  # what is planned for a model without defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +186,3 @@ def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
     target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
     how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
     return f"the finest that fits: {best}, with {size_in_words(row.spare)} to spare; {how}"
-
