@@ -75,7 +75,7 @@ def fault(device: str) -> str | None:
     if not driver.cards():
         return f"the NVIDIA driver finds no card; {DRIVER}"
     try:
-        _trial(device)
+        trial(device)
     except Exception as error:  # onnxruntime's own errors share no base class
         return f"{provider.what} does not run here: {first_line(error)}; try `mmada-lite doctor`"
     return None
@@ -121,7 +121,7 @@ def _plugin_devices() -> list[Any]:
     return found[:1]
 
 
-def _trial(device: str) -> None:
+def trial(device: str) -> None:
     """Open the smallest graph on the device and run it. Raises whatever goes wrong."""
     runtime = onnxruntime()
     options = runtime.SessionOptions()

@@ -144,7 +144,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if device not in works:
                 raise RuntimeError("libcublasLt.so.13: cannot open shared object file")
 
-        monkeypatch.setattr(providers, "_trial", trial)
+        monkeypatch.setattr(providers, "trial", trial)
 
     return make
 
