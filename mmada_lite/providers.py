@@ -4,10 +4,13 @@ Every reason why one does not names what mends it. It knows providers and their 
 never chooses: that is `sessions`.
 """
 
+import logging
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +20,7 @@ from mmada_lite import driver
 from mmada_lite.device_ops import FLOAT, join_graph
 from mmada_lite.errors import Error
 
+_log = logging.getLogger("mmada_lite")
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
@@ -97,6 +101,8 @@ def open_session(graph: str | bytes, device: str, options: Any, settings: Mappin
     if device == "rtx":
         options.add_provider_for_devices(_plugin_devices(), dict(settings))
         return runtime.InferenceSession(graph, options)
+    if device != "cpu":
+        _preload(runtime)
     own = {"cuda": _CUDA_OPTIONS, "tensorrt": dict(settings)}
     wanted = [(name, own.get(device if name == provider.name else "cuda", {})) for name in (provider.name, *provider.beside)]
     asked = [name if name == _CPU else (name, chosen) for name, chosen in wanted]
@@ -107,6 +113,14 @@ def first_line(error: BaseException) -> str:
     """What an error says, short enough for a line."""
     said = str(error).strip().splitlines()
     return (said[0] if said else type(error).__name__)[:240]
+
+
+def _preload(runtime: Any) -> None:
+    """Let onnxruntime find CUDA and cuDNN in NVIDIA's wheels. It prints what it misses, which belongs into a log."""
+    with redirect_stdout(StringIO()) as said:
+        runtime.preload_dlls()
+    if said.getvalue():
+        _log.debug("onnxruntime: %s", said.getvalue().strip())
 
 
 def _plugin_devices() -> list[Any]:

@@ -5,7 +5,9 @@ It looks and prints; it installs nothing. What works is found out by `providers`
 
 import argparse
 import platform
+import sys
 from collections.abc import Mapping
+from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,15 @@ _LIBRARIES: Mapping[str, tuple[str, str]] = {
     "onnx": ("export", "export and engines"),
     "torch": ("train", "quantizing, training and parity"),
 }
+# Shared library -> who brings it. Opened as onnxruntime would, and named where the system has none.
+_SHARED: Mapping[str, str] = {
+    "libcuda.so.1": "NVIDIA's driver",
+    "libcudart.so": 'pip install "mmada-lite[cuda]"',
+    "libcublasLt.so": 'pip install "mmada-lite[cuda]"',
+    "libcudnn.so.9": 'pip install "mmada-lite[cuda]"',
+    "libnvinfer.so.10": 'pip install "mmada-lite[tensorrt]", or JetPack on a Jetson',
+    "libtensorrt_rtx.so.1": 'pip install "mmada-lite[rtx]"',
+}
 _NEEDED = ("numpy", "tokenizers", "pillow")
 
 
@@ -53,6 +64,7 @@ def examination() -> dict[str, Any]:
         "driver": {"cuda": driver.version(), "cards": [_card(card) for card in cards]},
         "devices": devices,
         "libraries": [_library(name) for name in _LIBRARIES],
+        "shared": [_shared(name) for name in _SHARED],
         "conflicts": _conflicts(),
         "best": _best(devices, cards),
     }
@@ -73,6 +85,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         "",
         "libraries",
         *(_library_line(library) for library in found["libraries"]),
+        *(_shared_line(library) for library in found["shared"]),
         *(f"  !  {conflict}" for conflict in found["conflicts"]),
         "",
         f"best here  {found['best']['why']}",
@@ -118,6 +131,19 @@ def _library(name: str) -> dict[str, Any]:
     except PackageNotFoundError:
         found = None
     return {"name": name, "version": found, "for": purpose, "mend": None if found else _mend(name, extra)}
+
+
+def _shared(name: str) -> dict[str, Any]:
+    """A shared library by its name: in NVIDIA's wheels beside our packages, or where the system's linker finds it."""
+    folders = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
+    wheels = [path for folder in folders for place in ("nvidia", "*tensorrt*") for path in folder.glob(f"{place}/**/{name}*")]
+    found = str(wheels[0]) if wheels else find_library(name.removeprefix("lib").partition(".so")[0])
+    return {"name": name, "found": found, "mend": None if found else _SHARED[name]}
+
+
+def _shared_line(library: Mapping[str, Any]) -> str:
+    found = Path(library["found"]).name if library["found"] else f"missing: {library['mend']}"
+    return f"  {_mark(library['found'] is not None)} {library['name']:36} {found}"
 
 
 def _mend(name: str, extra: str) -> str:
