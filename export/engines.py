@@ -39,7 +39,7 @@ Build = Callable[[Path, Sequence[Profile], str, Callable[[float], None]], Any]
 Say = Callable[[str], None]  # one line for a person
 Show = Callable[[str], None]  # the present state of the work, written over by the next
 _POLL = 0.1  # seconds
-_PROVIDER = "NvTensorRTRTXExecutionProvider"
+_PROVIDERS = {"tensorrt-rtx": "NvTensorRTRTXExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def host_graph(graph: Path, key: EngineKey, engine: str) -> onnx.ModelProto:
         hardware_architecture=key.compute_capability.replace(".", ""),
         onnx_model_filename=graph.name,
         partition_name=f"{key.graph}_0",
-        source=_PROVIDER,
+        source=_PROVIDERS.get(key.builder.split()[0], ""),
     )
     outer = helper.make_graph([node], key.graph, inner.input, inner.output)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]

@@ -119,13 +119,17 @@ def records(bundle: Bundle) -> Iterator[tuple[Path, EngineRecord]]:
             continue
 
 
-def find(bundle: Bundle, graph: str, compute_capability: str) -> tuple[EngineKey | None, str]:
-    """An engine of a graph that fits a card, or None; and in words what was found."""
+def find(
+    bundle: Bundle, graph: str, compute_capability: str, program: str = "tensorrt-rtx", version: str = ""
+) -> tuple[EngineKey | None, str]:
+    """An engine of a graph that fits a card, or None; and in words what was found. program, version: what will run it; a
+    version may be just the beginning of one."""
     wanted = graph_sha256(bundle, graph)
     said = f"no engine of {graph} was built ahead of time"
     for path, record in records(bundle):
         key = record.key
-        if key.graph != graph or key.stem != path.stem:
+        made_by, _, made_with = key.builder.partition(" ")
+        if key.graph != graph or key.stem != path.stem or made_by != program:
             continue
         if key.graph_sha256 != wanted:
             said = f"{path.name} was built from another graph"
@@ -133,6 +137,8 @@ def find(bundle: Bundle, graph: str, compute_capability: str) -> tuple[EngineKey
             said = (
                 f"{path.name} was built for compute capability {key.compute_capability}, and this card has {compute_capability}"
             )
+        elif not made_with.startswith(version):
+            said = f"{path.name} was built with {key.builder}, and {version} is here"
         elif (why := fault(bundle, key)) is not None:
             said = f"{path.name} {why}"
         else:

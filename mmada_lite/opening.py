@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite import driver, engine_cache, planning
+from mmada_lite import driver, engine_cache, planning, providers
 from mmada_lite.atomic import size_in_words
 from mmada_lite.bound import BoundDenoiser
 from mmada_lite.bundle import Bundle
@@ -58,7 +58,7 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
 
 def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
     """The engine that was built ahead of time; without one the provider builds its own, which is said."""
-    key, said = engine_cache.find(bundle, graph, driver.cards()[0].compute_capability)
+    key, said = engine_cache.find(bundle, graph, driver.cards()[0].compute_capability, version=providers.rtx_version())
     if key is not None:
         several = {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
         return open_session(engine_cache.host_graph_path(bundle, key), device, threads, several)
@@ -69,6 +69,9 @@ def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -
 def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
     """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
     capability = driver.cards()[0].compute_capability
+    key, _ = engine_cache.find(bundle, graph, capability, "tensorrt")
+    if key is not None:
+        return open_session(engine_cache.host_graph_path(bundle, key), device, threads)
     cache = bundle.path / engine_cache.FOLDER / f"tensorrt-sm{capability.replace('.', '')}" / graph
     settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
     settings |= {"trt_timing_cache_path": str(cache), "trt_fp16_enable": "1"} | _shapes(bundle, graph, "trt_profile_{}_shapes")

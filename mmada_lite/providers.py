@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -113,6 +114,14 @@ def first_line(error: BaseException) -> str:
     """What an error says, short enough for a line."""
     said = str(error).strip().splitlines()
     return (said[0] if said else type(error).__name__)[:240]
+
+
+def rtx_version() -> str:
+    """The version of TensorRT-RTX in its wheel, "1.7.1", by the name of its library; "" where there is none."""
+    spec = find_spec(_PLUGIN)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = [path.name for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*.*")]
+    return found[0].partition(".so.")[2] if found else ""
 
 
 def _preload(runtime: Any) -> None:

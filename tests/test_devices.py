@@ -292,6 +292,7 @@ def test_a_bundle_that_changes_while_loaded_is_noticed(tiny_bundle: Path, tmp_pa
 def opened(monkeypatch: pytest.MonkeyPatch, world: Callable[..., None]) -> list[tuple[Any, dict[str, str]]]:
     """Every session that would have been opened on TensorRT: its file and its settings."""
     world(("rtx", "tensorrt"), works=("rtx", "tensorrt"))
+    monkeypatch.setattr(providers, "rtx_version", lambda: "")
     calls: list[tuple[Any, dict[str, str]]] = []
 
     def record(graph: Any, device: Device, threads: int | None = None, settings: Any = None) -> str:
@@ -312,13 +313,13 @@ def test_rtx_opens_the_engine_that_fits_and_says_when_none_does(
 ) -> None:
     from mmada_lite.export.engines import build_engines
 
-    build_engines(lowered, "8.6", say=lambda line: None, build=lambda *_: b"engine", builder="planted 1")
+    build_engines(lowered, "8.6", say=lambda line: None, build=lambda *_: b"engine", builder="tensorrt-rtx 1")
     opening.open_graph(lowered, "backbone", Device("rtx", "a test"))
     assert opened[-1][0] == lowered.graph_path("backbone")
     assert "was built for compute capability 8.6, and this card has 8.9: it is built now" in caplog.text
     for end in ("min", "opt", "max"):
         assert opened[-1][1][f"nv_profile_{end}_shapes"].startswith("embeddings:1x")
-    (made, *_) = build_engines(lowered, "8.9", say=lambda line: None, build=lambda *_: b"engine", builder="planted 1")
+    (made, *_) = build_engines(lowered, "8.9", say=lambda line: None, build=lambda *_: b"engine", builder="tensorrt-rtx 1")
     opening.open_graph(lowered, "backbone", Device("rtx", "a test"))
     assert opened[-1] == (engine_cache.host_graph_path(lowered, made.key), {"nv_multi_profile_enable": "1"})
     made.path.write_bytes(b"engina")

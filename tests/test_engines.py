@@ -19,7 +19,7 @@ from mmada_lite.cli import main
 from mmada_lite.engine_cache import EngineKey
 from mmada_lite.engine_profiles import NAMES, Profile, profiles_for
 from mmada_lite.errors import Error
-from mmada_lite.export import rtx_builder
+from mmada_lite.export import jetson, rtx_builder
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.engines import build_engines
@@ -29,7 +29,7 @@ from mmada_lite.export.transformer import build_backbone
 from mmada_lite.quant.formats import format_named
 
 ROOT = Path(__file__).parent.parent
-PLANTED = "planted 1.0"
+PLANTED = "tensorrt-rtx 1.0"
 ALLOWED = 8 << 20  # bytes of an engine beside 1.1 times its packed weights
 MORE = 6 << 20  # bytes of kernels that every further profile of one engine brings
 lacking = rtx_builder.missing()
@@ -78,7 +78,7 @@ def test_every_part_of_the_key_makes_another_engine(bundle: Bundle) -> None:
     changed = {
         "graph": "text_head",
         "graph_sha256": "0" * 64,
-        "builder": "planted 2.0",
+        "builder": "tensorrt-rtx 2.0",
         "compute_capability": "8.6",
         "profile": "block",
     }
@@ -356,6 +356,57 @@ def test_an_interruption_ends_the_build(tmp_path: Path, bundle: Bundle) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         rtx_builder.build(bundle.graph_path("backbone"), profiles_for(bundle)[:1], "8.9", interrupt)
+
+
+def test_an_engine_of_another_tensorrt_is_not_used_and_that_is_said(bundle: Bundle) -> None:
+    made(bundle)
+    assert engine_cache.find(bundle, "backbone", "8.9", version="1.0")[0] is not None
+    key, said = engine_cache.find(bundle, "backbone", "8.9", version="1.7.1")
+    assert key is None
+    assert "was built with tensorrt-rtx 1.0, and 1.7.1 is here" in said
+    assert engine_cache.find(bundle, "backbone", "8.9", "tensorrt")[0] is None
+
+
+TRTEXEC = """#!/bin/sh
+if [ "$1" = --help ]; then echo "=== TensorRT v100300 [TensorRT] ==="; exit 0; fi
+for word in "$@"; do case "$word" in
+    --saveEngine=*) target="${word#--saveEngine=}";;
+    --onnx=*text_head.onnx) [ -n "$REFUSE" ] && { echo "[E] no kernel for text_head"; exit 1; };;
+esac; done
+printf '%s\\n' "$@" > "$target"
+"""
+
+
+def test_the_script_for_a_jetson_builds_with_trtexec(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text(TRTEXEC)
+    trtexec.chmod(0o755)
+    words = [str(bundle.path), "--trtexec", str(trtexec), "--memory", "8GB"]
+    assert jetson.main([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "of 8.0 GB" in out
+    assert out.splitlines()[0].endswith("fits")
+    assert out.count("--stronglyTyped") == 3
+    monkeypatch.setenv("REFUSE", "1")
+    assert jetson.main(words) == 2
+    assert "trtexec cannot build text_head.onnx: [E] no kernel for text_head" in capsys.readouterr().err
+    monkeypatch.delenv("REFUSE")
+    assert jetson.main(words) == 0
+    key, _ = engine_cache.find(bundle, "backbone", "8.7", "tensorrt")
+    assert key is not None
+    assert key.builder == "tensorrt 100300"
+    given = engine_cache.engine_path(bundle, key).read_text().split()
+    assert [word for word in given if word.startswith("--profile=")] == ["--profile=0", "--profile=1", "--profile=2"]
+    assert sum(word.startswith("--maxShapes=embeddings:1x256x32,positions:1x256,") for word in given) == 3
+    host = onnx.load(engine_cache.host_graph_path(bundle, key)).graph.node[0]
+    assert b"TensorrtExecutionProvider" in [a.s for a in host.attribute]
+
+
+def test_a_jetson_without_trtexec(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert jetson.main([str(bundle.path), "--trtexec", "no/trtexec"]) == 2
+    assert "JetPack brings it" in capsys.readouterr().err
 
 
 def test_a_record_holds_the_key(bundle: Bundle) -> None:
