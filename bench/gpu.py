@@ -113,6 +113,18 @@ def ours(size: Size, folder: Path, device: str, rounds: int) -> dict[str, Any]:
     return {"load_s": round(loaded, 2), **found, "peak_bytes": peak.bytes}
 
 
+def agreement(size: Size, folder: Path, device: str) -> dict[str, Any]:
+    """The share of greedy answer tokens on a device that are those of the CPU provider: 1 but for ties in half precision."""
+    bundle = Bundle.open(folder)
+    found = []
+    for place in (device, "cpu"):
+        denoiser, canvas = open_denoiser(bundle, choose_device(place), 1), answer_about(size)
+        for _ in decode_text(denoiser, canvas, bundle.text_defaults, PhiloxSampler(0, 0.0, 0)):
+            pass
+        found.append(canvas.tokens[0, canvas.region])
+    return {"agreement": float((found[0] == found[1]).mean())}
+
+
 def reference(size: Size, device: str, rounds: int) -> dict[str, Any]:
     """Seconds of the same tasks as the published code does them: its forward passes, in torch and bfloat16."""
     import torch
@@ -181,7 +193,8 @@ def compare(shape: str, devices: Sequence[str], rounds: int, scratch: Path) -> d
             write_bundle(SIZES[shape], folder, precision, target, changes)
             for device in (device for device in devices if TARGETS[device] == target):
                 print(f"{device}, {precision}", flush=True)
-                sides[f"{device} {precision}"] = side([*common, "--one", str(folder), "--device", device])
+                found = side([*common, "--one", str(folder), "--device", device])
+                sides[f"{device} {precision}"] = found | validated(device, precision, scratch)
     against = sides["reference"]
     for name, found in sides.items():
         if name != "reference" and "failed" not in found and "failed" not in against:
@@ -189,6 +202,14 @@ def compare(shape: str, devices: Sequence[str], rounds: int, scratch: Path) -> d
                 task: round(against[task]["median_s"] / max(found[task]["median_s"], 1e-9), 2) for task in WANTED
             }
     return sides
+
+
+def validated(device: str, precision: str, scratch: Path) -> dict[str, Any]:
+    """Whether a provider computes what the CPU's does, on a tiny bundle: a failure is data too."""
+    folder = scratch / f"tiny-{device}-{precision}"
+    changes = {"backbone": "int4-b64"} if precision == "int4" else None
+    write_bundle(SIZES["tiny"], folder, precision, TARGETS[device], changes)
+    return side(["--shape", "tiny", "--agree", str(folder), "--device", device])
 
 
 def usable(asked: str) -> list[str]:
@@ -210,8 +231,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", type=Path, help="where bundles are written: 21 GB a target at 8b (default: temporary)")
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/gpu-SHAPE.json)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--agree", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     size = SIZES[options.shape]
+    if options.agree:
+        print(json.dumps(agreement(size, options.agree, options.device)))
+        return 0
     if options.one:
         one = reference(size, options.device, options.rounds) if options.one == "reference" else None
         print(json.dumps(one or ours(size, Path(options.one), options.device, options.rounds)))

@@ -146,7 +146,7 @@ def need(
         codec += (0 if on_card else SESSION) + _codec_activations(shape)
     work = {
         "weights": sum(held.values()),
-        "activations": activations(shape, text, prompt, half=on_card, rounded=_rounds(groups, target)),
+        "activations": activations(shape, text, prompt, half=on_card, rounded=not on_card and _rounds(groups, target)),
         "caches": caches(shape, text, prompt, half=on_card),
         "codec": codec,
     }
