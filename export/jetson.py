@@ -8,6 +8,7 @@ trtexec's options and a board.
 """
 
 import argparse
+import mmap
 import re
 import shlex
 import subprocess
@@ -51,10 +52,10 @@ def version(trtexec: str) -> str:
     return f"{BUILDER} {found[1] if found else 'unknown'}"
 
 
-def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], str, Callable[[float], None]], bytes]:
-    """What `build_engines` calls: runs trtexec and hands over the engine's bytes."""
+def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], str, Callable[[float], None]], mmap.mmap]:
+    """What `build_engines` calls: runs trtexec and hands over the engine, mapped: a board has no room for it twice."""
 
-    def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Callable[[float], None]) -> bytes:
+    def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Callable[[float], None]) -> mmap.mmap:
         with tempfile.TemporaryDirectory() as scratch:
             engine = Path(scratch) / "engine"
             done = subprocess.run(command(trtexec, bundle, graph.stem, profiles, engine), capture_output=True, text=True)
@@ -62,7 +63,8 @@ def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], 
                 errors = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line]
                 raise Error(f"trtexec cannot build {graph.name}: {(errors or ['it gave no reason'])[-1][:300]}")
             progress(1.0)
-            return engine.read_bytes()
+            with engine.open("rb") as stream:
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the file's name
 
     return build
 

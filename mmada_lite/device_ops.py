@@ -25,7 +25,7 @@ def cut_graph(kind: int, count: int) -> bytes:
         nodes.append(_node("Slice", [f"x_{n}", "zero", "start", "axis"], f"before_{n}"))
         nodes.append(_node("Slice", [f"x_{n}", "stop", "end", "axis"], f"after_{n}"))
         nodes.append(_node("Concat", [f"before_{n}", f"after_{n}"], f"y_{n}", axis=2))
-    given = [_value(f"x_{n}", kind, 4) for n in range(count)] + [_value(name, INT64, 1) for name in ("start", "stop")]
+    given = [_value(f"x_{n}", kind, 4) for n in range(count)] + [_value(name, INT64, 1, fixed=1) for name in ("start", "stop")]
     constants = [_constant("zero", 0), _constant("end", _TO_THE_END), _constant("axis", 2)]
     return _model(nodes, given, [_value(f"y_{n}", kind, 4) for n in range(count)], constants)
 
@@ -46,9 +46,11 @@ def _node(operator: str, inputs: Sequence[str], output: str, axis: int | None = 
     return found
 
 
-def _value(name: str, kind: int, rank: int) -> bytes:
-    """ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 } } }; every axis is free."""
-    shape = b"".join(_message(1, b"") for _ in range(rank))
+def _value(name: str, kind: int, rank: int, fixed: int | None = None) -> bytes:
+    """ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1 } } } }.
+
+    Axes are free, or all of the length `fixed`."""
+    shape = b"".join(_message(1, b"" if fixed is None else _number(1, fixed)) for _ in range(rank))
     return _message(1, name.encode()) + _message(2, _message(1, _number(1, kind) + _message(2, shape)))
 
 
