@@ -6,6 +6,7 @@ Nothing is chosen: seeds count from 0. It uses the public interface alone.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,17 +72,18 @@ def edits(model: mmada_lite.Model) -> Image.Image:
     return sheet(rows, 2)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", help="a bundle's folder (default: the small model in the package)")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder for the PNG files (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     model = mmada_lite.load(options.model)
     for draw in (drawings, steps, edits):
         path = options.output / f"{draw.__name__}.png"
         draw(model).save(path, optimize=True)
         print(path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def seconds(session: onnxruntime.InferenceSession, x: np.ndarray, at_least: floa
     return passed / count
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=2, default=(1024, 3072), metavar=("K", "N"), help="default 1024 3072")
     parser.add_argument("--tokens", type=int, nargs="+", default=(1, 32, 128, 512), help="default 1 32 128 512")
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of every form, after one warm-up (default 5)")
     parser.add_argument("--slice", type=float, default=0.05, help="seconds of one turn (default 0.05)")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     inputs, columns = options.shape
     source, found = Random(columns, inputs), {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +88,8 @@ def main() -> None:
         print(f"{name:13}{shown} {size:.3f}")
         rows[name] = {"gops": {tokens: round(middle, 1) for tokens, (middle, _) in cells.items()}, "bytes_a_weight": size}
     print(json.dumps({"command": sys.argv, "onnxruntime": onnxruntime.__version__, "shape": options.shape, "forms": rows}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

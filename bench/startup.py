@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmada_lite import __version__
@@ -33,11 +34,11 @@ def once(folder: Path, seed: int) -> dict[str, float]:
     return {"first_step_s": lines[0][0], "picture_s": time.perf_counter() - started, "decoding_s": lines[-2][1]["seconds"]}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7, help="counted runs, after one warm-up (default 7)")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON here")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         runs = [once(Path(folder), seed) for seed in range(options.runs + 1)][1:]
     result: dict[str, object] = {
@@ -55,7 +56,8 @@ def main() -> None:
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -99,6 +99,16 @@ def paint_prompt(text: Sequence[int], special: SpecialTokens, *, longest: int | 
     return [special.t2i, *body, special.eos]
 
 
+def thinking_prompt(text: Sequence[int], special: SpecialTokens) -> list[int]:
+    """[r2i] bos text: what a thought about a picture follows. With that thought and eos it is a prompt to draw."""
+    return [special.r2i, special.bos, *text]
+
+
+def thought_prompt(text: Sequence[int], thought: Sequence[int], special: SpecialTokens) -> list[int]:
+    """[r2i] bos text thought eos: what a picture follows that is drawn from a thought. The thought's ids have its tags."""
+    return [*thinking_prompt(text, special), *thought, special.eos]
+
+
 def image_canvas(
     prompt: Sequence[int],
     codes: ArrayLike,

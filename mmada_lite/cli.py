@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs th
     "plan": ("plan", "say which precision of a model fits a memory, before anything is downloaded"),
     "doctor": ("doctor", "look at this machine: devices, libraries, the best settings, and what mends each gap"),
     "train": ("workshop", "train the small model, step by step (arguments: see mmada-lite train --help)"),
+    "bench": ("workshop", "measure quality and speed (arguments: see mmada-lite bench --help)"),
 }
 
 
@@ -54,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         raise Error(f"no verb is called {argv[0]!r}; {_nearest(argv[0], list(VERBS)) or 'see mmada-lite --help'}")
-    if argv[:1] == ["train"]:  # it has verbs and options of its own
-        return _verb("train")(argparse.Namespace(arguments=argv[1:]))
+    if argv[:1] in (["train"], ["bench"]):  # they have verbs and options of their own
+        return _verb(argv[0])(argparse.Namespace(arguments=argv[1:]))
     parser, subparsers = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -119,6 +120,9 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 
 def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; -: standard input")
+    thinking = parser.add_mutually_exclusive_group()
+    thinking.add_argument("--think", action="store_true", help="first write where everything goes, then draw that")
+    thinking.add_argument("--thought", metavar="TEXT", help="draw from this thought, as if the model had written it")
     _add_picture_options(parser, "the prompt's own words")
 
 

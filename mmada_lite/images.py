@@ -133,6 +133,25 @@ def cells_under(mask: NDArray[np.bool_], downsample: int) -> NDArray[np.bool_]:
     return np.asarray(padded.reshape(height, downsample, width, downsample).any(axis=(1, 3)), dtype=np.bool_)
 
 
+def keeping(image: Image.Image, known: NDArray[np.bool_], downsample: int) -> Finishing:
+    """Puts the picture's own pixels back over the cells [h, w] that are known."""
+    mask = Image.fromarray(np.kron(known, np.ones((downsample, downsample))).astype(np.uint8) * 255)
+    return lambda drawn: Image.composite(image, drawn, mask)
+
+
+def pasted(image: Image.Image, side: str) -> Finishing:
+    """Puts the picture back where it lies in a drawing that grew on its `side`: left, right, top or bottom."""
+
+    def finish(drawn: Image.Image) -> Image.Image:
+        left = drawn.width - image.width if side == "left" else 0
+        top = drawn.height - image.height if side == "top" else 0
+        result = drawn.copy()
+        result.paste(image, (left, top))
+        return result
+
+    return finish
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     return _on(image, 255).convert("RGB")
 

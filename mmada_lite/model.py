@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmada_lite import images
 from mmada_lite.bundle import Bundle
-from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
@@ -24,7 +24,8 @@ from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.sessions import Device, exact_int8
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.stamps import Stamps
-from mmada_lite.streams import Answer, Drawing
+from mmada_lite.streams import Answer, Drawing, Thinking
+from mmada_lite.thoughts import with_tags
 from mmada_lite.vocabulary import Tokenizer, chat_ids
 
 Ints = NDArray[np.int64]
@@ -103,12 +104,20 @@ class Model:
         codes = self.codec.encode(images.to_pixels(image))
         return self._answer(picture_prompt(codes, self.vocabulary), question, settings, seed)
 
-    def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0) -> Drawing:
-        """Draw a picture from a sentence."""
-        side = self.codec.grid
-        nothing = np.zeros((side, side), dtype=np.int64)
-        canvas = self._image_canvas(prompt, nothing, np.ones((side, side), dtype=bool), settings)
-        return Drawing(self._draw(canvas, (side, side), settings, seed), self.codec.decode)
+    def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0, think: bool | str = False) -> Drawing:
+        """Draw a picture from a sentence.
+
+        With `think` the model first writes where everything goes (with the bundle's text settings) and then draws what it
+        wrote; a string is a thought that you give. A thought that cannot be drawn from is reported as a warning and in the
+        drawing's `thought_fault`, and the picture is drawn from the prompt alone.
+        """
+        blank = np.zeros((self.codec.grid, self.codec.grid), dtype=np.int64)
+        plain = self._image_canvas(prompt, blank, blank == 0, settings)
+        if think is False:
+            return Drawing(self._draw(plain, blank.shape, settings, seed), self.codec.decode)
+        thinking = self._think(prompt, think, blank.size, seed)
+        steps = self._think_and_draw(prompt, thinking, plain, blank, settings, seed)
+        return Drawing(steps, self.codec.decode, thinking=thinking)
 
     def inpaint(
         self,
@@ -135,7 +144,7 @@ class Model:
         codes = self.codec.encode(images.to_pixels(image))[0]
         canvas = self._image_canvas(prompt, codes, cells, settings)
         steps = self._draw(canvas, codes.shape, settings, seed)
-        return Drawing(steps, self.codec.decode, _keeping(image, ~cells, self.codec.downsample) if keep_pixels else None)
+        return Drawing(steps, self.codec.decode, images.keeping(image, ~cells, self.codec.downsample) if keep_pixels else None)
 
     def extend(
         self,
@@ -163,7 +172,7 @@ class Model:
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
         self._image_canvas(prompt, codes, smallest, settings)  # for its errors, before any work
         steps = self._grow(prompt, codes, settings, side, parts, seed)
-        return Drawing(steps, self.codec.decode, _pasted(image, side) if keep_pixels else None)
+        return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
         self._stamps.check()
@@ -172,18 +181,57 @@ class Model:
         special = self.vocabulary.special
         prompt = before + chat_ids(self.tokenizer, special, conversation)
         self._fits(len(prompt) + chosen.answer_length, "the conversation with its answer")
+        return self._write(prompt, chosen, seed)
+
+    def _write(self, prompt: list[int], chosen: TextSettings, seed: int) -> Answer:
+        special = self.vocabulary.special
         canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
         sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)
         stop = frozenset({special.eos, special.eot})
         return Answer(decode_text(self.denoiser, canvas, chosen, sampler, stop), canvas, self.tokenizer, stop)
 
-    def _image_canvas(self, prompt: str, codes: Ints, unknown: Bools, settings: ImageSettings | None) -> Canvas:
+    def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
+        """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""
+        plan = thinking_prompt(self.tokenizer.encode(prompt.strip()), self.vocabulary.special)
+        beside = len(plan) + codes + 3  # eos, soi, eoi
+        room = self.bundle.architecture.max_sequence_length - beside
+        if isinstance(think, str):
+            given = Thinking(with_tags(think), self.tokenizer, room)
+            self._fits(beside + len(given.ids), "the prompt with its thought and picture")
+            return given
+        self._fits(len(plan) + self.text_defaults.answer_length, "the prompt with its thought")
+        return Thinking(self._write(plan, self.text_defaults, seed), self.tokenizer, room)
+
+    def _think_and_draw(
+        self, prompt: str, thinking: Thinking, plain: Canvas, blank: Ints, settings: ImageSettings | None, seed: int
+    ) -> Iterator[tuple[Step, Ints]]:
+        """The steps of the thought, with no codes yet, then those of the picture; model calls and seconds go on counting."""
+        for step in thinking.steps():
+            yield step, np.zeros((0, 0), dtype=np.int64)
+        canvas, forwards, seconds = plain, 0, 0.0
+        if thinking.fault:
+            _log.warning("%s, so the picture is drawn from the prompt alone", thinking.fault)
+        else:
+            canvas = self._image_canvas(prompt, blank, blank == 0, settings, thinking.ids)
+        if thinking.last:
+            forwards, seconds = thinking.last.forwards, thinking.last.seconds
+        for step, codes in self._draw(canvas, blank.shape, settings, seed):
+            yield replace(step, forwards=forwards + step.forwards, seconds=seconds + step.seconds), codes
+
+    def _image_canvas(
+        self,
+        prompt: str,
+        codes: Ints,
+        unknown: Bools,
+        settings: ImageSettings | None,
+        thought: Sequence[int] | None = None,
+    ) -> Canvas:
         self._stamps.check()
         chosen = settings or self.image_defaults
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
-        special = self.vocabulary.special
-        ids = paint_prompt(self.tokenizer.encode(prompt.strip()), special)
+        special, text = self.vocabulary.special, self.tokenizer.encode(prompt.strip())
+        ids = paint_prompt(text, special) if thought is None else thought_prompt(text, thought, special)
         self._fits(len(ids) + codes.size + 2, "the prompt with its picture")
         if settings is not None and chosen.steps > unknown.sum():
             raise Error(f"{chosen.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
@@ -247,19 +295,3 @@ def _parts(whole: int, most: int) -> list[int]:
     """`whole` in parts of at most `most`, as few and as equal as can be."""
     count = -(-whole // most)
     return [len(part) for part in np.array_split(np.arange(whole), count)]
-
-
-def _keeping(image: Image.Image, known: Bools, downsample: int) -> images.Finishing:
-    mask = Image.fromarray(np.kron(known, np.ones((downsample, downsample))).astype(np.uint8) * 255)
-    return lambda drawn: Image.composite(image, drawn, mask)
-
-
-def _pasted(image: Image.Image, side: Side) -> images.Finishing:
-    def finish(drawn: Image.Image) -> Image.Image:
-        left = drawn.width - image.width if side == "left" else 0
-        top = drawn.height - image.height if side == "top" else 0
-        result = drawn.copy()
-        result.paste(image, (left, top))
-        return result
-
-    return finish

@@ -13,6 +13,8 @@ from PIL import Image
 
 from mmada_lite.canvas import Canvas
 from mmada_lite.decoding import Step
+from mmada_lite.errors import Error
+from mmada_lite.thoughts import fault_of, split_thought, unfinished
 from mmada_lite.vocabulary import Tokenizer
 
 Ints = NDArray[np.int64]
@@ -40,7 +42,10 @@ class Stream(Iterator[Step]):
 
 
 class Answer(Stream):
-    """A text in the making. `text` runs it to its end; `so_far` is what stands now, with a mark where masks are left."""
+    """A text in the making. `text` runs it to its end; `so_far` is what stands now, with a mark where masks are left.
+
+    A model may think first and write `<think> thought </think> answer`: `thought` and `answer` are the two parts of `text`.
+    """
 
     def __init__(self, steps: Iterable[Step], canvas: Canvas, tokenizer: Tokenizer, stop: frozenset[int]) -> None:
         super().__init__(steps)
@@ -55,6 +60,16 @@ class Answer(Stream):
     def text(self) -> str:
         self.finish()
         return self._tokenizer.decode(self._until_stop(self.ids)).strip()
+
+    @property
+    def thought(self) -> str | None:
+        """The text between the tags; None when the text does not begin with a thought that was ended."""
+        return split_thought(self.text)[0]
+
+    @property
+    def answer(self) -> str:
+        """What follows the thought; the whole text when there is none."""
+        return split_thought(self.text)[1]
 
     @property
     def complete(self) -> bool:
@@ -76,10 +91,51 @@ class Answer(Stream):
         return ids[: ends[0]] if ends.size else ids
 
 
+class Thinking:
+    """What a picture is drawn from: a text in the making, or one that was given, both with their tags.
+
+    `room`: how many tokens of it fit before the picture.
+    """
+
+    def __init__(self, writing: Answer | str, tokenizer: Tokenizer, room: int) -> None:
+        self._writing, self._tokenizer, self._room = writing, tokenizer, room
+
+    def steps(self) -> Iterator[Step]:
+        """What is left of the writing; nothing for a text that was given."""
+        return iter(()) if isinstance(self._writing, str) else iter(self._writing)
+
+    @property
+    def last(self) -> Step | None:
+        return None if isinstance(self._writing, str) else self._writing.last
+
+    @property
+    def text(self) -> str:
+        """The whole text, tags and all. Runs it to its end."""
+        return self._writing if isinstance(self._writing, str) else self._writing.text
+
+    @property
+    def so_far(self) -> str:
+        return self._writing if isinstance(self._writing, str) else self._writing.so_far()
+
+    @property
+    def ids(self) -> list[int]:
+        """The text as it stands before the picture: read anew, as in training, whatever ids it was written with."""
+        return self._tokenizer.encode(self.text)
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be drawn from it, None when it can be. Runs it to its end."""
+        fault, taken = fault_of(self.text), len(self.ids)
+        if fault or taken <= self._room:
+            return fault
+        return f"the thought takes {taken} tokens where the picture leaves room for {max(0, self._room)}"
+
+
 class Drawing(Stream):
     """A picture in the making. `picture` runs it to its end; `preview` decodes the present guess.
 
-    `codes` is the grid as it stands, int64 [h, w]; `finishing` turns the decoded grid into the final picture.
+    `codes` is the grid as it stands, int64 [h, w]; `finishing` turns the decoded grid into the final picture. With `thinking`
+    the first steps write a thought: their `guess` is None, that of a picture's steps never is.
     """
 
     def __init__(
@@ -87,9 +143,10 @@ class Drawing(Stream):
         steps: Iterable[tuple[Step, Ints]],
         decode: Callable[[Ints], Image.Image],
         finishing: Callable[[Image.Image], Image.Image] | None = None,
+        thinking: Thinking | None = None,
     ) -> None:
         self.codes: Ints = np.zeros((0, 0), dtype=np.int64)
-        self._decode, self._finishing = decode, finishing
+        self._decode, self._finishing, self._thinking = decode, finishing, thinking
         super().__init__(self._follow(steps))
 
     def _follow(self, steps: Iterable[tuple[Step, Ints]]) -> Iterator[Step]:
@@ -97,10 +154,35 @@ class Drawing(Stream):
             yield step
 
     def preview(self) -> Image.Image:
-        """The picture if everything still masked were taken at its present guess. Needs at least one step."""
-        assert self.last is not None, "there is no step to show yet"
+        """The picture if everything still masked were taken at its present guess. Raises Error before its first step."""
+        if not self.codes.size:
+            raise Error("there is no picture to show yet; read the stream up to a step whose guess is not None")
         image = self._decode(self.codes)
         return self._finishing(image) if self._finishing else image
+
+    @property
+    def thought(self) -> str | None:
+        """What the picture is drawn from, without tags: None without thinking, and when `thought_fault` says why. Runs the
+        thought to its end, and draws nothing."""
+        if self._thinking is None or self.thought_fault:
+            return None
+        return split_thought(self._thinking.text)[0]
+
+    @property
+    def thought_so_far(self) -> str | None:
+        """The thought as it stands, with a mark where masks are left; None without thinking."""
+        return None if self._thinking is None else unfinished(self._thinking.so_far)
+
+    @property
+    def thought_fault(self) -> str | None:
+        """What is wrong with the thought, so that the picture is drawn from the prompt alone; None when nothing is. Runs the
+        thought to its end."""
+        if self._thinking is None:
+            return None
+        fault = self._thinking.fault
+        if self.last is None or self.last.guess is None:
+            self.last = self._thinking.last
+        return fault
 
     @property
     def picture(self) -> Image.Image:

@@ -1,13 +1,18 @@
 """Where the recorded numbers are, and the planted mock that the decoding laws are tested with."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from mmada_lite import Model
 from mmada_lite.cache import KeyValues
 from mmada_lite.denoiser import Floats, Head, Prediction, Window
-from mmada_lite.vocabulary import SpecialTokens, Vocabulary
+from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
+
+if TYPE_CHECKING:
+    from mmada_lite.train.data.sequences import Sequences
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -71,3 +76,40 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     from mmada_lite.export.bundle import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tiny_checkpoint.parent / "bundle", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tokenizer.json of the recipe, from a part of its sentences. Do not write to it."""
+    from toys import write_tokenizer
+
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def toy_sequences(toy_tokenizer: Path) -> "Sequences":
+    """Every task of the small model on pictures of random codes."""
+    from toys import scene_pool, single_pool, vocabulary_of
+
+    from mmada_lite.train.data.sequences import Sequences
+
+    tokenizer = Tokenizer.from_file(toy_tokenizer)
+    return Sequences(tokenizer, vocabulary_of(tokenizer), single_pool(), scene_pool())
+
+
+@pytest.fixture(params=["pieces", "single tokens"])
+def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
+    """The tiny model with a tokenizer that spells the tags of a thought in bytes, and with one that has a token for each."""
+    import tokenizers
+    from scripted import WRITTEN
+
+    from mmada_lite import load
+    from mmada_lite.thoughts import CLOSE, OPEN
+
+    found = load(tiny_bundle, device="cpu", threads=1)
+    found.text_defaults = WRITTEN
+    if request.param == "single tokens":
+        inner = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+        inner.add_tokens([tokenizers.AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
+        found._tokenizer = Tokenizer(inner)
+    return found

@@ -6,23 +6,41 @@ from pathlib import Path
 
 import pytest
 
-from mmada_lite.cli import VERBS, build_parser
+from mmada_lite.cli import VERBS, build_parser, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "".join(re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+OWN = ("train", "bench")  # verbs with verbs and options of their own
+DOCUMENTS = README + (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+_FOUND = re.findall(r"mmada[-_]lite[. ](train|bench)[. ]([a-z_]+)((?: [^`|&#\n]+)?)", DOCUMENTS)
+WORKSHOP = sorted({(verb, name, rest.strip()) for verb, name, rest in _FOUND})
 COMMANDS = sorted(set(re.findall(r"mmada-lite ((?:" + "|".join(VERBS) + r")\b[^|&#\n]*)", BLOCKS)))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(OWN)])
 def test_every_command_parses(command: str) -> None:
     parser, _ = build_parser()
     _, unknown = parser.parse_known_args(shlex.split(command))
     assert unknown == []
 
 
+@pytest.mark.parametrize(("verb", "name", "rest"), WORKSHOP)
+def test_trainings_and_benchmarks_are_what_the_documents_say(
+    verb: str, name: str, rest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name is known, and every option that is shown stands in its help."""
+    pytest.importorskip("torch", reason="trainings and benchmarks need torch")
+    with pytest.raises(SystemExit) as ended:
+        main([verb, name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert verb == "bench" or name in shown
+    assert all(option in shown for option in rest.split() if option.startswith("-"))
+
+
 def test_there_are_commands_for_most_verbs() -> None:
-    assert {command.split()[0] for command in COMMANDS} >= set(VERBS) - {"train", "check"}
+    assert {command.split()[0] for command in COMMANDS} >= set(VERBS) - {*OWN, "check"}
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((\w[^)#]*)", README))))

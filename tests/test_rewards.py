@@ -144,7 +144,7 @@ def test_problems_are_of_their_kind_and_side() -> None:
     rng = np.random.default_rng(0)
     for kind, (sign, digits) in KINDS.items():
         for held in (True, False):
-            for problem in arithmetic.distinct_problems(kind, held, 60, rng):
+            for problem in arithmetic.distinct_problems(kind, held, 60 if digits > 1 else 4, rng):
                 assert problem.sign == sign
                 assert len(str(problem.first)) == len(str(problem.second)) == digits
                 assert problem.answer >= 0
@@ -152,7 +152,7 @@ def test_problems_are_of_their_kind_and_side() -> None:
                 assert held == (zlib.crc32((text if sign == "+" else str(problem)).encode()) % 10 == 0)
                 assert held == problem.held_out
     assert Problem(31, "+", 17).held_out == Problem(17, "+", 31).held_out
-    assert all(Problem(a, "+", b).held_out for a, b in texts.sums(held=True))  # the split of stage one's small sums
+    assert all(Problem(a, "+", b).held_out == texts.sum_held_out(b, a) for a in range(12) for b in range(12))
 
 
 def test_problems_repeat_with_their_seed_and_reach_everywhere() -> None:
@@ -173,7 +173,7 @@ def test_problems_repeat_with_their_seed_and_reach_everywhere() -> None:
 def test_the_corpus_holds_nothing_that_is_held_out() -> None:
     lines = list(arithmetic.corpus(np.random.default_rng(3), count=100))
     found = [problem for line in lines[::2] if (problem := arithmetic.problem_in(line))]
-    assert len(found) == 400
+    assert len(found) == 100 * len(KINDS)
     assert not any(problem.held_out for problem in found)
     assert all(arithmetic.response_to(problem) == line for problem, line in zip(found, lines[1::2], strict=True))
     assert arithmetic.problem_in("what colour is the sun?") is None

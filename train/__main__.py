@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ from mmada_lite.atomic import AtomicFolder
 from mmada_lite.errors import Error
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
+ROLES = ("validation", "test")
+
 if TYPE_CHECKING:
+    from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.model import MMaDA
     from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.vq import MagViT
@@ -32,22 +35,30 @@ def fetch(place: Workplace, arguments: argparse.Namespace) -> None:
 
 def render(place: Workplace, arguments: argparse.Namespace) -> None:
     """Rasterize the icons and train the text tokenizer."""
-    from mmada_lite.train.data import emoji, texts, tokenizer
+    from itertools import chain
+
+    import numpy as np
+
+    from mmada_lite.train.data import arithmetic, emoji, scenes, texts, tokenizer
 
     emoji.render_concepts(place.packages, place.concepts)
-    emoji.render_library(place.packages, place.library, "train")
-    tokenizer.train_tokenizer(texts.corpus(), TOKENIZER_SIZE, place.tokenizer)
+    emoji.render_library(place.packages, place.library, "train", every=2)
+    sentences = chain(*[texts.corpus()] * 4, scenes.corpus(), arithmetic.corpus(np.random.default_rng(0), 100))
+    tokenizer.train_tokenizer(sentences, TOKENIZER_SIZE, place.tokenizer)
 
 
 def vq(place: Workplace, arguments: argparse.Namespace) -> None:
     """Train the image tokenizer."""
     import torch
 
+    from mmada_lite.train.recipe import CONTINUE
     from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.vq import MagViT
 
     torch.manual_seed(0)
-    _train_vq(place, MagViT(VQ_CONFIG), place.vq, VQSettings())
+    started = arguments.start is not None
+    model = MagViT.load(arguments.start / "vq") if started else MagViT(VQ_CONFIG)
+    _train_vq(place, model, place.vq, _lasting(CONTINUE if started else VQSettings(), arguments.steps))
 
 
 def sharpen(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -55,7 +66,7 @@ def sharpen(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.recipe import SHARPEN
     from mmada_lite.train.vq import MagViT
 
-    _train_vq(place, MagViT.load(place.vq_model), place.sharp, SHARPEN)
+    _train_vq(place, MagViT.load(place.vq_model), place.sharp, _lasting(SHARPEN, arguments.steps))
 
 
 def _train_vq(place: Workplace, model: MagViT, folder: Path, settings: VQSettings) -> None:
@@ -63,56 +74,76 @@ def _train_vq(place: Workplace, model: MagViT, folder: Path, settings: VQSetting
     from mmada_lite.train.data import emoji
 
     concepts = emoji.load_concepts(place.concepts, "train").pixels
-    source = stage_vq.PictureSource(concepts, emoji.load_library(place.library), settings.concept_share)
+    library = emoji.load_library(place.library)
+    source = stage_vq.PictureSource(concepts, library, settings.concept_share, settings.scene_share)
     held = emoji.load_concepts(place.concepts, "validation").pixels
     checks = {
-        "validation": stage_vq.validation_pictures(held, 24),
+        "validation": stage_vq.validation_pictures(held, 64),
         "train": stage_vq.validation_pictures(concepts, 48),
     }
     stage_vq.train_vq(model, source, checks, folder, settings).save(folder / "model", "float32")
 
 
+def _lasting(settings: VQSettings, steps: int | None) -> VQSettings:
+    return settings if steps is None else replace(settings, steps=steps)
+
+
 def judge(place: Workplace, arguments: argparse.Namespace) -> None:
     """Train the judge of drawings and measure it on the validation style."""
-    import numpy as np
-
     from mmada_lite.train.data import emoji
-    from mmada_lite.train.data.pictures import PLAIN
-    from mmada_lite.train.evaluate import interval
-    from mmada_lite.train.judge import JudgeSettings, compose_many, reconstruct, train_judge
+    from mmada_lite.train.judge import JudgeSettings, measure, train_judge
     from mmada_lite.train.vq import MagViT
 
     tokenizer = MagViT.load(place.vq_model)
     trained = train_judge(emoji.load_concepts(place.concepts, "train").pixels, tokenizer, JudgeSettings())
-    report: dict[str, object] = {}
-    for role in ("validation", "test"):
-        icons = emoji.load_concepts(place.concepts, role).pixels
-        pictures, labels = compose_many(icons, 960, np.random.default_rng(9), PLAIN)
-        for name, seen in (("raw", pictures), ("reconstructed", reconstruct(tokenizer, pictures))):
-            report[f"{role}_{name}"] = interval(int((trained.classify(seen) == labels).sum()), len(labels))
+    report = measure(trained, tokenizer, {role: emoji.load_concepts(place.concepts, role).pixels for role in ROLES})
     trained.save(place.judge, report)
-    print(report)
+    print(json.dumps(report, indent=1))
 
 
 def pool(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Compose and encode the training pictures, in shards."""
+    """Compose and encode the training pictures, in shards: --shards of single things, half as many of several."""
     from mmada_lite.train.data import emoji
     from mmada_lite.train.data.pool import extend_pool
     from mmada_lite.train.vq import MagViT
 
-    icons = emoji.load_concepts(place.concepts, "train").pixels
-    extend_pool(place.pool, icons, MagViT.load(place.vq_model), arguments.shards, SHARD)
+    icons, model = emoji.load_concepts(place.concepts, "train").pixels, MagViT.load(place.vq_model)
+    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards))
+    extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2))
 
 
 def one(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Stage one: train the transformer, or go on where it was stopped."""
+    """Stage one, unified pre-training: train the transformer, or go on where it was stopped."""
+    from mmada_lite.train.grow import grow
+
+    model, sequences = _material(place)
+    if arguments.start is not None:
+        print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
+    _stage("one", model, sequences, place.stage_one, arguments)
+
+
+def two(place: Workplace, arguments: argparse.Namespace) -> None:
+    """Stage two, mixed long chain-of-thought fine-tuning: go on from stage one, or where it was stopped."""
+    from mmada_lite.train.stages import load_trained
+
+    model, sequences = _material(place)
+    load_trained(place.stage_one, model)
+    _stage("two", model, sequences, place.stage_two, arguments)
+
+
+def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
+    from mmada_lite.train.stages import STAGES, train_stage
+
+    settings = STAGES[name] if arguments.steps is None else STAGES[name].lasting(arguments.steps)
+    train_stage(model, sequences, folder, settings)
+
+
+def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
     from mmada_lite.train.data.pool import read_pool
     from mmada_lite.train.data.sequences import Sequences
-    from mmada_lite.train.stage_one import StageOne, StageOneSettings
 
     model, tokenizer, vocabulary = fresh(place)
-    settings = StageOneSettings(threads=arguments.workers)
-    StageOne(model, Sequences(tokenizer, vocabulary, read_pool(place.pool)), place.transformer, settings).train()
+    return model, Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"), read_pool(place.pool, "scene"))
 
 
 def fresh(place: Workplace) -> tuple[MMaDA, Tokenizer, Vocabulary]:
@@ -130,42 +161,52 @@ def fresh(place: Workplace) -> tuple[MMaDA, Tokenizer, Vocabulary]:
     return MMaDA(config), tokenizer, vocabulary
 
 
+def three(place: Workplace, arguments: argparse.Namespace) -> None:
+    """Stage three, UniGRPO: go on from stage two, or where it was stopped. --tasks says what is rewarded."""
+    import torch
+
+    from mmada_lite.train.judge import Judge
+    from mmada_lite.train.prompts import sources
+    from mmada_lite.train.recipe import policy_settings
+    from mmada_lite.train.stage_three import Policy, StageThree
+    from mmada_lite.train.stage_vq import to_pictures
+    from mmada_lite.train.stages import load_trained
+    from mmada_lite.train.vq import MagViT
+
+    settings = policy_settings(arguments.tasks, arguments.seed, arguments.steps, arguments.hurry)
+    model, tokenizer, vocabulary = fresh(place)
+    load_trained(place.stage_two, model)
+    image_tokenizer = MagViT.load(place.best_vq).eval()
+    StageThree(
+        Policy(model, tokenizer, vocabulary),
+        place.policy / f"seed-{arguments.seed}",
+        settings,
+        sources(place.pool),
+        lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes))),
+        Judge.load(place.judge).classify,
+    ).train()
+
+
 def export(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Write the averaged weights as a checkpoint in the Hugging Face layout, half precision."""
+    """Write averaged weights as a checkpoint in the Hugging Face layout, half precision: of the last stage, or of --stage."""
     from mmada_lite.export.bundle import SIDECAR
-    from mmada_lite.train.evaluate import IMAGE, TEXT
-    from mmada_lite.train.stage_one import averaged_weights
+    from mmada_lite.train.recipe import IMAGE, TEXT
+    from mmada_lite.train.stages import load_trained
     from mmada_lite.train.vq import MagViT
 
     model, _, _ = fresh(place)
-    steps = averaged_weights(place.transformer, model)
-    image_tokenizer = place.sharp_model if place.sharp_model.exists() else place.vq_model
-    with AtomicFolder(place.checkpoint, marker="config.json", force=True) as writer:
+    stage = place.stage(arguments.stage)
+    steps = load_trained(stage, model)
+    with AtomicFolder(arguments.output or place.checkpoint, marker="config.json", force=True) as writer:
         model.save(writer.folder, "float16")
-        MagViT.load(image_tokenizer).save(writer.folder / "vq", "float16")
+        MagViT.load(place.best_vq).save(writer.folder / "vq", "float16")
         shutil.copyfile(place.tokenizer, writer.folder / "tokenizer.json")
         defaults = {"text": asdict(TEXT), "image": asdict(IMAGE)}
         (writer.folder / SIDECAR).write_text(json.dumps({"name": "emoji", "defaults": defaults}, indent=1) + "\n")
         for file in arguments.carry:  # licence notices and the model card, which the bundle carries on
             shutil.copyfile(file, writer.folder / file.name)
         writer.commit()
-    print(f"{place.checkpoint}: {steps} steps; image tokenizer of {image_tokenizer}")
-
-
-def evaluate(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Measure the exported checkpoint; writes evaluation.json and a sheet of drawings beside it."""
-    from PIL import Image
-
-    from mmada_lite.train import evaluate as measures
-    from mmada_lite.train.data import emoji
-    from mmada_lite.train.judge import Judge
-
-    icons = {role: emoji.load_concepts(place.concepts, role).pixels for role in ("validation", "test")}
-    subject, judged = measures.Subject.load(place.checkpoint), Judge.load(place.judge)
-    report, pictures = measures.evaluate(subject, judged, icons, arguments.seeds)
-    measures.write_report(place.root / "evaluation.json", report)
-    Image.fromarray(measures.contact_sheet(pictures)).save(place.root / "drawings.png")
-    print(json.dumps(report, indent=1))
+    print(f"{arguments.output or place.checkpoint}: {stage.name}, {steps} steps; image tokenizer of {place.best_vq}")
 
 
 VERBS: dict[str, Callable[[Workplace, argparse.Namespace], None]] = {
@@ -176,8 +217,9 @@ VERBS: dict[str, Callable[[Workplace, argparse.Namespace], None]] = {
     "judge": judge,
     "pool": pool,
     "one": one,
+    "two": two,
+    "three": three,
     "export": export,
-    "evaluate": evaluate,
 }
 
 
@@ -186,10 +228,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mmada-lite train", description="Train the small emoji model, step by step.")
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="one: threads that compute a batch (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
+    parser.add_argument("--from", dest="start", type=Path, help="vq, one: a checkpoint to go on from (train/shipped/emoji)")
+    parser.add_argument("--steps", type=int, help="vq, sharpen, one, two: instead of the recipe's number")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=4, help="evaluate: drawings of each held-out pair (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="three: of a run; each has its own folder (%(default)s)")
+    parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
+    parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")
     parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

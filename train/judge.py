@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmada_lite.errors import Error
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
-from mmada_lite.train.data.pictures import Augmentation, compose
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, NUMBERS
+from mmada_lite.train.data.layouts import cell_pictures
+from mmada_lite.train.data.pictures import PLAIN, Augmentation, compose
+from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
+from mmada_lite.train.intervals import interval
 from mmada_lite.train.optimizer import warm_cosine
 from mmada_lite.train.progress import step_generator
 from mmada_lite.train.stage_vq import to_pictures, to_tensor
@@ -27,6 +30,8 @@ from mmada_lite.train.vq import MagViT
 
 log = logging.getLogger("mmada_lite")
 
+WILD_CELL = Augmentation((0.7, 1.0), 0.08, 15.0, True, 0.08, 0.5, 0.2, 0.25, 12.0)
+PLAIN_CELL = Augmentation((0.9, 0.9), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)
 CONDITIONS = Augmentation((0.5, 1.0), 0.12, 20.0, True, 0.10, 0.5, 0.2, 0.3, 15.0)
 
 
@@ -34,8 +39,8 @@ CONDITIONS = Augmentation((0.5, 1.0), 0.12, 20.0, True, 0.10, 0.5, 0.2, 0.3, 15.
 class JudgeSettings:
     """Length of the judge's training."""
 
-    pictures: int = 8000
-    steps: int = 1200
+    pictures: int = 9000
+    steps: int = 1500
     batch: int = 64
     learning_rate: float = 2e-3
     seed: int = 3
@@ -44,7 +49,7 @@ class JudgeSettings:
 class Judge(nn.Module):
     """Four strided convolutions, the mean over the grid, one linear layer. Pixels [B, 3, 64, 64] in -1..1 to logits."""
 
-    def __init__(self, classes: int = len(CONCEPT_NAMES), width: int = 24) -> None:
+    def __init__(self, classes: int = len(CONCEPT_NAMES), width: int = 32) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width, 6 * width)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairwise(widths))
@@ -80,7 +85,11 @@ class Judge(nn.Module):
         if not file.exists():
             raise Error(f"{file} is missing: run `python -m mmada_lite.train judge` first")
         judge = cls()
-        judge.load_state_dict(load_file(file))
+        try:
+            judge.load_state_dict(load_file(file))
+        except Exception as error:  # of other concepts, or cut
+            line = str(error).strip().splitlines()[-1].strip()[:160]
+            raise Error(f"{file} is no judge of these concepts ({line}): run `python -m mmada_lite.train judge`") from error
         return judge.eval()
 
 
@@ -99,12 +108,45 @@ def compose_many(
     return np.stack(pictures), concepts
 
 
+def measure(judge: Judge, model: MagViT, icons: dict[str, NDArray[np.uint8]], count: int = 960) -> dict[str, object]:
+    """Share of untouched icons named right, raw and after the image tokenizer; alone, and cut out of pictures of two."""
+    report: dict[str, object] = {}
+    for role, own in icons.items():
+        rng = np.random.default_rng(9)
+        pictures, labels = compose_many(own, count, rng, PLAIN)
+        halves, names = compose_cells(own, count // 2, rng, PLAIN_CELL, None)
+        seen, asked = compose_cells(own, count // 2, rng, PLAIN_CELL, model)
+        for name, shown, right in (
+            ("raw", pictures, labels),
+            ("reconstructed", reconstruct(model, pictures), labels),
+            ("cells_raw", halves, names),
+            ("cells_reconstructed", seen, asked),
+        ):
+            report[f"{role}_{name}"] = interval(int((judge.classify(shown) == right).sum()), len(right))
+    return report
+
+
+def compose_cells(
+    icons: NDArray[np.uint8], count: int, rng: np.random.Generator, how: Augmentation, model: MagViT | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(pictures, concept indices) of things cut out of pictures of two, enlarged; with a model, out of reconstructions."""
+    layouts = [draw_layout(GRIDS[1 + n % 2], False, rng) for n in range(-(-count // 2))]
+    scenes = np.stack([compose_layout(layout, icons, COLOURS[rng.integers(len(COLOURS))], rng, how) for layout in layouts])
+    if model is not None:
+        scenes = reconstruct(model, scenes)
+    parts = [cell_pictures(scene, own.rows, own.columns) for scene, own in zip(scenes, layouts, strict=True)]
+    names = [NUMBERS[name] for layout in layouts for _, name in layout.named]
+    return np.concatenate(parts)[:count], np.array(names)[:count]
+
+
 def train_judge(icons: NDArray[np.uint8], model: MagViT, settings: JudgeSettings) -> Judge:
-    """Train on the icons of the training styles: half raw pictures, half reconstructions."""
+    """Train on the icons of the training styles: raw pictures, their reconstructions, and things cut out of both."""
     rng = np.random.default_rng(settings.seed)
     pictures, labels = compose_many(icons, settings.pictures, rng, CONDITIONS)
-    seen = np.concatenate([pictures, reconstruct(model, pictures)])
-    targets = torch.from_numpy(np.concatenate([labels, labels]))
+    raw, raw_names = compose_cells(icons, settings.pictures // 3, rng, WILD_CELL, None)
+    decoded, decoded_names = compose_cells(icons, settings.pictures // 2, rng, WILD_CELL, model)
+    seen = np.concatenate([pictures, reconstruct(model, pictures), raw, decoded])
+    targets = torch.from_numpy(np.concatenate([labels, labels, raw_names, decoded_names]))
     torch.manual_seed(settings.seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=0.05)

@@ -9,85 +9,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-
-from mmada_lite.train.parallel import Workers
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen there for speed near zero
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The approximately nearest semi-orthogonal matrix [rows, columns]; bfloat16 inside, which the iteration tolerates."""
+    """The approximately nearest semi-orthogonal matrices of [..., rows, columns]; bfloat16 inside on a GPU: tolerated."""
     a, b, c = _COEFFICIENTS
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    turned = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if turned else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    turned: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
-    return turned.to(matrix.dtype)
+    found: Tensor = (x.mT if turned else x).to(matrix.dtype)
+    return found
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay; convolutions are seen as [out, in * kernel]."""
+    """Muon with Nesterov momentum and decoupled weight decay; convolutions are seen as [out, in * kernel].
+
+    Where several processes hold the same parameters, each makes its share of the matrices orthogonal and they exchange them.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.workers: Workers | None = None  # where set, its threads share the matrices
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for parameter in parameters:  # here, because the table of states is not made for several writers
-                if not self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            if self.workers is None:
-                for parameter in parameters:
-                    self._update(parameter, group)
-            else:
-                self.workers.each(partial(self._update, group=group), parameters)
+            wanted = [self._nesterov(parameter, group["momentum"]) for parameter in parameters]
+            for parameter, direction in zip(parameters, self._directions(wanted), strict=True):
+                rows, columns = direction.shape
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                parameter.add_(_spread_like(direction.view(parameter.shape), parameter), alpha=-scale)
 
-    @torch.no_grad()
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        gradient, momentum = parameter.grad, self.state[parameter]["momentum"]
+    def _nesterov(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        nesterov = gradient.lerp(momentum, group["momentum"])
-        direction = orthogonalize(nesterov.flatten(1))
-        rows, columns = direction.shape
-        scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction.view_as(parameter), alpha=-scale)
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum)
+
+    def _directions(self, wanted: list[Tensor]) -> list[Tensor]:
+        whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in wanted]
+        flat = [tensor.flatten(1) for tensor in whole]
+        shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        world, rank = (dist.get_world_size(), dist.get_rank()) if shared else (1, 0)
+        own = [orthogonalize(m) if number % world == rank else torch.zeros_like(m) for number, m in enumerate(flat)]
+        if not shared or not own:
+            return own
+        joined = torch.cat([matrix.flatten() for matrix in own])
+        dist.all_reduce(joined)
+        parts = torch.split(joined, [matrix.numel() for matrix in own])
+        return [part.view_as(matrix) for part, matrix in zip(parts, own, strict=True)]
 
 
-class Optimizer:
-    """Muon and AdamW as one, with a shared factor on both learning rates."""
+def _spread_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, cut as another is where that is sharded (FSDP2)."""
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
-    def __init__(self, model: nn.Module, matrix_names: set[str], *, muon_lr: float, adam_lr: float, decay: float) -> None:
-        matrices = [p for name, p in model.named_parameters() if name in matrix_names]
-        rest = [p for name, p in model.named_parameters() if name not in matrix_names]
-        self._rates = (muon_lr, adam_lr)
-        self.muon = Muon(matrices, muon_lr, 0.95, decay)
-        self.adam = torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, factor: float) -> None:
-        for optimizer, rate in zip((self.muon, self.adam), self._rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+def optimizers(
+    model: nn.Module, matrices: set[str], *, muon_lr: float, adam_lr: float, decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the parameters of those names, AdamW for the rest. Parameters without gradient belong to neither."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if name in matrices]
+    rest = [p for name, p in named if name not in matrices]
+    found: list[torch.optim.Optimizer] = [Muon(inner, muon_lr, 0.95, decay)] if inner else []
+    return [*found, torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)] if rest else found
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times the one that it was made with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("highest", group["lr"]) * factor
 
 
 class Average:
@@ -95,18 +102,32 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def whole(self) -> dict[str, Tensor]:
+        """The averaged parameters by name, gathered where they are sharded."""
+        return {name: v.full_tensor() if isinstance(v, DTensor) else v for name, v in self.values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decay": self.decay, "values": self.whole()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in self.values.items():
+            value.copy_(_spread_like(state["values"][name].to(value.device), value))
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (step + 1) / (step + 10))
         for name, parameter in model.named_parameters():
-            self.values[name].lerp_(parameter, 1 - decay)
+            if name in self.values:
+                self.values[name].lerp_(parameter, 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights and the average; calling it again brings both back."""
         for name, parameter in model.named_parameters():
+            if name not in self.values:
+                continue
             held = self.values[name].clone()
             self.values[name].copy_(parameter)
             parameter.copy_(held)

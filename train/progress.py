@@ -45,7 +45,9 @@ class Log:
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
-        file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial = file.with_name(file.name + ".partial")  # a kill in the middle of writing leaves the old lines
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial.replace(file)
 
     def write(self, record: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as stream:

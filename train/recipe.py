@@ -4,15 +4,22 @@ working folder. Knows no loops; `python -m mmada_lite.train` runs them in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.vq_layout import Tower, VQConfig
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.train.loop import LoopSettings, whole_state
+from mmada_lite.train.stage_three import PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
 
-TOKENIZER_SIZE = 512
-SHARD = 8192  # pictures in a shard of the pool
+IMAGE = ImageSettings(steps=16, guidance=2.5, temperature=1.0, sampling_temperature=1.0)  # how the small model is decoded
+TEXT = TextSettings(answer_length=48, steps=48, block_length=8)
+TOKENIZER_SIZE = 768
+SHARD = 4096  # pictures in a shard of the pool
 VQ_CONFIG = VQConfig(
     encoder=Tower(ch=16, ch_mult=(1, 2, 3, 6), num_res_blocks=(1, 1, 1, 1)),
     decoder=Tower(ch=16, ch_mult=(1, 2, 3, 6), num_res_blocks=(1, 1, 1, 1)),
@@ -21,6 +28,7 @@ VQ_CONFIG = VQConfig(
     group_norm_groups=8,
 )
 
+CONTINUE = VQSettings(steps=420, muon_lr=0.01, adam_lr=1e-3, edges=0.7, concept_share=0.6, scene_share=0.45, warmup=20, seed=21)
 SHARPEN = VQSettings(steps=700, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
 
 
@@ -72,13 +80,59 @@ class Workplace:
         return self.root / "pool"
 
     @property
-    def transformer(self) -> Path:
-        return self.root / "transformer"
+    def stage_one(self) -> Path:
+        return self.root / "stage-one"
+
+    @property
+    def stage_two(self) -> Path:
+        return self.root / "stage-two"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy"
+
+    @property
+    def best_vq(self) -> Path:
+        """The image tokenizer to decode with: the sharpened one where there is one."""
+        return self.sharp_model if self.sharp_model.exists() else self.vq_model
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage: one, two, or a run of stage three (seed-0); last is the latest that was trained."""
+        known = {"one": self.stage_one, "two": self.stage_two}
+        known |= {folder.name: folder for folder in sorted(self.policy.glob("seed-*"))}
+        trained = {key: folder for key, folder in known.items() if whole_state(folder)}
+        if name == "last" and trained:
+            return trained["two"] if "two" in trained else trained["one"]
+        if name not in trained:
+            raise Error(f"no stage {name!r} was trained in {self.root}; there are {', '.join(trained) or 'none'}")
+        return trained[name]
 
     @property
     def checkpoint(self) -> Path:
         """The finished model in the Hugging Face layout."""
         return self.root / "emoji"
+
+
+REWARDS: dict[str, dict[str, float]] = {
+    "sum": {"answer": 1.0, "thought": 0.5, "format": 0.25},
+    "scene": {"answer": 1.0, "format": 0.25},
+    "what": {"answer": 1.0},
+    "paint": {"concept": 1.0, "background": 0.5},
+    "drawn": {"concept": 1.0, "background": 0.5},
+}
+
+
+def policy_settings(tasks: Sequence[str], seed: int, steps: int | None, hurry: bool) -> PolicySettings:
+    """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps."""
+    share = 4 if hurry else 1
+    return PolicySettings(
+        tasks=tuple(tasks),
+        rewards=REWARDS,
+        loop=LoopSettings(80 if steps is None else steps, muon_lr=1e-3, adam_lr=2e-4, weight_decay=0.0, average=0.9, clip=1.0),
+        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="prefix"),
+        image=replace(IMAGE, steps=IMAGE.steps // share),
+        seed=seed,
+    )
 
 
 def transformer_config(tokenizer_length: int, mask_id: int, eos_id: int) -> TransformerConfig:

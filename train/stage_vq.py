@@ -6,27 +6,24 @@ Lookup-free quantization with its entropy terms: Yu et al. 2023, "Language model
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmada_lite.train.data.concepts import COLOURS
 from mmada_lite.train.data.pictures import PLAIN, Augmentation, compose
-from mmada_lite.train.optimizer import Average, Optimizer, warm_cosine
-from mmada_lite.train.parallel import Workers
-from mmada_lite.train.progress import Log, load_state, save_state, step_generator
+from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
+from mmada_lite.train.loop import Loop, LoopSettings
+from mmada_lite.train.optimizer import warm_cosine
+from mmada_lite.train.progress import step_generator
 from mmada_lite.train.vq import MagViT
 
-log = logging.getLogger("mmada_lite")
-
+SEVERAL = Augmentation((0.7, 1.0), 0.06, 15.0, True, 0.05, 0.3, 0.12, 0.15, 15.0)
 HEAVY = Augmentation((0.5, 1.05), 0.15, 20.0, True, 0.06, 0.35, 0.15, 0.2, 20.0)
 
 
@@ -42,10 +39,10 @@ class VQSettings:
     commitment: float = 0.1
     edges: float = 0.5
     concept_share: float = 0.5  # of a batch that shows icons of the concepts, the rest shows the library
+    scene_share: float = 0.4  # of a batch that shows several things
+    warmup: int = 100
     seed: int = 1
-    save_seconds: float = 120.0
-    threads: int = 2
-    pieces: int = 4  # a batch is computed in this many parts
+    pieces: int = 2  # a batch is computed in this many parts
     decoder_only: bool = False  # leave the encoder, and with it the meaning of every code, as it is
 
 
@@ -86,37 +83,47 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
     return rows + columns
 
 
-def reconstruction_loss(model: MagViT, pixels: Tensor, settings: VQSettings, share: float) -> tuple[Tensor, dict[str, float]]:
-    """The whole loss of a batch and its parts; `share` scales the entropy term, which fades during training."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = model(pixels)
-    decoded, z = result.pixels.float(), result.z.float()
-    squared, absolute = F.mse_loss(decoded, pixels), F.l1_loss(decoded, pixels)
-    edges, entropy = edge_loss(decoded, pixels), entropy_loss(z)
-    commitment = F.mse_loss(z, torch.where(z > 0, 1.0, -1.0))
-    loss = 2 * squared + absolute + settings.edges * edges
-    if not settings.decoder_only:
-        loss = loss + share * settings.entropy * entropy + settings.commitment * commitment
-    loss = loss / settings.pieces
-    values = {"mse": squared, "entropy": entropy, "commitment": commitment}
-    return loss, {"loss": loss.item() * settings.pieces} | {name: value.item() for name, value in values.items()}
+class VQObjective(nn.Module):
+    """The loss of a piece of a batch of pictures, float [rows, 3, H, W] in -1..1, as a share of the batch's mean."""
+
+    def __init__(self, model: MagViT, settings: VQSettings) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def forward(self, pixels: Tensor, fade: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, share = self.settings, len(pixels) / self.settings.batch
+        result = self.model(pixels.to(memory_format=torch.channels_last))
+        decoded, z = result.pixels.float(), result.z.float()
+        squared, absolute = F.mse_loss(decoded, pixels), F.l1_loss(decoded, pixels)
+        edges, entropy = edge_loss(decoded, pixels), entropy_loss(z)
+        commitment = F.mse_loss(z, torch.where(z > 0, 1.0, -1.0))
+        loss = 2 * squared + absolute + settings.edges * edges
+        if not settings.decoder_only:
+            loss = loss + fade[0] * settings.entropy * entropy + settings.commitment * commitment
+        values = {"mse": squared, "entropy": entropy, "commitment": commitment}
+        return share * loss, {name: torch.stack([v.detach(), v.new_tensor(1.0)]) for name, v in values.items()}
 
 
+@dataclass(frozen=True, slots=True)
 class PictureSource:
-    """Batches of augmented pictures of concept icons and of the whole library."""
+    """Batches of augmented pictures: icons of the concepts, icons of the whole library, several things in one picture."""
 
-    def __init__(self, concepts: NDArray[np.uint8], library: NDArray[np.uint8], concept_share: float) -> None:
-        self.concepts = concepts.reshape(-1, *concepts.shape[-3:])
-        self.library = library
-        self.concept_share = concept_share
+    concepts: NDArray[np.uint8]  # [styles, concepts, S, S, 4]
+    library: NDArray[np.uint8]  # [icons, S, S, 4]
+    concept_share: float
+    scene_share: float = 0.0
 
     def batch(self, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        pictures = []
-        for _ in range(size):
-            icons = self.concepts if rng.random() < self.concept_share else self.library
-            icon = icons[rng.integers(len(icons))]
-            pictures.append(compose(icon, COLOURS[rng.integers(len(COLOURS))], rng, HEAVY))
-        return np.stack(pictures)
+        return np.stack([self._picture(rng) for _ in range(size)])
+
+    def _picture(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        colour = COLOURS[rng.integers(len(COLOURS))]
+        if rng.random() < self.scene_share:
+            layout = draw_layout(GRIDS[rng.integers(len(GRIDS))], False, rng)
+            return compose_layout(layout, self.concepts, colour, rng, SEVERAL)
+        own = self.concepts.reshape(-1, *self.concepts.shape[-3:])
+        icons = own if rng.random() < self.concept_share else self.library
+        return compose(icons[rng.integers(len(icons))], colour, rng, HEAVY)
 
 
 @torch.no_grad()
@@ -146,49 +153,22 @@ def train_vq(
 ) -> MagViT:
     """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`."""
     model.encoder.requires_grad_(not settings.decoder_only)
-    matrices = {name for name, p in model.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
-    optimizer = Optimizer(model, matrices, muon_lr=settings.muon_lr, adam_lr=settings.adam_lr, decay=0.0)
-    average = Average(model, 0.999)
-    first = _resume(folder / "state.pt", model, optimizer, average)
-    records = Log(folder / "log.jsonl", first)
-    began = saved = time.monotonic()
-    workers = Workers(settings.threads)
-    for step in range(first, settings.steps):
+    objective = VQObjective(model.to(memory_format=torch.channels_last), settings)  # type: ignore[call-overload]
+    matrices = {name for name, p in objective.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
+    how = LoopSettings(settings.steps, settings.muon_lr, settings.adam_lr, 0.0, 0.999 if settings.steps > 600 else 0.99, 1.0)
+    loop = Loop(objective, matrices, folder, how, lambda step: warm_cosine(step, settings.steps, settings.warmup))
+
+    def batch(step: int) -> list[dict[str, Tensor]]:
         pixels = to_tensor(source.batch(settings.batch, step_generator(settings.seed, step)))
         fade = 0.1 + 0.9 * max(0.0, 1.0 - step / (0.6 * settings.steps))
-        pieces = [partial(reconstruction_loss, model, part, settings, fade) for part in pixels.chunk(settings.pieces)]
-        parts = workers.gradients(model, pieces)[0]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(warm_cosine(step, settings.steps, 100))
-        average.update(model, step)
-        if step % 50 == 0:
-            records.write({"step": step, "seconds": round(time.monotonic() - began, 1), **parts})
-        if time.monotonic() - saved > settings.save_seconds or step + 1 == settings.steps:
-            saved = time.monotonic()
-            _check(model, average, checks, records, step)
-            _save(folder / "state.pt", model, optimizer, average, step + 1)
-    average.swap(model)
+        return [{"pixels": part, "fade": torch.full((len(part),), fade)} for part in pixels.chunk(settings.pieces)]
+
+    def check() -> dict[str, float]:
+        loop.average.swap(objective)
+        values = {f"psnr_{name}": round(psnr(model, pictures), 3) for name, pictures in checks.items()}
+        loop.average.swap(objective)
+        return values
+
+    loop.run(batch, check=check)
+    loop.average.swap(objective)
     return model
-
-
-def _check(model: MagViT, average: Average, checks: dict[str, NDArray[np.uint8]], records: Log, step: int) -> None:
-    average.swap(model)
-    values = {f"psnr_{name}": round(psnr(model, pictures), 3) for name, pictures in checks.items()}
-    average.swap(model)
-    records.write({"step": step, **values})
-    log.info("step %d: %s", step, values)
-
-
-def _save(file: Path, model: MagViT, optimizer: Optimizer, average: Average, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values, "step": step}
-    save_state(file, state)
-
-
-def _resume(file: Path, model: MagViT, optimizer: Optimizer, average: Average) -> int:
-    state = load_state(file)
-    if state is None:
-        return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.values = state["average"]
-    return int(state["step"])

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+from mmada_lite.decoding import Step
 from mmada_lite.errors import Error
 from mmada_lite.model import Model, load
 from mmada_lite.settings import ImageSettings
@@ -16,10 +18,12 @@ Begin = Callable[[Model, ImageSettings | None], Drawing]
 
 def paint(arguments: argparse.Namespace) -> int:
     """Draw a picture from a sentence."""
+    terminal.only_one_stdin({"PROMPT": arguments.prompt, "--thought": arguments.thought})
     prompt = _prompt(arguments)
+    think = arguments.think if arguments.thought is None else terminal.text_of(arguments.thought, "thought")
     return _draw(
         arguments,
-        lambda model, settings: model.paint(prompt, settings, seed=arguments.seed),
+        lambda model, settings: model.paint(prompt, settings, seed=arguments.seed, think=think),
         output.named_after(prompt),
     )
 
@@ -65,17 +69,37 @@ def _draw(arguments: argparse.Namespace, begin: Begin, otherwise: str) -> int:
         progress.show(f"on {model.device.name}: {model.device.reason}")
         drawing = begin(model, _settings(model, arguments))
         folder = output.StepFolder(Path(arguments.save_steps), force=arguments.force) if arguments.save_steps else None
-        for step in drawing:
-            progress.show(terminal.step_line(step, "codes"))
-            if folder:
+        thinking = False
+        for step in drawing:  # those of a thought first
+            if thinking and step.guess is not None and drawing.thought and not arguments.json:
+                progress.keep(f"thought: {' '.join(drawing.thought.split())}")
+            thinking = step.guess is None
+            progress.show(_line(step, drawing))
+            if folder and not thinking:
                 folder.write(step.index + 1, drawing.preview())
             if arguments.json:
-                terminal.print_json(terminal.step_json(step))
+                terminal.print_json(_step_json(step, drawing))
         target.write(drawing.picture)
     if folder:
         folder.finish()
-    _tell(arguments, target, drawing, model.image_defaults)
+    _tell(arguments, target, drawing, model)
     return 0
+
+
+def _line(step: Step, drawing: Drawing) -> str:
+    if step.guess is None:
+        return f"{terminal.step_line(step, 'tokens')}  {drawing.thought_so_far}"
+    return terminal.step_line(step, "codes")
+
+
+def _step_json(step: Step, drawing: Drawing) -> dict[str, Any]:
+    """A step; with thinking also which part it belongs to, and the thought as it is being written."""
+    plain = terminal.step_json(step)
+    if drawing.thought_so_far is None:
+        return plain
+    if step.guess is None:
+        return {**plain, "part": "thought", "thought": drawing.thought_so_far}
+    return {**plain, "part": "picture"}
 
 
 def _settings(model: Model, arguments: argparse.Namespace) -> ImageSettings | None:
@@ -86,8 +110,12 @@ def _settings(model: Model, arguments: argparse.Namespace) -> ImageSettings | No
     return model.image_defaults if "steps" in given else None
 
 
-def _tell(arguments: argparse.Namespace, target: output.Target, drawing: Drawing, settings: ImageSettings) -> None:
+def _tell(arguments: argparse.Namespace, target: output.Target, drawing: Drawing, model: Model) -> None:
     if arguments.json:
-        print(terminal.json_line(terminal.result_json(target.name, arguments.seed, settings, drawing.last)))
+        found = terminal.result_json(target.name, arguments.seed, model.image_defaults, drawing.last)
+        if drawing.thought_so_far is not None:
+            settings = asdict(model.text_defaults) if arguments.think else None
+            found |= {"thought": drawing.thought, "thought_fault": drawing.thought_fault, "thought_settings": settings}
+        print(terminal.json_line(found))
     elif target.path is not None:
         print(target.path)

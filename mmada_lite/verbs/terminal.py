@@ -4,6 +4,7 @@ Progress goes to standard error and only to a terminal; results go to standard o
 """
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -18,9 +19,10 @@ from mmada_lite.settings import ImageSettings, TextSettings
 
 STDIN = "-"
 _BAR = 16  # characters
+_log = logging.getLogger("mmada_lite")
 
 
-def only_one_stdin(arguments: Mapping[str, str]) -> None:
+def only_one_stdin(arguments: Mapping[str, str | None]) -> None:
     """Raise Error when more than one of the arguments is `-`: there is one standard input."""
     wanted = [name for name, value in arguments.items() if value == STDIN]
     if len(wanted) > 1:
@@ -105,10 +107,14 @@ def step_line(step: Step, unit: str) -> str:
 
 
 class Progress:
-    """One line on standard error that is written over and gone at the end; nothing at all unless that is a terminal."""
+    """One line on standard error that is written over and gone at the end; nothing at all unless that is a terminal.
+
+    While it is there the library's warnings are notes.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.on = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._warnings = _Warnings(self)
 
     def show(self, line: str) -> None:
         if self.on:
@@ -117,18 +123,44 @@ class Progress:
             sys.stderr.write("\r\x1b[K" + (text if len(text) <= width else text[: width - 1] + "…"))
             sys.stderr.flush()
 
+    def keep(self, message: str) -> None:
+        """A note in place of the line, which goes on below it."""
+        self._clear()
+        note(message)
+
     def __enter__(self) -> Self:
+        _log.addHandler(self._warnings)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _log.removeHandler(self._warnings)
+        self._clear()
+
+    def _clear(self) -> None:
         if self.on:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
 
+class _Warnings(logging.Handler):
+    """What the library logs, said on a line of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.keep(f"mmada-lite: {record.getMessage()}")
+
+
 def note(message: str) -> None:
     """Something a person should know that is not the result."""
     print(message, file=sys.stderr)
+
+
+def dimmed(text: str) -> str:
+    """Faint on standard output where that is a terminal, else as it is."""
+    return f"\x1b[2m{text}\x1b[22m" if is_terminal("stdout") else text
 
 
 def is_terminal(*streams: str) -> bool:

@@ -10,6 +10,7 @@ from mmada_lite.errors import Error
 from mmada_lite.model import Model, load
 from mmada_lite.settings import TextSettings
 from mmada_lite.streams import Answer
+from mmada_lite.thoughts import CLOSE, split_thought
 from mmada_lite.verbs import terminal
 
 _LEAVE = ("/exit", "/quit")
@@ -23,7 +24,8 @@ def chat(arguments: argparse.Namespace) -> int:
     _not_empty(message, "message")
     model = _load(arguments)
     settings = settings_for(model.text_defaults, arguments)
-    print(_told(model.chat(message, settings, seed=arguments.seed), settings, arguments))
+    answer = _told(model.chat(message, settings, seed=arguments.seed), settings, arguments)
+    print(answer if arguments.json else _shown(answer))
     return 0
 
 
@@ -35,8 +37,8 @@ def ask(arguments: argparse.Namespace) -> int:
     picture = terminal.picture_of(arguments.picture)
     model = _load(arguments)
     settings = settings_for(model.text_defaults, arguments)
-    answer = model.ask(picture, question, settings, seed=arguments.seed, fit=arguments.fit)
-    print(_told(answer, settings, arguments))
+    answer = _told(model.ask(picture, question, settings, seed=arguments.seed, fit=arguments.fit), settings, arguments)
+    print(answer if arguments.json else _shown(answer))
     return 0
 
 
@@ -85,7 +87,7 @@ def _turn(
     except Error as error:
         terminal.note(f"mmada-lite: {error} (/new begins anew)")
         return before
-    print(answer)
+    print(_shown(answer))
     return [*asked, {"role": "assistant", "content": answer}] if answer else before
 
 
@@ -100,12 +102,21 @@ def _told(answer: Answer, settings: TextSettings, arguments: argparse.Namespace)
     text = answer.text
     if arguments.json:
         found = terminal.result_json(text, arguments.seed, settings, answer.last)
-        return terminal.json_line({**found, "complete": answer.complete})
+        parts = {"thought": answer.thought, "answer": answer.answer}
+        return terminal.json_line({**found, **parts, "complete": answer.complete})
     if not answer.complete:
         terminal.note(
             f"mmada-lite: the answer ends at its longest, {settings.answer_length} tokens; --answer-length gives more"
         )
     return text
+
+
+def _shown(text: str) -> str:
+    """An answer as it is printed: whole, the thought before it faint on a terminal."""
+    if split_thought(text)[0] is None:
+        return text
+    end = text.index(CLOSE) + len(CLOSE)
+    return terminal.dimmed(text[:end]) + text[end:]
 
 
 def _load(arguments: argparse.Namespace) -> Model:

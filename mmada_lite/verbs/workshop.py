@@ -1,10 +1,21 @@
-"""What needs more than the runtime: an absent package is named with the line that installs it; `train` is handed on."""
+"""What needs more than the runtime: an absent package is named with the line that installs it. `train`, `bench`: handed on."""
 
 import argparse
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from mmada_lite.errors import Error
+
+BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it measures
+    "quality": "every task of the small model, for a checkpoint or a bundle, with intervals",
+    "curves": "the logs of a training as a picture",
+    "synergy": "one joint training against one a task",
+    "gallery": "a sheet of what a bundle draws",
+    "linears": "the stored forms of a matrix on this machine",
+    "startup": "seconds from the command to the first step and to the picture",
+}
 
 
 @contextmanager
@@ -25,3 +36,20 @@ def train(arguments: argparse.Namespace) -> int:
         from mmada_lite.train.__main__ import main
 
         return main(arguments.arguments)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Hand the arguments to the benchmark that the first of them names."""
+    name, rest = (arguments.arguments[0], arguments.arguments[1:]) if arguments.arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: mmada-lite bench NAME [...]; each has a --help of its own\n")
+        print("\n".join(f"  {known:<10}{about}" for known, about in BENCHES.items()))
+        return 0
+    if name not in BENCHES:
+        close = difflib.get_close_matches(name, BENCHES, n=1)
+        raise Error(
+            f"no benchmark is called {name!r}; {f'did you mean {close[0]}?' if close else 'see mmada-lite bench --help'}"
+        )
+    with needs("bench"):
+        found: int = import_module(f"mmada_lite.bench.{name}").main(rest)
+    return found

@@ -28,6 +28,8 @@ from mmada_lite.train.data.thoughts import with_thought
 
 Sign = Literal["+", "-"]
 KINDS: dict[str, tuple[Sign, int]] = {  # sign, digits of both numbers
+    "sum1": ("+", 1),
+    "difference1": ("-", 1),
     "sum2": ("+", 2),
     "difference2": ("-", 2),
     "sum3": ("+", 3),
@@ -77,7 +79,7 @@ def draw_problem(kind: str, held: bool, rng: np.random.Generator) -> Problem:
         )
     sign, digits = KINDS[kind]
     while True:
-        first, second = (int(n) for n in rng.integers(10 ** (digits - 1), 10**digits, size=2))
+        first, second = (int(n) for n in rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits, size=2))
         problem = Problem(max(first, second), sign, min(first, second)) if sign == "-" else Problem(first, sign, second)
         if problem.held_out == held:
             return problem

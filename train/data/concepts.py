@@ -14,6 +14,7 @@ class Concept:
     name: str
     icon: str
     article: str = "a"
+    plural: str = ""
     aliases: dict[str, str] = field(default_factory=dict)
 
     def icon_in(self, style: str) -> str:
@@ -24,38 +25,91 @@ class Concept:
         return f"{self.article} {self.name}".strip()
 
 
-def _concept(name: str, icon: str = "", fxemoji: str = "", article: str = "a") -> Concept:
-    return Concept(name, icon or name, article, {"fxemoji": fxemoji} if fxemoji else {})
+def _concept(
+    name: str, icon: str = "", fxemoji: str = "", streamline: str = "", article: str = "a", plural: str = ""
+) -> Concept:
+    aliases = {"fxemoji": fxemoji, "streamline-emojis": streamline}
+    return Concept(name, icon or name, article, plural or name + "s", {k: v for k, v in aliases.items() if v})
 
 
 CONCEPTS: tuple[Concept, ...] = (
-    _concept("apple", "red-apple", "redapple", "an"),
-    _concept("heart", "red-heart", "redheart"),
+    _concept("apple", "red-apple", "redapple", "", "an"),
+    _concept("heart", "red-heart", "redheart", "heart-suit"),
     _concept("tree", "deciduous-tree", "deciduoustree"),
     _concept("car", "automobile"),
     _concept("cat", "cat-face", "cat"),
     _concept("dog", "dog-face", "dog"),
     _concept("house", "house", "housebuilding"),
     _concept("star"),
-    _concept("sun", "sun", "whitesun", "the"),
-    _concept("moon", "crescent-moon", "crescentmoon", "the"),
-    _concept("fish", "tropical-fish", "tropicalfish"),
+    _concept("sun", "sun", "whitesun", article="the"),
+    _concept("moon", "crescent-moon", "crescentmoon", article="the"),
+    _concept("fish", "tropical-fish", "tropicalfish", plural="fish"),
     _concept("banana"),
     _concept("tulip"),
-    _concept("umbrella", "umbrella-with-rain-drops", "umbrellawithraindrops", "an"),
-    _concept("cactus"),
-    _concept("strawberry"),
+    _concept("umbrella", "umbrella-with-rain-drops", "umbrellawithraindrops", "", "an"),
+    _concept("cactus", streamline="cactus-1", plural="cactuses"),
+    _concept("strawberry", streamline="strawberry-1", plural="strawberries"),
     _concept("mushroom"),
     _concept("balloon"),
     _concept("key"),
-    _concept("cloud"),
-    _concept("watermelon"),
-    _concept("hamburger"),
-    _concept("penguin"),
-    _concept("frog"),
+    _concept("cloud", streamline="cloud-1"),
+    _concept("watermelon", streamline="watermelon-1"),
+    _concept("hamburger", streamline="hamburger-1"),
+    _concept("penguin", streamline="penguin-1"),
+    _concept("frog", streamline="frog-face"),
+    _concept("pineapple"),
+    _concept("grapes", article="", plural="grapes"),
+    _concept("lemon"),
+    _concept("cherries", article="", plural="cherries"),
+    _concept("pear"),
+    _concept("doughnut", streamline="doughnut-1"),
+    _concept("bicycle"),
+    _concept("plane", "airplane"),
+    _concept("rocket"),
+    _concept("anchor", article="an"),
+    _concept("fire"),
+    _concept("snowflake"),
+    _concept("drop", "droplet"),
+    _concept("sunflower", streamline="sunflower-1"),
+    _concept("clover", "four-leaf-clover", "fourleafclover"),
+    _concept("leaf", "maple-leaf", "mapleleaf", plural="leaves"),
+    _concept("bell"),
+    _concept("bulb", "light-bulb", "lightbulb"),
+    _concept("guitar"),
+    _concept("clock", "alarm-clock", "alarmclock"),
+    _concept("pencil"),
+    _concept("crown"),
+    _concept("trophy", plural="trophies"),
+    _concept("football", "american-football", "americanfootball"),
+    _concept("ball", "soccer-ball", "soccerball"),
+    _concept("skull"),
+    _concept("alien", article="an"),
+    _concept("eye", article="an"),
+    _concept("fries", "french-fries", "frenchfries", "", "", "fries"),
+    _concept("note", "musical-note", "musicalnote"),
+    _concept("bomb"),
+    _concept("pumpkin", "jack-o-lantern", "jackolantern"),
+    _concept("pizza", "pizza", "sliceofpizza", "pizza-1"),
+    _concept("gem", "gem-stone", "gem"),
+    _concept("corn", "ear-of-corn", "earofmaize", article="", plural="corn"),
+    _concept("lock", "locked", "lock"),
+    _concept("pill"),
+    _concept("pig", "pig-face", "pig"),
+    _concept("eggplant", "eggplant", "aubergine", "", "an"),
+    _concept("ladybug", "lady-beetle", "ladybeetle"),
 )
 
 CONCEPT_NAMES: tuple[str, ...] = tuple(concept.name for concept in CONCEPTS)
+NUMBERS: dict[str, int] = {name: number for number, name in enumerate(CONCEPT_NAMES)}
+
+# Things that are still themselves when a thing is four codes wide: what pictures of several things show.
+SMALL: tuple[int, ...] = tuple(
+    NUMBERS[name]
+    for name in (
+        *("apple", "tree", "car", "cat", "star", "banana"),
+        *("key", "watermelon", "frog", "ball", "grapes", "pumpkin"),
+    )
+)
 
 # Every named colour has a few tones, so that an icon of that very colour stays visible (a heart on red). sRGB, 0..255.
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], ...]] = {

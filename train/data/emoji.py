@@ -27,11 +27,21 @@ class ConceptIcons:
 
 
 def render_concepts(packages: Path, file: Path) -> None:
-    """Render every concept in every style into `file`, an .npz with one array [concepts, S, S, 4] a style."""
+    """Render every concept in every style into `file`, an .npz with one array [concepts, S, S, 4] a style.
+
+    Where a style for training lacks a concept, the first style's icon stands in; a style that measures must have them all.
+    """
+    sets = {style.name: IconSet(packages, style) for style in STYLES}
+    first = sets[STYLES[0].name]
     arrays = {}
     for style in STYLES:
-        icons = IconSet(packages, style)
-        arrays[style.name] = np.stack([icons.render(concept.icon_in(style.name)) for concept in CONCEPTS])
+        icons, rendered = sets[style.name], []
+        for concept in CONCEPTS:
+            lent = style.role == "train" and concept.icon_in(style.name) not in icons
+            rendered.append(
+                first.render(concept.icon_in(STYLES[0].name)) if lent else icons.render(concept.icon_in(style.name))
+            )
+        arrays[style.name] = np.stack(rendered)
     _save(file, arrays)
 
 
@@ -55,19 +65,23 @@ def _save(file: Path, arrays: dict[str, NDArray[np.uint8]]) -> None:
 
 def load_concepts(file: Path, role: str) -> ConceptIcons:
     """The concept icons of a role: train, validation or test."""
-    data = _open(file)
+    data = _read(file)
     names = tuple(style.name for style in styles(role))
+    if any(name not in data or len(data[name]) != len(CONCEPTS) for name in names):
+        raise Error(f"{file} does not hold {len(CONCEPTS)} icons of each style: run `python -m mmada_lite.train render` again")
     return ConceptIcons(names, np.stack([data[name] for name in names]))
 
 
 def load_library(file: Path) -> NDArray[np.uint8]:
     """All icons [N, S, S, 4] of a library file."""
-    data = _open(file)
-    return np.concatenate([data[name] for name in data.files])
+    return np.concatenate(list(_read(file).values()))
 
 
-def _open(file: Path) -> np.lib.npyio.NpzFile:
+def _read(file: Path) -> dict[str, NDArray[np.uint8]]:
     if not file.exists():
         raise Error(f"{file} is missing: run `python -m mmada_lite.train render` first")
-    opened: np.lib.npyio.NpzFile = np.load(file)
-    return opened
+    try:
+        with np.load(file) as data:
+            return dict(data)
+    except Exception as error:  # a cut file is a zip error, a foreign one a ValueError
+        raise Error(f"{file} cannot be read ({str(error)[:80]}): run `python -m mmada_lite.train render` again") from error

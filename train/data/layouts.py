@@ -57,10 +57,12 @@ def occupied(picture: Pixels, rows: int, columns: int) -> list[bool]:
 def cell_pictures(picture: Pixels, rows: int, columns: int, size: int = RESOLUTION) -> NDArray[np.uint8]:
     """Each cell as a square picture [cells, size, size, 3]: filled up with the background, then enlarged."""
     tone = np.rint(background_tone(picture)).astype(np.uint8)
-    return np.stack([_square(cell, tone, size) for cell in cells(picture, rows, columns)])
+    return np.stack([square(cell, size, tone) for cell in cells(picture, rows, columns)])
 
 
-def _square(cell: Pixels, tone: NDArray[np.uint8], size: int) -> Pixels:
+def square(cell: Pixels, size: int = RESOLUTION, tone: NDArray[np.uint8] | None = None) -> Pixels:
+    """A picture filled up to a square with `tone` (its own background), then brought to `size`."""
+    tone = np.rint(background_tone(cell)).astype(np.uint8) if tone is None else tone
     height, width = cell.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), dtype=np.uint8)

@@ -39,13 +39,19 @@ PLAIN = Augmentation((0.82, 0.82), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # 
 
 def compose(icon: Pixels, colour: str, rng: np.random.Generator, how: Augmentation, size: int = RESOLUTION) -> Pixels:
     """An augmented icon on a background of the named colour. Returns RGB [size, size, 3]."""
-    placed = _place(icon, rng, how, size).astype(np.float32)
-    alpha = placed[..., 3:] / 255.0
-    shape = _jitter(placed[..., :3], rng, how)
-    background = choose_tone(shape, placed[..., 3], colour, rng) + rng.normal(0.0, 1.0, 3) * how.tone
+    shape, alpha = prepare(icon, rng, how, size)
+    background = choose_tone(shape, 255 * alpha[..., 0], colour, rng) + rng.normal(0.0, 1.0, 3) * how.tone
     mixed = shape * alpha + np.clip(background, 0, 255).astype(np.float32) * (1.0 - alpha)
     picture: Pixels = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return picture
+
+
+def prepare(
+    icon: Pixels, rng: np.random.Generator, how: Augmentation, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """An augmented icon without background: colours [size, size, 3] in 0..255 and opacity [size, size, 1] in 0..1."""
+    placed = _place(icon, rng, how, size).astype(np.float32)
+    return _jitter(placed[..., :3], rng, how), placed[..., 3:] / 255.0
 
 
 def _place(icon: Pixels, rng: np.random.Generator, how: Augmentation, size: int) -> Pixels:

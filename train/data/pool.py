@@ -1,25 +1,38 @@
-"""A pool of augmented pictures already encoded to codes, so that the transformer's training never waits for the image
-tokenizer. Shards are written one by one and can be added later. Knows the concepts and the split of pairs; knows no text.
+"""A pool of composed pictures already encoded to codes, so that the transformer's training never waits for the image
+tokenizer. Shards are written one by one and can be added later. Knows the concepts and the splits; knows no text.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
-from mmada_lite.train.data.concepts import COLOURS
-from mmada_lite.train.data.pictures import Augmentation, compose
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, NUMBERS
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.pictures import Augmentation, Pixels, compose
+from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
 from mmada_lite.train.data.texts import pairs
 from mmada_lite.train.stage_vq import to_tensor
 from mmada_lite.train.vq import MagViT
 
-# Pictures to draw like are tidy; pictures to be recognized come in all conditions.
-TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, True, 0.012, 0.12, 0.06, 0.06, 5.0)
+log = logging.getLogger("mmada_lite")
+
+# Pictures to draw like are tidy; pictures to be recognized come in all conditions. What is drawn is not mirrored: a key or a
+# moon has a left and a right.
+TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2)
+TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
+WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1)
+FIELDS = ("codes", "names", "grid", "colour", "tidy")
+NOTHING = -1
+Kind = Literal["single", "scene"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +40,56 @@ class Pool:
     """Encoded pictures with what they show."""
 
     codes: NDArray[np.int64]  # [N, tokens]
-    concept: NDArray[np.int64]  # [N] index into CONCEPTS
+    names: NDArray[np.int64]  # [N, 4] index into CONCEPTS of each cell, row by row; NOTHING where there is none
+    grid: NDArray[np.int64]  # [N] index into GRIDS; of one thing alone NOTHING
     colour: NDArray[np.int64]  # [N] index into COLOURS
     tidy: NDArray[np.bool_]  # [N]
 
+    def layout(self, row: int) -> Layout:
+        """What a picture of several things shows."""
+        rows, columns = GRIDS[self.grid[row]]
+        names = (int(n) for n in self.names[row, : rows * columns])
+        return Layout(rows, columns, tuple(None if n == NOTHING else CONCEPT_NAMES[n] for n in names))
 
-def write_shard(file: Path, icons: NDArray[np.uint8], model: MagViT, count: int, seed: int) -> None:
-    """Compose and encode `count` pictures of training pairs; icons [styles, concepts, S, S, 4]. Even rows are tidy."""
-    rng = np.random.default_rng([seed, 0x90_01])
-    allowed = pairs(held=False)
-    which = rng.integers(len(allowed), size=count)
-    style = rng.integers(len(icons), size=count)
-    concept = np.array([allowed[i][0] for i in which])
-    colour = np.array([COLOURS.index(allowed[i][1]) for i in which])
-    tidy = np.arange(count) % 2 == 0
-    codes = []
+
+def write_shard(file: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT, count: int, seed: int) -> None:
+    """Compose and encode `count` pictures of the training side; icons [styles, concepts, S, S, 4]. Even rows are tidy."""
+    rng = np.random.default_rng([seed, 0x90_01, kind == "scene"])
+    draw = _scene if kind == "scene" else _single
+    parts: list[tuple[NDArray[np.int64], dict[str, NDArray]]] = []
     for start in range(0, count, 64):
-        rows = range(start, min(start + 64, count))
-        pictures = [compose(icons[style[i], concept[i]], COLOURS[colour[i]], rng, TIDY if tidy[i] else WILD) for i in rows]
-        codes.append(encode(model, np.stack(pictures)))
+        tidy = np.arange(start, min(start + 64, count)) % 2 == 0
+        drawn = [draw(icons, bool(t), rng) for t in tidy]
+        shown = {
+            "names": np.array([names for _, names, _, _ in drawn]),
+            "grid": np.array([grid for _, _, grid, _ in drawn]),
+            "colour": np.array([colour for _, _, _, colour in drawn]),
+            "tidy": tidy,
+        }
+        parts.append((encode(model, np.stack([picture for picture, _, _, _ in drawn])), shown))
+    arrays = {name: np.concatenate([shown[name] for _, shown in parts]) for name in FIELDS[1:]}
     partial = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("wb") as stream:
-        np.savez(stream, codes=np.concatenate(codes), concept=concept, colour=colour, tidy=tidy)
+        np.savez(stream, codes=np.concatenate([codes for codes, _ in parts]), **arrays)  # type: ignore[arg-type]
     partial.replace(file)
+    log.info("%s: %d pictures", file.name, count)
+
+
+def _single(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
+    allowed = pairs(held=False)
+    concept, colour = allowed[rng.integers(len(allowed))]
+    picture = compose(icons[rng.integers(len(icons)), concept], colour, rng, TIDY if tidy else WILD)
+    return picture, [concept, NOTHING, NOTHING, NOTHING], NOTHING, COLOURS.index(colour)
+
+
+def _scene(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
+    """Tidy ones are two things side by side, to be drawn; the others are mostly four places, to be asked about."""
+    grid = int(rng.integers(1, 3)) if tidy else 0
+    layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
+    picture = compose_layout(layout, icons, COLOURS[colour], rng, TIDY_CELL if tidy or rng.random() < 0.5 else WILD_CELL)
+    names = [NOTHING if name is None else NUMBERS[name] for name in layout.names]
+    return picture, names + [NOTHING] * (4 - len(names)), grid, colour
 
 
 def encode(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -59,19 +98,41 @@ def encode(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
     return codes
 
 
-def read_pool(folder: Path, limit: int | None = None) -> Pool:
-    """All shards of a folder (or the first `limit`), joined."""
-    files = sorted(folder.glob("*.npz"))[:limit]
+def read_pool(folder: Path, kind: Kind, limit: int | None = None) -> Pool:
+    """All shards of a kind (or the first `limit`), joined. Raises Error where there are none or one cannot be read."""
+    files = sorted(folder.glob(f"{kind}-*.npz"))[:limit]
     if not files:
-        raise Error(f"{folder} holds no encoded pictures: run `python -m mmada_lite.train pool` first")
-    shards = [np.load(file) for file in files]
-    joined = {name: np.concatenate([shard[name] for shard in shards]) for name in ("codes", "concept", "colour", "tidy")}
-    return Pool(joined["codes"], joined["concept"], joined["colour"], joined["tidy"])
+        raise Error(f"{folder} holds no encoded pictures of kind {kind!r}: run `python -m mmada_lite.train pool` first")
+    shards = [_read_shard(file) for file in files]
+    pool = Pool(*(np.concatenate([shard[name] for shard in shards]) for name in FIELDS))
+    kept = ~_shows_held_out(pool)
+    return Pool(*(getattr(pool, name)[kept] for name in FIELDS))
 
 
-def extend_pool(folder: Path, icons: NDArray[np.uint8], model: MagViT, shards: int, count: int) -> None:
-    """Write shards until there are `shards` of them; those that exist stay."""
-    for number in range(shards):
-        file = folder / f"{number:05d}.npz"
+def _shows_held_out(pool: Pool) -> NDArray[np.bool_]:
+    """Rows that show a thing on a background that is kept for the evaluation of drawings, among other things too."""
+    held = np.zeros((len(CONCEPT_NAMES) + 1, len(COLOURS)), dtype=bool)  # the last row stands for NOTHING
+    for concept, colour in pairs(held=True):
+        held[concept, COLOURS.index(colour)] = True
+    return np.asarray(held[pool.names, pool.colour[:, None]].any(axis=1), dtype=np.bool_)
+
+
+def _read_shard(file: Path) -> dict[str, NDArray]:
+    try:
+        with np.load(file) as data:
+            shard = {name: data[name] for name in FIELDS}
+    except Exception as error:  # a cut file is a zip error, an old one a KeyError, a foreign one a ValueError
+        raise Error(
+            f"{file} cannot be read ({str(error)[:80]}): delete it and run `python -m mmada_lite.train pool`"
+        ) from error
+    if not len(shard["codes"]):
+        raise Error(f"{file} is empty: delete it and run `python -m mmada_lite.train pool`")
+    return shard
+
+
+def extend_pool(folder: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT, count: int, numbers: Sequence[int]) -> None:
+    """Write the shards of those numbers, `count` pictures each; those that exist stay."""
+    for number in numbers:
+        file = folder / f"{kind}-{number:05d}.npz"
         if not file.exists():
-            write_shard(file, icons, model, count, number)
+            write_shard(file, kind, icons, model, count, number)

@@ -1,12 +1,18 @@
-"""Token rows of the three tasks, in groups of equal length so that no pads are needed: caption to picture, question about a
-picture to answer, text to text; and which of their tokens are masked. Layouts are the runtime's own; knows no model.
+"""Token rows of every task, in groups of equal length so that no pads are needed, and which of their tokens are masked. Layouts
+are the runtime's own; the sentences come from the modules beside this one. Knows no model.
 
-Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA).
+    paint  caption -> picture            ask   picture, question -> answer        fact  question -> answer
+    pair   caption of two -> picture     list  several things -> list of them     sum   problem -> thought and answer
+    scene  several things, question -> thought and answer
+    plan   caption -> thought            drawn caption, thought -> picture        (thinking before drawing)
+
+Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA),
+and for a share of the rows as block-wise decoding meets them: all before a block is there, all after it is hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,14 +20,30 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.canvas import paint_prompt, picture_prompt
-from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
-from mmada_lite.train.data.pool import Pool
-from mmada_lite.train.data.texts import caption, pairs, picture_question, sums, text_question
+from mmada_lite.canvas import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.train.data.arithmetic import KINDS as PROBLEMS
+from mmada_lite.train.data.arithmetic import draw_problem, question_of, response_to
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.pool import NOTHING, Pool
+from mmada_lite.train.data.scenes import KINDS as QUESTIONS
+from mmada_lite.train.data.scenes import drawing_thought, list_question, pair_caption, scene_question
+from mmada_lite.train.data.texts import caption, fact, picture_question
+from mmada_lite.train.data.thoughts import CLOSE, OPEN
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
-ANSWER_LENGTH = 16  # tokens of an answer: text, end of turn, then ends of text
-FILLING = 0.1  # weight of those ends of text beside that of a word
+ANSWER_LENGTH = 48  # tokens of the longest answer: text, end of turn, then ends of text
+SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so that the length gives nothing away
+BLOCK = 8  # tokens that are decoded before those after them
+FILLING = 0.1  # weight of ends of text beside that of a word
+PROBLEM_SHARES: dict[str, float] = {
+    "sum1": 0.06,
+    "difference1": 0.04,
+    "sum2": 0.3,
+    "difference2": 0.25,
+    "sum3": 0.3,
+    "difference3": 0.05,
+}
 Ints = NDArray[np.int64]
 Drawn = TypeVar("Drawn", bound=tuple[Any, ...])
 
@@ -30,98 +52,218 @@ Drawn = TypeVar("Drawn", bound=tuple[Any, ...])
 class Rows:
     """Rows of one task and one length. weight is zero where nothing is predicted."""
 
-    task: str  # paint, ask or text
+    task: str
     tokens: Ints  # [B, L] with masks
     targets: Ints  # [B, L] without
     weight: NDArray[np.float32]  # [B, L] of each position's cross-entropy; sums to about 1 over the rows
 
 
 class Sequences:
-    """Draws groups of rows. Every draw uses the generator that is passed in."""
+    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: share of answers hidden block-wise.
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, pool: Pool, caption_dropout: float = 0.1) -> None:
-        self.tokenizer, self.vocabulary, self.pool = tokenizer, vocabulary, pool
-        self.caption_dropout = caption_dropout
-        self.pairs, self.sums = pairs(held=False), sums(held=False)
+    held: problems of the side that is kept for evaluation, instead of the training side.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
+        singles: Pool,
+        several: Pool | None = None,
+        caption_dropout: float = 0.1,
+        blocks: float = 0.5,
+        held: bool = False,
+    ) -> None:
+        self.tokenizer, self.vocabulary, self.singles, self._several = tokenizer, vocabulary, singles, several
+        self.caption_dropout, self.blocks, self.held = caption_dropout, blocks, held
         self._ids: dict[str, list[int]] = {}
+
+    @property
+    def tasks(self) -> Mapping[str, Callable[[int, np.random.Generator], Rows]]:
+        """By name, what draws a group of `count` rows."""
+        return {
+            "paint": self.paint,
+            "pair": self.pair,
+            "drawn": self.drawn,
+            "plan": self.plan,
+            "ask": self.ask,
+            "list": self.listing,
+            "scene": self.scene,
+            "sum": self.problem,
+            "fact": self.fact,
+        }
 
     def paint(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption, then the picture's codes; or, for guidance, a group without captions."""
-        drawn: list[tuple[list[int], tuple[int, str]]]
-        if rng.random() < self.caption_dropout:
-            drawn = [([], self._pair(rng)) for _ in range(count)]
-        else:
-            drawn = equal_length(lambda: self._captioned(rng), count)
-        prompts = np.array([paint_prompt(ids, self.vocabulary.special) for ids, _ in drawn])
-        codes = self.pool.codes[[self._picture(pair, True, rng) for _, pair in drawn]]
-        return picture_rows(prompts, codes, self.vocabulary, rng)
+        return self._pictures("paint", lambda: self._captioned(rng), count, rng)
+
+    def pair(self, count: int, rng: np.random.Generator) -> Rows:
+        """Caption of two things, then the codes."""
+        return self._pictures("pair", lambda: self._pair(rng)[:2], count, rng)
+
+    def drawn(self, count: int, rng: np.random.Generator) -> Rows:
+        """Caption and thought, then the codes."""
+
+        def draw() -> tuple[list[int], Ints]:
+            text, codes, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
+            prompt = thinking_prompt(text, self.vocabulary.special)
+            return [*prompt, *self._text(thought), self.vocabulary.special.eos], codes
+
+        drawn = equal_length(draw, count)
+        prompts, codes = np.array([p for p, _ in drawn]), np.array([c for _, c in drawn])
+        return picture_rows("drawn", prompts, codes, self.vocabulary, rng)
+
+    def plan(self, count: int, rng: np.random.Generator) -> Rows:
+        """Caption, then the thought of what goes where."""
+
+        def draw() -> tuple[list[int], list[int]]:
+            text, _, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
+            return thinking_prompt(text, self.vocabulary.special), self._text(thought)
+
+        drawn = equal_length(draw, count)
+        eos = self.vocabulary.special.eos
+        length = _up(max(len(answer) for _, answer in drawn) + 1, rng)
+        answers = np.array([answer + [eos] * (length - len(answer)) for _, answer in drawn])
+        return self._answers("plan", np.array([p for p, _ in drawn]), answers, rng)
 
     def ask(self, count: int, rng: np.random.Generator) -> Rows:
         """A picture, a question about it, and the answer."""
-        drawn = equal_length(lambda: self._asked(rng), count)
-        prompts = [
-            picture_prompt(self.pool.codes[self._picture(pair, False, rng)], self.vocabulary) + ids for ids, _, pair in drawn
-        ]
-        return answer_rows("ask", np.array(prompts), np.array([a for _, a, _ in drawn]), self.vocabulary, rng)
 
-    def text(self, count: int, rng: np.random.Generator) -> Rows:
+        def draw() -> tuple[list[int], list[int], list[int]]:
+            row = int(self._rows(self.singles, False)[rng.integers(len(self._rows(self.singles, False)))])
+            concept, colour = int(self.singles.names[row, 0]), COLOURS[self.singles.colour[row]]
+            question, answer = picture_question(CONCEPTS[concept], colour, rng)
+            return self.chat(question), self._text(answer), self._shown(self.singles, row)
+
+        return self._answered("ask", draw, count, rng, int(rng.choice(SHORT_LENGTHS)))
+
+    def listing(self, count: int, rng: np.random.Generator) -> Rows:
+        """A picture of several things and what it holds."""
+        return self._asked("list", lambda layout, colour: list_question(layout), count, rng)
+
+    def scene(self, count: int, rng: np.random.Generator) -> Rows:
+        """A picture of several things, a question, the thought and the answer."""
+
+        def ask(layout: Layout, colour: str) -> tuple[str, str] | None:
+            return scene_question(layout, colour, QUESTIONS[rng.integers(len(QUESTIONS))], rng)
+
+        return self._asked("scene", ask, count, rng)
+
+    def problem(self, count: int, rng: np.random.Generator) -> Rows:
+        """A sum or a difference, its thought and its result."""
+        kind = str(rng.choice(list(PROBLEM_SHARES), p=list(PROBLEM_SHARES.values())))
+        assert kind in PROBLEMS
+
+        def draw() -> tuple[list[int], list[int], list[int]]:
+            problem = draw_problem(kind, self.held, rng)
+            return self._chat_ids(question_of(problem, rng)), self.tokenizer.encode(response_to(problem)), []
+
+        return self._answered("sum", draw, count, rng)
+
+    def fact(self, count: int, rng: np.random.Generator) -> Rows:
         """A question and its answer."""
-        drawn = equal_length(lambda: self._question(rng), count)
-        prompts, answers = np.array([ids for ids, _ in drawn]), np.array([answer for _, answer in drawn])
-        return answer_rows("text", prompts, answers, self.vocabulary, rng)
+
+        def draw() -> tuple[list[int], list[int], list[int]]:
+            question, answer = fact(rng)
+            return self.chat(question), self._text(answer), []
+
+        return self._answered("fact", draw, count, rng, int(rng.choice(SHORT_LENGTHS)))
 
     def chat(self, question: str) -> list[int]:
         """Ids of a one-turn conversation up to the answer."""
         return self._cached("chat " + question, lambda: self._chat_ids(question))
 
-    def answer(self, text: str) -> list[int]:
-        """Ids of an answer, filled to ANSWER_LENGTH."""
-        return self._cached("answer " + text, lambda: self._answer_ids(text))
+    def _pictures(self, task: str, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> Rows:
+        plain = rng.random() < self.caption_dropout
+        drawn = [draw() for _ in range(count)] if plain else equal_length(draw, count)
+        prompts = np.array([paint_prompt([] if plain else ids, self.vocabulary.special) for ids, _ in drawn])
+        return picture_rows(task, prompts, np.array([codes for _, codes in drawn]), self.vocabulary, rng)
 
-    def _captioned(self, rng: np.random.Generator) -> tuple[list[int], tuple[int, str]]:
-        concept, colour = self._pair(rng)
-        text = caption(CONCEPTS[concept], colour, rng)
-        return self._cached("plain " + text, lambda: self.tokenizer.encode(text)), (concept, colour)
+    def _captioned(self, rng: np.random.Generator) -> tuple[list[int], Ints]:
+        rows = self._rows(self.singles, True)
+        row = int(rows[rng.integers(len(rows))])
+        text = caption(CONCEPTS[int(self.singles.names[row, 0])], COLOURS[self.singles.colour[row]], rng)
+        return self._text(text), self.singles.codes[row]
 
-    def _asked(self, rng: np.random.Generator) -> tuple[list[int], list[int], tuple[int, str]]:
-        concept, colour = self._pair(rng)
-        question, answer = picture_question(CONCEPTS[concept], colour, rng)
-        return self.chat(question), self.answer(answer), (concept, colour)
+    def _alone(self, rng: np.random.Generator) -> tuple[list[int], Ints, str]:
+        rows = self._rows(self.singles, True)
+        row = int(rows[rng.integers(len(rows))])
+        concept, colour = int(self.singles.names[row, 0]), COLOURS[self.singles.colour[row]]
+        thought = drawing_thought(Layout(1, 1, (CONCEPT_NAMES[concept],)), colour)
+        return self._text(caption(CONCEPTS[concept], colour, rng)), self.singles.codes[row], f"{OPEN} {thought} {CLOSE}"
 
-    def _question(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        question, answer = text_question(rng, self.sums)
-        return self.chat(question), self.answer(answer)
+    def _pair(self, rng: np.random.Generator) -> tuple[list[int], Ints, str]:
+        """Ids of a caption of two things, codes, and the thought."""
+        rows = self._rows(self.several, True)
+        row = int(rows[rng.integers(len(rows))])
+        layout, colour = self.several.layout(row), COLOURS[self.several.colour[row]]
+        text = pair_caption(layout, colour if rng.random() < 5 / 6 else None, rng)
+        return self._text(text), self.several.codes[row], f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
 
-    def _pair(self, rng: np.random.Generator) -> tuple[int, str]:
-        return self.pairs[rng.integers(len(self.pairs))]
+    def _asked(
+        self, task: str, ask: Callable[[Layout, str], tuple[str, str] | None], count: int, rng: np.random.Generator
+    ) -> Rows:
+        rows = self._rows(self.several, False)
 
-    def _picture(self, pair: tuple[int, str], tidy: bool, rng: np.random.Generator) -> int:
-        rows = self._index[pair[0], COLOURS.index(pair[1]), tidy]
-        return int(rows[rng.integers(len(rows))])
+        def draw() -> tuple[list[int], list[int], list[int]]:
+            while True:
+                row = int(rows[rng.integers(len(rows))])
+                found = ask(self.several.layout(row), COLOURS[self.several.colour[row]])
+                if found:
+                    return self.chat(found[0]), self._text(found[1]), self._shown(self.several, row)
+
+        return self._answered(task, draw, count, rng)
+
+    def _answered(
+        self,
+        task: str,
+        draw: Callable[[], tuple[list[int], list[int], list[int]]],  # question, answer, what stands before the question
+        count: int,
+        rng: np.random.Generator,
+        length: int = 0,
+    ) -> Rows:
+        drawn, special = equal_length(draw, count), self.vocabulary.special
+        longest = max(len(answer) for _, answer, _ in drawn) + 1
+        length = max(length, longest) if length else _up(longest, rng)
+        filled = [[*answer, special.eot] + [special.eos] * (length - 1 - len(answer)) for _, answer, _ in drawn]
+        return self._answers(task, np.array([head + question for question, _, head in drawn]), np.array(filled), rng)
+
+    def _answers(self, task: str, prompts: Ints, answers: Ints, rng: np.random.Generator) -> Rows:
+        return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks)
+
+    @property
+    def several(self) -> Pool:
+        assert self._several is not None, "pictures of several things were not given"
+        return self._several
+
+    def _rows(self, pool: Pool, tidy: bool) -> Ints:
+        """Rows of a pool to be drawn (tidy), or to be asked about."""
+        index = self._index[pool.grid[0] == NOTHING, tidy]
+        return index
 
     @cached_property
-    def _index(self) -> dict[tuple[int, int, bool], Ints]:
-        pool = self.pool
-        key = (pool.concept * len(COLOURS) + pool.colour) * 2 + pool.tidy
-        order = np.argsort(key, kind="stable")
-        values, starts = np.unique(key[order], return_index=True)
-        groups = np.split(order, starts[1:])
-        keys = [(int(v) // 2 // len(COLOURS), int(v) // 2 % len(COLOURS), bool(v % 2)) for v in values]
-        return dict(zip(keys, groups, strict=True))
+    def _index(self) -> dict[tuple[bool, bool], Ints]:
+        pools = [self.singles] if self._several is None else [self.singles, self._several]
+        return {(bool(p.grid[0] == NOTHING), t): np.flatnonzero(p.tidy == t) for p in pools for t in (False, True)}
+
+    def _shown(self, pool: Pool, row: int) -> list[int]:
+        return picture_prompt(pool.codes[row], self.vocabulary)
+
+    def _text(self, text: str) -> list[int]:
+        return self._cached(text, lambda: self.tokenizer.encode(text))
 
     def _chat_ids(self, question: str) -> list[int]:
         return chat_ids(self.tokenizer, self.vocabulary.special, [{"role": "user", "content": question}])
-
-    def _answer_ids(self, text: str) -> list[int]:
-        special = self.vocabulary.special
-        ids = [*self.tokenizer.encode(text), special.eot]
-        assert len(ids) <= ANSWER_LENGTH, f"the answer {text!r} is longer than {ANSWER_LENGTH} tokens"
-        return ids + [special.eos] * (ANSWER_LENGTH - len(ids))
 
     def _cached(self, key: str, make: Callable[[], list[int]]) -> list[int]:
         if key not in self._ids:
             self._ids[key] = make()
         return self._ids[key]
+
+
+def _up(length: int, rng: np.random.Generator) -> int:
+    """A length to fill an answer to: whole blocks, sometimes the longest."""
+    return max(length, ANSWER_LENGTH if rng.random() < 0.3 else -(-length // BLOCK) * BLOCK)
 
 
 def equal_length(draw: Callable[[], Drawn], count: int) -> list[Drawn]:
@@ -139,7 +281,7 @@ def spread(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return (rng.permutation(count) + rng.random(count)) / count
 
 
-def picture_rows(prompts: Ints, codes: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
+def picture_rows(task: str, prompts: Ints, codes: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
     """Prompts [B, P] and codes [B, N] with cos(pi t / 2) N codes masked in each row; the weight is 1 / number of masks."""
     count, length = codes.shape
     special = vocabulary.special
@@ -150,22 +292,30 @@ def picture_rows(prompts: Ints, codes: Ints, vocabulary: Vocabulary, rng: np.ran
     targets = np.concatenate([prompts, ends[0], body, ends[1]], axis=1)
     masked = np.zeros(targets.shape, dtype=bool)
     masked[:, prompts.shape[1] + 1 : -1] = hidden
-    return Rows("paint", np.where(masked, special.mask, targets), targets, masked.astype(np.float32) / hidden.sum())
+    return Rows(task, np.where(masked, special.mask, targets), targets, masked.astype(np.float32) / hidden.sum())
 
 
-def answer_rows(task: str, prompts: Ints, answers: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
+def answer_rows(
+    task: str, prompts: Ints, answers: Ints, vocabulary: Vocabulary, rng: np.random.Generator, blocks: float = 0.0
+) -> Rows:
     """Prompts [B, P] and answers [B, A]; each answer token is masked with probability p and weighs 1 / p, shared out over
     the answer and the rows. The end of text after the end of turn weighs a tenth: most of an answer is filling, and with
     equal weights the little that is not is learned late. p leans to 1 (t is the root of a uniform number), where decoding
-    begins.
+    begins. In a share `blocks` of the rows only one block is predicted: what is before it is shown, what is after it hidden.
     """
-    count = len(answers)
+    count, length = answers.shape
     p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
     hidden = rng.random(answers.shape) < p
     importance = np.where(answers == vocabulary.special.eos, FILLING, 1.0)
+    words = (importance == 1.0).sum(axis=1)
+    block = (rng.random(count) * np.ceil(words / BLOCK)).astype(np.int64)
+    of_block = np.arange(length)[None] // BLOCK - block[:, None]
+    blockwise = rng.random((count, 1)) < blocks
+    counted = np.where(blockwise, of_block == 0, True)
+    importance = importance * counted
+    weight = hidden * importance / (p * np.maximum(importance.sum(axis=1, keepdims=True), 1.0) * count)
+    hidden = np.where(blockwise, (hidden & (of_block == 0)) | (of_block > 0), hidden)
     targets = np.concatenate([prompts, answers], axis=1)
-    masked = np.zeros(targets.shape, dtype=bool)
-    masked[:, prompts.shape[1] :] = hidden
-    weight = np.zeros(targets.shape, dtype=np.float32)
-    weight[:, prompts.shape[1] :] = hidden * importance / (p * importance.sum(axis=1, keepdims=True) * count)
-    return Rows(task, np.where(masked, vocabulary.special.mask, targets), targets, weight)
+    masked = np.concatenate([np.zeros(prompts.shape, dtype=bool), hidden], axis=1)
+    weights = np.concatenate([np.zeros(prompts.shape), weight], axis=1).astype(np.float32)
+    return Rows(task, np.where(masked, vocabulary.special.mask, targets), targets, weights)

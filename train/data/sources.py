@@ -48,6 +48,7 @@ STYLES: tuple[Style, ...] = (
     Style("fluent-emoji", "1.2.7", "train", "MIT", "Microsoft Corporation"),
     Style("fluent-emoji-flat", "1.2.6", "train", "MIT", "Microsoft Corporation"),
     Style("fxemoji", "1.2.2", "train", "Apache-2.0", "Mozilla"),
+    Style("streamline-emojis", "1.2.4", "train", "CC-BY-4.0", "Streamline"),
     Style("emojione", "1.2.3", "validation", "CC-BY-4.0", "Emoji One"),
     Style("openmoji", "1.2.29", "test", "CC-BY-SA-4.0", "OpenMoji"),
     Style("emojione-v1", "1.2.3", "test", "CC-BY-SA-4.0", "Emoji One"),

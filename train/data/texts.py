@@ -1,5 +1,5 @@
-"""The sentences of the small model: captions of pictures, questions about pictures with their answers, small sums and plain
-facts; and the split that holds some out, by a real hash of the text. Knows nothing of tokens, pixels or models.
+"""The sentences of the small model: captions of pictures, questions about pictures with their answers, and plain facts; and
+the split that holds some out, by a real hash of the text. Knows nothing of tokens, pixels or models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import numpy as np
 
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
 
-LARGEST_TERM = 20
 HELD_OUT_SHARE = 10  # one in ten
 
 CAPTIONS = (
@@ -36,7 +35,6 @@ COLOUR_QUESTIONS = (
     "background colour?",
 )
 DESCRIBE_QUESTIONS = ("describe the picture", "describe this picture", "what does the picture show?")
-SUM_QUESTIONS = ("what is {a} + {b}?", "{a} + {b}", "{a} + {b} =", "how much is {a} + {b}?")
 
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("yellow", ("what colour is a banana?", "which colour does a banana have?", "what color is a banana?")),
@@ -99,12 +97,6 @@ def pairs(held: bool) -> list[tuple[int, str]]:
     return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if pair_held_out(concept, k) == held]
 
 
-def sums(held: bool) -> list[tuple[int, int]]:
-    """(a, b) of every sum on the wanted side of the split."""
-    terms = range(LARGEST_TERM + 1)
-    return [(a, b) for a in terms for b in terms if sum_held_out(a, b) == held]
-
-
 def _fill(template: str, concept: Concept, colour: str) -> str:
     article = "an" if colour[0] in "aeiou" else "a"
     return template.format(concept=concept.name, a_concept=concept.phrase, colour=colour, a_colour=f"{article} {colour}")
@@ -135,11 +127,8 @@ def picture_question(concept: Concept, colour: str, rng: np.random.Generator) ->
     return f"is this {other.phrase}?", "yes" if other is concept else "no"
 
 
-def text_question(rng: np.random.Generator, training_sums: list[tuple[int, int]]) -> tuple[str, str]:
-    """(question, answer) of plain text: a sum of the training side, or a fact."""
-    if rng.random() < 0.65:
-        a, b = training_sums[rng.integers(len(training_sums))]
-        return SUM_QUESTIONS[rng.integers(len(SUM_QUESTIONS))].format(a=a, b=b), str(a + b)
+def fact(rng: np.random.Generator) -> tuple[str, str]:
+    """(question, answer) of a plain fact."""
     answer, questions = FACTS[rng.integers(len(FACTS))]
     return questions[rng.integers(len(questions))], answer
 
@@ -154,8 +143,7 @@ def corpus() -> Iterator[str]:
     for questions in (WHAT_QUESTIONS, COLOUR_QUESTIONS, DESCRIBE_QUESTIONS):
         yield from questions
     for answer, wordings in FACTS:
-        yield answer
+        yield from (answer,) * 20  # answers are short, so that each of their words should be a token
         yield from wordings
-    yield from ("yes", "no", "user\n", "assistant\n", "system\n")
-    for a, b in sums(held=False):
-        yield from (template.format(a=a, b=b) for template in SUM_QUESTIONS)
+    for _ in range(100):  # in every conversation
+        yield from ("yes", "no", "user", "assistant", "system", "\n", " nothing", " as many")

@@ -1,0 +1,119 @@
+// The graphs of a bundle on onnxruntime-web: a window of tokens in, predictions out, and pictures to codes and back. It
+// knows tensors; which position is written next, and with which random number, is decided elsewhere.
+
+import * as ort from "onnxruntime-web";
+
+import { GRAPHS } from "./bundle.js";
+
+ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
+ort.env.logLevel = "error";
+
+const floats = (data, shape) => new ort.Tensor("float32", data, shape);
+const integers = (values, shape) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
+
+export class Graphs {
+  constructor(architecture, sessions) {
+    this.shape = { layers: architecture.n_layers, heads: architecture.n_kv_heads, size: architecture.head_dim };
+    this.sessions = sessions;
+  }
+
+  /** Open every graph; they share one file of weights, which the browser hands over as external data. */
+  static async open({ manifest, files }) {
+    const options = {
+      executionProviders: ["wasm"],
+      externalData: [{ path: "weights.bin", data: files.get("weights.bin") }],
+    };
+    const sessions = {};
+    for (const graph of GRAPHS) {
+      sessions[graph] = await ort.InferenceSession.create(files.get(manifest.graphs[graph].file), options);
+    }
+    return new Graphs(manifest.architecture, sessions);
+  }
+
+  /**
+   * One forward over tokens[first .. last - 1] of a row: hidden states of the positions `rows` (of the whole row), as
+   * a tensor [1, Q, D], and with `keep` the keys and values of the window. `past` is what the window leans on.
+   */
+  async forward(tokens, { rows, first = 0, last = tokens.length, past = null, keep = false }) {
+    const { layers, heads, size } = this.shape;
+    const width = last - first;
+    const { embeddings } = await this.sessions.embedder.run({ tokens: integers(tokens.slice(first, last), [1, width]) });
+    const positions = integers(Array.from({ length: width }, (_, i) => first + i), [1, width]);
+    const feeds = { embeddings, positions, rows: integers(rows.map((row) => row - first), [1, rows.length]) };
+    const kinds = ["key", "value"].flatMap((kind) => Array.from({ length: layers }, (_, layer) => `${kind}_${layer}`));
+    for (const name of kinds) feeds[`past_${name}`] = past ? past[name] : floats(new Float32Array(0), [1, heads, 0, size]);
+    const { hidden, ...kept } = await this.sessions.backbone.run(feeds, ["hidden", ...(keep ? kinds : [])]);
+    return { hidden, kept: keep ? kept : null };
+  }
+
+  /**
+   * A head over the hidden states of one branch or, with guidance, of the conditional and the unconditional one:
+   * { token, logProbability } for each queried position. Without `draws` the most probable token is taken.
+   */
+  async predict(head, branches, guidance, temperature, draws) {
+    const feeds = headFeeds(branches, guidance, temperature, draws);
+    const found = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability"]);
+    return { token: Array.from(found.token.data, Number), logProbability: Float32Array.from(found.log_probability.data) };
+  }
+
+  /** All logits of a head, a Float32Array for each queried position. */
+  async logits(head, branches, guidance) {
+    const { logits } = await this.sessions[`${head}_head`].run(headFeeds(branches, guidance, 0, null), ["logits"]);
+    const columns = logits.dims.at(-1);
+    return Array.from({ length: logits.dims[1] }, (_, q) => logits.data.subarray(q * columns, (q + 1) * columns));
+  }
+
+  /** Codes, row by row, to { data, width, height }: RGBA bytes, clamped and truncated as the document says. */
+  async decodePicture(codes, [height, width]) {
+    const { pixels } = await this.sessions.image_decoder.run({ codes: integers(codes, [1, height, width]) });
+    const [, , rows, columns] = pixels.dims;
+    const plane = rows * columns;
+    const data = new Uint8ClampedArray(plane * 4).fill(255);
+    for (let i = 0; i < plane; i++) for (let c = 0; c < 3; c++) data[i * 4 + c] = toByte(pixels.data[c * plane + i]);
+    return { data, width: columns, height: rows };
+  }
+
+  /** RGBA bytes of a picture that has the model's own resolution to its codes, row by row. */
+  async encodePicture({ data, width, height }) {
+    const [plane, f] = [width * height, Math.fround];
+    const pixels = new Float32Array(plane * 3);
+    for (let i = 0; i < plane; i++) for (let c = 0; c < 3; c++) pixels[c * plane + i] = f(f(f(data[i * 4 + c] / 255) - 0.5) / 0.5);
+    const { codes } = await this.sessions.image_encoder.run({ pixels: floats(pixels, [1, 3, height, width]) });
+    return Array.from(codes.data, Number);
+  }
+}
+
+/** Everything of kept keys and values but the positions first .. last - 1: what a window over those leans on. */
+export function without(kept, first, last) {
+  return Object.fromEntries(Object.entries(kept).map(([name, tensor]) => [name, cut(tensor, first, last)]));
+}
+
+function cut(tensor, first, last) {
+  const [, heads, length, size] = tensor.dims;
+  const left = length - (last - first);
+  const data = new Float32Array(heads * left * size);
+  for (let head = 0; head < heads; head++) {
+    const whole = tensor.data.subarray(head * length * size, (head + 1) * length * size);
+    data.set(whole.subarray(0, first * size), head * left * size);
+    data.set(whole.subarray(last * size), (head * left + first) * size);
+  }
+  return floats(data, [1, heads, left, size]);
+}
+
+function headFeeds(branches, guidance, temperature, draws) {
+  const [, queried, width] = branches[0].dims;
+  const hidden = new Float32Array(branches.length * queried * width);
+  branches.forEach((branch, r) => hidden.set(branch.data, r * queried * width));
+  const mix = branches.length === 1 ? [1] : [1 + guidance, -guidance];
+  return {
+    hidden: floats(hidden, [branches.length, queried, width]),
+    mix: floats(Float32Array.from(mix), [1, branches.length]),
+    temperature: floats(Float32Array.of(temperature), []),
+    uniform: floats(draws ?? new Float32Array(queried).fill(0.5), [1, queried]),
+  };
+}
+
+function toByte(pixel) {
+  const half = Math.fround(Math.fround(pixel + 1) / 2);
+  return Math.trunc(Math.fround(Math.min(Math.max(half, 0), 1) * 255));
+}

@@ -1,0 +1,143 @@
+"""Laws of `bench quality`: every task counts what it asked, a checkpoint and its bundle are judged alike, faults are one
+line. The model is tiny and means nothing; icons are noise; the judge has its first weights."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import TINY_VQ, tiny_model, vocabulary_of
+
+from mmada_lite.bench import quality
+from mmada_lite.bench.quality_tasks import TASKS
+from mmada_lite.export.bundle import SIDECAR, export_checkpoint
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.train.data.concepts import CONCEPTS
+from mmada_lite.train.data.sources import STYLES
+from mmada_lite.train.intervals import interval
+from mmada_lite.train.judge import Judge
+from mmada_lite.train.vq import MagViT
+from mmada_lite.vocabulary import Tokenizer
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def place(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with noise for icons, a judge, and a checkpoint with its bundle."""
+    root, rng = tmp_path_factory.mktemp("quality"), np.random.default_rng(0)
+    shape = (len(CONCEPTS), 96, 96, 4)
+    np.savez(root / "concepts.npz", **{s.name: rng.integers(0, 256, size=shape, dtype=np.uint8) for s in STYLES})
+    model = tiny_model(vocabulary_of(Tokenizer.from_file(toy_tokenizer)))
+    Judge().save(root / "judge", {})
+    model.save(root / "checkpoint", "float32")
+    torch.manual_seed(1)
+    MagViT(TINY_VQ).save(root / "checkpoint" / "vq", "float32")
+    shutil.copyfile(toy_tokenizer, root / "checkpoint" / "tokenizer.json")
+    text, image = TextSettings(answer_length=8, steps=2, block_length=8), ImageSettings(steps=2, guidance=1.0)
+    defaults = {"text": asdict(text), "image": asdict(image)}
+    (root / "checkpoint" / SIDECAR).write_text(json.dumps({"name": "tiny", "defaults": defaults}), encoding="utf-8")
+    export_checkpoint(root / "checkpoint", root / "bundle", precision="fp32")
+    return root
+
+
+def measure(place: Path, subject: str, *arguments: str) -> int:
+    own = ["--folder", str(place), "--judge", str(place / "judge"), "--count", str(COUNT)]
+    return quality.main([str(place / subject), *own, *arguments])
+
+
+@pytest.fixture(scope="module")
+def reports(place: Path) -> dict[str, dict]:
+    """Of the checkpoint and of the bundle."""
+    for name in ("checkpoint", "bundle"):
+        assert measure(place, name, "--device", "cpu", "-o", str(place / "results" / f"{name}.json")) == 0
+    return {name: json.loads((place / "results" / f"{name}.json").read_text()) for name in ("checkpoint", "bundle")}
+
+
+def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
+    report = reports["checkpoint"]["report"]
+    assert set(report) == set(TASKS)
+    counted = {(t, name): value for t, metrics in report.items() for name, value in metrics.items() if "right" in value}
+    for value in counted.values():
+        assert 0 <= value["right"] <= value["total"]
+        assert value["low"] <= value["share"] <= value["high"]
+        assert value == interval(value["right"], value["total"])
+    totals = {key: value["total"] for key, value in counted.items()}
+    assert totals["what", "what_test"] == 2 * COUNT
+    assert totals["what", "what_validation"] == totals["drawing", "concept"] == totals["drawing", "background"] == COUNT
+    assert {totals["scenes", f"{k}_train"] for k in ("background", "position", "count", "compare")} == {COUNT // 2}
+    assert {totals["arithmetic", kind] for kind in ("sum2", "difference2", "sum3")} == {COUNT // 2}
+    assert {totals["editing", name] for name in ("inpaint_same", "extend_same")} == {COUNT // 2}
+    assert {totals["thinking", name] for name in report["thinking"]} == {COUNT // 2}
+    arithmetic = sum(counted["arithmetic", kind]["right"] for kind in ("sum2", "difference2", "sum3"))
+    assert totals["arithmetic", "thought_exact_where_right"] == arithmetic
+    per_concept = [tuple(map(int, value.split("/"))) for value in report["drawing"]["per_concept"].values()]
+    assert sum(right for right, _ in per_concept) == counted["drawing", "concept"]["right"]
+    assert sum(total for _, total in per_concept) == COUNT
+    assert totals["tokenizer", "codebook_used"] == 256
+    assert report["tokenizer"]["psnr_validation"]["total"] == COUNT
+    assert set(quality.TARGETS) <= {(task, name) for task, metrics in report.items() for name in metrics}
+
+
+def test_a_checkpoint_and_its_bundle_are_judged_alike(reports: dict[str, dict]) -> None:
+    one, other = (reports[name]["report"] for name in ("checkpoint", "bundle"))
+    for task in TASKS:
+        for name, value in one[task].items():
+            if "mean" in value:
+                assert value == pytest.approx(other[task][name], abs=0.05)
+            else:
+                assert value == other[task][name], (task, name)
+    assert reports["checkpoint"]["decoding"] == reports["bundle"]["decoding"]
+
+
+def test_some_tasks_alone_give_the_same_and_are_shown_in_a_table(
+    place: Path, reports: dict[str, dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(place, "checkpoint", "--only", "drawing", "arithmetic", "-o", str(place / "some.json")) == 0
+    found = json.loads((place / "some.json").read_text())["report"]
+    assert found == {task: reports["checkpoint"]["report"][task] for task in ("drawing", "arithmetic")}
+    lines = capsys.readouterr().out.strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert {(row[0], row[1]) for row in rows} == {(t, n) for t in found for n, v in found[t].items() if "low" in v}
+    drawing = next(row for row in rows if row[1] == "concept")
+    assert drawing[4] == f"{found['drawing']['concept']['right']} / {COUNT}"
+    assert drawing[5] == "85%"
+
+
+@pytest.mark.parametrize(
+    ("subject", "arguments", "message"),
+    [
+        ("checkpoint", ("--only", "drawings"), "no task is called 'drawings'; did you mean 'drawing'"),
+        ("checkpoint", ("--only", "zzz"), "use some of tokenizer, what"),
+        ("checkpoint", ("--count", "3"), "--count is 3; use at least 4"),
+        ("judge", (), "is neither a bundle"),
+        ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
+        ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),
+    ],
+)
+def test_faults_are_one_line(
+    place: Path, subject: str, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(place, subject, *arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("mmada-lite: ")
+    assert message in line
+
+
+def test_wilson_intervals_are_those_of_the_tables() -> None:
+    """Wilson 1927, at 95%; by hand and from the usual tables."""
+    for right, total, low, high in (
+        (8, 10, 0.4902, 0.9433),
+        (0, 5, 0.0, 0.4345),
+        (5, 5, 0.5655, 1.0),
+        (50, 100, 0.4038, 0.5962),
+    ):
+        found = interval(right, total)
+        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=2e-4)
+        assert found["share"] == pytest.approx(right / total)
+    assert interval(0, 0) == {"right": 0, "total": 0, "share": 0.0, "low": 0.0, "high": 1.0}
+    widths = [interval(n // 2, n)["high"] - interval(n // 2, n)["low"] for n in (10, 100, 1000)]
+    assert widths == sorted(widths, reverse=True)

@@ -1,0 +1,270 @@
+"""Laws of the token rows: what is given stays, what counts adds up, blocks hide what comes after them, thoughts can be read,
+and nothing that is held out is ever among them."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from toys import CODES, SIDE
+
+from mmada_lite.train.data import texts
+from mmada_lite.train.data.arithmetic import draw_problem, problem_in, response_to, true_share
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.scenes import (
+    KINDS,
+    RELATIONS,
+    drawing_thought,
+    layout_held_out,
+    scene_question,
+    scene_thought,
+)
+from mmada_lite.train.data.sequences import (
+    ANSWER_LENGTH,
+    BLOCK,
+    FILLING,
+    PROBLEM_SHARES,
+    Rows,
+    Sequences,
+    answer_rows,
+    equal_length,
+    picture_rows,
+    spread,
+)
+from mmada_lite.train.data.thoughts import split_thought
+from mmada_lite.train.stages import TASKS
+
+DRAWN = ("paint", "pair", "drawn")
+
+
+def groups(sequences: Sequences, task: str, seed: int, count: int, rows: int = 8) -> Iterator[Rows]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield sequences.tasks[task](rows, rng)
+
+
+def spoken(sequences: Sequences, row: np.ndarray) -> str:
+    """The text of a row, its special tokens and codes left out."""
+    special = sequences.vocabulary.special
+    marks = {getattr(special, name) for name in special.__dataclass_fields__}
+    return sequences.tokenizer.decode(
+        [t for t in row.tolist() if t < sequences.vocabulary.image_code_offset and t not in marks]
+    )
+
+
+def test_the_stages_and_the_rows_know_the_same_tasks(toy_sequences: Sequences) -> None:
+    assert set(toy_sequences.tasks) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_given_is_never_masked_and_never_counts(toy_sequences: Sequences, task: str) -> None:
+    special, offset = toy_sequences.vocabulary.special, toy_sequences.vocabulary.image_code_offset
+    total = []
+    for rows in groups(toy_sequences, task, 1, 60):
+        assert rows.task == task
+        assert rows.tokens.shape == rows.targets.shape == rows.weight.shape
+        hidden = rows.tokens == special.mask
+        assert (rows.tokens[~hidden] == rows.targets[~hidden]).all()
+        assert (rows.weight[~hidden] == 0).all()
+        assert (rows.targets != special.mask).all()
+        assert (rows.weight >= 0).all()
+        total.append(float(rows.weight.sum()))
+        if task in DRAWN:  # the codes between the last soi and eoi
+            assert not hidden[:, : -SIDE * SIDE - 1].any()
+            assert (rows.targets[:, -SIDE * SIDE - 2] == special.soi).all()
+            assert (rows.targets[:, -1] == special.eoi).all()
+            assert not hidden[:, -1].any()
+            assert (rows.targets[:, -SIDE * SIDE - 1 : -1] >= offset).all()
+        else:  # text after the header of the answer, or after the caption to be thought about
+            assert (rows.targets[hidden] < offset).all()
+            first = np.flatnonzero(hidden.any(axis=0))[0]
+            given = rows.targets[:, :first]
+            assert ((given == special.end_header).sum(axis=1) == 2).all() or task == "plan"
+    assert np.mean(total) == pytest.approx(1.0, abs=0.12)  # of text in expectation over masks
+    if task in DRAWN:
+        assert total == pytest.approx([1.0] * 60, abs=1e-5)
+
+
+def test_layouts_are_the_runtime_s_own(toy_sequences: Sequences) -> None:
+    special = toy_sequences.vocabulary.special
+    for task, first in (("paint", special.t2i), ("pair", special.t2i), ("drawn", special.r2i), ("plan", special.r2i)):
+        assert all((rows.targets[:, 0] == first).all() for rows in groups(toy_sequences, task, 2, 3))
+    for task in ("ask", "list", "scene"):
+        for rows in groups(toy_sequences, task, 2, 3):
+            assert (rows.targets[:, 0] == special.mmu).all()
+            assert (rows.targets[:, 1] == special.soi).all()
+            assert (rows.targets[:, SIDE * SIDE + 2] == special.eoi).all()
+            assert (rows.targets[:, SIDE * SIDE + 3] == special.bos).all()
+    for task in ("sum", "fact"):
+        assert all((rows.targets[:, 0] == special.bos).all() for rows in groups(toy_sequences, task, 2, 3))
+
+
+def test_without_a_caption_nothing_is_left_of_it(toy_sequences: Sequences) -> None:
+    special = toy_sequences.vocabulary.special
+    bare = Sequences(
+        toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=1.0
+    )
+    for task in ("paint", "pair"):
+        (rows,) = groups(bare, task, 3, 1)
+        assert (rows.targets[:, :4] == [special.t2i, special.bos, special.eos, special.soi]).all()
+
+
+def test_picture_rows_follow_the_cosine(toy_sequences: Sequences) -> None:
+    vocabulary, rng = toy_sequences.vocabulary, np.random.default_rng(5)
+    prompts, codes = rng.integers(400, size=(16, 7)), rng.integers(CODES, size=(16, 64))
+    rows = picture_rows("paint", prompts, codes, vocabulary, rng)
+    masked = rows.tokens == vocabulary.special.mask
+    assert masked[:, 8:-1].sum(axis=1).min() >= 1
+    assert not masked[:, :8].any()
+    assert (rows.targets[:, 8:-1] - vocabulary.image_code_offset == codes).all()
+    assert ((rows.weight > 0) == masked).all()
+    assert rows.weight.sum() == pytest.approx(1.0)
+    expected = np.sort(np.rint(64 * np.cos(np.pi / 2 * (np.arange(16) + 0.5) / 16)))
+    assert np.abs(np.sort(masked.sum(axis=1)) - expected).max() <= 4
+
+
+def test_answer_rows_hide_more_than_they_show(toy_sequences: Sequences) -> None:
+    rng = np.random.default_rng(6)
+    prompts, answers = rng.integers(50, 400, size=(256, 9)), rng.integers(50, 400, size=(256, ANSWER_LENGTH))
+    rows = answer_rows("sum", prompts, answers, toy_sequences.vocabulary, rng)
+    assert (rows.tokens[:, :9] == prompts).all()
+    assert rows.weight.sum() == pytest.approx(1.0, abs=0.25)
+    assert 0.57 < (rows.weight[:, 9:] > 0).mean() < 0.76  # p leans to 1: two thirds
+
+
+def test_block_wise_rows_show_what_is_before_and_hide_what_is_after(toy_sequences: Sequences) -> None:
+    """Only the block counts, ends of text in it a tenth; and every block that holds words is met."""
+    vocabulary, rng, words = toy_sequences.vocabulary, np.random.default_rng(7), 20
+    special, total, met = vocabulary.special, [], set()
+    prompts = rng.integers(50, 400, size=(64, 5))
+    answers = np.full((64, ANSWER_LENGTH), special.eos)
+    answers[:, :words] = rng.integers(50, 400, size=(64, words))
+    for _ in range(30):
+        rows = answer_rows("sum", prompts, answers, vocabulary, rng, blocks=1.0)
+        hidden, weight = (rows.tokens == special.mask)[:, 5:], rows.weight[:, 5:]
+        total.append(float(weight.sum()))
+        for row in range(64):
+            block = np.flatnonzero(hidden[row])
+            counted = np.flatnonzero(weight[row])
+            if not counted.size:
+                continue
+            start = counted[0] // BLOCK * BLOCK
+            assert (counted // BLOCK == start // BLOCK).all()
+            assert block.min() >= start  # what is before is shown
+            assert hidden[row, start + BLOCK :].all()  # what is after is hidden, and does not count
+            met.add(int(start))
+            filling, said = counted[counted >= words], counted[counted < words]
+            if filling.size and said.size:
+                assert weight[row, filling[0]] == pytest.approx(FILLING * weight[row, said[0]])
+    assert np.mean(total) == pytest.approx(1.0, abs=0.05)
+    assert met == set(range(0, words, BLOCK))
+
+
+def test_thoughts_parse_and_are_true(toy_sequences: Sequences) -> None:
+    for rows in groups(toy_sequences, "sum", 8, 40):
+        for row in rows.targets:
+            question, said = spoken(toy_sequences, row).split("assistant")
+            problem, found = problem_in(question), split_thought(said)
+            assert problem is not None
+            assert found is not None
+            assert true_share(problem, found.thought) == 1.0
+            assert found.answer == str(problem.answer)
+    for rows in groups(toy_sequences, "scene", 9, 40):
+        for row in rows.targets:
+            question, said = spoken(toy_sequences, row).split("assistant")
+            found = split_thought(said)
+            assert found is not None or said.strip() in COLOURS
+            if found and "how many things" in question:
+                listed = found.thought.replace("top ", "").replace("bottom ", "").replace(";", ",").split(", ")
+                assert found.answer == str(sum(name != "none" for name in listed))
+
+
+def test_drawn_rows_think_what_the_caption_says(toy_sequences: Sequences) -> None:
+    for rows in groups(toy_sequences, "drawn", 10, 40):
+        for row in rows.targets:
+            said, thought = spoken(toy_sequences, row).removesuffix("</think>").split("<think>")
+            parts = [part.split(" ", 1) for part in thought.strip().split(", ")]
+            assert parts[-1][0] == "background"
+            assert parts[-1][1] in COLOURS
+            names = [name for _, name in parts[:-1]]
+            assert all(CONCEPTS[CONCEPT_NAMES.index(name)].name in said for name in names)
+            if len(names) == 2:
+                swapped = " right of " in said or " below " in said
+                assert (said.index(names[0]) > said.index(names[1])) == swapped
+
+
+def test_every_answer_fits(toy_sequences: Sequences) -> None:
+    encode, rng = toy_sequences.tokenizer.encode, np.random.default_rng(11)
+    several = toy_sequences.several
+    for row in range(0, len(several.grid), 3):
+        layout, colour = several.layout(row), COLOURS[several.colour[row]]
+        if several.tidy[row]:
+            thought = f"<think> {drawing_thought(layout, colour)} </think>"
+            assert len(encode(thought)) < ANSWER_LENGTH, thought
+            continue
+        for kind in KINDS:
+            asked = scene_question(layout, colour, kind, rng)
+            assert asked is None or len(encode(asked[1])) < ANSWER_LENGTH, asked
+    for kind in PROBLEM_SHARES:
+        assert all(len(encode(response_to(draw_problem(kind, False, rng)))) < ANSWER_LENGTH for _ in range(200))
+    for answer, _ in texts.FACTS:
+        assert len(encode(answer)) < ANSWER_LENGTH
+
+
+def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
+    """Problems, layouts, and things on backgrounds: thousands of rows, as they are read."""
+    sequences = Sequences(
+        toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=0.0
+    )
+    said = {
+        task: [spoken(sequences, row) for rows in groups(sequences, task, 12, 60, 20) for row in rows.targets] for task in TASKS
+    }
+    problems = [problem_in(text) for text in said["sum"]]
+    assert len(problems) == 1200
+    assert not any(problem is None or problem.held_out for problem in problems)
+    held = {(CONCEPT_NAMES[i], colour) for i, colour in texts.pairs(held=True)}
+    shown = [shown_in(text) for task in ("paint", "ask") for text in said[task]]
+    assert sum(len(pairs) == 1 for pairs in shown) > 1000
+    assert not set().union(*shown) & held
+    two = [relation for task in ("pair", "drawn", "plan") for text in said[task] if (relation := layout_in(text))]
+    assert len(two) > 2000
+    assert not any(layout_held_out(layout) for layout in two)
+    assert not any(
+        layout_held_out(layout) for layout in map(toy_sequences.several.layout, range(len(toy_sequences.several.grid)))
+    )
+    lists = {scene_thought(toy_sequences.several.layout(n)) for n in np.flatnonzero(~toy_sequences.several.tidy)}
+    thoughts = [found.thought for text in said["scene"] if (found := split_thought(text.split("assistant")[1]))]
+    assert set(thoughts) <= lists
+
+
+def shown_in(text: str) -> set[tuple[str, str]]:
+    """The things of a text on each colour in it."""
+    words = set(re.findall(r"[a-z]+", text))
+    return {(name, colour) for name in words & set(CONCEPT_NAMES) for colour in words & set(COLOURS)}
+
+
+def layout_in(text: str) -> Layout | None:
+    """The layout of a caption of two things."""
+    for relation, (rows, columns, own) in RELATIONS.items():
+        found = re.match(rf"(.*) {relation} (.*?)( on an? |<think>|$)", text)
+        if found:
+            names = [next(c.name for c in CONCEPTS if c.phrase == found[k].strip()) for k in (1, 2)]
+            return Layout(rows, columns, tuple(names if own == 0 else names[::-1]))
+    return None
+
+
+def test_rows_repeat_with_their_seed(toy_sequences: Sequences) -> None:
+    for task in TASKS:
+        (first,), (second,), (third,) = (list(groups(toy_sequences, task, seed, 1)) for seed in (17, 17, 18))
+        assert (first.tokens == second.tokens).all()
+        assert first.tokens.shape != third.tokens.shape or (first.tokens != third.tokens).any()
+
+
+def test_groups_have_one_length_and_spread_is_uniform() -> None:
+    rng = np.random.default_rng(9)
+    kept = equal_length(lambda: ([0] * int(rng.integers(1, 5)), None), 20)
+    assert len(kept) == 20
+    assert len({len(ids) for ids, _ in kept}) == 1
+    values = np.sort(spread(50, rng))
+    assert (np.floor(values * 50) == np.arange(50)).all()

@@ -1,0 +1,158 @@
+"""Laws of stage three: a planted reward rises, of text and of pictures; groups, copies and advantages have their shapes;
+what is stopped goes on with the same curve; prompts are of the training side."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import CODES, PLANTED, SIDE, TASKS, policy_settings, records, scene_pool, single_pool, stage_three, tiny_model
+
+from mmada_lite.errors import Error
+from mmada_lite.train import recipe, rewards
+from mmada_lite.train.data.arithmetic import problem_in
+from mmada_lite.train.data.concepts import CONCEPT_NAMES, NUMBERS
+from mmada_lite.train.data.scenes import layout_held_out
+from mmada_lite.train.data.sequences import Sequences
+from mmada_lite.train.data.texts import pairs
+from mmada_lite.train.loop import trained_weights
+from mmada_lite.train.model import MMaDA
+from mmada_lite.train.prompts import Shown, looking, sources
+from mmada_lite.train.stage_three import Policy, PolicySettings, StageThree
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, reward in PLANTED.items():
+        monkeypatch.setitem(rewards.REWARDS, name, reward)
+
+
+@pytest.fixture
+def model(toy_sequences: Sequences) -> MMaDA:
+    return tiny_model(toy_sequences.vocabulary)
+
+
+@pytest.mark.parametrize("task", ["letters", "shades"])
+def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str) -> None:
+    stage_three(model, toy_sequences.tokenizer, tmp_path, policy_settings((task,), 40)).train()
+    found = [record[f"reward_{task}"] for record in records(tmp_path) if f"reward_{task}" in record]
+    assert len(found) == 20  # two updates on each batch of responses
+    assert np.mean(found[-4:]) > np.mean(found[:4]) + 0.1
+    assert all(record["divergence"] >= -1e-4 for record in records(tmp_path))
+    assert records(tmp_path)[0]["divergence"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("task", "length"), [("letters", 8), ("shades", SIDE * SIDE)])
+def test_groups_copies_and_advantages_have_their_shapes(
+    toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, length: int
+) -> None:
+    settings, vocabulary = policy_settings((task,), 4), toy_sequences.vocabulary
+    run = stage_three(model, toy_sequences.tokenizer, tmp_path, settings)
+    first, second = run._respond(0)
+    rows = settings.prompts * settings.group
+    for (piece,) in (first, second):
+        count = len(piece["tokens"])
+        assert rows < count <= rows * settings.copies
+        assert {len(value) for value in piece.values()} == {count}
+        chosen, tokens, targets = piece["chosen"], piece["tokens"], piece["targets"]
+        assert bool(chosen.any(1).all())
+        assert int(chosen.sum(1).max()) <= length
+        assert not bool(chosen[:, :4].any())  # of the prompt
+        assert torch.equal(tokens == vocabulary.special.mask, chosen | (targets == vocabulary.special.mask))
+        assert torch.equal(tokens[~chosen], targets[~chosen])
+        assert bool((piece["old"][~chosen] == 0).all())
+        assert bool((piece["old"][chosen] < 0).all())
+        assert torch.allclose(piece["old"], piece["reference"], atol=1e-5)  # nothing was learned yet
+        assert float(piece["total"][0]) == count
+        if task == "shades":
+            codes = targets[chosen] - vocabulary.image_code_offset
+            assert 0 <= int(codes.min()) <= int(codes.max()) < CODES
+    assert float(second[0]["chosen"].sum()) > float(first[0]["chosen"].sum())  # later updates hide more
+    targets, response, found = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
+    assert targets.shape == response.shape
+    assert found.shape == (settings.prompts, settings.group)
+    assert bool((targets[:6, :4] == targets[0, :4]).all())  # a group has one prompt
+    assert not torch.equal(targets[0], targets[1])  # and responses of its own
+
+
+def test_a_stopped_run_goes_on_with_the_same_curve(toy_sequences: Sequences, model: MMaDA, tmp_path: Path) -> None:
+    settings = policy_settings(("letters", "shades"), 12)
+    stage_three(model, toy_sequences.tokenizer, tmp_path / "whole", settings).train()
+    for until in (4, 8, 12):  # multiples of the updates
+        again = tiny_model(toy_sequences.vocabulary)
+        stage_three(again, toy_sequences.tokenizer, tmp_path / "cut", settings).train(until)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert trained_weights(tmp_path / "cut")[1] == 12
+
+
+def test_the_reference_is_what_the_stage_began_with(toy_sequences: Sequences, model: MMaDA, tmp_path: Path) -> None:
+    begun = {name: value.clone() for name, value in model.state_dict().items()}
+    run = stage_three(model, toy_sequences.tokenizer, tmp_path, policy_settings(("shades",), 4))
+    run.train()
+    assert all(torch.equal(begun[name], value) for name, value in run.reference.model.state_dict().items())
+    assert not torch.equal(begun["model.transformer.wte.weight"], model.transformer.wte.weight)
+    again = stage_three(
+        tiny_model(toy_sequences.vocabulary), toy_sequences.tokenizer, tmp_path, policy_settings(("shades",), 4)
+    )
+    assert all(torch.equal(begun[name], value) for name, value in again.reference.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ("sums",)}, "the task 'sums' has no rewards"),
+        ({"group": 1}, "group is 1; an advantage needs at least 2"),
+        ({"prompts": 0}, "whole numbers from 1"),
+        ({"updates": 5}, "8 steps are no multiple of 5 updates"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        replace(policy_settings(("letters",), 8), **change)
+
+
+def test_unknown_tasks_and_rewards_are_named(toy_sequences: Sequences, model: MMaDA, tmp_path: Path) -> None:
+    def begin(settings: PolicySettings) -> None:
+        stage_three(model, toy_sequences.tokenizer, tmp_path, settings)
+
+    settings = policy_settings(("letters",), 2)
+    with pytest.raises(Error, match="no reward is called 'leters'; did you mean 'letters'"):
+        begin(replace(settings, rewards={"letters": {"leters": 1.0}}))
+    with pytest.raises(Error, match="no task is called 'letter'; did you mean 'letters'"):
+        begin(replace(settings, tasks=("letter",), rewards={"letter": {"letters": 1.0}}))
+    policy = Policy(model, toy_sequences.tokenizer, toy_sequences.vocabulary)
+    blind = StageThree(policy, tmp_path, policy_settings(("shades",), 2), {"shades": TASKS["shades"]})
+    with pytest.raises(Error, match="no image tokenizer was given"):
+        blind.train()
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_recipe_s_tasks_have_rewards_and_a_hurry(toy_sequences: Sequences) -> None:
+    known = {**sources(), **looking(Shown(toy_sequences.singles, toy_sequences.several))}
+    settings = recipe.policy_settings(list(known), 0, None, hurry=False)
+    assert set(settings.tasks) == set(known) == set(recipe.REWARDS)
+    hurried = recipe.policy_settings(["sum"], 0, 4, hurry=True)
+    assert hurried.text.steps == settings.text.steps // 4
+    assert hurried.image.steps == settings.image.steps // 4
+    assert hurried.text.temperature > 0  # or a group would be one response, many times
+
+
+def test_prompts_are_of_the_training_side_and_of_one_length(toy_sequences: Sequences, model: MMaDA) -> None:
+    speaker = Policy(model, toy_sequences.tokenizer, toy_sequences.vocabulary)
+    held, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held=True)}, np.random.default_rng(0)
+    for task, source in {**sources(), **looking(Shown(single_pool(), scene_pool(200)))}.items():
+        for _ in range(40):
+            prompts = source(speaker, 8, rng)
+            assert len(prompts) == 8
+            assert len({len(prompt.ids) for prompt in prompts}) == 1
+            assert {prompt.draws for prompt in prompts} == {task in ("paint", "drawn")}
+            for prompt in prompts:
+                layout, problem = prompt.truth.layout, problem_in(prompt.text)
+                assert (prompt.truth.answer is None) == prompt.draws
+                assert problem is None or (not problem.held_out and prompt.truth.answer == str(problem.answer))
+                if layout is not None:
+                    assert all(name in NUMBERS for _, name in layout.named)
+                    assert not {(name, prompt.truth.background) for _, name in layout.named} & held
+                    assert task == "paint" or not layout_held_out(layout)

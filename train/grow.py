@@ -1,0 +1,51 @@
+"""A trained model as the start of another: the weights of its blocks, and the rows of embedding and head of every token that
+both vocabularies spell alike and of every image code. Knows no training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+import torch
+
+from mmada_lite.errors import Error
+from mmada_lite.train.model import MMaDA
+
+_TABLES = ("model.transformer.wte.weight", "model.transformer.ff_out.weight")
+
+
+@torch.no_grad()
+def grow(model: MMaDA, tokenizer: Path, start: Path) -> int:
+    """Copy into `model`, whose text tokens are those of the file `tokenizer`, what the checkpoint `start` knows.
+
+    Returns how many text tokens were found again. Raises Error where the blocks or the codes are of another shape.
+    """
+    old, new_ids = MMaDA.load(start), _ids(tokenizer)
+    old_ids, source, target = _ids(start / "tokenizer.json"), old.state_dict(), model.state_dict()
+    codes = model.config.codebook_size
+    missing = sorted(set(target) - set(source))
+    if missing:
+        raise Error(f"{start} cannot be the start of this model: it has no {missing[0]}; use one of the same sizes")
+    for name, tensor in source.items():
+        same = name in target and (name in _TABLES or target[name].shape == tensor.shape)
+        if not same or (name in _TABLES and target[name].shape[1] != tensor.shape[1]) or old.config.codebook_size != codes:
+            raise Error(
+                f"{start} cannot be the start of this model: {name} is {list(tensor.shape)} there; use one of the same sizes"
+            )
+    shared = [spelling for spelling in new_ids if spelling in old_ids]
+    here, there = (torch.tensor([ids[spelling] for spelling in shared]) for ids in (new_ids, old_ids))
+    for name, tensor in source.items():
+        if name not in _TABLES:
+            target[name].copy_(tensor)
+            continue
+        target[name][here] = tensor[there]
+        target[name][len(new_ids) : len(new_ids) + codes] = tensor[len(old_ids) : len(old_ids) + codes]
+    return len(shared)
+
+
+def _ids(file: Path) -> dict[str, int]:
+    if not file.is_file():
+        raise Error(f"{file} is missing: a start needs its tokenizer.json")
+    found: dict[str, int] = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    return found

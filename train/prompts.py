@@ -1,0 +1,137 @@
+"""What stage three asks: prompts of the training side with what is known of the right response, one length a batch.
+Knows no rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmada_lite.canvas import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.train.data.arithmetic import draw_problem, question_of
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.pool import Pool
+from mmada_lite.train.data.scenes import GRIDS, draw_layout, drawing_thought, pair_caption, scene_question
+from mmada_lite.train.data.sequences import equal_length
+from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
+from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
+from mmada_lite.train.rewards import Truth
+from mmada_lite.train.rollouts import Speaker
+from mmada_lite.vocabulary import chat_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """ids up to the response, the text that rewards read, the truth, and whether the response is a picture."""
+
+    ids: tuple[int, ...]
+    text: str
+    truth: Truth
+    draws: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Encoded pictures of the training side, for tasks that look."""
+
+    singles: Pool
+    several: Pool
+
+
+Source = Callable[[Speaker, int, np.random.Generator], list[Prompt]]
+
+
+def sums(*kinds: str) -> Source:
+    """Arithmetic of the kinds of train/data/arithmetic, a kind a batch."""
+
+    def ask(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+        kind = kinds[rng.integers(len(kinds))]
+
+        def draw() -> tuple[tuple[int, ...], Prompt]:
+            problem = draw_problem(kind, False, rng)
+            text = question_of(problem, rng)
+            ids = _chat(speaker, text)
+            return ids, Prompt(ids, text, Truth(answer=str(problem.answer)))
+
+        return [prompt for _, prompt in equal_length(draw, count)]
+
+    return ask
+
+
+def paint(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+    """One thing on a background, pairs of the training side."""
+    allowed = pairs(held=False)
+
+    def draw() -> tuple[tuple[int, ...], Prompt]:
+        concept, colour = allowed[rng.integers(len(allowed))]
+        text = standard_caption(CONCEPTS[concept], colour)
+        ids = tuple(paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special))
+        truth = Truth(background=colour, layout=Layout(1, 1, (CONCEPT_NAMES[concept],)))
+        return ids, Prompt(ids, text, truth, draws=True)
+
+    return [prompt for _, prompt in equal_length(draw, count)]
+
+
+def drawn(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+    """Two things side by side, after the thought of what goes where."""
+    held = set(pairs(held=True))
+
+    def draw() -> tuple[tuple[int, ...], Prompt]:
+        layout, colour = draw_layout(GRIDS[1 + rng.integers(2)], False, rng), COLOURS[rng.integers(len(COLOURS))]
+        while any((NUMBERS[name], colour) in held for _, name in layout.named):
+            colour = COLOURS[rng.integers(len(COLOURS))]
+        text = pair_caption(layout, colour, rng)
+        thought = f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
+        special = speaker.vocabulary.special
+        before = thinking_prompt(speaker.tokenizer.encode(text), special)
+        ids = (*before, *speaker.tokenizer.encode(thought), special.eos)
+        return ids, Prompt(ids, text, Truth(background=colour, layout=layout), draws=True)
+
+    return [prompt for _, prompt in equal_length(draw, count)]
+
+
+def looking(shown: Shown) -> dict[str, Source]:
+    """The tasks that begin with a picture: "what" is in it, and questions about a "scene" of several things."""
+
+    def what(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+        rows = np.flatnonzero(~shown.singles.tidy)
+        question = WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))]
+        found = []
+        for row in rows[rng.integers(len(rows), size=count)]:
+            ids = (*picture_prompt(shown.singles.codes[row], speaker.vocabulary), *_chat(speaker, question))
+            found.append(Prompt(ids, question, Truth(answer=CONCEPTS[int(shown.singles.names[row, 0])].phrase)))
+        return found
+
+    def scene(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+        rows = np.flatnonzero(~shown.several.tidy)
+
+        def draw() -> tuple[tuple[int, ...], Prompt]:
+            while True:
+                row = int(rows[rng.integers(len(rows))])
+                kind = ("count", "position", "compare", "all")[rng.integers(4)]
+                asked = scene_question(shown.several.layout(row), COLOURS[shown.several.colour[row]], kind, rng)
+                if asked:
+                    ids = (*picture_prompt(shown.several.codes[row], speaker.vocabulary), *_chat(speaker, asked[0]))
+                    return ids, Prompt(ids, asked[0], Truth(answer=answer_of(asked[1])))
+
+        return [prompt for _, prompt in equal_length(draw, count)]
+
+    return {"what": what, "scene": scene}
+
+
+def _chat(speaker: Speaker, text: str) -> tuple[int, ...]:
+    return tuple(chat_ids(speaker.tokenizer, speaker.vocabulary.special, [{"role": "user", "content": text}]))
+
+
+def sources(pool: Path | None = None) -> dict[str, Source]:
+    """Every task by name; those that look need a folder of encoded pictures."""
+    from mmada_lite.train.data.pool import read_pool
+
+    found: dict[str, Source] = {"sum": sums("sum2", "difference2", "sum3"), "paint": paint, "drawn": drawn}
+    if pool is not None:
+        found |= looking(Shown(read_pool(pool, "single"), read_pool(pool, "scene")))
+    return found

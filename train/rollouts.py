@@ -1,0 +1,141 @@
+"""Many answers and many drawings at once, with the project's own pair of decoding loops: what evaluation measures and what
+stage three learns from. Rows of one length are decoded together. Knows no rewards and no metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt
+from mmada_lite.decoding import decode_image, decode_text, final_codes
+from mmada_lite.denoiser import Denoiser
+from mmada_lite.sampling import PhiloxSampler
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+
+Ints = NDArray[np.int64]
+ROWS = 32  # decoded together
+
+
+class Speaker(Protocol):
+    """What decoding needs of a model, be it a checkpoint in torch or a bundle."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Answers: ids [N, A] with masks where decoding ended early, the step that wrote each (-1: none), and model calls of the
+    batch that a row was in."""
+
+    ids: Ints
+    order: Ints
+    forwards: Ints  # [N]
+
+    def text(self, speaker: Speaker, row: int) -> str:
+        """The answer of a row, up to its end."""
+        special = speaker.vocabulary.special
+        ends = np.flatnonzero(np.isin(self.ids[row], [special.eot, special.eos]))
+        return speaker.tokenizer.decode(self.ids[row][: ends[0] if ends.size else None]).strip()
+
+
+def write(speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSettings, seed: int = 0) -> Written:
+    """An answer to every prompt."""
+    special, shape = speaker.vocabulary.special, (len(prompts), settings.answer_length)
+    ids, order, forwards = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
+    for rows in batches([len(p) for p in prompts]):
+        canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
+        sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
+        stop = () if settings.law == "reference" else (special.eot, special.eos)
+        for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop):
+            order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
+            forwards[rows] = step.forwards
+        ids[rows] = canvas.tokens[:, canvas.region]
+    return Written(ids, order, forwards)
+
+
+def answers(speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSettings, seed: int = 0) -> list[str]:
+    """The text of an answer to every prompt."""
+    written = write(speaker, prompts, settings, seed)
+    return [written.text(speaker, row) for row in range(len(prompts))]
+
+
+def draw(
+    speaker: Speaker,
+    prompts: Sequence[Sequence[int]],
+    settings: ImageSettings,
+    length: int,
+    seed: int = 0,
+    given: Ints | None = None,
+    unknown: NDArray[np.bool_] | None = None,
+) -> Ints:
+    """Codes [N, length] for every prompt (up to soi). `given` [N, length] are kept where `unknown` [N, length] is false."""
+    codes = np.zeros((len(prompts), length), dtype=np.int64)
+    known = np.zeros_like(codes) if given is None else given
+    open_codes = np.ones(codes.shape, dtype=bool) if unknown is None else unknown
+    nothing = paint_prompt([], speaker.vocabulary.special) if settings.guidance > 0 else None
+    for rows in batches([len(p) for p in prompts]):
+        canvases = [
+            image_canvas(prompts[i], known[i], open_codes[i], speaker.vocabulary, unconditional_prompt=nothing) for i in rows
+        ]
+        canvas = join(canvases)
+        sampler = PhiloxSampler(seed + rows[0], settings.sampling_temperature, canvas.start)
+        codes[rows] = final_codes(list(decode_image(speaker.denoiser, canvas, settings, sampler)))
+    return codes
+
+
+def caption_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
+    """Prompts that draw a caption at once."""
+    return [paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
+
+
+def plan_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
+    """Prompts that the thought about a caption follows."""
+    return [thinking_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
+
+
+def planned_prompts(speaker: Speaker, captions: Sequence[str], thoughts: Sequence[str]) -> list[list[int]]:
+    """Prompts that draw a caption after a thought."""
+    eos = speaker.vocabulary.special.eos
+    plans = plan_prompts(speaker, captions)
+    return [[*plan, *speaker.tokenizer.encode(thought), eos] for plan, thought in zip(plans, thoughts, strict=True)]
+
+
+def question_prompts(speaker: Speaker, questions: Sequence[str], codes: Ints | None = None) -> list[list[int]]:
+    """Prompts of questions, each after its picture's codes [N, length] where there are some."""
+    special = speaker.vocabulary.special
+    chats = [chat_ids(speaker.tokenizer, special, [{"role": "user", "content": text}]) for text in questions]
+    if codes is None:
+        return chats
+    return [picture_prompt(row, speaker.vocabulary) + chat for row, chat in zip(codes, chats, strict=True)]
+
+
+def batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of equal length, at most ROWS each."""
+    groups: list[list[int]] = []
+    for length in sorted(set(lengths)):
+        rows = [i for i, other in enumerate(lengths) if other == length]
+        groups += [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+    return groups
+
+
+def join(canvases: Sequence[Canvas]) -> Canvas:
+    """Canvases of one layout as the rows of one."""
+    first = canvases[0]
+    first.tokens = np.concatenate([c.tokens for c in canvases])
+    first.editable = np.concatenate([c.editable for c in canvases])
+    if first.unconditional is not None:
+        first.unconditional = np.concatenate([c.unconditional for c in canvases if c.unconditional is not None])
+    return first

@@ -1,0 +1,248 @@
+"""Stage three, UniGRPO (MMaDA, arXiv 2505.15809, section 3.3): groups of responses to a prompt, advantages within the group,
+masked copies of every response, clipped ratios and a divergence from the model that the stage began with. Text, understanding
+and drawing are one case. Knows the course of a step; objective, rewards, rollouts and loop are elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmada_lite.errors import Error
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.train import rollouts
+from mmada_lite.train.denoiser import TorchDenoiser
+from mmada_lite.train.loop import Loop, LoopSettings, Piece
+from mmada_lite.train.model import MMaDA
+from mmada_lite.train.policy import (
+    UNIGRPO,
+    WHOLE,
+    Draws,
+    MaskedCopies,
+    Objective,
+    group_advantages,
+    policy_loss,
+    random_copies,
+    token_log_probabilities,
+)
+from mmada_lite.train.progress import step_generator
+from mmada_lite.train.prompts import Prompt, Source
+from mmada_lite.train.rewards import Classifier, weigh
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
+
+Decode = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # codes [B, N] -> pictures [B, H, W, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Stage three: what is asked, how it is rewarded, and how far a step may go.
+
+    tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. prompts, group:
+    prompts of a batch and responses to each. updates: steps on the same responses. copies: masked copies of a response.
+    """
+
+    tasks: tuple[str, ...]
+    rewards: Mapping[str, Mapping[str, float]]
+    loop: LoopSettings
+    text: TextSettings
+    image: ImageSettings
+    prompts: int = 8
+    group: int = 8
+    updates: int = 2
+    copies: int = 2
+    objective: Objective = field(default_factory=lambda: replace(UNIGRPO, unit="token"))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in self.rewards:
+                raise Error(f"the task {task!r} has no rewards; say which, such as {{'answer': 1.0}}")
+        if self.prompts < 1 or self.updates < 1 or self.copies < 1:
+            raise Error(f"prompts {self.prompts}, updates {self.updates} and copies {self.copies} are whole numbers from 1")
+        if self.loop.steps % self.updates:
+            raise Error(f"{self.loop.steps} steps are no multiple of {self.updates} updates on the same responses; use one")
+        if self.group < 2:
+            raise Error(f"group is {self.group}; an advantage needs at least 2 responses to compare")
+
+
+@dataclass(slots=True)
+class Policy:
+    """The model as it decodes: what rollouts ask for."""
+
+    model: MMaDA
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+    @property
+    def denoiser(self) -> TorchDenoiser:
+        offset = self.vocabulary.image_code_offset
+        return TorchDenoiser(self.model, slice(offset, offset + self.vocabulary.codebook_size))
+
+
+class PolicyObjective(nn.Module):
+    """The policy loss of a piece of masked copies."""
+
+    def __init__(self, model: MMaDA, objective: Objective, codes: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.objective, self.codes = model, objective, codes
+
+    def forward(
+        self,
+        tokens: Tensor,  # int64 [C, L] with masks
+        targets: Tensor,  # int64 [C, L]
+        chosen: Tensor,  # bool [C, L]
+        old: Tensor,  # float32 [C, L] log-probabilities before the batch
+        reference: Tensor,  # float32 [C, L] of the model that the stage began with
+        advantages: Tensor,  # float32 [C]
+        drawing: Tensor,  # bool [C] codes rather than text
+        total: Tensor,  # float32 [C] copies of the whole batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        new = self.log_probabilities(tokens, targets, chosen, bool(drawing[0]))
+        parts = policy_loss(new, old, chosen, advantages, self.objective, reference)
+        share = len(tokens) / total[0]
+        logged = {"policy": parts.policy, "divergence": parts.divergence, "clipped": parts.clipped}
+        return share * parts.total, {name: torch.stack([v.detach(), v.new_tensor(1.0)]) for name, v in logged.items()}
+
+    def log_probabilities(self, tokens: Tensor, targets: Tensor, chosen: Tensor, drawing: bool) -> Tensor:
+        """Of the targets at the chosen positions [C, L]; of a drawing among the codes alone, as it is sampled."""
+        hidden = self.model(tokens).hidden[chosen]
+        columns = slice(*self.codes) if drawing else None
+        return token_log_probabilities(self.model.logits(hidden, columns), targets, chosen, self.codes[0] if drawing else 0)
+
+
+class StageThree:
+    """A run of UniGRPO: model, the frozen model that it began with, and its state in `folder`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        folder: Path,
+        settings: PolicySettings,
+        sources: Mapping[str, Source],
+        decode: Decode | None = None,
+        classify: Classifier | None = None,
+    ) -> None:
+        for task in settings.tasks:
+            if task not in sources:
+                close = difflib.get_close_matches(task, sources, n=1)
+                raise Error(f"no task is called {task!r}; {f'did you mean {close[0]!r}?' if close else f'use {list(sources)}'}")
+        self.policy, self.settings, self.sources, self.decode = policy, settings, sources, decode
+        self.rewards = {task: weigh(settings.rewards[task], classify) for task in settings.tasks}
+        offset = policy.vocabulary.image_code_offset
+        span = (offset, offset + policy.vocabulary.codebook_size)
+        self.reference = PolicyObjective(copy.deepcopy(policy.model).eval().requires_grad_(False), settings.objective, span)
+        objective = PolicyObjective(policy.model, settings.objective, span)
+        matrices = {name for name, p in objective.named_parameters() if ".blocks." in name and p.ndim == 2}
+        how = replace(settings.loop, align=settings.updates)
+        self.loop = Loop(objective, matrices, folder, how, lambda step: min(1.0, (step + 1) / 5))
+        self.objective = objective
+        self.reference.to(self.loop.accelerator.device)
+        self._pieces: list[list[Piece]] = []
+
+    def train(self, until: int | None = None) -> None:
+        """Go on to the last step (or stop before step `until`)."""
+        self.loop.run(self._batch, until)
+
+    def _batch(self, step: int) -> list[Piece]:
+        turn, number = step % self.settings.updates, step // self.settings.updates
+        if turn == 0:
+            with self.loop.gathered():
+                self._pieces = self._respond(number)
+        return self._pieces[turn]
+
+    def _respond(self, number: int) -> list[list[Piece]]:
+        """Ask, decode, reward; the masked copies of every update on these responses."""
+        settings = self.settings
+        rng = step_generator(settings.seed, number)
+        task = settings.tasks[number % len(settings.tasks)]
+        prompts = self.sources[task](self.policy, settings.prompts, rng)
+        targets, response, rewards = self._shared(task, prompts, seed=int(rng.integers(1 << 31)))
+        self.loop.note({f"reward_{task}": float(rewards.mean())})
+        advantages = group_advantages(rewards).flatten()
+        drawing = prompts[0].draws
+        special = self.policy.vocabulary.special
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
+        first = torch.rand(len(targets) * settings.copies, generator=generator)
+        found = []
+        for turn in range(settings.updates):
+            spaced = first + (1 - first) * turn / max(1, settings.updates)  # structured noising: later updates hide more
+            draws = Draws(spaced, torch.rand(len(first), targets.shape[1], generator=generator))
+            copies = random_copies(targets, response, special.mask, draws, WHOLE)
+            found.append([self._piece(copies, advantages, drawing)] if len(copies.tokens) else [])
+        return found
+
+    @torch.no_grad()
+    def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
+        device = self.loop.accelerator.device
+        places = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
+        return {
+            "tokens": copies.tokens,
+            "targets": copies.targets,
+            "chosen": copies.chosen,
+            "old": self.objective.log_probabilities(*places).cpu(),
+            "reference": self.reference.log_probabilities(*places).cpu(),
+            "advantages": advantages[copies.row],
+            "drawing": torch.full((len(copies.tokens),), drawing),
+            "total": torch.full((len(copies.tokens),), float(len(copies.tokens))),
+        }
+
+    def _shared(self, task: str, prompts: Sequence[Prompt], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, responses and rewards of all prompts: every process decodes its own and gets those of the others."""
+        from accelerate.utils import gather_object
+
+        world, rank = self.loop.accelerator.num_processes, self.loop.accelerator.process_index
+        own = prompts[rank::world]
+        targets, response = self._rollout(own, seed + rank)
+        mine = [(targets, response, self._reward(task, own, targets, response))]
+        parts = gather_object(mine) if world > 1 else mine
+        return tuple(torch.cat([part[n] for part in parts]) for n in range(3))  # type: ignore[return-value]
+
+    def _rollout(self, prompts: Sequence[Prompt], seed: int) -> tuple[Tensor, Tensor]:
+        """Rows [prompts * group, L] of prompt and response, and which positions are the response. One length for all."""
+        settings, ids = self.settings, [p.ids for p in prompts for _ in range(self.settings.group)]
+        special, config = self.policy.vocabulary.special, self.policy.model.config
+        if prompts[0].draws:
+            codes = rollouts.draw(self.policy, ids, settings.image, config.num_vq_tokens, seed)
+            ends = [np.full((len(ids), 1), value) for value in (special.soi, special.eoi)]
+            body = np.concatenate([ends[0], codes + self.policy.vocabulary.image_code_offset, ends[1]], axis=1)
+            counted = np.zeros(body.shape, dtype=bool)
+            counted[:, 1:-1] = True
+        else:
+            body = rollouts.write(self.policy, ids, settings.text, seed).ids
+            body, counted = _ended(body, special.eot, special.eos, special.mask)
+        rows = np.concatenate([np.array(ids), body], axis=1)
+        response = np.concatenate([np.zeros((len(ids), len(ids[0])), dtype=bool), counted], axis=1)
+        return torch.from_numpy(rows), torch.from_numpy(response)
+
+    def _reward(self, task: str, prompts: Sequence[Prompt], targets: Tensor, response: Tensor) -> Tensor:
+        """[prompts, group]"""
+        settings, tokenizer, special = self.settings, self.policy.tokenizer, self.policy.vocabulary.special
+        given: list[str | NDArray[np.uint8]]
+        if prompts[0].draws:
+            if self.decode is None:
+                raise Error(f"the task {task!r} draws, and no image tokenizer was given to decode what it draws")
+            codes = targets[response].reshape(len(targets), -1).numpy() - self.policy.vocabulary.image_code_offset
+            given = list(self.decode(codes))
+        else:
+            ends = {special.eot, special.eos, special.mask}
+            rows = [row[mask].tolist() for row, mask in zip(targets, response, strict=True)]
+            given = [tokenizer.decode([t for t in row if t not in ends]).strip() for row in rows]
+        reward = self.rewards[task]
+        found = [reward(prompts[n // settings.group].text, g, prompts[n // settings.group].truth) for n, g in enumerate(given)]
+        return torch.tensor(found).reshape(len(prompts), settings.group)
+
+
+def _ended(body: NDArray[np.int64], eot: int, eos: int, mask: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Answers with ends of text after their first end, and which tokens count: up to that end; masks that were never
+    reached do not."""
+    ends = np.isin(body, [eot, eos])
+    after = (ends.cumsum(axis=1) - ends) > 0
+    return np.where(after, eos, body), ~after & (body != mask)

@@ -1,0 +1,150 @@
+"""Stages one and two: the unified masked-diffusion objective over a mixture of tasks in every batch (MMaDA, arXiv 2505.15809,
+equations L_unify and L_Mixed-SFT). A stage is a mixture, a length and a start; train/loop is the loop, train/data/sequences
+makes the rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmada_lite.errors import Error
+from mmada_lite.train.data.sequences import Rows, Sequences
+from mmada_lite.train.loop import Loop, LoopSettings, Piece, trained_weights
+from mmada_lite.train.model import MMaDA
+from mmada_lite.train.objectives import Corrupted, unified_loss
+from mmada_lite.train.optimizer import trapezoid
+from mmada_lite.train.progress import step_generator
+
+TASKS = ("paint", "pair", "drawn", "plan", "ask", "list", "scene", "sum", "fact")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of a batch is a task: groups of equal length, on average, and the weight of their loss."""
+
+    groups: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """A stage: which tasks, how many rows a group, how fast and how long."""
+
+    mixture: Mapping[str, Share]
+    loop: LoopSettings
+    rows: int = 12  # of a group
+    warmup: int = 100
+    decay: float = 0.6  # share of the steps over which the learning rate falls to nothing
+    seed: int = 11
+
+    def __post_init__(self) -> None:
+        for task in self.mixture:
+            if task not in TASKS:
+                close = difflib.get_close_matches(task, TASKS, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
+                raise Error(f"no task is called {task!r}; {hint}")
+        if not any(share.groups > 0 for share in self.mixture.values()):
+            raise Error("the mixture of this stage is empty: give at least one task more than 0 groups")
+
+    def lasting(self, steps: int) -> StageSettings:
+        """The same stage with another number of steps."""
+        return replace(self, loop=replace(self.loop, steps=steps))
+
+
+STAGE_ONE = StageSettings(
+    {
+        "paint": Share(2.0),
+        "pair": Share(1.0, 0.7),
+        "ask": Share(2.5, 3.0),
+        "list": Share(0.75, 2.0),
+        "sum": Share(1.0, 1.5),
+        "fact": Share(0.25, 0.5),
+    },
+    LoopSettings(780, muon_lr=0.012, adam_lr=2e-3),
+    decay=0.0,
+)
+STAGE_TWO = StageSettings(
+    {
+        "paint": Share(2.0, 1.5),
+        "drawn": Share(1.0),
+        "plan": Share(0.25),
+        "ask": Share(2.5, 2.5),
+        "scene": Share(1.25, 2.0),
+        "sum": Share(3.0, 2.0),
+        "fact": Share(0.4, 0.5),
+    },
+    LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
+    warmup=20,
+    decay=0.7,
+    seed=12,
+)
+STAGES: dict[str, StageSettings] = {"one": STAGE_ONE, "two": STAGE_TWO}
+
+
+class UnifiedObjective(nn.Module):
+    """The weighted cross-entropy at a piece's hidden positions (`train.objectives.Corrupted`), and its plain mean by task."""
+
+    def __init__(self, model: MMaDA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor, weight: Tensor, task: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = Corrupted(tokens, targets, weight)
+        chosen = weight > 0
+        logits = self.model.logits(self.model(tokens).hidden[chosen])  # [masked positions, V]
+        with torch.no_grad():
+            total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
+        pair = torch.stack([total, total.new_tensor(float(chosen.sum()))])
+        return unified_loss(logits, rows), {TASKS[int(task[0])]: pair}
+
+
+def piece(rows: Rows, weight: float) -> Piece:
+    """A group of rows for `UnifiedObjective`."""
+    return {
+        "tokens": torch.from_numpy(rows.tokens),
+        "targets": torch.from_numpy(rows.targets),
+        "weight": torch.from_numpy(rows.weight) * weight,
+        "task": torch.full((len(rows.tokens),), TASKS.index(rows.task)),
+    }
+
+
+def batch(sequences: Sequences, settings: StageSettings, step: int) -> list[Piece]:
+    """The groups of one step. A task with a fraction of a group has one in that share of the steps, evenly spaced."""
+    rng, found = step_generator(settings.seed, step), []
+    for task, share in settings.mixture.items():
+        count = int((step + 1) * share.groups) - int(step * share.groups)
+        weight = share.weight / max(share.groups, 1.0)
+        found += [piece(sequences.tasks[task](settings.rows, rng), weight) for _ in range(count)]
+    return found
+
+
+def train_stage(model: MMaDA, sequences: Sequences, folder: Path, settings: StageSettings, until: int | None = None) -> Loop:
+    """Train the model, or go on where `folder` was left. Returns the loop, which holds the averaged weights."""
+    objective = UnifiedObjective(model)
+    matrices = {name for name, p in objective.named_parameters() if ".blocks." in name and p.ndim == 2}
+    steps = settings.loop.steps
+
+    def rate(step: int) -> float:
+        return trapezoid(step, steps, settings.warmup, settings.decay)
+
+    loop = Loop(objective, matrices, folder, settings.loop, rate)
+    loop.run(lambda step: batch(sequences, settings, step), until)
+    return loop
+
+
+def load_trained(folder: Path, model: MMaDA, averaged: bool = True) -> int:
+    """Put the weights of a stage's last state into the model; returns the steps that it was trained for."""
+    weights, steps = trained_weights(folder, averaged)
+    try:
+        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()[:160]
+        raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
+    return steps
