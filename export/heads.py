@@ -25,7 +25,11 @@ def build_head(graph: Graph, weight: Weight, form: Form) -> None:
     mix = graph.input("mix", "float32", ("N", "R"))
     temperature = graph.input("temperature", "float32", ())
     uniform = graph.input("uniform", "float32", ("N", "Q"))
-    logits = lowering.linear(graph, _mixed(graph, hidden, mix, d_model), weight, form, to="logits")
+    states = lowering.narrow(graph, _mixed(graph, hidden, mix, d_model), form)
+    if form.computed == "float32":
+        logits = lowering.linear(graph, states, weight, form, to="logits")
+    else:
+        logits = lowering.widen(graph, lowering.linear(graph, states, weight, form), form, to="logits")
     best, largest = _search(graph, logits, columns)
     drawn, greedy = graph.branch(), graph.branch()
     _draw(drawn, logits, temperature, uniform, columns)

@@ -70,10 +70,28 @@ class Form:
         """How the graph itself rounds what is multiplied: "int8 per token", or not at all."""
         return "int8 per token" if _kind(self) == "integer" else None
 
+    @property
+    def computed(self) -> str:
+        """The type that products and caches have: half precision on a GPU, but for a group that is stored in fp32."""
+        return "float32" if self.target == "cpu" or self.format.family == "fp32" else "float16"
+
 
 def linear(graph: Graph, x: str, weight: Weight, form: Form, *, to: str = "") -> str:
-    """x [..., K] times the transpose of `weight` (N, K) -> [..., N], in float32."""
+    """x [..., K] times the transpose of `weight` (N, K) -> [..., N], both in the form's computed type."""
     return _LOWERINGS[_kind(form)](graph, x, weight, form, to)
+
+
+def narrow(graph: Graph, x: str, form: Form) -> str:
+    """A float32 value in the form's computed type."""
+    return x if form.computed == "float32" else graph.op("Cast", x, attributes={"to": _HALF})
+
+
+def widen(graph: Graph, x: str, form: Form, *, to: str = "") -> str:
+    """A value of the form's computed type in float32."""
+    if form.computed == "float32":
+        assert not to, "nothing is made, so nothing can be named"
+        return x
+    return graph.op("Cast", x, attributes={"to": _FLOAT}, to=to)
 
 
 def plain(graph: Graph, weight: Weight, form: Form, *, transposed: bool = False) -> str:
@@ -104,10 +122,10 @@ def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) ->
 
 
 def attention(graph: Graph, query: str, keys: str, values: str, form: Form) -> str:
-    """query [B, H, Q, Hd], keys and values [B, Hkv, L, Hd] -> [B, H, Q, Hd], every query seeing every key. TensorRT has
-    kernels for half precision alone."""
+    """query [B, H, Q, Hd], keys and values [B, Hkv, L, Hd] -> [B, H, Q, Hd], every query seeing every key, in the form's
+    computed type. TensorRT has kernels for half precision alone."""
     given = [query, keys, values]
-    if form.target != "tensorrt":
+    if form.target != "tensorrt" or form.computed == "float16":
         return graph.op("Attention", *given, attributes={"is_causal": 0})
     halves = [graph.op("Cast", value, attributes={"to": _HALF}) for value in given]
     return graph.op("Cast", graph.op("Attention", *halves, attributes={"is_causal": 0}), attributes={"to": _FLOAT})
@@ -162,7 +180,10 @@ def _block(form: Form, inputs: int) -> int:
 
 
 def _floating(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
-    return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
+    if form.computed == "float32":
+        return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
+    name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=True)
+    return graph.op("MatMul", x, name, to=to)
 
 
 def _integer(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
@@ -196,7 +217,7 @@ def _blocks(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
     matrix = graph.weight(weight.name, (columns, count, block * stored.bits // 8), "uint8", codes)
     repeated = (np.broadcast_to(part, (part.shape[0], count)) for part in scales)
     scale = graph.weight(f"{weight.name}.scale", (columns, count), stored.scale_dtype, repeated)
-    inputs_of = [x, matrix, _as_float(graph, scale, stored.scale_dtype)]
+    inputs_of = [x, matrix, _as_computed(graph, scale, form)]
     if not stored.symmetric:
         packed = [pack_zeros(part, stored) for part in zeros]
         inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
@@ -212,16 +233,16 @@ def _dequantized(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> s
     parts = _quantized(weight, form, scales)
     if stored.block is None:
         matrix = graph.weight(weight.name, weight.shape, "int8", (held.codes for held in parts), transposed=True)
-        scale = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
+        scales_of = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
         attributes: dict[str, int] = {"axis": 1}
     else:
         pairs = (pack_pairs(held.codes) for held in parts)
         seen = ("int4", (inputs, columns))
         matrix = graph.weight(weight.name, (columns // 2, inputs), "uint8", pairs, transposed=True, seen=seen)
         shape = (columns, stored.blocks(inputs))
-        halves = graph.weight(f"{weight.name}.scale", shape, stored.scale_dtype, scales, transposed=True)
-        scale = _as_float(graph, halves, stored.scale_dtype)
+        scales_of = graph.weight(f"{weight.name}.scale", shape, stored.scale_dtype, scales, transposed=True)
         attributes = {"axis": 0, "block_size": stored.block}
+    scale = _as_computed(graph, scales_of, form)
     return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes=attributes), to=to)
 
 
@@ -245,6 +266,13 @@ def _finite(weight: Weight) -> Iterator[np.ndarray]:
     for chunk in weight.chunks():
         require_finite(chunk, weight.tensor)
         yield chunk
+
+
+def _as_computed(graph: Graph, scale: str, form: Form) -> str:
+    """Scales in the type that they are multiplied in."""
+    if form.format.scale_dtype == form.computed:
+        return scale
+    return graph.op("Cast", scale, attributes={"to": _HALF if form.computed == "float16" else _FLOAT})
 
 
 def _as_float(graph: Graph, name: str, dtype: str) -> str:

@@ -28,17 +28,17 @@ def build_backbone(graph: Graph, source: Tensors, form: Form, config: Transforme
     positions = graph.input("positions", "int64", ("B", "W"))
     for layer in range(config.n_layers):
         for kind in ("key", "value"):
-            graph.input(f"past_{kind}_{layer}", "float32", ("B", heads, "P", size))
+            graph.input(f"past_{kind}_{layer}", form.computed, ("B", heads, "P", size))
     rows = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
-    angles = _angles(graph, positions, config)
+    cosines, sines = (lowering.narrow(graph, part, form) for part in _angles(graph, positions, config))
     for layer in range(config.n_layers):
         last = layer == config.n_layers - 1
-        x = _Block(graph, source, form, config, layer).build(x, angles, rows if last else None)
+        x = _Block(graph, source, form, config, layer).build(x, (cosines, sines), rows if last else None)
     _norm(graph, source, f"{_ROOT}.ln_f.weight", x, config, to="hidden")
     graph.output("hidden", "float32", ("B", "Q", config.d_model))
     for kind in ("key", "value"):
         for layer in range(config.n_layers):
-            graph.output(f"{kind}_{layer}", "float32", ("B", heads, "W", size))
+            graph.output(f"{kind}_{layer}", form.computed, ("B", heads, "W", size))
 
 
 class _Block:
@@ -51,18 +51,25 @@ class _Block:
         """x [B, W, D] -> [B, W, D]. With `rows` [B, Q, 1], the last layer's, only those leave it: the keys and values
         still cover the window, while queries and the feed-forward part are computed for the rows alone, [B, Q, D]."""
         graph, config = self.graph, self.config
-        normed = _norm(graph, self.source, self._name("attn_norm"), x, config)
+        normed = self._normed("attn_norm", x)
         key = self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=f"key_{self.layer}")
         value = self._heads("v_proj", normed, config.n_kv_heads, to=f"value_{self.layer}")
         if rows is not None:
             x, normed, *turned = (_take(graph, each, rows) for each in (x, normed, *angles))
             angles = turned[0], turned[1]
         query = self._rotate(self._heads("q_proj", normed, config.n_heads), angles)
-        x = graph.op("Add", x, self._linear("attn_out", self._attend(query, key, value)))
-        normed = _norm(graph, self.source, self._name("ff_norm"), x, config)
+        x = self._added(x, self._linear("attn_out", self._attend(query, key, value)))
+        normed = self._normed("ff_norm", x)
         gate = self._linear("ff_proj", normed)
         silu = graph.op("Mul", gate, graph.op("Sigmoid", gate))
-        return graph.op("Add", x, self._linear("ff_out", graph.op("Mul", silu, self._linear("up_proj", normed))))
+        return self._added(x, self._linear("ff_out", graph.op("Mul", silu, self._linear("up_proj", normed))))
+
+    def _normed(self, name: str, x: str) -> str:
+        """The sum x is float32 throughout; what is multiplied is in the computed type."""
+        return lowering.narrow(self.graph, _norm(self.graph, self.source, self._name(name), x, self.config), self.form)
+
+    def _added(self, x: str, change: str) -> str:
+        return self.graph.op("Add", x, lowering.widen(self.graph, change, self.form))
 
     def _attend(self, query: str, key: str, value: str) -> str:
         """query [B, H, Q, Hd]; keys and values: the past, then the window -> [B, Q, D]. Grouped heads repeat

@@ -16,7 +16,9 @@ POLICIES = ("none", "prefix", "dual")
 
 @dataclass(frozen=True, slots=True)
 class KeyValues:
-    """One array per layer: keys and values [B, Hkv, P, Hd], keys rotated to their absolute positions."""
+    """One array per layer: keys and values [B, Hkv, P, Hd], keys rotated to their absolute positions.
+
+    Graphs for a GPU keep them in half precision."""
 
     keys: tuple[Floats, ...]
     values: tuple[Floats, ...]
@@ -30,8 +32,8 @@ class KeyValues:
         return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
 
     @classmethod
-    def empty(cls, layers: int, rows: int, heads: int, head_dim: int) -> "KeyValues":
-        nothing = np.zeros((rows, heads, 0, head_dim), dtype=np.float32)
+    def empty(cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
+        nothing = np.zeros((rows, heads, 0, head_dim), dtype=dtype)
         return cls((nothing,) * layers, (nothing,) * layers)
 
 

@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs th
     "export": ("bundles", "turn a checkpoint into a bundle that this program runs"),
     "check": ("bundles", "replay recorded cases of the reference and compare"),
     "info": ("info", "say what is in a bundle and whether it will run here"),
+    "plan": ("plan", "say which precision of a model fits a memory, before anything is downloaded"),
+    "doctor": ("doctor", "look at this machine: devices, libraries, the best settings, and what mends each gap"),
     "train": ("workshop", "train the small model, step by step (arguments: see mmada-lite train --help)"),
     "bench": ("workshop", "measure quality and speed (arguments: see mmada-lite bench --help)"),
 }
@@ -97,6 +99,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     _add_export(made["export"])
     _add_check(made["check"])
     _add_info(made["info"])
+    _add_plan(made["plan"])
+    _add_doctor(made["doctor"])
     return parser, dict(made)
 
 
@@ -140,13 +144,19 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder with config.json and safetensors weights")
-    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder with config.json and safetensors weights; with --engine, a bundle too",
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
     parser.add_argument(
         "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
     )
     parser.add_argument(
-        "--target", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="the kind of device to write for (default: cpu)"
+        "--target",
+        choices=["cpu", "cuda", "tensorrt"],
+        help="the kind of device to write for (default: cpu; with --engine tensorrt)",
     )
     parser.add_argument(
         "--store",
@@ -154,6 +164,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="GROUP=FORMAT",
         help="another format for one group of tensors, such as text_head=int8 or backbone=int4-b32; may be repeated",
+    )
+    parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
+    parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="build engines for this alone: prefill, block or picture; may be repeated (default: one engine for all)",
     )
     _add_force(parser)
     _add_json(parser)
@@ -177,6 +196,23 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         metavar="HEADERS",
         help="print the line that compiles a C++ program here, and nothing else",
     )
+    _add_json(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", metavar="SOURCE", help="a bundle, a checkpoint folder, a config.json, or 8b, the published model"
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="8GB, 7.5GiB (default: what is free here, or the card's)")
+    parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
+    parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
+    parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
+    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
@@ -227,8 +263,14 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda (default: auto)")
+    _add_device(parser)
     parser.add_argument("--threads", type=_whole, metavar="N", help="CPU threads (default: every usable core)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (the best that works), cpu, cuda, rtx or tensorrt"
+    )
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

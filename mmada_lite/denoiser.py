@@ -4,9 +4,9 @@ Sessions, the torch model and a planted mock are all denoisers, so the loops exi
 position is written next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Head = Literal["text", "image"]
+PAST_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # as onnxruntime says them: as numpy does
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,25 @@ class Denoiser(Protocol):
 class OnnxDenoiser:
     """The sessions of a bundle tied together. What is not fetched is computed all the same, but never copied out."""
 
-    def __init__(self, sessions: "dict[str, onnxruntime.InferenceSession]", layers: int, heads: int, head_dim: int) -> None:
-        self._sessions = sessions
+    def __init__(
+        self,
+        sessions: "dict[str, onnxruntime.InferenceSession]",
+        layers: int,
+        heads: int,
+        head_dim: int,
+        guard: Callable[[Callable[[], Any]], Any] = lambda run: run(),
+    ) -> None:
+        """guard: runs something and turns its failures into ours."""
+        self._sessions, self._guard = sessions, guard
         self._shape = (layers, heads, head_dim)
+        types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
+        self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
         self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(layers)]
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         rows = window.tokens.shape[0]
-        past = window.past or KeyValues.empty(self._shape[0], rows, self._shape[1], self._shape[2])
+        layers, heads, size = self._shape
+        past = window.past or KeyValues.empty(layers, rows, heads, size, self._past_type)
         (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
         feeds = {
             "embeddings": embeddings,
@@ -82,24 +94,20 @@ class OnnxDenoiser:
         return hidden, KeyValues(tuple(kept[: self._shape[0]]), tuple(kept[self._shape[0] :]))
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
-        draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32) if uniform is None else uniform
-        feeds = self._head_feeds(hidden, mix, temperature, draws)
+        feeds = head_feeds(hidden, mix, temperature, uniform)
         token, log_probability = self._run(f"{head}_head", ["token", "log_probability"], feeds)
         return Prediction(token, log_probability)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
-        draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32)
-        (logits,) = self._run(f"{head}_head", ["logits"], self._head_feeds(hidden, mix, 0.0, draws))
+        (logits,) = self._run(f"{head}_head", ["logits"], head_feeds(hidden, mix, 0.0, None))
         return logits
 
-    def _head_feeds(self, hidden: Floats, mix: Floats, temperature: float, uniform: Floats) -> dict[str, NDArray]:
-        return {
-            "hidden": hidden,
-            "mix": mix,
-            "temperature": np.array(temperature, dtype=np.float32),
-            "uniform": uniform,
-        }
-
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
-        found: list[NDArray] = self._sessions[graph].run(list(outputs), feeds)
+        found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds))
         return found
+
+
+def head_feeds(hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> dict[str, NDArray]:
+    """A head's inputs. Where nothing is drawn any number does for `uniform`."""
+    draws = np.full((mix.shape[0], hidden.shape[1]), 0.5, dtype=np.float32) if uniform is None else uniform
+    return {"hidden": hidden, "mix": mix, "temperature": np.array(temperature, dtype=np.float32), "uniform": draws}

@@ -17,12 +17,13 @@ from mmada_lite import images
 from mmada_lite.bundle import Bundle
 from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
-from mmada_lite.denoiser import OnnxDenoiser
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
+from mmada_lite.opening import device_for, open_denoiser, open_graph
 from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.sessions import Device, choose_device, exact_int8, open_session
+from mmada_lite.sessions import Device, exact_int8
 from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.stamps import Stamps
 from mmada_lite.streams import Answer, Drawing, Thinking
 from mmada_lite.thoughts import with_tags
 from mmada_lite.vocabulary import Tokenizer, chat_ids
@@ -44,12 +45,13 @@ def embedded_bundle() -> Path:
 def load(path: str | Path | None = None, *, device: str = "auto", threads: int | None = None, verify: str = "auto") -> "Model":
     """Open a bundle; without a path, the small model that comes with the package.
 
-    device: auto, cpu or cuda. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of
-    every file of bundles up to 256 MiB and the sizes of larger ones, "full" every sha256.
+    device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
+    says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
+    to 256 MiB and the sizes of larger ones, "full" every sha256.
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
-    return Model(bundle, choose_device(device), threads)
+    return Model(bundle, device_for(bundle, device), threads)
 
 
 class Model:
@@ -59,12 +61,10 @@ class Model:
         self.bundle, self.device, self.vocabulary = bundle, device, bundle.vocabulary
         self.text_defaults, self.image_defaults = bundle.text_defaults, bundle.image_defaults
         self._threads = threads
+        self._stamps = Stamps.of(bundle)
         _warn(bundle, device)
         self._tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
-        shape = bundle.architecture
-        names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
-        sessions = {name: open_session(bundle.graph_path(name), device, threads) for name in names}
-        self.denoiser = OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
+        self.denoiser = open_denoiser(bundle, device, threads)
         self._codec: Codec | None = None
 
     @property
@@ -80,10 +80,9 @@ class Model:
             image = self.bundle.image
             if image is None or "image_decoder" not in self.bundle.graphs:
                 raise Error(f"{self.bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
-            encoder, decoder = (
-                open_session(self.bundle.graph_path(name), self.device, self._threads)
-                for name in ("image_encoder", "image_decoder")
-            )
+            self._stamps.check()
+            names = ("image_encoder", "image_decoder")
+            encoder, decoder = (open_graph(self.bundle, name, self.device, self._threads) for name in names)
             self._codec = Codec(encoder, decoder, image.resolution, image.downsample)
         return self._codec
 
@@ -176,6 +175,7 @@ class Model:
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
+        self._stamps.check()
         chosen = settings or self.text_defaults
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         special = self.vocabulary.special
@@ -226,6 +226,7 @@ class Model:
         settings: ImageSettings | None,
         thought: Sequence[int] | None = None,
     ) -> Canvas:
+        self._stamps.check()
         chosen = settings or self.image_defaults
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
@@ -276,10 +277,11 @@ class Model:
 def _warn(bundle: Bundle, device: Device) -> None:
     """Say aloud where a bundle will be slow or inexact on this device."""
     dynamic = any(group.activation for group in bundle.quantization.values())
-    if bundle.target == "tensorrt" or (dynamic and device.name != "cpu"):
+    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not dynamic or device.name == "cpu"
+    if not fits:
         _log.warning(
             "%s is made for %s and will be slow on %s; export it with --target %s",
-            *(bundle.path.name, bundle.target, device.name, device.name),
+            *(bundle.path.name, bundle.target, device.name, "tensorrt" if device.name == "rtx" else device.name),
         )
     elif dynamic and not exact_int8():
         _log.warning(

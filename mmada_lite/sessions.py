@@ -1,25 +1,35 @@
 """onnxruntime as this project uses it: which device, which options, and a plain word when something is not to be had.
 
-It knows providers and session options; it knows nothing of what the graphs mean.
+It chooses among `providers` and opens sessions; it knows nothing of what the graphs mean.
 """
 
 import logging
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from mmada_lite import providers
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _log = logging.getLogger("mmada_lite")
-DEVICES = ("auto", "cpu", "cuda")
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = ("auto", *providers.PROVIDERS)
+# What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
+_BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu"), "integers": ("cpu",)}
+)
+_MEMORY = re.compile(r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE)
+
+
+class OutOfMemory(Error):
+    """The device, or the machine, has no room for what was to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,44 +41,75 @@ class Device:
 
     @property
     def providers(self) -> list[str]:
-        wanted = _PROVIDERS[self.name]
-        return [wanted] if wanted == "CPUExecutionProvider" else [wanted, "CPUExecutionProvider"]
+        provider = providers.PROVIDERS[self.name]
+        return [provider.name, *provider.beside]
+
+    @property
+    def memory(self) -> str:
+        """Where its tensors lie, in the words of onnxruntime's io binding."""
+        return providers.PROVIDERS[self.name].memory
 
 
-def choose_device(name: str = "auto") -> Device:
-    """Find the device `name`. "auto" takes CUDA where onnxruntime has it, else the CPU, and says which and why.
+def choose_device(name: str = "auto", lowered_for: str = "cpu") -> Device:
+    """Find the device `name`. "auto" takes the best one that works for graphs lowered so, and says which and why.
 
-    Raises Error for an unknown name, or for a device that is asked for and missing: never another one in silence.
+    lowered_for: a bundle's target, or "integers" for int8 graphs that round activations. Raises Error for an unknown name,
+    or for a device that is asked for and does not work here: never another one in silence.
     """
     if name not in DEVICES:
         raise Error(f"no device is called {name!r}; use one of {', '.join(DEVICES)}")
-    available = _onnxruntime().get_available_providers()
-    if name == "cuda" and _PROVIDERS["cuda"] not in available:
-        raise Error('onnxruntime here has no CUDA provider; in an environment of its own: pip install "mmada-lite[cuda]"')
-    if name == "auto":
-        if _PROVIDERS["cuda"] in available:
-            return Device("cuda", "onnxruntime has its CUDA provider")
-        return Device("cpu", "onnxruntime has no CUDA provider")
-    return Device(name, "asked for")
+    providers.onnxruntime()
+    if name != "auto":
+        if (why := providers.fault(name)) is not None:
+            raise Error(why)
+        return Device(name, "asked for")
+    passed_over: list[str] = []
+    for candidate in _BEST[lowered_for]:
+        if (why := providers.fault(candidate)) is None:
+            return Device(candidate, _reason(candidate, lowered_for, passed_over))
+        passed_over.append(why)
+    raise AssertionError("the CPU always works")
 
 
-def open_session(path: Path, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
-    """Open one graph. `threads` None means one per core that this process may use. Raises Error when it does not load."""
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
+def _reason(chosen: str, lowered_for: str, passed_over: list[str]) -> str:
+    what = providers.PROVIDERS[chosen].what
+    if lowered_for == "integers":
+        return "int8 with rounded activations is a form for CPUs"
+    if not passed_over:
+        return f"{what} works here, and is the fastest for graphs lowered for {lowered_for}"
+    return f"{what} is the best that works: " + "; ".join(why.split(";")[0] for why in passed_over)
+
+
+def open_session(
+    graph: Path | bytes,
+    device: Device,
+    threads: int | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> "onnxruntime.InferenceSession":
+    """Open one graph, a file or its bytes. `threads` None means one per core that this process may use; settings: the
+    provider's own. Raises Error when it does not load, OutOfMemory when there is no room."""
+    options = providers.onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    name = graph.name if isinstance(graph, Path) else "a graph of our own"
     try:
-        session = runtime.InferenceSession(str(path), options, providers=device.providers)
+        session = providers.open_session(str(graph) if isinstance(graph, Path) else graph, device.name, options, settings)
     except Exception as error:  # onnxruntime's own errors share no base class
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Error(f"onnxruntime cannot load {path}: {first[:240]}") from error
+        kind = OutOfMemory if is_out_of_memory(error) else Error
+        where = graph if isinstance(graph, Path) else name
+        raise kind(f"onnxruntime cannot load {where}: {providers.first_line(error)}") from error
     got = session.get_providers()[0]
     if got != device.providers[0]:
-        raise Error(f"{path.name} was to run on {device.name} but onnxruntime chose {got}; check driver and CUDA libraries")
-    _log.debug("%s opened on %s", path.name, device.name)
-    return session
+        raise Error(f"{name} was to run on {device.name} but onnxruntime chose {got}; check driver and CUDA libraries")
+    _log.debug("%s opened on %s", name, device.name)
+    opened: onnxruntime.InferenceSession = session
+    return opened
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of onnxruntime, CUDA or the system means that memory ran out."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
 def exact_int8() -> bool:
@@ -91,11 +132,3 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
-
-
-def _onnxruntime() -> Any:
-    if find_spec("onnxruntime") is None:
-        raise Error('onnxruntime is not installed; pip install "mmada-lite[cpu]" (or [cuda] for an NVIDIA GPU)')
-    import onnxruntime
-
-    return onnxruntime

@@ -176,7 +176,7 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
     )
     expected = logits_of(tmp_path / "plain", recorded)
     exact = logits_of(tmp_path / "quantized", recorded, fused=False)
-    np.testing.assert_allclose(exact, expected, atol=0.1)  # attention in half precision, as TensorRT has it, and no more
+    np.testing.assert_allclose(exact, expected, atol=0.1)  # half precision, as TensorRT computes, and no more
     assert closeness(exact, expected)[1] < 1e-4
     for target in ("cpu", "cuda", "tensorrt"):  # here activations are rounded to int8 as well
         assert closeness(logits("gqa", precision, target, formats), expected)[1] < 0.02
@@ -201,7 +201,7 @@ def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> N
             feeds = {"hidden": hidden, "mix": ONE, "temperature": np.float32(0), "uniform": np.zeros((1, 3), np.float32)}
             found.append(session.run(["logits"], {key: np.asarray(value) for key, value in feeds.items()})[0])
         for other in found[1:]:
-            np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(other, found[0], rtol=1e-3, atol=0.01)  # half precision; one code more or less: 0.05
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", "tensorrt"])

@@ -4,17 +4,40 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmada_lite import driver
 from mmada_lite.atomic import size_in_words
+from mmada_lite.bundle import MANIFEST, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.verbs import terminal
 from mmada_lite.verbs.workshop import needs
 
 if TYPE_CHECKING:
     from mmada_lite.export.check import Checked
+    from mmada_lite.export.lowering import Target
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Turn a checkpoint into a bundle."""
+    """Turn a checkpoint into a bundle, build engines for a bundle, or both."""
+    engines = arguments.engine is not None
+    ready = engines and (Path(arguments.checkpoint) / MANIFEST).is_file()
+    if not engines and (arguments.profile or arguments.compute_capability):
+        raise Error("--profile and --compute-capability are about engines; add --engine rtx")
+    if ready and (arguments.output or arguments.target or arguments.store):
+        raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out -o, --target and --store")
+    if not ready and arguments.output is None:
+        raise Error("the following arguments are required: -o/--output, the folder of the bundle")
+    if engines:
+        _engines_can_be_built()
+    written = Path(arguments.checkpoint) if ready else _bundle(arguments)
+    if engines:
+        _engines(arguments, written)
+    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    said = {} if ready else {"precision": arguments.precision, "target": _target(arguments)}
+    print(terminal.json_line({"result": str(written), "bytes": size, **said}) if arguments.json else written)
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> Path:
     with needs("export"):
         from mmada_lite.export.bundle import export_checkpoint
     with needs("export"), terminal.Progress(quiet=arguments.json) as progress:
@@ -22,18 +45,46 @@ def export(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.output,
             precision=arguments.precision,
-            target=arguments.target,
+            target=_target(arguments),
             formats=_formats(arguments.store),
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_portion(done, total, name)),
         )
-    if arguments.json:
-        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-        said = {"precision": arguments.precision, "target": arguments.target}
-        print(terminal.json_line({"result": str(written), "bytes": size, **said}))
-    else:
-        print(written)
-    return 0
+    return written
+
+
+def _target(arguments: argparse.Namespace) -> "Target":
+    default: Target = "tensorrt" if arguments.engine else "cpu"
+    return arguments.target or default
+
+
+def _engines_can_be_built() -> None:
+    """Raise Error before the long work, and not after it."""
+    from mmada_lite.export import rtx_builder
+
+    if (lacking := rtx_builder.missing()) is not None:
+        raise Error(lacking)
+
+
+def _engines(arguments: argparse.Namespace, folder: Path) -> None:
+    with needs("export"):
+        from mmada_lite.engine_profiles import NAMES
+        from mmada_lite.export.engines import build_engines
+    with terminal.Progress(quiet=arguments.json) as progress:
+        build_engines(
+            Bundle.open(folder),
+            arguments.compute_capability or _capability_here(),
+            profiles=arguments.profile or NAMES,
+            say=terminal.note,
+            show=progress.show,
+        )
+
+
+def _capability_here() -> str:
+    cards = driver.cards()
+    if not cards:
+        raise Error("there is no NVIDIA card here to ask; say --compute-capability, for example 8.9 for RTX 40 cards")
+    return cards[0].compute_capability
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -11,19 +11,15 @@ from typing import Any
 
 from mmada_lite import __version__
 from mmada_lite.atomic import size_in_words
-from mmada_lite.bundle import Bundle, WeightGroup
+from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
-from mmada_lite.sessions import choose_device, usable_cores
+from mmada_lite.opening import device_for
+from mmada_lite.planning import expansion
+from mmada_lite.sessions import usable_cores
 from mmada_lite.verbs import cpp, terminal
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-# Bytes in memory for a byte on disk, on a CPU: it computes in float32, so half precision doubles at load; a block of weights
-# takes 12 bytes beside its codes; what is written for TensorRT is taken apart (measured with onnxruntime 1.32).
-_HALF = 2.0
-_FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}
-_BESIDE_A_BLOCK = 12  # bytes in memory
-_SCALE = {"fp16": 2, "fp32": 4}  # bytes on disk
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -74,7 +70,7 @@ def machine_json(bundle: Bundle, device: str, threads: int) -> dict[str, Any]:
         "memory_available": available,
     }
     try:
-        chosen = choose_device(device)
+        chosen = device_for(bundle, device)
     except Error as error:
         return {**found, "runs": False, "why": str(error)}
     import onnxruntime
@@ -89,25 +85,11 @@ def machine_json(bundle: Bundle, device: str, threads: int) -> dict[str, Any]:
 def memory_needed(bundle: Bundle) -> int:
     """Bytes, roughly: the weights as the CPU holds them. Activations of long texts come on top."""
     sizes = {name: group.bytes for name, group in bundle.quantization.items()}
-    expansions = {name: _expansion(name, group, bundle.target) for name, group in bundle.quantization.items()}
+    expansions = {name: expansion(name, group, bundle.target) for name, group in bundle.quantization.items()}
     if any(size is None for size in sizes.values()):  # written before groups said their size
         return round(bundle.size * max(expansions.values(), default=1.0))
     rest = max(0, bundle.size - sum(size or 0 for size in sizes.values()))
     return rest + round(sum((size or 0) * expansions[name] for name, size in sizes.items()))
-
-
-def _expansion(name: str, group: WeightGroup, target: str) -> float:
-    """Bytes that a CPU holds for a byte of a group on disk."""
-    if name == "embedder" or group.format == "fp32":
-        return 1.0  # a table is read row by row, as it lies
-    if group.format == "fp16":
-        return _HALF
-    if target == "tensorrt":
-        return _FOR_TENSORRT.get(group.format, 1.0)
-    if group.block is None or group.bits is None:
-        return 1.0
-    weights = group.block * group.bits / 8
-    return (weights + _BESIDE_A_BLOCK) / (weights + _SCALE.get(group.scale or "fp32", 4))
 
 
 def memory_available() -> int | None:

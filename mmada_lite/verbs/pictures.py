@@ -66,6 +66,7 @@ def _draw(arguments: argparse.Namespace, begin: Begin, otherwise: str) -> int:
     with terminal.Progress(quiet=arguments.json) as progress:
         progress.show("loading the model")
         model = load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
+        progress.show(f"on {model.device.name}: {model.device.reason}")
         drawing = begin(model, _settings(model, arguments))
         folder = output.StepFolder(Path(arguments.save_steps), force=arguments.force) if arguments.save_steps else None
         thinking = False

@@ -122,7 +122,9 @@ def _shown(text: str) -> str:
 def _load(arguments: argparse.Namespace) -> Model:
     with terminal.Progress(quiet=arguments.json) as progress:
         progress.show("loading the model")
-        return load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
+        model = load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
+        progress.show(f"on {model.device.name}: {model.device.reason}")
+        return model
 
 
 def _not_empty(text: str, what: str) -> None:

@@ -1,0 +1,113 @@
+"""Engines on a Jetson, from the same graphs, with the trtexec that JetPack brings; first what the plan counts for its memory.
+
+    python -m mmada_lite.export.jetson BUNDLE             # build what is missing in BUNDLE/engines
+    python -m mmada_lite.export.jetson BUNDLE --dry-run   # print the commands
+
+The bundle must be lowered for TensorRT. Keys, files and locks are those of `engines`; this file knows
+trtexec's options and a board.
+"""
+
+import argparse
+import mmap
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmada_lite import driver
+from mmada_lite.atomic import size_in_words
+from mmada_lite.bundle import Bundle
+from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
+from mmada_lite.errors import Error
+from mmada_lite.export.engines import build_engines
+from mmada_lite.planning import Shape, need
+from mmada_lite.verbs.plan import bytes_of
+
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+ORIN = "8.7"  # compute capability of every Orin board
+BUILDER = "tensorrt"
+
+
+def command(trtexec: str, bundle: Bundle, graph: str, profiles: Sequence[Profile], engine: Path) -> list[str]:
+    """The call that builds one graph's engine. The graph itself says what is int4 and half precision: --stronglyTyped."""
+    words = [trtexec, f"--onnx={bundle.graph_path(graph)}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
+    for number, profile in enumerate(profiles):
+        words += [f"--profile={number}"] if len(profiles) > 1 else []
+        for which, option in enumerate(("min", "opt", "max")):
+            shapes = {name: profile.shape(dims, which) for name, dims in input_dims(bundle, graph).items()}
+            words.append(f"--{option}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items()))
+    return words
+
+
+def version(trtexec: str) -> str:
+    """Program and version, as an engine's key says it. Raises Error where there is no trtexec."""
+    try:
+        said = subprocess.run([trtexec, "--help"], capture_output=True, text=True, timeout=60)
+    except OSError as error:
+        raise Error(f"there is no {trtexec} ({error.strerror}); JetPack brings it: sudo apt install nvidia-jetpack") from error
+    found = re.search(r"TensorRT[ .]v?(\d+)", said.stdout + said.stderr)
+    return f"{BUILDER} {found[1] if found else 'unknown'}"
+
+
+def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], str, Callable[[float], None]], mmap.mmap]:
+    """What `build_engines` calls: runs trtexec and hands over the engine, mapped: a board has no room for it twice."""
+
+    def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Callable[[float], None]) -> mmap.mmap:
+        with tempfile.TemporaryDirectory() as scratch:
+            engine = Path(scratch) / "engine"
+            done = subprocess.run(command(trtexec, bundle, graph.stem, profiles, engine), capture_output=True, text=True)
+            if done.returncode or not engine.is_file():
+                errors = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line]
+                raise Error(f"trtexec cannot build {graph.name}: {(errors or ['it gave no reason'])[-1][:300]}")
+            progress(1.0)
+            with engine.open("rb") as stream:
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the file's name
+
+    return build
+
+
+def planned(bundle: Bundle, memory: int) -> str:
+    """Whether the bundle fits a board, whose processor and GPU share one memory."""
+    counted = need(Shape.of(bundle), bundle.quantization, bundle.text_defaults, device="tensorrt", target=bundle.target)
+    whole = counted.peak + counted.card_peak
+    parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in counted.card.items() if size)
+    verdict = "fits" if whole <= memory else f"does not fit, {size_in_words(whole - memory)} are lacking"
+    return f"{bundle.name} takes about {size_in_words(whole)} of {size_in_words(memory)} ({parts}): {verdict}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path, help="a bundle exported with --target tensorrt")
+    parser.add_argument("--trtexec", default=TRTEXEC, help=f"default {TRTEXEC}")
+    parser.add_argument("--compute-capability", default=ORIN, help=f"of the board (default {ORIN}, Orin)")
+    parser.add_argument("--memory", help="of the board, such as 8GB (default: the board's own)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    options = parser.parse_args(words)
+    try:
+        return _run(options)
+    except Error as error:
+        print(f"mmada-lite: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    bundle = Bundle.open(options.bundle)
+    cards = driver.cards()
+    if options.memory or cards:
+        print(planned(bundle, bytes_of(options.memory) if options.memory else cards[0].memory))
+    if options.dry_run:
+        profiles = profiles_for(bundle)
+        for graph in (name for name in ENGINES_OF if name in bundle.graphs):
+            own = profiles_of(graph, profiles)
+            print(shlex.join(command(options.trtexec, bundle, graph, own, bundle.path / "engines" / f"{graph}.engine")))
+        return 0
+    made_by = version(options.trtexec)
+    build_engines(bundle, options.compute_capability, say=print, build=builder(options.trtexec, bundle), builder=made_by)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

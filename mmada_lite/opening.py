@@ -1,0 +1,143 @@
+"""From a bundle to its denoiser on a device: engines where they fit, io binding where the device has memory of its own.
+
+It decides which file a session opens and with which of the provider's settings, and turns running out of memory into a line
+with the plan's numbers. What the graphs mean is `denoiser`'s and `bound`'s.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mmada_lite import driver, engine_cache, planning, providers
+from mmada_lite.atomic import size_in_words
+from mmada_lite.bound import BoundDenoiser
+from mmada_lite.bundle import Bundle
+from mmada_lite.denoiser import Denoiser, OnnxDenoiser
+from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
+from mmada_lite.errors import Error
+from mmada_lite.sessions import Device, OutOfMemory, choose_device, is_out_of_memory, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_log = logging.getLogger("mmada_lite")
+Result = TypeVar("Result")
+
+
+def device_for(bundle: Bundle, name: str) -> Device:
+    """`choose_device` for what the bundle is lowered for."""
+    rounds = any(group.activation for group in bundle.quantization.values())
+    device = choose_device(name, "integers" if rounds else bundle.target)
+    _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
+    return device
+
+
+def open_denoiser(bundle: Bundle, device: Device, threads: int | None = None) -> Denoiser:
+    """The transformer of a bundle. Raises Error when a graph does not load or memory does not suffice."""
+    shape, cpu = bundle.architecture, Device("cpu", "its table is mapped from disk")
+    names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
+    places = {name: cpu if name == "embedder" else device for name in names}
+    sessions = {name: open_graph(bundle, name, place, threads) for name, place in places.items()}
+    guard = _guard(bundle, device)
+    if device.name == "cpu":
+        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard)
+    sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
+    return BoundDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+
+
+def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
+    """One graph of a bundle on a device, by its engine where one fits."""
+    path = bundle.graph_path(graph)
+    with_plan = _guard(bundle, device)
+    if device.name in ("rtx", "tensorrt") and graph in ENGINES_OF:
+        return with_plan(lambda: _ENGINES[device.name](bundle, graph, device, threads))
+    return with_plan(lambda: open_session(path, device, threads))
+
+
+def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+    """The engine that was built ahead of time; without one the provider builds its own, which is said."""
+    key, said = engine_cache.find(bundle, graph, driver.cards()[0].compute_capability, version=providers.rtx_version())
+    if key is not None:
+        several = {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
+        return open_session(engine_cache.host_graph_path(bundle, key), device, threads, several)
+    _log.warning("%s: it is built now, which takes a while; `mmada-lite export %s --engine rtx` keeps it", said, bundle.path)
+    return open_session(bundle.graph_path(graph), device, threads, _shapes(bundle, graph, "nv_profile_{}_shapes"))
+
+
+def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+    """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
+    capability = driver.cards()[0].compute_capability
+    key, _ = engine_cache.find(bundle, graph, capability, "tensorrt")
+    if key is not None:
+        return open_session(engine_cache.host_graph_path(bundle, key), device, threads)
+    cache = bundle.path / engine_cache.FOLDER / f"tensorrt-sm{capability.replace('.', '')}" / graph
+    settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
+    settings |= {"trt_timing_cache_path": str(cache), "trt_fp16_enable": "1"} | _shapes(bundle, graph, "trt_profile_{}_shapes")
+    fresh = not _make_room(cache)
+    if fresh:
+        _log.warning("%s: TensorRT builds its engine for compute capability %s now, which takes a while", graph, capability)
+    try:
+        return open_session(bundle.graph_path(graph), device, threads, settings)
+    except OutOfMemory:
+        raise
+    except Error as error:
+        if fresh:
+            raise
+        _log.warning("the engines in %s are corrupt or of another TensorRT (%s): building them anew", cache, error)
+        shutil.rmtree(cache)
+        _make_room(cache)
+        return open_session(bundle.graph_path(graph), device, threads, settings)
+
+
+_ENGINES: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}
+
+
+def _make_room(cache: Path) -> bool:
+    """Make the folder; returns whether engines are in it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"engines cannot be kept in {cache} ({error.strerror}); copy the bundle where you may write") from error
+    return any(cache.iterdir())
+
+
+def _shapes(bundle: Bundle, graph: str, option: str) -> dict[str, str]:
+    """The profile that spans everything, as the providers' options want it: `embeddings:1x1x4096,positions:1x1,...`."""
+    profiles = profiles_of(graph, profiles_for(bundle))
+    return {option.format(word): _joined(bundle, graph, profiles, which) for which, word in enumerate(("min", "opt", "max"))}
+
+
+def _joined(bundle: Bundle, graph: str, profiles: Sequence[Profile], which: int) -> str:
+    shapes = {name: profiles[0].shape(dims, which) for name, dims in input_dims(bundle, graph).items()}
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any]], Any]:
+    """Runs something; when memory runs out, one line says so with what the plan counts."""
+
+    def run(call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except Exception as error:  # onnxruntime's own errors share no base class
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"{bundle.path.name} ran out of memory on {device.name}: {_plan(bundle, device)}") from error
+
+    return run
+
+
+def _plan(bundle: Bundle, device: Device) -> str:
+    """What the plan counts, what there is, and what to do."""
+    counted = planning.need(
+        planning.Shape.of(bundle), bundle.quantization, bundle.text_defaults, device=device.name, target=bundle.target
+    )
+    parts, peak = (counted.host, counted.peak) if device.name == "cpu" else (counted.card, counted.card_peak)
+    listed = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)
+    cards = driver.cards() if device.name != "cpu" else ()
+    has = f", and {cards[0].name} has {size_in_words(cards[0].memory)}" if cards else ""
+    return (
+        f"the plan counts {size_in_words(peak)} ({listed}){has}; use a smaller --precision, a shorter answer, or another "
+        f"device (`mmada-lite plan -m {bundle.path}` compares)"
+    )
