@@ -226,7 +226,7 @@ class Model:
 
 
 def _warn(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle will be slow or inexact on this device."""
+    """Say aloud where a bundle will be slow on this device."""
     dynamic = any(group.activation for group in bundle.quantization.values())
     if bundle.target == "tensorrt" or (dynamic and device.name != "cpu"):
         _log.warning(
@@ -235,8 +235,8 @@ def _warn(bundle: Bundle, device: Device) -> None:
         )
     elif dynamic and not exact_int8():
         _log.warning(
-            "%s multiplies in int8, whose sums can overflow on this processor (it has no VNNI); "
-            "export it with --precision int4, or with --store backbone=int8-b128 and the same for the heads",
+            "%s multiplies in int8, for which this processor (it has no VNNI) needs kernels of half the speed; "
+            "--precision int4, or --store backbone=int8-b128 and the same for the heads, may be faster here",
             bundle.path.name,
         )
 
