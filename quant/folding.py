@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.export.lowering import Tensors
+from mmada_lite.export.checkpoint import Tensors, TransformerConfig
+from mmada_lite.quant.formats import require_finite
+from mmada_lite.quant.search import Method
 
 Floats = NDArray[np.float32]
 ROOT = "model.transformer"
@@ -63,10 +64,18 @@ class Folds:
     factors: dict[tuple[int, str], Floats] = field(default_factory=dict)
 
 
+def folds_of(method: Method, config: TransformerConfig, seed: int) -> Folds:
+    """The rotations of a method; factors are found layer by layer."""
+    if not method.rotate:
+        return Folds()
+    return Folds(rotation(config.d_model, seed), rotation(config.head_dim, seed))
+
+
 class Folded:
     """A checkpoint's tensors with the folds in them; `read` gives rows as `TensorSource.read` does.
 
     Matrices whose outputs are mixed are read whole (one at a time is kept); of the others only the rows that are asked for.
+    Raises Error, naming the tensor, when one holds what is no number.
     """
 
     def __init__(self, source: Tensors, config: TransformerConfig, folds: Folds) -> None:
@@ -93,7 +102,9 @@ class Folded:
         self._kept = None
 
     def _plain(self, name: str, rows: slice | None) -> Floats:
-        return np.asarray(self.source.read(name, rows), np.float32)
+        values = np.asarray(self.source.read(name, rows), np.float32)
+        require_finite(values, name)
+        return values
 
     def _norm(self, name: str, layer: int | None, part: str) -> Floats:
         scale = self._plain(name, None)

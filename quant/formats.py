@@ -117,9 +117,7 @@ def quantize(rows: np.ndarray, form: Format, name: str) -> Quantized:
     return encode(rows, form, *fit(rows, form, name))
 
 
-def fit(
-    rows: np.ndarray, form: Format, name: str, shrink: float = 1.0
-) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
+def fit(rows: np.ndarray, form: Format, name: str, shrink: float = 1.0) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
     """Scales and zero points [n, blocks] that cover `shrink` of each block's range; what lies beyond is cut off."""
     assert not form.floating, f"{form.name} holds no codes"
     blocks = _blocked(np.asarray(rows, np.float32), form)  # [n, blocks, block]
@@ -135,9 +133,7 @@ def fit(
     return scales, np.clip(np.rint(lowest - low / scales), lowest, highest).astype(np.int8)
 
 
-def encode(
-    rows: np.ndarray, form: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None
-) -> Quantized:
+def encode(rows: np.ndarray, form: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None) -> Quantized:
     """Rows [n, K] as the codes nearest to them under given scales and zero points [n, blocks]."""
     steps = _blocked(np.asarray(rows, np.float32), form) / scales[..., None]
     np.rint(steps, out=steps)

@@ -61,13 +61,11 @@ def method_named(name: str) -> Method:
             raise Error(f"no method is called {word!r}; {hint}")
     chosen = [rounding for rounding in ROUNDINGS if rounding in words]
     if len(chosen) > 1 or len(set(words)) < len(words):
-        raise Error(f"the method {name!r} rounds more than once; use one of {', '.join(ROUNDINGS)}, with {' or '.join(CHANGES)}")
+        raise Error(f"the method {name!r} says one thing twice; use one of {', '.join(ROUNDINGS)}, with {' or '.join(CHANGES)}")
     return Method(chosen[0] if chosen else "rtn", "smooth" in words, "rotate" in words)
 
 
-def clipped(
-    rows: np.ndarray, form: Format, name: str, importance: NDArray[np.floating] | None = None
-) -> Quantized:
+def clipped(rows: np.ndarray, form: Format, name: str, importance: NDArray[np.floating] | None = None) -> Quantized:
     """Rows [n, K] under the scales of the least squared error that some share of each block's range gives.
 
     importance [K]: how much an error at an input counts, the mean square of what is multiplied there. Never worse than

@@ -23,7 +23,7 @@ def export(arguments: argparse.Namespace) -> int:
             arguments.output,
             precision=arguments.precision,
             target=arguments.target,
-            formats=_formats(arguments.store),
+            formats=formats_of(arguments.store),
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_portion(done, total, name)),
         )
@@ -52,7 +52,7 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if summary["failed"] or not results else 0
 
 
-def _formats(changes: list[str]) -> dict[str, str]:
+def formats_of(changes: list[str]) -> dict[str, str]:
     """`text_head=int8` and so on, as a mapping."""
     for change in changes:
         if "=" not in change:
