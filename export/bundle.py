@@ -150,7 +150,8 @@ def open_checkpoint(folder: Path, vocabulary: Vocabulary | None = None) -> Check
         raise Error(
             f"{folder}: the vocabulary has {found.size} ids and the embedding {config.vocab_size} rows; they must agree"
         )
-    codec, image = (), None
+    codec: tuple[Part, ...] = ()
+    image = None
     if vq:
         codec = tuple(_codec_parts(*vq))
         image = {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor}

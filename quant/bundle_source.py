@@ -19,7 +19,7 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.graph import Graph
 from mmada_lite.quant.folding import ROOT
 
-_TYPES = {TensorProto.FLOAT: np.dtype("float32"), TensorProto.FLOAT16: np.dtype("float16")}
+_TYPES: dict[int, np.dtype] = {TensorProto.FLOAT: np.dtype("float32"), TensorProto.FLOAT16: np.dtype("float16")}
 _CODEC = ("image_encoder", "image_decoder")
 
 
@@ -83,8 +83,8 @@ def _values(tensor: TensorProto, folder: Path) -> np.ndarray:
     if tensor.data_location != TensorProto.EXTERNAL:
         return np.asarray(numpy_helper.to_array(tensor))
     place = {entry.key: entry.value for entry in tensor.external_data}
-    kind = _TYPES[tensor.data_type]
-    return np.memmap(folder / place["location"], kind, "r", int(place["offset"]), tuple(tensor.dims))
+    kind, offset = _TYPES[int(tensor.data_type)], int(place["offset"])
+    return np.memmap(folder / place["location"], kind, "r", offset, tuple(tensor.dims))
 
 
 def _config(bundle: Bundle) -> TransformerConfig:

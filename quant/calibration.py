@@ -85,11 +85,13 @@ def collect(
 ) -> list[Sample]:
     """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew."""
     rng = np.random.default_rng([calibration.seed, 0xCA11])
-    tasks = ("paint", "ask", "chat") if reader.codes else ("chat",)
-    chosen = {task: _chosen(prompts, task, calibration) for task in TASKS}
-    total, pictures, samples = sum(len(chosen[task]) for task in tasks), [], []
+    tasks: tuple[Task, ...] = ("paint", "ask", "chat") if reader.codes else ("chat",)
+    chosen = {task: _chosen(prompts, task, calibration) for task in tasks}
+    total = sum(map(len, chosen.values()))
+    pictures: list[Ints] = []
+    samples: list[Sample] = []
     for task in tasks:
-        for number, prompt in enumerate(chosen[task]):  # type: ignore[index]
+        for number, prompt in enumerate(chosen[task]):
             picture = pictures[number % len(pictures)] if pictures else np.zeros(reader.codes, np.int64)
             canvas, steps = _decoding(reader, prompt, picture, calibration.seed * 1000 + number)
             samples += _watched(canvas, steps, prompt.task, calibration, rng)

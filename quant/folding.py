@@ -107,15 +107,15 @@ class Folded:
         return values
 
     def _norm(self, name: str, layer: int | None, part: str) -> Floats:
-        scale = self._plain(name, None)
+        scale: np.ndarray = self._plain(name, None)
         if self.folds.stream is not None:
             scale = np.ones_like(scale)
         for site, norm in _NORM_BEFORE.items():
             if norm == part and layer is not None and (factors := self.folds.factors.get((layer, site))) is not None:
-                scale = scale / factors
+                scale = np.divide(scale, factors).astype(np.float32)
         return scale
 
-    def _inputs(self, matrix: Floats, layer: int | None, part: str) -> Floats:
+    def _inputs(self, matrix: np.ndarray, layer: int | None, part: str) -> np.ndarray:
         """What is folded in on the side of the inputs, [n, K] -> [n, K]."""
         stream, site = self.folds.stream, None if layer is None else _READS.get(part)
         if part == "wte":

@@ -61,7 +61,7 @@ def gptq(weight: Tensor, moments: Moments, form: Format, name: str) -> Quantized
     """Codes of the matrix weight [N, K]. Raises Error naming it when it holds what is no number."""
     rows = weight.detach().float()
     require_finite(rows.cpu().numpy(), name)
-    parts = [_rounded(part, moments, form, name) for part in rows.split(_ROWS)]
+    parts = [_rounded(part, moments, form, name) for part in torch.split(rows, _ROWS)]
     codes, scales = (np.concatenate([getattr(part, field) for part in parts]) for field in ("codes", "scales"))
     zeros = None if form.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
     return Quantized(form, codes, scales, zeros)

@@ -44,7 +44,7 @@ class Batch:
 
 def embedded(source: Tensors, batches: Sequence[Batch]) -> list[Tensor]:
     """What the first layer reads, [B, L, D] of each batch; of the table only the rows that occur are read."""
-    found = torch.cat([batch.tokens.flatten() for batch in batches]).unique()
+    found = torch.unique(torch.cat([batch.tokens.flatten() for batch in batches]))
     name = f"{ROOT}.wte.weight"
     rows = np.concatenate([np.asarray(source.read(name, slice(t, t + 1)), np.float32) for t in found.tolist()])
     table = torch.from_numpy(rows)

@@ -16,7 +16,10 @@ _TOGETHER = 128  # codes of a column that are packed together, whatever their bl
 
 def packed(matrix: str, held: Quantized) -> dict[str, np.ndarray]:
     """A matrix as the arrays of a unit of the work folder."""
-    arrays = {f"{matrix}.codes": pack_blocks(held.codes, held.format, _TOGETHER), f"{matrix}.scales": held.scales}
+    arrays: dict[str, np.ndarray] = {
+        f"{matrix}.codes": pack_blocks(held.codes, held.format, _TOGETHER),
+        f"{matrix}.scales": held.scales,
+    }
     return arrays if held.zeros is None else arrays | {f"{matrix}.zeros": held.zeros}
 
 
