@@ -65,7 +65,7 @@ class BundleTensors:
         tensor, transposed = self._entry(name)
         whole = _values(tensor, self._folder)
         part = whole[:, rows or slice(None)].T if transposed else whole[rows or slice(None)]
-        return np.ascontiguousarray(part, np.float32)
+        return np.array(part, np.float32, order="C")
 
     def _entry(self, name: str) -> tuple[TensorProto, bool]:
         if name not in self._found:
