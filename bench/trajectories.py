@@ -62,7 +62,7 @@ class Overheard:
         self.call: tuple[Head, tuple[Window, ...], Floats, float, Floats | None] | None = None
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
-        self.windows.append(window)
+        self.windows.append(replace(window, tokens=window.tokens.copy()))  # the canvas goes on changing
         return self.inner.forward(window, keep=keep)
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:

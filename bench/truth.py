@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +173,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict
     reference = quantize_model(options.checkpoint, scratch / "fp32", Request("fp32", "rtn"))
     model = mmada_lite.load(reference, device="cpu", threads=options.threads)
     wanted = requests(options.formats, options.methods, options.calibrate_on, options.seeds)
+    wanted = {name: replace(request, record_with=reference) for name, request in wanted.items()}
     candidates: dict[str, Denoiser] = {}
     sizes: dict[str, int] = {}
     for number, (name, request) in enumerate(wanted.items(), 1):
@@ -185,8 +186,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict
     for name, make in peers(options.checkpoint, reference, scratch, options.threads) if options.peers else ():
         try:
             peer = make()
-        except Error as fault:
-            missing[name] = str(fault)
+        except Exception as fault:  # others' code; the table says which of them did not work here, and why
+            missing[name] = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
             continue
         candidates[name], sizes[name] = peer.denoiser, peer.bytes
     asked = fresh_prompts(options.prompts, pictures=model.bundle.image is not None)
