@@ -63,7 +63,7 @@ def test_coarser_formats_lose_more(tiny_checkpoint: Path, tiny_bundle: Path, tmp
     rows = against(tiny_bundle, [tmp_path / name for name in ("fp16", "int8", "int4")], prompts=2, states=2)
     divergences = [row.divergence[0] for row in rows]
     assert divergences == sorted(divergences)
-    assert rows[0].bits > rows[1].bits > rows[2].bits > 4
+    assert rows[0].bits > rows[1].bits > 8  # the int4 preset fills the tiny model's short columns up to 128
     assert all(low <= mean <= high for row in rows for mean, low, high in (row.agreement, row.divergence, row.flips))
 
 
