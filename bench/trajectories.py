@@ -182,4 +182,5 @@ def written_tokens(certain: NDArray[np.float64], state: State) -> Ints:
         return best
     cumulative = np.exp(log_softmax((certain / state.temperature).astype(np.float32))).cumsum(-1)
     drawn: Ints = (cumulative <= state.uniform[0][:, None] * cumulative[:, -1:]).sum(-1)
-    return np.minimum(drawn, certain.shape[-1] - 1).astype(np.int64)
+    bounded: Ints = np.minimum(drawn, certain.shape[-1] - 1)
+    return bounded
