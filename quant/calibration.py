@@ -182,9 +182,10 @@ def _placed(task: Task, tokens: Ints, weight: Floats, predicted: Floats, shift: 
     return Sample(task, tokens, weight[-len(tokens) :].copy(), predicted[-len(tokens) :].copy())
 
 
-def grouped_by_length(samples: Sequence[Sample], most: int = 16) -> list[list[Sample]]:
-    """Samples of one task and one length together, at most `most`: they pass through a layer as one batch."""
+def grouped_by_length(samples: Sequence[Sample], most: int = 4096) -> list[list[Sample]]:
+    """Samples of one task and one length together, at most `most` tokens: they pass through a layer as one batch."""
     groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.task, len(sample.tokens)), []).append(sample)
-    return [group[i : i + most] for _, group in sorted(groups.items()) for i in range(0, len(group), most)]
+    together = {key: max(1, most // key[1]) for key in groups}
+    return [group[i : i + together[key]] for key, group in sorted(groups.items()) for i in range(0, len(group), together[key])]

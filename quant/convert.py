@@ -115,7 +115,7 @@ def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, Form
 
 def _refuse_useless(method: Method, forms: dict[str, Form]) -> None:
     if method != Method() and all(forms[group].format.floating for group in ("backbone", "text_head", "image_head")):
-        raise Error(f"there is nothing to round in {forms['backbone'].format.name}, so no use for {method.name}; drop --method")
+        raise Error(f"there is nothing to round in {forms['backbone'].format.name}; use --method rtn, or mmada-lite export")
 
 
 def _codec_form(source: Path, asked: Form, explicitly: bool) -> Form:
@@ -155,7 +155,9 @@ def _key(source: Path, checkpoint: Checkpoint, request: Request, given: list[Pro
     asked = {
         name: getattr(request, name) for name in ("format", "method", "target", "store", "prompts", "steps", "seen", "seed")
     }
-    recorder = request.record_with and hashlib.sha256((request.record_with / MANIFEST).read_bytes()).hexdigest()
+    recorder = None
+    if request.record_with:
+        recorder = hashlib.sha256((Bundle.open(request.record_with).path / MANIFEST).read_bytes()).hexdigest()
     prompts = None if given is None else [[prompt.task, prompt.text] for prompt in given]
     made = {"version": mmada_lite.__version__, "origin": checkpoint.origin, "files": stats, "recorder": recorder}
     return made | {"request": asked, "prompts": prompts}

@@ -49,8 +49,9 @@ def prepare(moments: Tensor, name: str, damping: float = 0.01) -> Moments:
         factor, failed = torch.linalg.cholesky_ex(wide)
         if not failed:
             inverse = torch.cholesky_inverse(factor)
-            del factor
+            del factor  # of 12,288 inputs each of these is 0.6 GB
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if not failed:
                 return Moments(order, upper.float(), importance)
         damping *= 10

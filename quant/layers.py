@@ -23,6 +23,7 @@ from mmada_lite.quant.search import Method, clipped
 from mmada_lite.train.model import Block, KeyValue, attend, load_state, rotate, rotation
 
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the difficulty that smoothing may move into the weights; or none
+_ROWS = 4096  # outputs of a head that are held at once
 _TRIED_ON = 256  # tokens on which shares are compared
 
 
@@ -199,6 +200,11 @@ def round_head(source: Folded, read: Sequence[tuple[Tensor, Batch]], rows: slice
     """Codes by GPTQ of rows of the output matrix, for states [B, L, D] after the last layer at what is predicted there."""
     name, eps = f"{ROOT}.ff_out.weight", source.config.rms_norm_eps
     scale = torch.from_numpy(np.asarray(source.read(f"{ROOT}.ln_f.weight"), np.float32))
-    weight = torch.from_numpy(np.ascontiguousarray(source.read(name, rows), np.float32))
-    normed = ((F.rms_norm(x, x.shape[-1:], scale, eps), batch.predicted) for x, batch in read)
-    return gptq(weight, prepare(weighted_moments(normed), name), form.format, name)
+    moments = prepare(weighted_moments((F.rms_norm(x, x.shape[-1:], scale, eps), batch.predicted) for x, batch in read), name)
+    parts = []
+    for begin in range(rows.start, rows.stop, _ROWS):
+        chunk = source.read(name, slice(begin, min(begin + _ROWS, rows.stop)))
+        parts.append(gptq(torch.from_numpy(np.array(chunk, np.float32)), moments, form.format, name))
+    codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts])
+    zeros = None if form.format.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
+    return Quantized(form.format, codes, scales, zeros)

@@ -26,7 +26,8 @@ class Work:
         marker = folder / KEY
         if folder.exists() and not folder.is_dir():
             raise Error(f"{folder} is a file, and a folder is needed to work in; choose another with --work")
-        if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+        others = [path for path in folder.iterdir() if path.name != f"{KEY}.new"] if folder.is_dir() else []
+        if others and not marker.is_file():
             raise Error(f"{folder} holds other things than a conversion in progress; choose another folder with --work")
         if marker.is_file() and marker.read_text(encoding="utf-8") != said:
             marker.write_text("", encoding="utf-8")  # from here on the units belong to nothing

@@ -25,8 +25,11 @@ from mmada_lite.quant import layerwise
 from mmada_lite.quant.calibrated import reader_of
 from mmada_lite.quant.calibration import Calibration, Weighting, collect, position_weights
 from mmada_lite.quant.convert import Request, forms_named, open_source, quantize_model
+from mmada_lite.quant.formats import FORMATS, dequantize, quantize
+from mmada_lite.quant.prepared import Prepared, packed
 from mmada_lite.quant.prompts import TASKS, Prompt, built_in, from_file
-from mmada_lite.quant.work import Work
+from mmada_lite.quant.search import Method
+from mmada_lite.quant.work import KEY, Work
 
 ROOT = Path(__file__).parent.parent
 SMALL = Request(format="int4-b32", method="gptq", prompts=2)
@@ -131,6 +134,14 @@ def test_another_conversion_does_not_go_on_from_there(
     assert not (tmp_path / ".b.quantizing").exists()
 
 
+def test_a_work_folder_killed_at_birth_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / f"{KEY}.new").write_text("{")
+    Work(tmp_path / "work", {"a": 1}).save("unit", {"x": np.ones(3)})
+    assert Work(tmp_path / "work", {"a": 1}).has("unit")
+    assert not Work(tmp_path / "work", {"a": 2}).has("unit")
+
+
 KILLS = int(os.environ.get("MMADA_LITE_KILLS", "2"))
 
 
@@ -176,6 +187,26 @@ def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
         assert (sample.weight == 1).all()
     again = collect(reader, settings)
     assert all((a.tokens == b.tokens).all() and (a.weight == b.weight).all() for a, b in zip(samples, again, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, form in FORMATS.items() if not form.floating))
+def test_codes_come_back_from_the_work_folder(name: str, tmp_path: Path) -> None:
+    form, values = FORMATS[name], np.random.default_rng(0).standard_normal((10, 200), dtype=np.float32)
+    held, work = quantize(values, form, "w"), Work(tmp_path / "work", {})
+
+    class Shape:
+        def shape(self, name: str) -> tuple[int, ...]:
+            return values.shape
+
+        def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+            raise AssertionError("codes are there, so that weights are not read")
+
+    for unit, first, tensor in (("layer-3", 0, "blocks.3.up_proj"), ("image_head", 7, "ff_out")):
+        work.save(unit, packed(tensor.split(".")[-1], held))
+        source = Prepared(Shape(), Method("gptq"), work, "image_head", 7)
+        found = source.quantized(f"model.transformer.{tensor}.weight", form, slice(first + 2, first + 9))
+        np.testing.assert_array_equal(found.codes, held.codes[2:9])
+        np.testing.assert_array_equal(dequantize(found), dequantize(held)[2:9])
 
 
 def test_what_is_written_sooner_weighs_more() -> None:
