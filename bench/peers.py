@@ -115,7 +115,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
 
 
 def optimum(bundle: Path, scratch: Path, threads: int) -> Peer:
-    """optimum's ORTQuantizer, dynamic int8 for AVX2, a scale per column."""
+    """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
     _need("optimum.onnxruntime", "optimum-onnx")
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
