@@ -20,6 +20,7 @@ from mmada_lite.quant.search import clipped_scales
 _TOGETHER = 128  # columns whose errors reach the rest in one product
 _ROWS = 4096  # outputs that are rounded at once, for the memory's sake
 _DOUBLE_UP_TO = 4096  # inputs up to which moments are factored in double precision
+DAMPING = 0.1  # on the small model 0.1 came nearer to fp32 than the usual 0.01, in backbone and heads alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Moments:
     importance: NDArray[np.float32]  # [K], the damped diagonal as it came
 
 
-def prepare(moments: Tensor, name: str, damping: float = 0.01) -> Moments:
+def prepare(moments: Tensor, name: str, damping: float = DAMPING) -> Moments:
     """Factor moments [K, K] = sum over tokens of weight * x x^T. damping: share of the mean of the diagonal that is added to
     it; ten times more at a time while they cannot be factored. An input that was always zero gets the mean: its column
     is rounded to nearest."""
