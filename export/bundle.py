@@ -7,7 +7,7 @@ how a folder appears on disk whole or not at all is `mmada_lite.bundle`.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mmada_lite
 from mmada_lite.bundle import Architecture, BundleWriter, read_settings
 from mmada_lite.errors import Error
-from mmada_lite.export.checkpoint import TensorSource, TransformerConfig, VQConfig, read_json
+from mmada_lite.export.checkpoint import Tensors, TensorSource, TransformerConfig, VQConfig, read_json
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -32,29 +32,37 @@ WEIGHTS = "weights.bin"
 SIDECAR = "mmada_lite.json"
 _CARRIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md", "model_card.md")
 _ROOM = 8 << 20  # bytes, for graph files, the tokenizer and alignment
-_HEAD = "model.transformer.ff_out.weight"
+_ROOT, _TABLE, _OUTPUT = "model.transformer.", "wte.weight", "ff_out.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One graph to be written: the group its weights count to, the shapes it stores, and what builds it."""
+class Part:
+    """One graph to be written: the group its weights count to, the tensors it stores by their name in the graph, and
+    what builds it."""
 
     name: str
     group: str
-    shapes: list[tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
     build: "Callable[[Graph, Form], None]"
 
 
 @dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    """A checkpoint folder whose every tensor was found where it belongs; nothing of it is read yet."""
+class Checkpoint:
+    """A model whose every tensor was found where it belongs; nothing of it is read yet.
+
+    origin: the name of what it came from, with the sha256 of its config.json. codec: the graphs of the image tokenizer
+    and, in `image`, what bundle.json says of it. image_tensors: where the image head finds its matrix, if elsewhere.
+    """
 
     folder: Path
     config: TransformerConfig
-    tensors: TensorSource
+    tensors: Tensors
     vocabulary: Vocabulary
-    vq: tuple[VQConfig, TensorSource] | None
+    codec: tuple[Part, ...]
+    image: Mapping[str, int] | None
     sidecar: Mapping[str, Any]
+    origin: tuple[str, str | None]
+    image_tensors: Tensors | None = None
 
 
 def export_checkpoint(
@@ -77,11 +85,24 @@ def export_checkpoint(
     "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a group cannot be
     stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    forms = _recipe(precision, target, formats)
-    checkpoint = _open(Path(source), vocabulary)
-    parts = [*_transformer_parts(checkpoint), *(_codec_parts(*checkpoint.vq) if checkpoint.vq else ())]
-    sizes = _sizes(parts, forms)
-    description = _describe(checkpoint, sizes, forms) | {"target": target}
+    forms = forms_for(precision, target, formats)
+    return write_bundle(open_checkpoint(Path(source), vocabulary), forms, output, force=force, progress=progress)
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    forms: "Mapping[str, Form]",
+    output: str | Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    method: str | None = None,
+) -> Path:
+    """Write an opened checkpoint as the bundle `output`, each group as `forms` says; `method`: how codes were found, for
+    the record. Raises Error as `export_checkpoint` does."""
+    parts = parts_of(checkpoint)
+    sizes = group_sizes(parts, forms)
+    description = _describe(checkpoint, parts, sizes, forms, method)
     with BundleWriter(Path(output), force=force, needed=sum(sizes.values()) + _ROOM) as writer:
         graphs = _write_graphs(parts, forms, writer.folder, progress)
         for name in _CARRIED:
@@ -93,13 +114,14 @@ def export_checkpoint(
 def export_codec(source: str | Path, output: str | Path, *, precision: "Precision" = "fp32") -> dict[str, Path]:
     """Write only the image tokenizer in the folder `source` as graphs in the folder `output`; returns graph name ->
     file."""
-    forms = _recipe(precision, "cpu", None)
+    forms = forms_for(precision, "cpu", None)
     parts = list(_codec_parts(VQConfig.load(source), TensorSource.open(source)))
     Path(output).mkdir(parents=True, exist_ok=True)
     return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, forms, Path(output), None).items()}
 
 
-def _recipe(precision: str, target: str, formats: Mapping[str, str] | None) -> "dict[str, Form]":
+def forms_for(precision: str, target: str = "cpu", formats: Mapping[str, str] | None = None) -> "dict[str, Form]":
+    """Group -> form, see `recipe`. Raises Error also when onnx is not there."""
     if find_spec("onnx") is None:
         raise Error('exporting needs onnx; pip install "mmada-lite[export]"')
     from mmada_lite.export.recipe import recipe
@@ -107,7 +129,8 @@ def _recipe(precision: str, target: str, formats: Mapping[str, str] | None) -> "
     return recipe(precision, target, formats)
 
 
-def _open(folder: Path, vocabulary: Vocabulary | None) -> _Checkpoint:
+def open_checkpoint(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
+    """Check a checkpoint folder from end to end without reading its weights. Raises Error that names what is wrong."""
     if not folder.is_dir():
         raise Error(f"{folder}: no such checkpoint folder; give one that holds config.json and model.safetensors")
     config = TransformerConfig.load(folder)
@@ -127,7 +150,13 @@ def _open(folder: Path, vocabulary: Vocabulary | None) -> _Checkpoint:
         raise Error(
             f"{folder}: the vocabulary has {found.size} ids and the embedding {config.vocab_size} rows; they must agree"
         )
-    return _Checkpoint(folder, config, tensors, found, vq, _sidecar(folder))
+    codec: tuple[Part, ...] = ()
+    image = None
+    if vq:
+        codec = tuple(_codec_parts(*vq))
+        image = {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor}
+    origin = folder.resolve().name, hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    return Checkpoint(folder, config, tensors, found, codec, image, _sidecar(folder), origin)
 
 
 def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
@@ -149,39 +178,43 @@ def _sidecar(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _transformer_parts(checkpoint: _Checkpoint) -> Iterator[_Part]:
+def parts_of(checkpoint: Checkpoint) -> list[Part]:
+    """Every graph that the bundle of a checkpoint holds."""
+    return [*_transformer_parts(checkpoint), *checkpoint.codec]
+
+
+def _transformer_parts(checkpoint: Checkpoint) -> Iterator[Part]:
     from mmada_lite.export import heads, transformer
     from mmada_lite.export.lowering import Weight
 
     config, source, vocabulary = checkpoint.config, checkpoint.tensors, checkpoint.vocabulary
-    shapes = config.expected_tensors()
-    table = shapes.pop("model.transformer.wte.weight")
-    whole = shapes.pop(_HEAD)
+    shapes = {name.removeprefix(_ROOT): shape for name, shape in config.expected_tensors().items()}
+    table, whole = {_TABLE: shapes.pop(_TABLE)}, {_OUTPUT: shapes.pop(_OUTPUT)}
     first = vocabulary.image_code_offset
-    codes = Weight(source, _HEAD, (first, first + vocabulary.codebook_size))
-    yield _Part("embedder", "embedder", [table], lambda g, f: transformer.build_embedder(g, source, f, config.d_model))
-    yield _Part("backbone", "backbone", list(shapes.values()), lambda g, f: transformer.build_backbone(g, source, f, config))
-    yield _Part("text_head", "text_head", [whole], lambda g, f: heads.build_head(g, Weight(source, _HEAD), f))
-    yield _Part("image_head", "image_head", [codes.shape], lambda g, f: heads.build_head(g, codes, f))
+    codes = Weight(checkpoint.image_tensors or source, _ROOT + _OUTPUT, (first, first + vocabulary.codebook_size))
+    yield Part("embedder", "embedder", table, lambda g, f: transformer.build_embedder(g, source, f, config.d_model))
+    yield Part("backbone", "backbone", shapes, lambda g, f: transformer.build_backbone(g, source, f, config))
+    yield Part("text_head", "text_head", whole, lambda g, f: heads.build_head(g, Weight(source, _ROOT + _OUTPUT), f))
+    yield Part("image_head", "image_head", {_OUTPUT: codes.shape}, lambda g, f: heads.build_head(g, codes, f))
 
 
-def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[_Part]:
+def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[Part]:
     from mmada_lite.export import codec
 
     builders = {"encoder": codec.build_image_encoder, "decoder": codec.build_image_decoder}
     for tower, build in builders.items():
-        shapes = [shape for name, shape in config.expected_tensors().items() if name.startswith(f"{tower}.")]
-        yield _Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
+        shapes = {name: shape for name, shape in config.expected_tensors().items() if name.startswith(f"{tower}.")}
+        yield Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
 
 
-def _sizes(parts: list[_Part], forms: "Mapping[str, Form]") -> dict[str, int]:
+def group_sizes(parts: Sequence[Part], forms: "Mapping[str, Form]") -> dict[str, int]:
     """Group -> bytes of its tensors in the bundle. Raises Error when a matrix cannot be stored as its group asks."""
     from mmada_lite.export.lowering import check_linear, linear_bytes, table_bytes
 
     sizes = dict.fromkeys(sorted({part.group for part in parts}), 0)
     for part in parts:
         form, lookup = forms[part.group], part.group == "embedder"
-        for shape in part.shapes:
+        for shape in part.shapes.values():
             if len(shape) == 2 and not lookup:
                 check_linear(shape, form)
             sizes[part.group] += table_bytes(shape, form) if lookup else linear_bytes(shape, form)
@@ -189,12 +222,12 @@ def _sizes(parts: list[_Part], forms: "Mapping[str, Form]") -> dict[str, int]:
 
 
 def _write_graphs(
-    parts: list[_Part], forms: "Mapping[str, Form]", folder: Path, progress: Progress | None
+    parts: Sequence[Part], forms: "Mapping[str, Form]", folder: Path, progress: Progress | None
 ) -> dict[str, dict[str, Any]]:
     """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
     from mmada_lite.export.graph import Graph, WeightFile
 
-    done, total = 0, sum(_sizes(parts, forms).values())
+    done, total = 0, sum(group_sizes(parts, forms).values())
 
     def wrote(name: str, size: int) -> None:
         nonlocal done
@@ -214,30 +247,40 @@ def _write_graphs(
     return described
 
 
-def _describe(checkpoint: _Checkpoint, sizes: Mapping[str, int], forms: "Mapping[str, Form]") -> dict[str, Any]:
-    """What bundle.json says, without target, graphs and files. sizes: bytes of each group that the checkpoint has."""
+def _describe(
+    checkpoint: Checkpoint, parts: Sequence[Part], sizes: Mapping[str, int], forms: "Mapping[str, Form]", method: str | None
+) -> dict[str, Any]:
+    """What bundle.json says, without graphs and files. sizes: bytes of each group that the checkpoint has."""
     from mmada_lite.export.recipe import described
 
-    config, vq = checkpoint.config, checkpoint.vq
+    config = checkpoint.config
     architecture = {name: getattr(config, name) for name in (field.name for field in fields(Architecture))}
+    provenance = {
+        "source": checkpoint.origin[0],
+        "source_sha256": checkpoint.origin[1],
+        "exporter": f"mmada-lite {mmada_lite.__version__}",
+        "versions": {package: version(package) for package in ("onnx", "numpy")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     return {
         "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),
-        "image": {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor} if vq else None,
+        "image": checkpoint.image,
         "quantization": {group: asdict(described(group, forms[group], size)) for group, size in sizes.items()},
-        "defaults": _defaults(checkpoint),
-        "provenance": {
-            "source": checkpoint.folder.resolve().name,
-            "source_sha256": hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
-            "exporter": f"mmada-lite {mmada_lite.__version__}",
-            "versions": {package: version(package) for package in ("onnx", "numpy")},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        "tensors": {part.name: _stored(part, forms[part.group]) for part in parts},
+        "defaults": defaults_of(checkpoint),
+        "provenance": provenance | ({"method": method} if method else {}),
+        "target": forms["backbone"].target,
     }
 
 
-def _defaults(checkpoint: _Checkpoint) -> dict[str, dict[str, Any]]:
+def _stored(part: Part, form: "Form") -> dict[str, str]:
+    """Tensor -> the name of the format that it is stored in; norms and biases are always fp32."""
+    return {name: form.format.name if len(shape) > 1 else "fp32" for name, shape in part.shapes.items()}
+
+
+def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """The reference's settings, shortened where the model reads fewer tokens, under what the sidecar says. Checked
     here, once."""
     answer = max(1, min(512, checkpoint.config.max_sequence_length // 2))

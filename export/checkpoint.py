@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from mmada_lite.errors import Error
-from mmada_lite.export.safetensors_source import TensorSource, read_json, save_tensors
+from mmada_lite.export.safetensors_source import Tensors, TensorSource, read_json, save_tensors
 from mmada_lite.export.vq_layout import Tower, VQConfig, require_numbers
 
-__all__ = ["TensorSource", "Tower", "TransformerConfig", "VQConfig", "read_json", "save_tensors"]
+__all__ = ["TensorSource", "Tensors", "Tower", "TransformerConfig", "VQConfig", "read_json", "save_tensors"]
 
 # Option of the reference -> the values that mean what we compute; the first is written by to_json. None: not set.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {

@@ -8,9 +8,9 @@ nothing of the tokens that stand for codes in the transformer.
 import numpy as np
 
 from mmada_lite.export import lowering
-from mmada_lite.export.checkpoint import Tower, VQConfig
+from mmada_lite.export.checkpoint import Tensors, Tower, VQConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Form, Tensors, Weight
+from mmada_lite.export.lowering import Form, Weight
 
 
 def build_image_encoder(graph: Graph, source: Tensors, form: Form, config: VQConfig) -> None:

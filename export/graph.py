@@ -166,6 +166,24 @@ class Graph:
             tensor.external_data.add(key=key, value=str(value))
         return name
 
+    @staticmethod
+    def is_constant(name: str) -> bool:
+        """Whether an initializer is one of the small constants that graphs keep in their file, and no weight."""
+        return name.startswith("constant_")
+
+    def adopt(self, model: onnx.ModelProto, read: Callable[[TensorProto], np.ndarray]) -> None:
+        """Take over all of another graph that was made here; `read` gives the numbers of its weights."""
+        for tensor in model.graph.initializer:
+            if self.is_constant(tensor.name):
+                self._initializers[tensor.name] = tensor
+            else:
+                values = read(tensor)
+                self.weight(tensor.name, values.shape, values.dtype.name, [values])
+        self._nodes.extend(model.graph.node)
+        self._inputs.extend(model.graph.input)
+        self._outputs.extend(model.graph.output)
+        self._domains |= {opset.domain for opset in model.opset_import}
+
     def branch(self) -> "Graph":
         """A subgraph that sees every value of this graph; its constants live in this graph."""
         inner = Graph(self._fresh("branch"), self._weights)

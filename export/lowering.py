@@ -8,11 +8,12 @@ lowers, and nothing how codes are found: that is `mmada_lite.quant.formats`.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from mmada_lite.errors import Error
+from mmada_lite.export.checkpoint import Tensors
 from mmada_lite.export.graph import CONTRIB, Graph
 from mmada_lite.quant.formats import BLOCKS, Format, Quantized, quantize, require_finite, rounded
 from mmada_lite.quant.packing import pack_blocks, pack_pairs, pack_zeros
@@ -24,12 +25,11 @@ _ACCURACY = 4  # MatMulNBits may quantize activations to int8 block by block: th
 _FLOAT, _HALF = 1, 10  # ONNX's numbers of float32 and float16
 
 
-class Tensors(Protocol):
-    """What is needed of a checkpoint: shapes, and rows of a tensor."""
+@runtime_checkable
+class Quantizing(Protocol):
+    """A source that has codes of its own; of any other, weights are rounded to nearest."""
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray: ...
+    def quantized(self, name: str, form: Format, rows: slice) -> Quantized: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,22 @@ class Weight:
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The tensor in pieces of some 12 MB along its first axis, of an even number of rows except the last."""
+        return (self.source.read(self.tensor, rows) for rows in self._pieces())
+
+    def quantized(self, form: Format) -> Iterator[Quantized]:
+        """The same pieces as codes: the source's own, or rounded to nearest."""
+        for rows in self._pieces():
+            if isinstance(self.source, Quantizing):
+                yield self.source.quantized(self.tensor, form, rows)
+            else:
+                yield quantize(self.source.read(self.tensor, rows), form, self.tensor)
+
+    def _pieces(self) -> Iterator[slice]:
         count = self.shape[0]
         step = max(2, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 2 * 2)
         first = self.rows[0] if self.rows else 0
         for begin in range(0, count, step):
-            yield self.source.read(self.tensor, slice(first + begin, first + min(begin + step, count)))
+            yield slice(first + begin, first + min(begin + step, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +261,7 @@ def _quantized(
     weight: Weight, form: Form, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
 ) -> Iterator[Quantized]:
     """The chunks as codes; their scales and zero points, which are small, are put aside for later tensors."""
-    for chunk in weight.chunks():
-        held = quantize(chunk, form.format, weight.tensor)
+    for held in weight.quantized(form.format):
         scales.append(held.scales)
         if held.zeros is not None and zeros is not None:
             zeros.append(held.zeros)

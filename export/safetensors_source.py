@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -38,6 +38,14 @@ _CONVERT = (
     "python -c \"import torch, safetensors.torch as s; w = torch.load('{bin}', map_location='cpu', weights_only=True); "
     "s.save_file({{k: v.contiguous() for k, v in w.items()}}, 'model.safetensors')\""
 )
+
+
+class Tensors(Protocol):
+    """What most readers need of a checkpoint: shapes, and rows of a tensor."""
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ hidden states is `heads`.
 import numpy as np
 
 from mmada_lite.export import lowering
-from mmada_lite.export.checkpoint import TransformerConfig
+from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Form, Tensors, Weight
+from mmada_lite.export.lowering import Form, Weight
 
 _ROOT = "model.transformer"
 

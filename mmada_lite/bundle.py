@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -89,13 +89,14 @@ class FileInfo:
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a bundle comes from: the checkpoint folder's name, the sha256 of its config.json, who exported it, with
-    what, when (UTC)."""
+    what, when (UTC); method: how its codes were found, None where they were rounded to nearest."""
 
     source: str
     exporter: str
     versions: dict[str, str]
     created: str
     source_sha256: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Bundle:
     files: Mapping[str, FileInfo]
     provenance: Provenance
     target: str = "cpu"  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
+    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # graph -> tensor -> name of its format
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -203,7 +205,7 @@ _KEYS = (
     "files",
     "provenance",
 )
-_OPTIONAL = ("target",)  # absent in bundles of before quantization
+_OPTIONAL = ("target", "tensors")  # absent in older bundles
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
@@ -229,6 +231,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         files=_records(FileInfo, content["files"], f"{where}: files"),
         provenance=_record(Provenance, content["provenance"], f"{where}: provenance"),
         target=_value(content.get("target", "cpu"), str, f"{where}: target"),
+        tensors=_formats(content.get("tensors", {}), f"{where}: tensors"),
     )
     _check_files(bundle, where)
     return bundle
@@ -266,6 +269,11 @@ def read_settings(cls: type[Record], content: Any, where: str) -> Record:
         return settings_from(cls, _mapping(content, where), where)
     except Error as fault:
         raise Error(str(fault) if str(fault).startswith(where) else f"{where}: {fault}") from None
+
+
+def _formats(content: Any, where: str) -> Mapping[str, Mapping[str, str]]:
+    graphs = _mapping(content, where)
+    return MappingProxyType({name: _value(held, dict[str, str], f"{where}.{name}") for name, held in graphs.items()})
 
 
 def _records(cls: type[Record], content: Any, where: str) -> Mapping[str, Record]:

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs th
     "inpaint": ("pictures", "draw anew the part of a picture that a mask covers"),
     "extend": ("pictures", "grow a picture beyond one border"),
     "export": ("bundles", "turn a checkpoint into a bundle that this program runs"),
+    "quantize": ("quantize", "turn a checkpoint into a smaller bundle, by a method that minds what it loses"),
     "check": ("bundles", "replay recorded cases of the reference and compare"),
     "info": ("info", "say what is in a bundle and whether it will run here"),
     "plan": ("plan", "say which precision of a model fits a memory, before anything is downloaded"),
@@ -97,6 +98,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     _add_inpaint(made["inpaint"])
     _add_extend(made["extend"])
     _add_export(made["export"])
+    _add_quantize(made["quantize"])
     _add_check(made["check"])
     _add_info(made["info"])
     _add_plan(made["plan"])
@@ -153,18 +155,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
     )
-    parser.add_argument(
-        "--target",
-        choices=["cpu", "cuda", "tensorrt"],
-        help="the kind of device to write for (default: cpu; with --engine tensorrt)",
-    )
-    parser.add_argument(
-        "--store",
-        action="append",
-        default=[],
-        metavar="GROUP=FORMAT",
-        help="another format for one group of tensors, such as text_head=int8 or backbone=int4-b32; may be repeated",
-    )
+    _add_stored(parser)
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
     parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
     parser.add_argument(
@@ -174,6 +165,28 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="build engines for this alone: prefill, block or picture; may be repeated (default: one engine for all)",
     )
+    _add_force(parser)
+    _add_json(parser)
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint's folder, or a bundle of fp16 or fp32")
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument(
+        "--format", default="int4", metavar="NAME", help="int4, int8, or one format such as int4-b32-asym (default: int4)"
+    )
+    parser.add_argument(
+        "--method", default="gptq", metavar="NAME", help="rtn, clip or gptq, with smooth+ or rotate+ before it (default: gptq)"
+    )
+    _add_stored(parser)
+    parser.add_argument("--prompts", metavar="FILE", help="calibrate on these: a JSON object with task and text a line")
+    parser.add_argument("--prompt-count", type=_whole, default=32, metavar="N", help="prompts of each task (default: 32)")
+    parser.add_argument(
+        "--calibration", choices=["masked", "unmasked"], default="masked", help="rows as decoding meets them, or finished ones"
+    )
+    parser.add_argument("--record-with", metavar="BUNDLE", help="decode the prompts with this bundle of the same model")
+    parser.add_argument("--work", metavar="FOLDER", help="where a killed conversion goes on (default: beside the bundle)")
+    _add_seed(parser)
     _add_force(parser)
     _add_json(parser)
 
@@ -270,6 +283,21 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (the best that works), cpu, cuda, rtx or tensorrt"
+    )
+
+
+def _add_stored(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        choices=["cpu", "cuda", "tensorrt"],
+        help="the kind of device to write for (default: cpu; with --engine tensorrt)",
+    )
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="GROUP=FORMAT",
+        help="another format for one group of tensors, such as text_head=int8 or backbone=int4-b32; may be repeated",
     )
 
 

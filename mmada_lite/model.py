@@ -275,7 +275,7 @@ class Model:
 
 
 def _warn(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle will be slow or inexact on this device."""
+    """Say aloud where a bundle will be slow on this device."""
     dynamic = any(group.activation for group in bundle.quantization.values())
     fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not dynamic or device.name == "cpu"
     if not fits:
@@ -285,8 +285,8 @@ def _warn(bundle: Bundle, device: Device) -> None:
         )
     elif dynamic and not exact_int8():
         _log.warning(
-            "%s multiplies in int8, whose sums can overflow on this processor (it has no VNNI); "
-            "export it with --precision int4, or with --store backbone=int8-b128 and the same for the heads",
+            "%s multiplies in int8, for which this processor (it has no VNNI) needs kernels of half the speed; "
+            "--precision int4, or --store backbone=int8-b128 and the same for the heads, may be faster here",
             bundle.path.name,
         )
 

@@ -63,6 +63,11 @@ class Format:
         """Scales of int4 are stored in half precision: at 8B that is 0.1 GB less, and 2^-11 of a step of 1/15 is nothing."""
         return "float16" if self.family == "int4" else "float32"
 
+    @property
+    def range(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
+
     def blocks(self, inputs: int) -> int:
         """Blocks in a column of `inputs` weights, the short last one counted."""
         return -(-inputs // self.block) if self.block else 1
@@ -108,23 +113,33 @@ def quantize(rows: np.ndarray, form: Format, name: str) -> Quantized:
     (asymmetric). A block of zeros gets scale 1. Raises Error naming the tensor when it holds NaN or infinite numbers,
     or numbers too large for the scales' type.
     """
-    assert not form.floating, f"{form.name} holds no codes"
     require_finite(rows, name)
+    return encode(rows, form, *fit(rows, form, name))
+
+
+def fit(rows: np.ndarray, form: Format, name: str, shrink: float = 1.0) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
+    """Scales and zero points [n, blocks] that cover `shrink` of each block's range; what lies beyond is cut off."""
+    assert not form.floating, f"{form.name} holds no codes"
     blocks = _blocked(np.asarray(rows, np.float32), form)  # [n, blocks, block]
     high, low = np.maximum(blocks.max(-1), 0), np.minimum(blocks.min(-1), 0)  # [n, blocks]
-    lowest, highest = -(1 << form.bits - 1), (1 << form.bits - 1) - 1
+    if shrink != 1:
+        high, low = high * np.float32(shrink), low * np.float32(shrink)
+    lowest, highest = form.range
     if form.symmetric:
-        scales = _stored_scales(np.maximum(high / np.float32(highest + 0.5), low / np.float32(lowest - 0.5)), form, name)
-        zeros = None
-    else:
-        count = np.float32(highest - lowest)
-        scales = _stored_scales(high / count - low / count, form, name)
-        zeros = np.clip(np.rint(lowest - low / scales), lowest, highest).astype(np.int8)
-    steps = blocks / scales[..., None]
+        wanted = np.maximum(high / np.float32(highest + 0.5), low / np.float32(lowest - 0.5))
+        return _stored_scales(wanted, form, name), None
+    count = np.float32(highest - lowest)
+    scales = _stored_scales(high / count - low / count, form, name)
+    return scales, np.clip(np.rint(lowest - low / scales), lowest, highest).astype(np.int8)
+
+
+def encode(rows: np.ndarray, form: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None) -> Quantized:
+    """Rows [n, K] as the codes nearest to them under given scales and zero points [n, blocks]."""
+    steps = _blocked(np.asarray(rows, np.float32), form) / scales[..., None]
     np.rint(steps, out=steps)
     if zeros is not None:
         steps += zeros[..., None]
-    codes = np.clip(steps, lowest, highest, out=steps).astype(np.int8).reshape(rows.shape[0], -1)
+    codes = np.clip(steps, *form.range, out=steps).astype(np.int8).reshape(rows.shape[0], -1)
     return Quantized(form, codes[:, : rows.shape[1]], scales, zeros)
 
 

@@ -251,7 +251,7 @@ def test_what_will_be_slow_or_inexact_is_said(
     assert caplog.messages == ["tensorrt is made for tensorrt and will be slow on cpu; export it with --target cpu"]
     monkeypatch.setattr("mmada_lite.model.exact_int8", lambda: False)
     mmada_lite.load(tmp_path / "cpu", threads=1, device="cpu")
-    assert "cpu multiplies in int8, whose sums can overflow on this processor" in caplog.messages[-1]
+    assert "cpu multiplies in int8, for which this processor (it has no VNNI)" in caplog.messages[-1]
 
 
 def test_a_processor_without_vnni_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmada_lite.export.checkpoint import TensorSource, TransformerConfig, save_tensors
+from mmada_lite.export.checkpoint import Tensors, TensorSource, TransformerConfig, save_tensors
 
 KeyValue = tuple[Tensor, Tensor]  # rotated keys and values, each [B, Hkv, length, D]
 
@@ -178,7 +178,7 @@ class MMaDA(nn.Module):
         save_state(self, folder, self.config.to_json() | {"torch_dtype": dtype}, dtype, max_shard_size)
 
 
-def load_state(module: nn.Module, source: TensorSource, dtype: torch.dtype) -> None:
+def load_state(module: nn.Module, source: Tensors, dtype: torch.dtype) -> None:
     """Give every parameter and buffer of a module (built on the meta device) its tensor; integers keep their type."""
     state = {}
     for name in module.state_dict():

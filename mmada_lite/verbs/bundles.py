@@ -46,7 +46,7 @@ def _bundle(arguments: argparse.Namespace) -> Path:
             arguments.output,
             precision=arguments.precision,
             target=_target(arguments),
-            formats=_formats(arguments.store),
+            formats=formats_of(arguments.store),
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_portion(done, total, name)),
         )
@@ -103,7 +103,7 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if summary["failed"] or not results else 0
 
 
-def _formats(changes: list[str]) -> dict[str, str]:
+def formats_of(changes: list[str]) -> dict[str, str]:
     """`text_head=int8` and so on, as a mapping."""
     for change in changes:
         if "=" not in change:

@@ -13,6 +13,8 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "curves": "the logs of a training as a picture",
     "synergy": "one joint training against one a task",
     "gallery": "a sheet of what a bundle draws",
+    "truth": "what formats and methods of quantization cost, along one trajectory",
+    "gpu": "pictures and answers at 8B shapes on a GPU, against torch",
     "linears": "the stored forms of a matrix on this machine",
     "startup": "seconds from the command to the first step and to the picture",
 }

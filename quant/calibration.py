@@ -1,0 +1,191 @@
+"""What a model for masked diffusion reads while it decodes: rows caught on the way, each position with the weight that its
+error has.
+
+Prompts of all three tasks are decoded by a denoiser with the project's own loops, and some of the steps kept: so mask
+ratios come as decoding meets them, and it is known which masks were about to be written. A given token is seen by the
+others alone; a mask counts for itself, the more the sooner it is written. It knows no weights, layers or formats.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding import Step, decode_image, decode_text
+from mmada_lite.denoiser import Denoiser
+from mmada_lite.errors import Error
+from mmada_lite.quant.prompts import TASKS, Prompt, Task, built_in, taken
+from mmada_lite.sampling import PhiloxSampler
+from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Seen = Literal["masked", "unmasked"]
+Progress = Callable[[int, int], None]  # prompts decoded, prompts in all
+_LONGEST_ANSWER = 64  # tokens decoded for calibration; the 8B model's own default would take an hour a prompt on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """What an error at a position counts: `given` where the token is known; where it is masked, `masked`, and `soon` more
+    that halves with every `half` of the steps that are left until it is written (a share of all steps)."""
+
+    given: float = 0.25
+    masked: float = 0.5
+    soon: float = 1.5
+    half: float = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How much to look at. prompts: of each task; steps: kept of each decoding; seen: "masked" as decoding meets them, or
+    "unmasked", the same rows when they are finished, all positions alike (what calibration does for other models)."""
+
+    prompts: int = 32
+    steps: int = 3
+    seen: Seen = "masked"
+    seed: int = 0
+    weighting: Weighting = Weighting()
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.steps < 1:
+            raise Error(f"calibration on {self.prompts} prompts and {self.steps} steps of each sees nothing; use 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row as a model reads it. weight: of each position; predicted: of each position for the head, 0 where it is not
+    asked."""
+
+    task: Task
+    tokens: Ints  # [L]
+    weight: Floats  # [L]
+    predicted: Floats  # [L]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What is watched: a denoiser with what it takes to give it prompts. codes: of a picture; 0: it has no pictures."""
+
+    denoiser: Denoiser
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    codes: int
+    longest: int
+    text: TextSettings
+    image: ImageSettings
+
+
+def collect(
+    reader: Reader, calibration: Calibration, prompts: list[Prompt] | None = None, progress: Progress | None = None
+) -> list[Sample]:
+    """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew."""
+    rng = np.random.default_rng([calibration.seed, 0xCA11])
+    tasks: tuple[Task, ...] = ("paint", "ask", "chat") if reader.codes else ("chat",)
+    chosen = {task: _chosen(prompts, task, calibration) for task in tasks}
+    total = sum(map(len, chosen.values()))
+    pictures: list[Ints] = []
+    samples: list[Sample] = []
+    for task in tasks:
+        for number, prompt in enumerate(chosen[task]):
+            picture = pictures[number % len(pictures)] if pictures else np.zeros(reader.codes, np.int64)
+            canvas, steps = _decoding(reader, prompt, picture, calibration.seed * 1000 + number)
+            samples += _watched(canvas, steps, prompt.task, calibration, rng)
+            if task == "paint":
+                pictures.append(canvas.tokens[0, canvas.region] - canvas.code_offset)
+            if progress:
+                progress(len(samples) // calibration.steps, total)
+    return samples
+
+
+def position_weights(left: Ints, steps: int, weighting: Weighting) -> Floats:
+    """left [L]: steps until a position is written, 0 in this one, below 0 where the token is given -> weights [L]."""
+    soon = weighting.soon * 0.5 ** (np.maximum(left, 0) / max(1.0, weighting.half * steps))
+    return np.where(left < 0, weighting.given, weighting.masked + soon).astype(np.float32)
+
+
+def _chosen(prompts: list[Prompt] | None, task: Task, calibration: Calibration) -> list[Prompt]:
+    if prompts is None:
+        return built_in(task, calibration.prompts, calibration.seed)
+    found = taken(prompts, task, calibration.prompts)
+    if not found:
+        raise Error(f"there is no prompt for {task} among those given; calibration needs all of {', '.join(TASKS)}")
+    return found
+
+
+def _decoding(reader: Reader, prompt: Prompt, picture: Ints, seed: int) -> tuple[Canvas, Iterator[Step]]:
+    special, vocabulary = reader.vocabulary.special, reader.vocabulary
+    if prompt.task == "paint":
+        image = replace(reader.image, steps=min(reader.image.steps, reader.codes))
+        ids, nothing = paint_prompt(reader.tokenizer.encode(prompt.text), special), paint_prompt([], special)
+        unknown = np.ones(reader.codes, dtype=bool)
+        unconditional = nothing if image.guidance > 0 else None
+        canvas = image_canvas(ids, np.zeros(reader.codes), unknown, vocabulary, unconditional_prompt=unconditional)
+        _fits(canvas.length, reader)
+        sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
+        return canvas, decode_image(reader.denoiser, canvas, image, sampler)
+    before = picture_prompt(picture, vocabulary) if prompt.task == "ask" else []
+    row = before + chat_ids(reader.tokenizer, special, [{"role": "user", "content": prompt.text}])
+    text = _shortened(reader.text)
+    canvas = text_canvas(row, text.answer_length, special)
+    _fits(canvas.length, reader)
+    return canvas, decode_text(reader.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
+
+
+def _shortened(text: TextSettings) -> TextSettings:
+    """At most 64 tokens, at the pace of the given settings, and exact: no cache, no guidance."""
+    length = min(text.answer_length, _LONGEST_ANSWER)
+    block = min(text.block_length, length)
+    steps = max(-(-length // block), min(length, round(text.steps * length / text.answer_length)))
+    return replace(
+        text, answer_length=length, block_length=block, steps=steps, cache="none", guidance=0.0, threshold=None, law="sensible"
+    )
+
+
+def _fits(length: int, reader: Reader) -> None:
+    if length > reader.longest:
+        raise Error(f"a calibration row takes {length} tokens and the model reads {reader.longest}; give shorter prompts")
+
+
+def _watched(
+    canvas: Canvas, steps: Iterator[Step], task: Task, calibration: Calibration, rng: np.random.Generator
+) -> list[Sample]:
+    """Decode to the end; then the rows as they stood before some of the steps."""
+    stood = [[row.copy() for row in canvas.branches()]]
+    written = np.full(canvas.length, -1, dtype=np.int64)  # the step that wrote each position
+    for step in steps:
+        written[step.positions] = step.index
+        stood.append([row.copy() for row in canvas.branches()])
+    count = len(stood) - 1
+    samples = []
+    for number in np.sort(rng.integers(count, size=calibration.steps)):
+        branch = int(rng.integers(len(stood[0])))
+        at = count if calibration.seen == "unmasked" else int(number)
+        left = np.where(written >= at, written - at, -1)  # [L]; below 0: given by now
+        if calibration.seen == "unmasked":
+            weight, predicted = np.ones(canvas.length, np.float32), (written >= 0).astype(np.float32)
+        else:
+            weight = position_weights(left, count, calibration.weighting)
+            predicted = np.where(left < 0, 0, weight).astype(np.float32)
+        samples.append(_placed(task, stood[at][branch][0], weight, predicted, canvas.shift if branch else 0))
+    return samples
+
+
+def _placed(task: Task, tokens: Ints, weight: Floats, predicted: Floats, shift: int) -> Sample:
+    """A row with its weights. The row without a prompt is shorter: its positions are the last ones of the other."""
+    if not shift:
+        return Sample(task, tokens, weight, predicted)
+    return Sample(task, tokens, weight[-len(tokens) :].copy(), predicted[-len(tokens) :].copy())
+
+
+def grouped_by_length(samples: Sequence[Sample], most: int = 4096) -> list[list[Sample]]:
+    """Samples of one task and one length together, at most `most` tokens: they pass through a layer as one batch."""
+    groups: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.task, len(sample.tokens)), []).append(sample)
+    together = {key: max(1, most // key[1]) for key in groups}
+    return [group[i : i + together[key]] for key, group in sorted(groups.items()) for i in range(0, len(group), together[key])]

@@ -1,0 +1,118 @@
+"""All layers of a checkpoint in turn, one of them in memory at a time: codes go into a work folder as they are found, and a
+conversion that was killed goes on with the layer after the last finished one, to the same result.
+
+Units of the work folder: `samples`, `states-N` (what layer N reads), `layer-N` and the heads (codes and factors). It knows
+the order of things; how a layer is rounded is `layers`, what a unit is on the disk `work`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mmada_lite.export.lowering import Form
+from mmada_lite.quant.calibration import Sample, grouped_by_length
+from mmada_lite.quant.folding import ROOT, SITES, Folded
+from mmada_lite.quant.layers import Batch, Layer, embedded, load_block, round_head
+from mmada_lite.quant.prepared import packed
+from mmada_lite.quant.search import Method
+from mmada_lite.quant.work import Work
+
+Report = Callable[[str], None]  # one line of progress
+_FIELDS = ("tokens", "weight", "predicted")  # of a Sample
+_HEAD = f"{ROOT}.ff_out.weight"
+
+
+def prepare_layers(
+    source: Folded,
+    method: Method,
+    forms: Mapping[str, Form],
+    codes: slice,
+    work: Work,
+    collect: Callable[[], list[Sample]],
+    report: Report,
+) -> None:
+    """Bring the work folder to its end: codes of every layer and head. codes: the rows of the output matrix that are
+    picture codes. `collect` gives the rows to calibrate on, if they are not there yet."""
+    batches = _batches(_samples(work, collect, report))
+    for layer in range(source.config.n_layers):
+        if work.has(f"layer-{layer}"):
+            _recall(work, source, layer)
+            if work.has(f"states-{layer + 1}") or work.has(f"layer-{layer + 1}"):
+                continue
+        report(f"layer {layer + 1} of {source.config.n_layers}")
+        states = _states(work, source, batches, layer)
+        _advance(source, method, forms["backbone"], layer, states, batches, work)
+        _save_states(work, states, layer + 1)
+        work.drop(f"states-{layer}")
+    if method.rounding == "gptq":
+        _heads(source, forms, codes, batches, work, report)
+
+
+def _heads(source: Folded, forms: Mapping[str, Form], codes: slice, batches: list[Batch], work: Work, report: Report) -> None:
+    """Each head for the tasks that read it. One that no task reads is left to be rounded alone."""
+    rows = {"text_head": slice(0, source.shape(_HEAD)[0]), "image_head": codes}
+    for head, tasks in (("text_head", ("ask", "chat")), ("image_head", ("paint",))):
+        if forms[head].format.floating or work.has(head):
+            continue
+        states = _states(work, source, batches, source.config.n_layers)
+        read = [(x, batch) for x, batch in zip(states, batches, strict=True) if batch.task in tasks]
+        if read:
+            report(head.replace("_", " "))
+            work.save(head, packed("ff_out", round_head(source, read, rows[head], forms[head])))
+
+
+def _advance(
+    source: Folded, method: Method, form: Form, layer: int, states: list[torch.Tensor], batches: Sequence[Batch], work: Work
+) -> None:
+    """Round one layer and save it; states become those that the next one reads."""
+    name, config = f"{ROOT}.blocks.{layer}", source.config
+    done = work.has(f"layer-{layer}")
+    factors: dict[str, np.ndarray] = {}
+    if method.smooth and not done and not form.format.floating:
+        factors = Layer(load_block(source, config, layer), config, method, form, name).factors(states, batches)
+        source.folds.factors.update({(layer, site): values for site, values in factors.items()})
+        source.forget()
+    found = Layer(load_block(source, config, layer), config, method, form, name).advance(states, batches)
+    source.forget()
+    if not done:
+        arrays = {f"factors.{site}": values for site, values in factors.items()}
+        for matrix, held in found.items():
+            arrays |= packed(matrix, held)
+        work.save(f"layer-{layer}", arrays)
+
+
+def _recall(work: Work, source: Folded, layer: int) -> None:
+    """The factors of a finished layer, folded in again."""
+    arrays = work.load(f"layer-{layer}")
+    for site in SITES:
+        if f"factors.{site}" in arrays:
+            source.folds.factors[layer, site] = np.array(arrays[f"factors.{site}"])
+
+
+def _samples(work: Work, collect: Callable[[], list[Sample]], report: Report) -> list[Sample]:
+    """The rows to calibrate on, end to end in one unit: collected once."""
+    if not work.has("samples"):
+        report("decoding prompts to calibrate on")
+        found = collect()
+        joined = {name: np.concatenate([getattr(sample, name) for sample in found]) for name in _FIELDS}
+        ends = np.cumsum([len(sample.tokens) for sample in found])
+        work.save("samples", joined | {"ends": ends, "tasks": np.array([sample.task for sample in found])})
+    arrays = work.load("samples")
+    parts = [np.split(np.array(arrays[name]), arrays["ends"][:-1]) for name in _FIELDS]
+    return [Sample(str(task), *row) for task, *row in zip(arrays["tasks"], *parts, strict=True)]  # type: ignore[arg-type]
+
+
+def _batches(samples: Sequence[Sample]) -> list[Batch]:
+    return [Batch.of(group) for group in grouped_by_length(samples)]
+
+
+def _states(work: Work, source: Folded, batches: Sequence[Batch], layer: int) -> list[torch.Tensor]:
+    if layer == 0:
+        return embedded(source, batches)
+    arrays = work.load(f"states-{layer}")
+    return [torch.from_numpy(np.array(arrays[name])) for name in sorted(arrays)]
+
+
+def _save_states(work: Work, states: Sequence[torch.Tensor], layer: int) -> None:
+    work.save(f"states-{layer}", {f"{number:05d}": x.numpy() for number, x in enumerate(states)})
