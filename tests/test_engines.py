@@ -4,10 +4,10 @@ wheels of TensorRT-RTX are, really parsed and built, on a machine without a GPU.
 import json
 import multiprocessing
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -157,37 +157,40 @@ def test_a_failed_build_leaves_nothing(bundle: Bundle) -> None:
     assert left == []
 
 
-def slowly(folder: Path, started: "multiprocessing.synchronize.Event", lines: "multiprocessing.Queue[list[str]]") -> None:
-    """A process of the test below: builds with a builder that takes its time and writes down that it ran."""
+def slowly(folder: Path, started: Any, waited: Any, lines: Any) -> None:
+    """A process of the test below: its builder writes down that it ran, and takes until the other process waits for it."""
 
     def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Callable[[float], None]) -> bytes:
         started.set()
         with (folder.parent / "runs").open("a") as stream:
             stream.write(f"{graph.stem}\n")
-        time.sleep(0.4)
+        waited.wait(60)
         return planted(graph, profiles, capability, progress)
 
+    def say(line: str) -> None:
+        said.append(line)
+        if "another process is building" in line:
+            waited.set()
+
     said: list[str] = []
-    build_engines(Bundle.open(folder), "8.9", say=said.append, build=build, builder=PLANTED)
+    build_engines(Bundle.open(folder), "8.9", say=say, build=build, builder=PLANTED)
     lines.put(said)
 
 
 def test_of_two_builders_at_once_one_builds_and_the_other_waits(bundle: Bundle) -> None:
     context = multiprocessing.get_context("fork")
-    started, lines = context.Event(), context.Queue()
-    first = context.Process(target=slowly, args=(bundle.path, started, lines))
-    second = context.Process(target=slowly, args=(bundle.path, started, lines))
+    started, waited, lines = context.Event(), context.Event(), context.Queue()
+    first, second = (context.Process(target=slowly, args=(bundle.path, started, waited, lines)) for _ in range(2))
     first.start()
-    assert started.wait(30)
+    assert started.wait(60)
     second.start()
-    said = [lines.get(timeout=30), lines.get(timeout=30)]
+    said = [lines.get(timeout=60), lines.get(timeout=60)]
     for process in (first, second):
-        process.join(30)
+        process.join(60)
         assert process.exitcode == 0
     runs = (bundle.path.parent / "runs").read_text().split()
     assert sorted(runs) == ["backbone", "image_head", "text_head"]
-    waited = [line for each in said for line in each if "another process is building backbone" in line]
-    assert len(waited) == 1
+    assert len([line for each in said for line in each if "another process is building backbone" in line]) == 1
     assert engine_cache.find(bundle, "backbone", "8.9")[0] is not None
 
 
