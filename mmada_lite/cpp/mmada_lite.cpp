@@ -1464,7 +1464,7 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   std::vector<std::string> keys{"format",       "format_version", "name",   "architecture", "vocabulary", "image",
                                 "quantization", "defaults",       "graphs", "files",        "provenance"};
   const auto required = keys;
-  keys.push_back("target");
+  for (const char* optional : {"target", "tensors"}) keys.emplace_back(optional);
   check_keys(content, keys, required, where);
   const Json& defaults = object_at(*content.find("defaults"), where + ": defaults");
   check_keys(defaults, {"text", "image"}, {"text", "image"}, where + ": defaults");
@@ -1505,10 +1505,18 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
                                 {"exporter", Wanted::text},
                                 {"versions", Wanted::versions},
                                 {"created", Wanted::text},
-                                {"source_sha256", Wanted::maybe_text, false}};
+                                {"source_sha256", Wanted::maybe_text, false},
+                                {"method", Wanted::maybe_text, false}};
   record(*content.find("provenance"), made, where + ": provenance");
   if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
     fail(where, ": target is ", shown(*target), ", which it cannot be; ", kAgain);
+  }
+  if (const Json* tensors = content.find("tensors")) {
+    std::vector<Field> graphs;
+    for (const auto& graph : object_at(*tensors, where + ": tensors").members) {
+      graphs.push_back({graph.first.c_str(), Wanted::versions});
+    }
+    record(*tensors, graphs, where + ": tensors");
   }
   return bundle;
 }
@@ -1599,12 +1607,30 @@ std::string runtime_line(const Ort::Exception& error) {
   return line.substr(0, line.find('\n'));
 }
 
+// Whether onnxruntime's fast kernels add up products of int8 exactly on this processor: on x86 without VNNI they add pairs of
+// them in 16 bits, which can overflow. Where the system does not say: yes.
+bool exact_int8() {
+#if defined(__x86_64__) || defined(_M_X64)
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    line += ' ';
+    return line.find(" avx512_vnni ") != std::string::npos || line.find(" avx_vnni ") != std::string::npos;
+  }
+#endif
+  return true;
+}
+
 Ort::Session open_session(const fs::path& path, const Options& options) {
   Ort::SessionOptions made;
   made.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
   made.SetInterOpNumThreads(1);
   made.AddConfigEntry("session.intra_op.allow_spinning", "0");  // waiting threads sleep: the host's other work needs the cores
   made.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+  // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
+  if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
+    made.AddConfigEntry("session.x64quantprecision", "1");
+  }
   try {
     if (options.device == "cuda") made.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
     return Ort::Session(runtime().environment, path.c_str(), made);
