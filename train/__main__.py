@@ -124,10 +124,14 @@ def one(place: Workplace, arguments: argparse.Namespace) -> None:
 
 def two(place: Workplace, arguments: argparse.Namespace) -> None:
     """Stage two, mixed long chain-of-thought fine-tuning: go on from stage one, or where it was stopped."""
+    from mmada_lite.train.grow import grow
     from mmada_lite.train.stages import load_trained
 
     model, sequences = _material(place)
-    load_trained(place.stage_one, model)
+    if arguments.start is not None:
+        print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
+    else:
+        load_trained(place.stage_one, model)
     _stage("two", model, sequences, place.stage_two, arguments)
 
 
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, help="vq, one: a checkpoint to go on from (train/shipped/emoji)")
+    parser.add_argument("--from", dest="start", type=Path, help="vq, one, two: a checkpoint to begin with")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two: instead of the recipe's number")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
