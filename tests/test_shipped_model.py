@@ -73,7 +73,7 @@ def test_torch_and_the_bundle_draw_and_answer_alike(bundle: Subject, checkpoint:
 
 
 def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: Subject) -> None:
-    """One drawing of each of two dozen held-out pairs of what the card names; and the model sees the backgrounds that it drew."""
+    """One drawing of each of two dozen held-out pairs of what the card names; the model sees the backgrounds that it drew."""
     card = (Path(embedded_bundle()) / "model_card.md").read_text(encoding="utf-8")
     listed = re.search(r"\*\*Things:\*\*(.*?)\.", card, re.DOTALL)
     assert listed is not None
