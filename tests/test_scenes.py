@@ -34,7 +34,7 @@ def test_each_thing_lies_in_its_cell(grid: tuple[int, int]) -> None:
     for how in (STILL, TIDY_CELL, WILD_CELL):
         for n in range(40):
             layout = draw_layout(grid, n % 2 == 0, rng)
-            colour = ("yellow", "red", "pink", "orange")[n % 4]  # far from the discs' blues and greens
+            colour = ("yellow", "white", "pink", "white")[n % 4]  # far from the tones of the discs
             picture = compose_layout(layout, icons, colour, rng, how)
             assert picture.shape == (64, 64, 3)
             assert occupied(picture, *grid) == [name is not None for name in layout.names], (layout, colour)
