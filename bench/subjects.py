@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +19,12 @@ Ints = NDArray[np.int64]
 Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 
 
-class Subject(Protocol):
-    """A model under test: it denoises, it speaks, and it sees and shows pictures."""
-
-    name: str
-    denoiser: Denoiser
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary
-    text: TextSettings
-    image: ImageSettings
-
-    def encode(self, pictures: Pictures) -> Ints:
-        """Pictures to codes [N, codes]."""
-        ...
-
-    def decode(self, codes: Ints, grid: tuple[int, int]) -> Pictures:
-        """Codes [N, h * w] to pictures."""
-        ...
-
-
 @dataclass(slots=True)
-class TorchSubject:
-    """A checkpoint in the Hugging Face layout."""
+class Subject:
+    """A model under test: it denoises, it speaks, and it sees and shows pictures.
+
+    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures.
+    """
 
     name: str
     denoiser: Denoiser
@@ -48,47 +32,8 @@ class TorchSubject:
     vocabulary: Vocabulary
     text: TextSettings
     image: ImageSettings
-    vq: object
-
-    def encode(self, pictures: Pictures) -> Ints:
-        from mmada_lite.train.data.pool import encode
-
-        return np.concatenate([encode(self.vq, pictures[i : i + 64]) for i in range(0, len(pictures), 64)])  # type: ignore[arg-type]
-
-    def decode(self, codes: Ints, grid: tuple[int, int]) -> Pictures:
-        import torch
-
-        from mmada_lite.train.stage_vq import to_pictures
-
-        parts = [torch.from_numpy(np.ascontiguousarray(codes[i : i + 64])) for i in range(0, len(codes), 64)]
-        return np.concatenate([to_pictures(self.vq.decode(part, grid)) for part in parts])  # type: ignore[attr-defined]
-
-
-@dataclass(slots=True)
-class BundleSubject:
-    """A bundle, as the runtime runs it."""
-
-    name: str
-    denoiser: Denoiser
-    tokenizer: Tokenizer
-    vocabulary: Vocabulary
-    text: TextSettings
-    image: ImageSettings
-    codec: object
-
-    def encode(self, pictures: Pictures) -> Ints:
-        from mmada_lite.images import Codec
-
-        assert isinstance(self.codec, Codec)
-        parts = [self.codec.encode(_pixels(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
-        codes: Ints = np.concatenate(parts).reshape(len(pictures), -1)
-        return codes
-
-    def decode(self, codes: Ints, grid: tuple[int, int]) -> Pictures:
-        from mmada_lite.images import Codec
-
-        assert isinstance(self.codec, Codec)
-        return np.stack([np.asarray(self.codec.decode(row.reshape(grid))) for row in codes])
+    encode: Callable[[Pictures], Ints]
+    decode: Callable[[Ints, tuple[int, int]], Pictures]
 
 
 def open_subject(path: Path, device: str = "auto") -> Subject:
@@ -104,25 +49,47 @@ def _bundle(path: Path, device: str) -> Subject:
     import mmada_lite
 
     model = mmada_lite.load(path, device=device)
-    return BundleSubject(
-        path.name, model.denoiser, model.tokenizer, model.vocabulary, model.text_defaults, model.image_defaults, model.codec
-    )
+    codec = model.codec
+
+    def encode(pictures: Pictures) -> Ints:
+        return np.concatenate([codec.encode(_pixels(part)) for part in _parts(pictures)]).reshape(len(pictures), -1)
+
+    def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
+        return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
+
+    defaults = (model.text_defaults, model.image_defaults)
+    return Subject(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
 
 
 def _checkpoint(path: Path) -> Subject:
+    import torch
+
+    from mmada_lite.train.data import pool
     from mmada_lite.train.denoiser import TorchDenoiser
     from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.stage_vq import to_pictures
     from mmada_lite.train.vq import MagViT
 
     model, tokenizer = MMaDA.load(path).eval(), Tokenizer.from_file(path / "tokenizer.json")
-    config = model.config
+    config, vq = model.config, MagViT.load(path / "vq").eval()
     vocabulary = Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
     )
     offset = vocabulary.image_code_offset
     denoiser = TorchDenoiser(model, slice(offset, offset + vocabulary.codebook_size))
-    text, image = _defaults(path)
-    return TorchSubject(path.name, denoiser, tokenizer, vocabulary, text, image, MagViT.load(path / "vq").eval())
+
+    def encode(pictures: Pictures) -> Ints:
+        return np.concatenate([pool.encode(vq, part) for part in _parts(pictures)])
+
+    def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
+        parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]
+        return np.concatenate([to_pictures(vq.decode(part, grid)) for part in parts])
+
+    return Subject(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
+
+
+def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
