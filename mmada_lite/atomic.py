@@ -57,7 +57,7 @@ class AtomicFolder:
     def commit(self) -> Path:
         """Bring everything to the disk and rename the folder to its place; the old one is removed last."""
         for path in (*self.folder.rglob("*"), self.folder):
-            _sync(path)
+            sync(path)
         self._check_target()
         aside = _sibling(self.target, "replaced")
         if self.target.exists():
@@ -70,7 +70,7 @@ class AtomicFolder:
             raise Error(
                 f"{self.target}: cannot be put in its place ({fault.strerror or fault}); choose another name"
             ) from fault
-        _sync(self.target.parent)
+        sync(self.target.parent)
         shutil.rmtree(aside, ignore_errors=True)
         return self.target
 
@@ -135,7 +135,8 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmada_lite.atomic import sync
 from mmada_lite.errors import Error
 
 KEY = "conversion.json"
@@ -52,11 +53,11 @@ class Work:
                 np.save(stream, array, allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-        _sync(partial)
+        sync(partial)
         if self.has(unit):
             shutil.rmtree(self.folder / unit)
         partial.rename(self.folder / unit)
-        _sync(self.folder)
+        sync(self.folder)
 
     def load(self, unit: str) -> dict[str, np.ndarray]:
         """The arrays of a unit, mapped from the disk."""
@@ -77,14 +78,6 @@ class Work:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.new")
     partial.write_text(text, encoding="utf-8")
-    _sync(partial)
+    sync(partial)
     partial.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)

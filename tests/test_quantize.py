@@ -142,7 +142,7 @@ def test_a_work_folder_killed_at_birth_is_taken_up(tmp_path: Path) -> None:
     assert not Work(tmp_path / "work", {"a": 2}).has("unit")
 
 
-KILLS = int(os.environ.get("MMADA_LITE_KILLS", "2"))
+KILLS = int(os.environ.get("MMADA_LITE_KILLS", "1"))
 
 
 def test_killed_at_random_moments_no_wrong_bundle_is_there(tiny_checkpoint: Path, calibrated: Path, tmp_path: Path) -> None:
