@@ -23,6 +23,7 @@ from mmada_lite.train.data.scenes import (
 from mmada_lite.train.data.sequences import (
     ANSWER_LENGTH,
     BLOCK,
+    CONCLUSION,
     FILLING,
     PROBLEM_SHARES,
     Rows,
@@ -35,7 +36,7 @@ from mmada_lite.train.data.sequences import (
 from mmada_lite.train.data.thoughts import split_thought
 from mmada_lite.train.stages import TASKS
 
-DRAWN = ("paint", "pair", "drawn")
+DRAWN = ("paint", "pair", "drawn", "edit")
 
 
 def groups(sequences: Sequences, task: str, seed: int, count: int, rows: int = 8) -> Iterator[Rows]:
@@ -122,6 +123,35 @@ def test_picture_rows_follow_the_cosine(toy_sequences: Sequences) -> None:
     assert rows.weight.sum() == pytest.approx(1.0)
     expected = np.sort(np.rint(64 * np.cos(np.pi / 2 * (np.arange(16) + 0.5) / 16)))
     assert np.abs(np.sort(masked.sum(axis=1)) - expected).max() <= 4
+
+
+def test_edits_show_half_of_a_picture_and_end_it_on_its_background(toy_sequences: Sequences) -> None:
+    """The given half is always a whole side; what lies beyond an edge repeats that edge."""
+    mask, offset = toy_sequences.vocabulary.special.mask, toy_sequences.vocabulary.image_code_offset
+    halves, beyond = set(), 0
+    for rows in groups(toy_sequences, "edit", 12, 60):
+        codes = (rows.targets[:, -SIDE * SIDE - 1 : -1] - offset).reshape(-1, SIDE, SIDE)
+        hidden = (rows.tokens[:, -SIDE * SIDE - 1 : -1] == mask).reshape(-1, SIDE, SIDE).any(axis=0)
+        turns = [k for k in range(4) if not np.rot90(hidden, k)[:, : SIDE // 2].any()]
+        assert turns, "one side of the picture is given whole"
+        halves.add(turns[0])
+        turned = np.rot90(codes, turns[0], axes=(1, 2))
+        beyond += bool((turned[:, :, SIDE // 2 :] == turned[:, :, SIDE // 2 - 1 : SIDE // 2]).all())
+    assert halves == {0, 1, 2, 3}
+    assert 15 < beyond < 45
+
+
+def test_what_follows_a_thought_weighs_more(toy_sequences: Sequences) -> None:
+    vocabulary, rng = toy_sequences.vocabulary, np.random.default_rng(13)
+    prompts, close = rng.integers(50, 400, size=(64, 5)), 7
+    answers = rng.integers(50, 400, size=(64, 16))
+    answers[:, 9], answers[:, 12:] = close, vocabulary.special.eos
+    rows = answer_rows("sum", prompts, answers, vocabulary, rng, close=close)
+    for row in rows.weight[:, 5:]:
+        thought, conclusion = row[:10][row[:10] > 0], row[10:12][row[10:12] > 0]
+        if thought.size and conclusion.size:
+            assert conclusion == pytest.approx(CONCLUSION * thought[0])
+    assert rows.weight.sum() == pytest.approx(1.0, abs=0.3)
 
 
 def test_answer_rows_hide_more_than_they_show(toy_sequences: Sequences) -> None:

@@ -22,7 +22,7 @@ from mmada_lite.train.objectives import Corrupted, unified_loss
 from mmada_lite.train.optimizer import trapezoid
 from mmada_lite.train.progress import step_generator
 
-TASKS = ("paint", "pair", "drawn", "plan", "ask", "list", "scene", "sum", "fact")
+TASKS = ("paint", "pair", "drawn", "edit", "plan", "ask", "list", "scene", "sum", "fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,13 @@ STAGE_ONE = StageSettings(
 STAGE_TWO = StageSettings(
     {
         "paint": Share(2.0, 1.5),
-        "drawn": Share(1.0),
-        "plan": Share(0.25),
-        "ask": Share(2.5, 2.5),
-        "scene": Share(1.25, 2.0),
-        "sum": Share(3.0, 2.0),
-        "fact": Share(0.4, 0.5),
+        "drawn": Share(1.25, 1.25),
+        "edit": Share(0.5),
+        "plan": Share(0.5),
+        "ask": Share(2.0, 2.5),
+        "scene": Share(2.0, 2.5),
+        "sum": Share(3.5, 2.5),
+        "fact": Share(0.25, 0.5),
     },
     LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
     warmup=20,

@@ -5,6 +5,7 @@ are the runtime's own; the sentences come from the modules beside this one. Know
     pair   caption of two -> picture     list  several things -> list of them     sum   problem -> thought and answer
     scene  several things, question -> thought and answer
     plan   caption -> thought            drawn caption, thought -> picture        (thinking before drawing)
+    edit   caption, half a picture -> the other half, or what lies beyond its edge
 
 Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA),
 and for a share of the rows as block-wise decoding meets them: all before a block is there, all after it is hidden.
@@ -36,12 +37,13 @@ ANSWER_LENGTH = 48  # tokens of the longest answer: text, end of turn, then ends
 SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so that the length gives nothing away
 BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
+CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
 PROBLEM_SHARES: dict[str, float] = {
-    "sum1": 0.06,
-    "difference1": 0.04,
-    "sum2": 0.3,
-    "difference2": 0.25,
-    "sum3": 0.3,
+    "sum1": 0.05,
+    "difference1": 0.05,
+    "sum2": 0.25,
+    "difference2": 0.33,
+    "sum3": 0.27,
     "difference3": 0.05,
 }
 Ints = NDArray[np.int64]
@@ -77,6 +79,7 @@ class Sequences:
         self.tokenizer, self.vocabulary, self.singles, self._several = tokenizer, vocabulary, singles, several
         self.caption_dropout, self.blocks, self.held = caption_dropout, blocks, held
         self._ids: dict[str, list[int]] = {}
+        self._close = tokenizer.find(CLOSE, -1)
 
     @property
     def tasks(self) -> Mapping[str, Callable[[int, np.random.Generator], Rows]]:
@@ -85,6 +88,7 @@ class Sequences:
             "paint": self.paint,
             "pair": self.pair,
             "drawn": self.drawn,
+            "edit": self.edit,
             "plan": self.plan,
             "ask": self.ask,
             "list": self.listing,
@@ -112,6 +116,21 @@ class Sequences:
         drawn = equal_length(draw, count)
         prompts, codes = np.array([p for p, _ in drawn]), np.array([c for _, c in drawn])
         return picture_rows("drawn", prompts, codes, self.vocabulary, rng)
+
+    def edit(self, count: int, rng: np.random.Generator) -> Rows:
+        """Caption and one half of a picture, then the codes of the other half; in every second group the given half is the
+        far one of a picture that goes on, on its background, beyond that edge."""
+        beyond, turns = rng.random() < 0.5, int(rng.integers(4))
+        drawn = equal_length(lambda: self._captioned(rng), count)
+        codes = np.array([codes for _, codes in drawn])
+        side = round(codes.shape[1] ** 0.5)
+        pictures = np.rot90(codes.reshape(count, side, side), turns, axes=(1, 2))
+        if beyond:
+            pictures = np.concatenate([pictures[:, :, side // 2 :], pictures[:, :, [-1] * (side // 2)]], axis=2)
+        hidden = np.broadcast_to(np.arange(side) >= side // 2, pictures.shape)
+        pictures, hidden = (np.rot90(a, -turns, axes=(1, 2)).reshape(count, -1) for a in (pictures, hidden))
+        prompts = np.array([paint_prompt(ids, self.vocabulary.special) for ids, _ in drawn])
+        return picture_rows("edit", prompts, pictures, self.vocabulary, rng, hidden)
 
     def plan(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption, then the thought of what goes where."""
@@ -229,7 +248,7 @@ class Sequences:
         return self._answers(task, np.array([head + question for question, _, head in drawn]), np.array(filled), rng)
 
     def _answers(self, task: str, prompts: Ints, answers: Ints, rng: np.random.Generator) -> Rows:
-        return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks)
+        return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks, self._close)
 
     @property
     def several(self) -> Pool:
@@ -281,12 +300,22 @@ def spread(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return (rng.permutation(count) + rng.random(count)) / count
 
 
-def picture_rows(task: str, prompts: Ints, codes: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
-    """Prompts [B, P] and codes [B, N] with cos(pi t / 2) N codes masked in each row; the weight is 1 / number of masks."""
-    count, length = codes.shape
+def picture_rows(
+    task: str,
+    prompts: Ints,
+    codes: Ints,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+    region: NDArray[np.bool_] | None = None,
+) -> Rows:
+    """Prompts [B, P] and codes [B, N]; of the N codes, or of those in `region` [B, N], a share cos(pi t / 2) is masked in each
+    row. The weight is 1 / number of masks."""
+    count = len(codes)
     special = vocabulary.special
-    amount = np.maximum(1, np.rint(length * np.cos(np.pi / 2 * spread(count, rng)))).astype(np.int64)
-    hidden = rng.random(codes.shape).argsort(axis=1) < amount[:, None]
+    region = np.ones(codes.shape, dtype=bool) if region is None else region
+    amount = np.maximum(1, np.rint(region.sum(axis=1) * np.cos(np.pi / 2 * spread(count, rng)))).astype(np.int64)
+    order = np.where(region, rng.random(codes.shape), np.inf).argsort(axis=1).argsort(axis=1)
+    hidden = order < amount[:, None]
     body = codes + vocabulary.image_code_offset
     ends = [np.full((count, 1), value) for value in (special.soi, special.eoi)]
     targets = np.concatenate([prompts, ends[0], body, ends[1]], axis=1)
@@ -296,18 +325,27 @@ def picture_rows(task: str, prompts: Ints, codes: Ints, vocabulary: Vocabulary, 
 
 
 def answer_rows(
-    task: str, prompts: Ints, answers: Ints, vocabulary: Vocabulary, rng: np.random.Generator, blocks: float = 0.0
+    task: str,
+    prompts: Ints,
+    answers: Ints,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+    blocks: float = 0.0,
+    close: int = -1,
 ) -> Rows:
     """Prompts [B, P] and answers [B, A]; each answer token is masked with probability p and weighs 1 / p, shared out over
     the answer and the rows. The end of text after the end of turn weighs a tenth: most of an answer is filling, and with
     equal weights the little that is not is learned late. p leans to 1 (t is the root of a uniform number), where decoding
     begins. In a share `blocks` of the rows only one block is predicted: what is before it is shown, what is after it hidden.
+    What follows the token `close`, which ends a thought, weighs more.
     """
     count, length = answers.shape
     p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
     hidden = rng.random(answers.shape) < p
-    importance = np.where(answers == vocabulary.special.eos, FILLING, 1.0)
-    words = (importance == 1.0).sum(axis=1)
+    filling, closed = answers == vocabulary.special.eos, answers == close
+    concluding = closed.cumsum(axis=1) - closed > 0
+    importance = np.where(filling, FILLING, np.where(concluding, CONCLUSION, 1.0))
+    words = (~filling).sum(axis=1)
     block = (rng.random(count) * np.ceil(words / BLOCK)).astype(np.int64)
     of_block = np.arange(length)[None] // BLOCK - block[:, None]
     blockwise = rng.random((count, 1)) < blocks
