@@ -7,6 +7,7 @@ weights; cross-entropy at hidden positions on pictures of the validation style a
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import sys
@@ -31,15 +32,15 @@ def run(
     tasks: Sequence[str], model: MMaDA, train: Sequences, held: Sequences, settings: StageSettings, every: int, folder: Path
 ) -> Curve:
     """Train on these tasks, a group of each per update, and measure them all every `every` updates."""
-    from mmada_lite.train.stages import Share, train_stage
+    from mmada_lite.train.stages import Share, load_trained, train_stage
 
+    measured = copy.deepcopy(model)
     own = replace(settings, mixture={task: Share(1.0) for task in tasks})
     curve = []
     for step in range(every, settings.loop.steps + 1, every):
-        loop = train_stage(model, train, folder, own, until=step)
-        loop.average.swap(loop.inner)
-        curve.append({"step": float(step)} | {task: held_loss(model, held, task) for task in tasks})
-        loop.average.swap(loop.inner)
+        train_stage(model, train, folder, own, until=step)
+        load_trained(folder, measured)
+        curve.append({"step": float(step)} | {task: held_loss(measured, held, task) for task in tasks})
         print(f"{'+'.join(tasks)} {curve[-1]}", file=sys.stderr, flush=True)
     return curve
 

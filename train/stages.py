@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmada_lite.errors import Error
+from mmada_lite.train.code_bits import CodeBits, leaning, merge
 from mmada_lite.train.data.sequences import Rows, Sequences
 from mmada_lite.train.loop import Loop, LoopSettings, Piece, trained_weights
 from mmada_lite.train.model import MMaDA
@@ -76,7 +77,7 @@ STAGE_TWO = StageSettings(
         "drawn": Share(1.25, 1.25),
         "edit": Share(0.5),
         "plan": Share(0.5),
-        "ask": Share(2.0, 2.5),
+        "ask": Share(3.0, 3.5),
         "scene": Share(2.0, 2.5),
         "sum": Share(3.5, 2.5),
         "fact": Share(0.25, 0.5),
@@ -94,12 +95,15 @@ class UnifiedObjective(nn.Module):
 
     def __init__(self, model: MMaDA) -> None:
         super().__init__()
-        self.model = model
+        self.model, config = model, model.config
+        self.code_bits = CodeBits(config.vocab_size, config.codebook_size, config.d_model)  # codes are its last rows
 
     def forward(self, tokens: Tensor, targets: Tensor, weight: Tensor, task: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rows = Corrupted(tokens, targets, weight)
         chosen = weight > 0
-        logits = self.model.logits(self.model(tokens).hidden[chosen])  # [masked positions, V]
+        with leaning(self.model, self.code_bits):
+            hidden = self.model(tokens).hidden[chosen]
+        logits = self.model.logits(hidden) + self.code_bits.logits(hidden)  # [masked positions, V]
         with torch.no_grad():
             total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
         pair = torch.stack([total, total.new_tensor(float(chosen.sum()))])
@@ -144,7 +148,7 @@ def load_trained(folder: Path, model: MMaDA, averaged: bool = True) -> int:
     """Put the weights of a stage's last state into the model; returns the steps that it was trained for."""
     weights, steps = trained_weights(folder, averaged)
     try:
-        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=True)
+        model.load_state_dict(merge(weights), strict=True)
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()[:160]
         raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
