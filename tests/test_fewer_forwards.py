@@ -90,7 +90,7 @@ QUOTAS = (PLAIN, replace(PLAIN, steps=8), replace(PLAIN, steps=11, block_length=
         replace(PLAIN, entropy_bound=0.5, suffix=2),
         replace(PLAIN, guidance=1.0, cache="prefix"),
     ],
-    ids=str,
+    ids=lambda chosen: " ".join(f"{name}={value}" for name, value in plain(chosen).items() if value != plain(PLAIN).get(name)),
 )
 def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     """Token for token, step for step what one at a time writes, in fewer forwards."""
