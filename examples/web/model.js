@@ -23,7 +23,7 @@ export class Model {
   async *paint(caption, settings = this.defaults.image, seed = 0n) {
     const { special, codeOffset } = this.vocabulary;
     if (!caption.trim()) throw new Error("the caption is empty; say what is to be drawn");
-    sensible(settings);
+    sensible(settings, IMAGE);
     const whole = (before) => ({ before, after: [special.eoi] });
     const prompts = [this.vocabulary.paintPrompt(caption.trim()), ...(settings.guidance > 0 ? [this.vocabulary.paintPrompt()] : [])];
     const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), prompts.map(whole), special.mask);
@@ -37,7 +37,7 @@ export class Model {
   async *ask(question, picture = null, settings = this.defaults.text, seed = 0n) {
     const { special } = this.vocabulary;
     if (!question.trim()) throw new Error("the question is empty; ask something");
-    sensible(settings);
+    sensible(settings, TEXT);
     const codes = picture && (await this.graphs.encodePicture(picture));
     const before = this.vocabulary.questionPrompt(question.trim(), codes);
     const hidden = new Array(before.length).fill(special.mask);
@@ -67,6 +67,13 @@ export class Model {
   }
 }
 
-function sensible({ law }) {
+const SHARED = ["steps", "guidance", "temperature", "law"];
+const TEXT = [...SHARED, "answer_length", "block_length", "order", "cache", "threshold"];
+const IMAGE = [...SHARED, "schedule", "sampling_temperature"];
+
+function sensible(settings, known) {
+  const { law } = settings;
+  const other = Object.keys(settings).find((name) => !known.includes(name));
+  if (other) throw new Error(`this page does not decode with "${other}"; leave it out, or use the Python runtime`);
   if (law !== "sensible") throw new Error(`this page decodes by the law "sensible", not "${law}"; see docs/bundle.md`);
 }

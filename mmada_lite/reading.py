@@ -1,0 +1,96 @@
+"""What both loops share: a step as it is told to the world, and one model call over a window of a canvas.
+
+It knows a canvas and a denoiser. It knows nothing of which positions are written, or when.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.cache import KeyValues, Memory
+from mmada_lite.canvas import Bools, Canvas, Ints
+from mmada_lite.denoiser import Denoiser, Floats, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did. rows, positions, tokens, log_probabilities [K]: the changes, in canvas coordinates.
+
+    index counts from 0, `of` is the number of steps expected (None where the guesses say it); remaining: masks left to write;
+    forwards: model calls so far, a guided pair or a batch of drafts counting as one; seconds since decoding began; guess
+    [B, N]: for a picture, the codes as they stand if everything still masked were taken at its present guess.
+    """
+
+    index: int
+    of: int | None
+    rows: Ints
+    positions: Ints
+    tokens: Ints
+    log_probabilities: Floats
+    remaining: int
+    forwards: int
+    seconds: float
+    guess: Ints | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Hidden states [R, Q, D] of the queried positions [B, Q] (valid [B, Q] where a row has fewer), and how to mix them."""
+
+    hidden: Floats
+    mix: Floats
+    positions: Ints
+    valid: Bools
+    kept: tuple[KeyValues, ...]
+
+
+def read(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    where: Bools,
+    guidance: float,
+    memory: Memory | None = None,
+    keep: bool = False,
+    end: int | None = None,
+) -> Reading:
+    """One model call over the window (the row up to `end`, None for all of it, or what `memory` leaves), for the positions
+    `where` [B, L]."""
+    positions, valid = _queried(where)
+    hidden, kept = [], []
+    for branch, tokens in enumerate(canvas.branches()):
+        shift = canvas.shift if branch else 0
+        start, stop = 0, tokens.shape[1] if end is None else end + shift
+        if memory:
+            start, stop = memory.start + shift, memory.stop + shift
+        window = Window(
+            tokens=np.ascontiguousarray(tokens[:, start:stop]),
+            positions=np.arange(start, stop, dtype=np.int64),
+            rows=np.clip(positions + shift - start, 0, stop - start - 1),
+            past=memory.pasts[branch].first(len(tokens)) if memory else None,
+        )
+        states, cache = denoiser.forward(window, keep=keep)
+        hidden.append(states)
+        if cache is not None:
+            kept.append(cache)
+    stacked = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
+    return Reading(stacked, _mix(canvas.rows, guidance, len(hidden)), positions, valid, tuple(kept))
+
+
+def _mix(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
+    """[B, R]: (1 + g) * conditional - g * unconditional; the head is linear, so this may come before it."""
+    identity = np.eye(rows, dtype=np.float32)
+    if branches == 1:
+        return identity
+    return np.concatenate([np.float32(1 + guidance) * identity, np.float32(-guidance) * identity], axis=1)
+
+
+def _queried(where: Bools) -> tuple[Ints, Bools]:
+    """Positions [B, Q] that are true, left to right; short rows repeat position 0 and are marked invalid."""
+    longest = max(1, int(where.sum(axis=1).max()))
+    positions = np.zeros((where.shape[0], longest), dtype=np.int64)
+    valid = np.zeros(positions.shape, dtype=bool)
+    for row, flags in enumerate(where):
+        found = np.flatnonzero(flags)
+        positions[row, : found.size], valid[row, : found.size] = found, True
+    return positions, valid
