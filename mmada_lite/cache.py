@@ -31,6 +31,10 @@ class KeyValues:
         """Everything but the positions start..stop-1: what a window over those positions leans on."""
         return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
 
+    def at(self, places: NDArray[np.int64]) -> "KeyValues":
+        """Those of the places [B, P] alone: what a window over scattered positions leans on."""
+        return KeyValues(tuple(_at(k, places) for k in self.keys), tuple(_at(v, places) for v in self.values))
+
     @classmethod
     def empty(cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
         nothing = np.zeros((rows, heads, 0, head_dim), dtype=dtype)
@@ -41,6 +45,12 @@ def _cut(array: Floats, start: int, stop: int) -> Floats:
     if stop >= array.shape[2]:
         return np.ascontiguousarray(array[:, :, :start])
     return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2)
+
+
+def _at(array: Floats, places: NDArray[np.int64]) -> Floats:
+    if (places == places[:1]).all():
+        return array.take(places[0], axis=2)
+    return np.stack([row.take(place, axis=1) for row, place in zip(array, places, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
