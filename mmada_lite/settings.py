@@ -136,7 +136,7 @@ class ImageSettings:
 
     def guided(self, k: int) -> bool:
         """Whether step k (from 0) mixes in the unconditional row."""
-        return self.guidance_from <= k / self.steps < self.guidance_to
+        return self.guidance > 0 and self.guidance_from <= k / self.steps < self.guidance_to
 
 
 def settings_from(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
