@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.cache import KeyValues
-from mmada_lite.denoiser import PAST_TYPES, Floats, Head, Prediction, Window, head_feeds
+from mmada_lite.denoiser import HEAD_OUTPUTS, PAST_TYPES, Floats, Head, Prediction, Window, head_feeds
 from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph, pick_graph
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class BoundDenoiser:
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         feeds = head_feeds(hidden, mix, temperature, uniform)
-        return Prediction(*self._runner.run(self._sessions[f"{head}_head"], feeds, ["token", "log_probability"], home=True))
+        return Prediction(*self._runner.run(self._sessions[f"{head}_head"], feeds, HEAD_OUTPUTS, home=True))
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
         feeds = head_feeds(hidden, mix, 0.0, None)

@@ -35,6 +35,18 @@ class KeyValues:
         """Those of the places [B, P] alone: what a window over scattered positions leans on."""
         return KeyValues(tuple(_at(k, places) for k in self.keys), tuple(_at(v, places) for v in self.values))
 
+    def repeated(self, times: int) -> "KeyValues":
+        """The same past for `times` canvases at once: one row becomes so many."""
+        if times == 1:
+            return self
+        return KeyValues(tuple(k.repeat(times, axis=0) for k in self.keys), tuple(v.repeat(times, axis=0) for v in self.values))
+
+    def first(self, rows: int) -> "KeyValues":
+        """The past of the first `rows` rows."""
+        if rows == self.keys[0].shape[0]:
+            return self
+        return KeyValues(tuple(k[:rows] for k in self.keys), tuple(v[:rows] for v in self.values))
+
     @classmethod
     def empty(cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
         nothing = np.zeros((rows, heads, 0, head_dim), dtype=dtype)
@@ -66,6 +78,7 @@ class Memory:
     stop: int
 
     @classmethod
-    def after(cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int) -> "Memory":
+    def after(cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int, rows: int = 1) -> "Memory":
+        """kept: of the row's first `length` positions. rows: how many canvases are to lean at once on the one that was read."""
         end = stop if policy == "dual" else length
-        return cls(tuple(branch.without(start, end) for branch in kept), start, end)
+        return cls(tuple(branch.without(start, end).repeated(rows) for branch in kept), start, end)

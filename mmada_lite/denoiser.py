@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Head = Literal["text", "image"]
+HEAD_OUTPUTS = ("token", "log_probability", "entropy")
 PAST_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # as onnxruntime says them: as numpy does
 
 
@@ -36,10 +37,11 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """A head's guess for each queried position [B, Q]: a token (for the image head a code, 0..codebook_size-1) and the
-    natural-log probability of that token before any temperature."""
+    natural-log probability of that token before any temperature; entropy, in nats, where the denoiser says it."""
 
     token: Ints
     log_probability: Floats
+    entropy: Floats | None = None
 
 
 class Denoiser(Protocol):
@@ -95,8 +97,7 @@ class OnnxDenoiser:
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         feeds = head_feeds(hidden, mix, temperature, uniform)
-        token, log_probability = self._run(f"{head}_head", ["token", "log_probability"], feeds)
-        return Prediction(token, log_probability)
+        return Prediction(*self._run(f"{head}_head", HEAD_OUTPUTS, feeds))
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
         (logits,) = self._run(f"{head}_head", ["logits"], head_feeds(hidden, mix, 0.0, None))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmada_lite import images
+from mmada_lite import images, presets
 from mmada_lite.bundle import Bundle
 from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
@@ -42,16 +42,26 @@ def embedded_bundle() -> Path:
     return Path(__file__).parent / "models" / EMBEDDED
 
 
-def load(path: str | Path | None = None, *, device: str = "auto", threads: int | None = None, verify: str = "auto") -> "Model":
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    verify: str = "auto",
+    speed: str = "exact",
+) -> "Model":
     """Open a bundle; without a path, the small model that comes with the package.
 
     device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
     says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
-    to 256 MiB and the sizes of larger ones, "full" every sha256.
-    Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
+    to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", a preset of the model's
+    default settings (docs/decoding.md). Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
-    return Model(bundle, device_for(bundle, device), threads)
+    text, image = presets.with_speed(speed, bundle.text_defaults, bundle.image_defaults)
+    model = Model(bundle, device_for(bundle, device), threads)
+    model.text_defaults, model.image_defaults = text, image
+    return model
 
 
 class Model:
@@ -184,6 +194,8 @@ class Model:
         return self._write(prompt, chosen, seed)
 
     def _write(self, prompt: list[int], chosen: TextSettings, seed: int) -> Answer:
+        if chosen.draft > 1 and self.device.name != "cpu":
+            raise Error(f"draft {chosen.draft} is for the CPU and this model is on {self.device.name}; use draft 1")
         special = self.vocabulary.special
         canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
         sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)

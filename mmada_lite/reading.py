@@ -17,9 +17,9 @@ from mmada_lite.denoiser import Denoiser, Floats, Window
 class Step:
     """What one step did. rows, positions, tokens, log_probabilities [K]: the changes, in canvas coordinates.
 
-    index counts from 0, `of` is the number of steps expected (None with a threshold); remaining: masks left to write;
-    forwards: model calls so far, a guided pair counting as one; seconds since decoding began; guess [B, N]: for a
-    picture, the codes as they stand if everything still masked were taken at its present guess.
+    index counts from 0, `of` is the number of steps expected (None where the guesses say it); remaining: masks left to write;
+    forwards: model calls so far, a guided pair or a batch of drafts counting as one; seconds since decoding began; guess
+    [B, N]: for a picture, the codes as they stand if everything still masked were taken at its present guess.
     """
 
     index: int
@@ -46,19 +46,28 @@ class Reading:
 
 
 def read(
-    denoiser: Denoiser, canvas: Canvas, where: Bools, guidance: float, memory: Memory | None = None, keep: bool = False
+    denoiser: Denoiser,
+    canvas: Canvas,
+    where: Bools,
+    guidance: float,
+    memory: Memory | None = None,
+    keep: bool = False,
+    end: int | None = None,
 ) -> Reading:
-    """One model call over the window (all of the row, or what `memory` leaves), for the positions `where` [B, L]."""
+    """One model call over the window (the row up to `end`, None for all of it, or what `memory` leaves), for the positions
+    `where` [B, L]."""
     positions, valid = queried(where)
     hidden, kept = [], []
     for branch, tokens in enumerate(canvas.branches()):
         shift = canvas.shift if branch else 0
-        start, stop = (memory.start + shift, memory.stop + shift) if memory else (0, tokens.shape[1])
+        start, stop = 0, tokens.shape[1] if end is None else end + shift
+        if memory:
+            start, stop = memory.start + shift, memory.stop + shift
         window = Window(
             tokens=np.ascontiguousarray(tokens[:, start:stop]),
             positions=np.arange(start, stop, dtype=np.int64),
             rows=np.clip(positions + shift - start, 0, stop - start - 1),
-            past=memory.pasts[branch] if memory else None,
+            past=memory.pasts[branch].first(len(tokens)) if memory else None,
         )
         states, cache = denoiser.forward(window, keep=keep)
         hidden.append(states)

@@ -25,6 +25,24 @@ def above_threshold(confidence: Floats, log_threshold: float) -> Bools:
     return best | (np.isfinite(confidence) & (confidence >= log_threshold))
 
 
+def entropy_bounded(confidence: Floats, entropy: Floats, bound: float) -> Bools:
+    """The surest of each row [B, Q], as many as keep the sum of their entropies less the largest at most `bound` (nats).
+
+    That difference bounds how much is lost by writing them at once, as if they were independent (EB-Sampler, arXiv
+    2505.24857). The surest alone loses nothing, so it is always among them.
+    """
+    order = np.argsort(-confidence, axis=1, kind="stable")
+    ranked = np.maximum(np.take_along_axis(entropy, order, axis=1).astype(np.float64), 0)
+    lost = np.cumsum(ranked, axis=1) - np.maximum.accumulate(ranked, axis=1)  # [B, Q], never falls along Q
+    return most_confident(confidence, np.maximum(1, (lost <= bound).sum(axis=1)))
+
+
+def unbroken_run(sure: Bools, ahead: Bools) -> Bools:
+    """Of the positions `ahead` [B, Q], left to right, those before the first that is not sure."""
+    run: Bools = np.logical_and.accumulate(sure | ~ahead, axis=1) & ahead
+    return run
+
+
 def remask_least_confident(confidence: Floats, counts: Ints) -> Bools:
     """What goes back to mask: strictly below the counts[b]-th smallest (from 0) of its row [B, N], fewer on ties.
 

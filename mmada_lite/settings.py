@@ -34,6 +34,15 @@ class TextSettings:
     cache: "none" computes everything at every step; "prefix" and "dual" lean on keys and values of the block's first step.
     threshold: a probability; then every position at least that sure is written and `steps` is not used.
     law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
+
+    What follows saves work (docs/decoding.md) and asks for the sensible law.
+    select: what sure means: "confidence" (the guess's probability), "margin" (that less the next one's) or "entropy".
+    entropy_bound: nats; the surest positions are written whose entropies, but for the largest, add up to at most this.
+    early_stop: a probability; decoding ends once a stop token and all before it are written, or it comes next surer than this.
+    reach: positions beyond a block that are written with its last ones, while each is as sure as `threshold`.
+    refresh, drift: compute all anew after so many steps of a block, or once its guesses moved that much (0 to 1).
+    suffix: masks behind the block that a step still reads; the others are left out.
+    draft: canvases that one forward checks; what is written stays what one at a time would write.
     """
 
     answer_length: int = 128
@@ -45,6 +54,14 @@ class TextSettings:
     cache: Literal["none", "prefix", "dual"] = "none"
     threshold: float | None = None
     law: Law = "sensible"
+    select: Literal["confidence", "margin", "entropy"] = "confidence"
+    entropy_bound: float | None = None
+    early_stop: float | None = None
+    reach: int = 0
+    refresh: int | None = None
+    drift: float | None = None
+    suffix: int | None = None
+    draft: int = 1
 
     def __post_init__(self) -> None:
         _whole("answer_length", self.answer_length)
@@ -55,15 +72,14 @@ class TextSettings:
         _one_of("order", self.order, ("low_confidence", "random"))
         _one_of("cache", self.cache, POLICIES)
         _one_of("law", self.law, ("sensible", "reference"))
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise Error(f"threshold {self.threshold} is not a probability; use a number above 0 and at most 1")
+        _probability("threshold", self.threshold)
         if self.steps > self.answer_length:
             raise Error(
                 f"{self.steps} steps for {self.answer_length} tokens: a step writes at least one token; "
                 f"use at most {self.answer_length} steps"
             )
         count = math.ceil(self.answer_length / self.block_length)
-        if self.threshold is None and self.steps < count:
+        if not self.adaptive and self.steps < count:
             raise Error(f"{self.steps} steps cannot fill {count} blocks; use at least {count} steps or a longer block")
         if self.law == "reference" and (self.answer_length % self.block_length or self.steps % count):
             raise Error(
@@ -72,6 +88,36 @@ class TextSettings:
             )
         if self.law == "reference" and self.cache != "none" and self.threshold is None and self.steps == count:
             raise Error("the reference cannot use a cache with one step per block; use more steps or the sensible law")
+        self._check_savings()
+
+    def _check_savings(self) -> None:
+        _one_of("select", self.select, ("confidence", "margin", "entropy"))
+        _probability("early_stop", self.early_stop)
+        _whole("reach", self.reach, least=0)
+        _whole("draft", self.draft)
+        for name, value, least in (("refresh", self.refresh, 1), ("suffix", self.suffix, 0)):
+            if value is not None:
+                _whole(name, value, least=least)
+        for name, bound in (("entropy_bound", self.entropy_bound), ("drift", self.drift)):
+            if bound is not None:
+                _at_least_zero(name, bound)
+        if self.law == "reference" and (used := later_settings(self)):
+            raise Error(f"the reference law has no {', '.join(used)}; leave out what it lacks, or use the sensible law")
+        if self.threshold is not None and self.entropy_bound is not None:
+            raise Error("threshold and entropy_bound both say how many tokens a step writes; use one of them")
+        if self.reach and self.threshold is None:
+            raise Error(f"reach {self.reach} writes what is as sure as the threshold; give a threshold too")
+        if self.order == "random" and (self.reach or self.select != "confidence"):
+            raise Error("order random does not ask how sure a guess is; use low_confidence with select and reach")
+        if self.cache == "none" and (self.refresh is not None or self.drift is not None):
+            raise Error("refresh and drift renew a cache and there is none; use cache prefix or dual")
+        if self.draft > 1 and self.temperature > 0:
+            raise Error(f"draft {self.draft} checks what greedy decoding would write; use temperature 0, or draft 1")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the guesses say how many tokens a step writes, and so how many steps there are."""
+        return self.threshold is not None or self.entropy_bound is not None
 
     def blocks(self, start: int) -> list[Block]:
         """The blocks of an answer that begins at canvas position `start`. The last may be shorter."""
@@ -93,7 +139,7 @@ class ImageSettings:
     sampling_temperature: how codes are drawn: 1 from the model's own distribution, 0 always the most probable.
     law: "reference" counts the schedule over all codes and leaves one mask at the end; "sensible" counts over unknown ones.
 
-    What makes steps cheaper, and is exact as it stands (docs/decoding.md):
+    What makes steps cheaper, and is exact as it stands (docs/drawing.md):
     refresh: every how many steps the whole row is computed; the light steps between compute codes alone, over its keys.
     shortlist: how many codes a light step computes for each that will be written until the next full one, the most
     promising ones; None computes all that were masked at the full step.
@@ -139,6 +185,20 @@ class ImageSettings:
         return self.guidance > 0 and self.guidance_from <= k / self.steps < self.guidance_to
 
 
+def later_settings(settings: TextSettings | ImageSettings) -> dict[str, Any]:
+    """The settings in use that the first hosts of a bundle did not know: those after `law` that are not at their default."""
+    names = [field.name for field in fields(settings)]
+    later = fields(settings)[names.index("law") + 1 :]
+    return {f.name: getattr(settings, f.name) for f in later if getattr(settings, f.name) != f.default}
+
+
+def plain(settings: TextSettings | ImageSettings) -> dict[str, Any]:
+    """Settings as bundle.json says them: later ones only where they are in use, so that older hosts read what they can."""
+    names = [field.name for field in fields(settings)]
+    first = {name: getattr(settings, name) for name in names[: names.index("law") + 1]}
+    return first | later_settings(settings)
+
+
 def settings_from(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
     """Build settings from plain data; an unknown key is an Error that names the nearest valid one."""
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
@@ -153,9 +213,14 @@ def _nearest(key: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; the settings are {', '.join(names)}"
 
 
-def _whole(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Error(f"{name} is {value!r}; use a whole number of at least 1")
+def _whole(name: str, value: object, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise Error(f"{name} is {value!r}; use a whole number of at least {least}")
+
+
+def _probability(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise Error(f"{name} {value} is not a probability; use a number above 0 and at most 1")
 
 
 def _at_least_zero(name: str, value: object) -> None:

@@ -18,6 +18,7 @@ from mmada_lite.export.bundle import Checkpoint, Part
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.graph import Graph
 from mmada_lite.quant.folding import ROOT
+from mmada_lite.settings import plain
 
 _TYPES: dict[int, np.dtype] = {TensorProto.FLOAT: np.dtype("float32"), TensorProto.FLOAT16: np.dtype("float16")}
 _CODEC = ("image_encoder", "image_decoder")
@@ -39,7 +40,7 @@ def open_bundle(folder: Path) -> Checkpoint:
             raise Error(f"{folder}: {name} is {list(tensors.shape(name))} and should be {list(shape)}; fetch the bundle again")
     sidecar = {
         "name": bundle.name,
-        "defaults": {"text": asdict(bundle.text_defaults), "image": asdict(bundle.image_defaults)},
+        "defaults": {"text": plain(bundle.text_defaults), "image": plain(bundle.image_defaults)},
     }
     image = None if bundle.image is None else asdict(bundle.image)
     origin = bundle.provenance.source, bundle.provenance.source_sha256

@@ -1,0 +1,185 @@
+"""The course of one block of a text: which positions are asked for, which are written, when keys and values are computed
+anew, and when the block or the text is over.
+
+It holds what one block remembers between its steps. It calls no model and writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.cache import KeyValues, Memory
+from mmada_lite.canvas import Bools, Canvas, Ints
+from mmada_lite.guesses import Guesses
+from mmada_lite.sampling import Sampler
+from mmada_lite.schedules import transfers
+from mmada_lite.selection import above_threshold, entropy_bounded, most_confident, unbroken_run
+from mmada_lite.settings import Block, TextSettings
+
+
+@dataclass(slots=True)
+class Course:
+    """One block on its way. ends: stop tokens; turn: steps done in this block; memory: what cached steps lean on."""
+
+    canvas: Canvas
+    block: Block
+    settings: TextSettings
+    sampler: Sampler
+    ends: Ints
+    turn: int = 0
+    memory: Memory | None = None
+    _quota: Ints = field(init=False)
+    _left: Guesses | None = None  # the last guesses, less what was written
+    _then: tuple[Ints, NDArray[np.floating]] | None = None  # tokens and probabilities [B, L] when all was computed; -1: none
+    _moved: float = 0.0
+
+    def __post_init__(self) -> None:
+        """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
+        first = self.block.start if self.settings.law == "reference" else 0
+        masks = self.canvas.masked()[:, first : self.block.stop].sum(axis=1)
+        self._quota = np.stack([transfers(int(m), self.block.steps) for m in masks])
+
+    @property
+    def end(self) -> int:
+        """Where the row ends that a step reads: what lies beyond is far and masked (DPad, arXiv 2508.14148)."""
+        if self.settings.suffix is None:
+            return self.canvas.length
+        return min(self.canvas.length, self.block.stop + max(self.settings.suffix, self.settings.reach))
+
+    def asked(self, canvas: Canvas, computes_all: bool) -> Bools:
+        """The positions to guess, [B, L]: masks of the block, of what is left of it, and of what it reaches."""
+        where = self._open(canvas, self.block.stop + self.settings.reach)
+        if self.memory and not computes_all:
+            where[:, : self.memory.start] = False
+            where[:, self.memory.stop :] = False
+        return where
+
+    def finished(self) -> bool:
+        settings, canvas, block = self.settings, self.canvas, self.block
+        if settings.law == "sensible":
+            where = self._open(canvas, block.stop)
+            return not (where[:, self.memory.start :] if self.memory else where).any()
+        if settings.cache == "none" and settings.threshold is None:
+            return self.turn >= block.steps
+        least = 0 if settings.cache == "none" else 2
+        return self.turn >= least and not canvas.masked()[:, block.start : block.stop].any()
+
+    def computes_all(self) -> bool:
+        """Whether the next call reads the whole row and keeps its keys and values: a block's first, and when they are old."""
+        if self.settings.cache == "none":
+            return False
+        if self.turn == 0 or (self.settings.refresh is not None and self.turn % self.settings.refresh == 0):
+            return True
+        return self.settings.drift is not None and self._moved > self.settings.drift
+
+    def remember(self, kept: Sequence[KeyValues], where: Bools) -> None:
+        """Keep what a call that read the whole row left behind."""
+        start = self.block.start
+        if self.settings.law == "sensible":
+            start = min(start, int(where.any(axis=0).argmax()))
+        self.memory = Memory.after(self.settings.cache, kept, start, self.block.stop, self.end, self.settings.draft)
+        self._then = None
+
+    def choose(self, guesses: Guesses, number: int) -> Bools:
+        """What step `number` writes of its guesses, [B, Q]."""
+        chosen = self._choose(guesses, number, self.turn)
+        if self.settings.early_stop is not None and self.ends.size:
+            chosen |= self._coming_end(guesses, float(np.log(self.settings.early_stop)))
+        return chosen
+
+    def advance(self, guesses: Guesses, chosen: Bools) -> None:
+        """A step is done: what is left of its guesses serves the next draft, and how far they moved the next refresh."""
+        self.turn += 1
+        self._left = guesses.without(chosen)
+        if self.settings.drift is not None:
+            self._measure_drift(self._left)
+
+    def drafted(self, number: int) -> Canvas:
+        """The canvases of the next call: as things stand, and as they would stand if the last guesses held for more steps.
+
+        A step from the canvas that its draft foresaw is the very step that would have come (self-speculative decoding,
+        arXiv 2510.04147): so every one is checked, and the first that was foreseen wrongly is the last that counts.
+        """
+        if self.settings.draft == 1:
+            return self.canvas
+        rows, left = [self.canvas.tokens[0]], self._left
+        while left is not None and len(rows) < self.settings.draft:
+            ahead = len(rows) - 1
+            chosen = self._choose(left, number + ahead, self.turn + ahead)
+            row, left = rows[-1].copy(), left.without(chosen)
+            row[left.positions[chosen]] = left.token[chosen]
+            if not (left.valid & (left.positions < self.block.stop)).any():
+                break
+            rows.append(row)
+        return _rows_of(self.canvas, np.stack(rows))
+
+    def _open(self, canvas: Canvas, stop: int) -> Bools:
+        where = canvas.masked()
+        where[:, stop:] = False
+        if self.settings.early_stop is not None:
+            where[over(canvas, self.ends)] = False
+        return where
+
+    def _choose(self, guesses: Guesses, number: int, turn: int) -> Bools:
+        settings = self.settings
+        inside = guesses.valid & (guesses.positions < self.block.stop)
+        sureness: NDArray[np.floating] = guesses.sureness
+        if settings.order == "random":
+            sureness = self.sampler.order("text", number, guesses.positions)
+        confidence = np.where(inside, sureness, -np.inf)
+        if settings.entropy_bound is not None:
+            assert guesses.entropy is not None
+            return entropy_bounded(confidence, guesses.entropy, settings.entropy_bound)
+        if settings.threshold is None:
+            counts = self._quota[:, turn] if turn < self._quota.shape[1] else inside.sum(axis=1)
+            return most_confident(confidence, counts)
+        least = float(np.log(settings.threshold))
+        chosen = above_threshold(confidence, least)
+        if not settings.reach:
+            return chosen
+        complete = (chosen | ~inside).all(axis=1, keepdims=True)
+        return chosen | (unbroken_run(sureness >= least, guesses.valid & ~inside) & complete)
+
+    def _coming_end(self, guesses: Guesses, least: float) -> Bools:
+        """The first open position of a row where all guesses are stop tokens and that one is surer than `least`, [B, Q]."""
+        ending = (np.isin(guesses.token, self.ends) | ~guesses.valid).all(axis=1)
+        rows, first = np.arange(len(guesses.valid)), guesses.valid.argmax(axis=1)
+        sure = guesses.valid[rows, first] & (guesses.log_probability[rows, first] > least)
+        found = np.zeros(guesses.valid.shape, dtype=bool)
+        found[rows, first] = ending & sure & (guesses.positions[rows, first] >= self.canvas.start)
+        return found
+
+    def _measure_drift(self, left: Guesses) -> None:
+        """How far guesses moved since all was computed: the mean change of probability, where another token counts whole."""
+        rows, slots = np.nonzero(left.valid)
+        at, token = (rows, left.positions[rows, slots]), left.token[rows, slots]
+        probability = np.exp(left.log_probability[rows, slots])
+        if self._then is None:
+            shape = self.canvas.tokens.shape
+            self._then, self._moved = (np.full(shape, -1, dtype=np.int64), np.zeros(shape)), 0.0
+            self._then[0][at], self._then[1][at] = token, probability
+            return
+        before, was = self._then[0][at], self._then[1][at]
+        change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))[before >= 0]
+        self._moved = float(change.mean()) if change.size else 0.0
+
+
+def over(canvas: Canvas, ends: Ints) -> Bools:
+    """Rows [B] whose text cannot change any more: a stop token stands in the answer and no mask before it."""
+    ended = np.isin(canvas.tokens, ends)
+    ended[:, : canvas.start] = False
+    masked = canvas.masked()
+    first = np.where(masked.any(axis=1), masked.argmax(axis=1), canvas.length)
+    found: Bools = ended.any(axis=1) & (ended.argmax(axis=1) < first)
+    return found
+
+
+def _rows_of(canvas: Canvas, tokens: Ints) -> Canvas:
+    """A canvas of one row as several that differ in what is written."""
+    rows = len(tokens)
+    unconditional = None if canvas.unconditional is None else canvas.unconditional.repeat(rows, axis=0)
+    if unconditional is not None and canvas.shared is not None:
+        unconditional[:, canvas.shared + canvas.shift] = tokens[:, canvas.shared]
+    return replace(canvas, tokens=tokens, editable=canvas.editable.repeat(rows, axis=0), unconditional=unconditional)

@@ -1,0 +1,45 @@
+"""Three named speeds: what each changes in a bundle's own settings for texts and for pictures. Nothing else is here.
+
+The numbers are first values: `mmada-lite bench frontier` measures quality against time, and its findings belong here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from mmada_lite.errors import Error
+from mmada_lite.settings import ImageSettings, TextSettings
+
+# speed -> changes of the text settings, changes of the image settings
+_NO_PICTURE_CHANGE: Mapping[str, Any] = MappingProxyType({})
+PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
+    {
+        "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
+        "balanced": (
+            MappingProxyType({"cache": "dual", "threshold": 0.9, "entropy_bound": None, "early_stop": 1.0}),
+            _NO_PICTURE_CHANGE,
+        ),
+        "fast": (
+            MappingProxyType(
+                {
+                    "cache": "dual",
+                    "threshold": 0.7,
+                    "entropy_bound": None,
+                    "early_stop": 0.9,
+                    "suffix": 32,
+                }
+            ),
+            _NO_PICTURE_CHANGE,
+        ),
+    }
+)
+
+
+def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
+    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". Raises Error for another name, and
+    where a change contradicts what is set."""
+    if speed not in PRESETS:
+        raise Error(f"no speed is called {speed!r}; use one of {', '.join(PRESETS)}")
+    text_changes, image_changes = PRESETS[speed]
+    return replace(text, **text_changes), replace(image, **image_changes)
