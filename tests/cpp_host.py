@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from mmada_lite.canvas import Canvas
 from mmada_lite.decoding import Step
 from mmada_lite.export.replay import RecordedSampler, Watching
-from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.settings import ImageSettings, TextSettings, plain
 from mmada_lite.verbs.cpp import SOURCES, find_library
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +93,7 @@ class Host:
 
 
 def settings_json(settings: TextSettings | ImageSettings | None) -> dict[str, Any] | None:
-    return None if settings is None else asdict(settings)
+    return None if settings is None else plain(settings)
 
 
 def picture_json(image: Image.Image) -> dict[str, Any]:

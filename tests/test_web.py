@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mmada_lite.decoding import decode_image
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.randomness import Stream, gumbel, uniform
 from mmada_lite.schedules import masked_after, noise_temperatures, transfers
-from mmada_lite.settings import ImageSettings
+from mmada_lite.settings import ImageSettings, plain
 from mmada_lite.vocabulary import chat_ids
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def test_answers_are_pythons(page: Page, model: mmada_lite.Model) -> None:
     changes += [{"cache": "dual", "block_length": 4}, {"cache": "prefix", "block_length": 8, "guidance": 0.5}]
     for seed, change in enumerate(changes):
         settings = replace(model.text_defaults, answer_length=16, **{"block_length": 16, "steps": 8, **change})
-        script = f"model.ask('what is 3 + 4?', null, {json.dumps(asdict(settings))}, {seed}n)"
+        script = f"model.ask('what is 3 + 4?', null, {json.dumps(plain(settings))}, {seed}n)"
         theirs = page.run(f"let last; for await (last of {script}); return [last.ids, last.text]")
         ours = model.chat("what is 3 + 4?", settings, seed=seed)
         assert theirs == [ours.finish().ids.tolist(), ours.text], change
@@ -170,7 +170,7 @@ def test_a_bundle_of_another_shape_from_another_server(page: Page, tiny_bundle: 
     steps = painted(page, "tiny", "a b", images, 9)
     assert steps[-1]["masked"] == []
     agree(steps, tiny, "a b", 9, images)
-    script = f"tiny.ask('a b', null, {json.dumps(asdict(texts))}, 4n)"
+    script = f"tiny.ask('a b', null, {json.dumps(plain(texts))}, 4n)"
     theirs = page.run(f"let last; for await (last of {script}); return last.ids")
     assert theirs == tiny.chat("a b", texts, seed=4).finish().ids.tolist()
 
@@ -190,6 +190,14 @@ def test_quantized_bundles_draw_too(page: Page, tiny_checkpoint: Path, tmp_path:
 def test_the_reference_law_is_refused(page: Page, model: mmada_lite.Model) -> None:
     with pytest.raises(RuntimeError, match='not "reference"'):
         painted(page, "model", CAPTIONS[0], replace(model.image_defaults, law="reference"), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"refresh": 4, "shortlist": 2.0}, "refresh 4"), ({"guidance_to": 0.5}, "guidance_to")]
+)
+def test_settings_that_the_page_does_not_know_are_refused(page: Page, model: mmada_lite.Model, changes: Any, name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"does not know the setting {name}"):
+        painted(page, "model", CAPTIONS[0], replace(model.image_defaults, **changes), 0)
 
 
 def test_a_question_about_the_drawing_is_answered_as_in_python(page: Page, model: mmada_lite.Model) -> None:

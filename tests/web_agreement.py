@@ -2,7 +2,6 @@
 on the border between two codes, where another order of additions may decide otherwise."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ from mmada_lite.decoding import decode_image
 from mmada_lite.denoiser import Denoiser, Floats, Head, Ints, Prediction
 from mmada_lite.randomness import Stream, uniform
 from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.settings import ImageSettings
+from mmada_lite.settings import ImageSettings, plain
 
 BORDER = 1e-4  # of a cumulative probability: ten times what two ways of adding differ by
 
 
 def painted(page: Page, model: str, caption: str, settings: ImageSettings, seed: int) -> list[dict[str, Any]]:
     """The steps that a model in the page makes, called by name and not through the form."""
-    script = f"{model}.paint({json.dumps(caption)}, {json.dumps(asdict(settings))}, {seed}n)"
+    script = f"{model}.paint({json.dumps(caption)}, {json.dumps(plain(settings))}, {seed}n)"
     found = page.run(f"const all = []; for await (const {{codes, masked}} of {script}) all.push({{codes, masked}}); return all")
     return list(found)
 

@@ -6,6 +6,12 @@ import { Canvas, drawPicture, writeText } from "./decoding.js";
 import { Graphs } from "./graphs.js";
 import { Vocabulary } from "./vocabulary.js";
 
+const SETTINGS = [
+  ...["steps", "guidance", "temperature", "law"], // of both
+  ...["answer_length", "block_length", "order", "cache", "threshold"], // of texts
+  ...["schedule", "sampling_temperature"], // of pictures
+];
+
 export class Model {
   constructor({ manifest, files }, graphs) {
     [this.manifest, this.graphs] = [manifest, graphs];
@@ -67,6 +73,9 @@ export class Model {
   }
 }
 
-function sensible({ law }) {
+function sensible(settings) {
+  const { law } = settings;
   if (law !== "sensible") throw new Error(`this page decodes by the law "sensible", not "${law}"; see docs/bundle.md`);
+  const name = Object.keys(settings).find((key) => !SETTINGS.includes(key));
+  if (name) throw new Error(`this page does not know the setting ${name} ${settings[name]}; leave it out, or decode in Python`);
 }
