@@ -256,9 +256,22 @@ def _add_picture_options(parser: argparse.ArgumentParser, otherwise: str) -> Non
     parser.add_argument("--schedule", metavar="LAW", help="how fast masks vanish: cosine, linear, sigmoid or pow<exponent>")
     parser.add_argument("--temperature", type=_number, metavar="T", help="noise in the choice of what is drawn first")
     _add_guidance(parser)
+    _add_light_steps(parser)
     _add_seed(parser)
     _add_machine(parser)
     _add_json(parser)
+
+
+def _add_light_steps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--refresh", type=_whole, metavar="N", help="compute the whole row every N steps, else codes alone")
+    parser.add_argument(
+        "--shortlist", type=_number, metavar="X", help="of these, X for each that will be drawn before the next whole row"
+    )
+    parser.add_argument("--guidance-from", type=_number, metavar="SHARE", help="guide from this share of the steps on")
+    parser.add_argument("--guidance-to", type=_number, metavar="SHARE", help="guide up to this share of the steps")
+    parser.add_argument(
+        "--unconditional-every", type=_whole, metavar="N", help="compute what is drawn without the prompt every N steps"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

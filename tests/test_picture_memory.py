@@ -1,6 +1,7 @@
 """Laws of drawing with less than a whole row a step: nothing is leant on that has changed, nothing is written unseen, and what
 does not look at the row draws the same."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mmada_lite import Error, ImageSettings, load
 from mmada_lite.cache import KeyValues
 from mmada_lite.canvas import Canvas, image_canvas
+from mmada_lite.cli import main
 from mmada_lite.decoding import Step, decode_image, final_codes
 from mmada_lite.denoiser import Floats, Window
 from mmada_lite.sampling import PhiloxSampler
@@ -154,6 +156,33 @@ def test_a_scattered_window_over_fresh_keys_gives_the_states_of_the_whole_row(ti
     states, _ = denoiser.forward(window, keep=False)
     expected = np.take_along_axis(whole, np.take_along_axis(inside, rows, axis=1)[..., None], axis=1)
     np.testing.assert_allclose(states, expected, atol=2e-5)
+
+
+def test_options_of_the_command_line_reach_the_drawing(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    light = [
+        "--refresh",
+        "3",
+        "--shortlist",
+        "1.5",
+        "--guidance-from",
+        "0.1",
+        "--guidance-to",
+        "0.6",
+        "--unconditional-every",
+        "2",
+    ]
+    drawing = ["paint", "a b", "-m", str(tiny_bundle), "--device", "cpu", "-o", str(tmp_path / "a.png"), "--steps", "6"]
+    assert main([*drawing, "--json", *light]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert [said[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")] == [
+        *(3, 1.5),
+        *(0.1, 0.6),
+        2,
+    ]
+    assert main([*drawing, "--force", "--shortlist", "0.5"]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
