@@ -1,5 +1,5 @@
 """`mmada-lite bench loops`: what decoding costs beside the model. A planted denoiser answers at once, so that the processor
-time of a step is Python's own share (selection, bookkeeping, copies), and it counts the tokens that a model would have computed.
+time of a step is Python's own share (selection, bookkeeping, copies); it counts the tokens that a model would have computed.
 
 Knows sizes and settings, and no weights: it runs on any machine in seconds, also on a busy one.
 """
