@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from mmada_lite import __version__
 from mmada_lite.errors import Error
+from mmada_lite.options import SAVINGS
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs that holds it, and what it does
     "chat": ("text", "answer a message, or hold a conversation"),
@@ -239,6 +240,10 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=_number, metavar="P", help="write every token at least this sure; --steps is unused then"
     )
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 takes the most probable token")
+    kinds: dict[str, Callable[[str], object]] = {"whole": _whole, "number": _number, "word": str}
+    for name, kind, metavar, about in SAVINGS:
+        parser.add_argument(name, type=kinds[kind], metavar=metavar, help=about)
+    _add_speed(parser)
     _add_guidance(parser)
     _add_seed(parser)
     _add_machine(parser)
@@ -255,6 +260,7 @@ def _add_picture_options(parser: argparse.ArgumentParser, otherwise: str) -> Non
     parser.add_argument("--steps", type=_whole, metavar="N", help="model steps")
     parser.add_argument("--schedule", metavar="LAW", help="how fast masks vanish: cosine, linear, sigmoid or pow<exponent>")
     parser.add_argument("--temperature", type=_number, metavar="T", help="noise in the choice of what is drawn first")
+    _add_speed(parser)
     _add_guidance(parser)
     _add_light_steps(parser)
     _add_seed(parser)
@@ -276,6 +282,12 @@ def _add_light_steps(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="a bundle's folder (default: the small model in the package)")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--speed", default="exact", metavar="NAME", help="exact, balanced or fast: settings to start from (default: exact)"
+    )
 
 
 def _add_guidance(parser: argparse.ArgumentParser) -> None:

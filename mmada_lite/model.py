@@ -19,9 +19,9 @@ from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
-from mmada_lite.opening import device_for, open_denoiser, open_graph
+from mmada_lite.opening import device_for, open_denoiser, open_graph, warn_where_slow
 from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.sessions import Device, exact_int8
+from mmada_lite.sessions import Device
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.stamps import Stamps
 from mmada_lite.streams import Answer, Drawing, Thinking
@@ -54,13 +54,14 @@ def load(
 
     device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
     says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
-    to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", a preset of the model's
-    default settings (docs/decoding.md). Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
+    to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", for the model's
+    default settings (docs/decoding.md).
+    Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
-    text, image = presets.with_speed(speed, bundle.text_defaults, bundle.image_defaults)
+    settings = presets.with_speed(speed, bundle.text_defaults, bundle.image_defaults)
     model = Model(bundle, device_for(bundle, device), threads)
-    model.text_defaults, model.image_defaults = text, image
+    model.text_defaults, model.image_defaults = settings
     return model
 
 
@@ -72,7 +73,7 @@ class Model:
         self.text_defaults, self.image_defaults = bundle.text_defaults, bundle.image_defaults
         self._threads = threads
         self._stamps = Stamps.of(bundle)
-        _warn(bundle, device)
+        warn_where_slow(bundle, device)
         self._tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
         self.denoiser = open_denoiser(bundle, device, threads)
         self._codec: Codec | None = None
@@ -286,24 +287,6 @@ class Model:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
 
 
-def _warn(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle will be slow on this device."""
-    dynamic = any(group.activation for group in bundle.quantization.values())
-    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not dynamic or device.name == "cpu"
-    if not fits:
-        _log.warning(
-            "%s is made for %s and will be slow on %s; export it with --target %s",
-            *(bundle.path.name, bundle.target, device.name, "tensorrt" if device.name == "rtx" else device.name),
-        )
-    elif dynamic and not exact_int8():
-        _log.warning(
-            "%s multiplies in int8, for which this processor (it has no VNNI) needs kernels of half the speed; "
-            "--precision int4, or --store backbone=int8-b128 and the same for the heads, may be faster here",
-            bundle.path.name,
-        )
-
-
 def _parts(whole: int, most: int) -> list[int]:
     """`whole` in parts of at most `most`, as few and as equal as can be."""
-    count = -(-whole // most)
-    return [len(part) for part in np.array_split(np.arange(whole), count)]
+    return [len(part) for part in np.array_split(np.arange(whole), -(-whole // most))]

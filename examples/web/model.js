@@ -6,12 +6,6 @@ import { Canvas, drawPicture, writeText } from "./decoding.js";
 import { Graphs } from "./graphs.js";
 import { Vocabulary } from "./vocabulary.js";
 
-const SETTINGS = [
-  ...["steps", "guidance", "temperature", "law"], // of both
-  ...["answer_length", "block_length", "order", "cache", "threshold"], // of texts
-  ...["schedule", "sampling_temperature"], // of pictures
-];
-
 export class Model {
   constructor({ manifest, files }, graphs) {
     [this.manifest, this.graphs] = [manifest, graphs];
@@ -29,7 +23,7 @@ export class Model {
   async *paint(caption, settings = this.defaults.image, seed = 0n) {
     const { special, codeOffset } = this.vocabulary;
     if (!caption.trim()) throw new Error("the caption is empty; say what is to be drawn");
-    sensible(settings);
+    sensible(settings, IMAGE);
     const whole = (before) => ({ before, after: [special.eoi] });
     const prompts = [this.vocabulary.paintPrompt(caption.trim()), ...(settings.guidance > 0 ? [this.vocabulary.paintPrompt()] : [])];
     const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), prompts.map(whole), special.mask);
@@ -43,7 +37,7 @@ export class Model {
   async *ask(question, picture = null, settings = this.defaults.text, seed = 0n) {
     const { special } = this.vocabulary;
     if (!question.trim()) throw new Error("the question is empty; ask something");
-    sensible(settings);
+    sensible(settings, TEXT);
     const codes = picture && (await this.graphs.encodePicture(picture));
     const before = this.vocabulary.questionPrompt(question.trim(), codes);
     const hidden = new Array(before.length).fill(special.mask);
@@ -73,9 +67,13 @@ export class Model {
   }
 }
 
-function sensible(settings) {
+const SHARED = ["steps", "guidance", "temperature", "law"];
+const TEXT = [...SHARED, "answer_length", "block_length", "order", "cache", "threshold"];
+const IMAGE = [...SHARED, "schedule", "sampling_temperature"];
+
+function sensible(settings, known) {
   const { law } = settings;
+  const other = Object.keys(settings).find((name) => !known.includes(name));
+  if (other) throw new Error(`this page does not decode with "${other}"; leave it out, or use the Python runtime`);
   if (law !== "sensible") throw new Error(`this page decodes by the law "sensible", not "${law}"; see docs/bundle.md`);
-  const name = Object.keys(settings).find((key) => !SETTINGS.includes(key));
-  if (name) throw new Error(`this page does not know the setting ${name} ${settings[name]}; leave it out, or decode in Python`);
 }

@@ -766,6 +766,13 @@ struct SettingsReader {
     }
     value = number;
   }
+  /// Settings that the Python runtime knows and this one does not decode with.
+  void refuse(const std::string& where, const std::vector<std::string>& names) const {
+    for (const auto& key : content.keys()) {
+      if (std::find(names.begin(), names.end(), key) == names.end()) continue;
+      fail(where, ": the C++ host does not decode with ", shown(key), "; leave it out, or use the Python runtime");
+    }
+  }
   void only(const std::string& where, const std::vector<std::string>& names) const {
     for (const auto& key : content.keys()) {
       if (std::find(names.begin(), names.end(), key) != names.end()) continue;
@@ -779,6 +786,7 @@ struct SettingsReader {
 TextSettings read_text_settings(const Json& content, const std::string& where) {
   TextSettings s;
   const SettingsReader reader{content};
+  reader.refuse(where, {"select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft"});
   reader.only(where,
               {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"});
   reader.take("answer_length", s.answer_length);

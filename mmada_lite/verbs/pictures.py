@@ -65,7 +65,8 @@ def _draw(arguments: argparse.Namespace, begin: Begin, otherwise: str) -> int:
     target = output.Target.check(otherwise if arguments.output is None else arguments.output, force=arguments.force)
     with terminal.Progress(quiet=arguments.json) as progress:
         progress.show("loading the model")
-        model = load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
+        threads = terminal.threads_of(arguments.threads)
+        model = load(arguments.model, device=arguments.device, threads=threads, speed=arguments.speed)
         progress.show(f"on {model.device.name}: {model.device.reason}")
         drawing = begin(model, _settings(model, arguments))
         folder = output.StepFolder(Path(arguments.save_steps), force=arguments.force) if arguments.save_steps else None

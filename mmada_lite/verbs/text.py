@@ -46,6 +46,10 @@ def settings_for(defaults: TextSettings, arguments: argparse.Namespace) -> TextS
     """The model's defaults with what was said on the command line. Steps that were not said follow the answer's length."""
     options = vars(arguments)
     given = {f.name: options[f.name] for f in fields(TextSettings) if options.get(f.name) is not None}
+    if "entropy_bound" in given and "threshold" not in given:  # one rule takes the place of the other
+        given["threshold"] = None
+    elif "threshold" in given and "entropy_bound" not in given:
+        given["entropy_bound"] = None
     if "steps" not in given:
         given["steps"] = _steps_for(defaults, given)
     return replace(defaults, **given)
@@ -122,7 +126,8 @@ def _shown(text: str) -> str:
 def _load(arguments: argparse.Namespace) -> Model:
     with terminal.Progress(quiet=arguments.json) as progress:
         progress.show("loading the model")
-        model = load(arguments.model, device=arguments.device, threads=terminal.threads_of(arguments.threads))
+        threads = terminal.threads_of(arguments.threads)
+        model = load(arguments.model, device=arguments.device, threads=threads, speed=arguments.speed)
         progress.show(f"on {model.device.name}: {model.device.reason}")
         return model
 
