@@ -61,7 +61,8 @@ def _cut(array: Floats, start: int, stop: int) -> Floats:
 
 def _at(array: Floats, places: NDArray[np.int64]) -> Floats:
     if (places == places[:1]).all():
-        return array.take(places[0], axis=2)
+        picked: Floats = array.take(places[0], axis=2)
+        return picked
     return np.stack([row.take(place, axis=1) for row, place in zip(array, places, strict=True)])
 
 
