@@ -33,13 +33,12 @@ _FIRST = 12  # the first id that is no special token
 PICTURES: dict[str, dict[str, Any]] = {
     "exact": {},
     "refresh 3": {"refresh": 3},
-    "refresh 3, shortlist 1.5": {"refresh": 3, "shortlist": 1.5},
-    "refresh 4, shortlist 2": {"refresh": 4, "shortlist": 2.0},
-    "unconditional every 3": {"unconditional_every": 3},
+    "unconditional every 4": {"unconditional_every": 4},
     "guidance to 0.6": {"guidance_to": 0.6},
-    "refresh 3, shortlist 2, unconditional every 3": {"refresh": 3, "shortlist": 2.0, "unconditional_every": 3},
+    "refresh 4, shortlist 2": {"refresh": 4, "shortlist": 2.0},
+    "refresh 3, shortlist 1.5": {"refresh": 3, "shortlist": 1.5},
+    "refresh 4, shortlist 2, unconditional every 2": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 2},
     "refresh 4, shortlist 2, unconditional every 4": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 4},
-    "refresh 4, shortlist 1.5, unconditional every 4": {"refresh": 4, "shortlist": 1.5, "unconditional_every": 4},
 }
 TEXTS: dict[str, dict[str, Any]] = {"exact": {}, "prefix": {"cache": "prefix"}, "dual": {"cache": "dual"}}
 

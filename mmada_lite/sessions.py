@@ -53,7 +53,7 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How a session works on the CPU. spinning: its threads stay awake between operations; arena: memory is kept for the next
-    run. As they stand they are the faster ones (docs/drawing.md); `mmada-lite bench sessions` measures them here."""
+    run. `mmada-lite bench sessions` measures what they do on a machine (docs/drawing.md)."""
 
     spinning: bool = True
     arena: bool = True
