@@ -56,25 +56,28 @@ def window_of(bundle: Bundle, tokens: int) -> Window:
 
 
 def measure(variants: Sequence[Variant], windows: Sequence[Window], rounds: int) -> list[dict[str, Any]]:
-    """A row for each variant and window: milliseconds and processor milliseconds of a forward. All take turns."""
-    wall: dict[tuple[int, int], list[float]] = {}
-    busy: dict[tuple[int, int], list[float]] = {}
+    """A row for each variant and window, without and with its keys and values: milliseconds and processor milliseconds of a
+    forward. All take turns."""
+    turns = list(product(variants, windows, (False, True)))
+    wall: list[list[float]] = [[] for _ in turns]
+    busy: list[list[float]] = [[] for _ in turns]
     for _ in range(rounds):
-        for (v, variant), (w, window) in product(enumerate(variants), enumerate(windows)):
+        for turn, (variant, window, keep) in enumerate(turns):
             started, began = time.perf_counter(), time.process_time()
-            variant.denoiser.forward(window, keep=False)
-            wall.setdefault((v, w), []).append(1e3 * (time.perf_counter() - started))
-            busy.setdefault((v, w), []).append(1e3 * (time.process_time() - began))
+            variant.denoiser.forward(window, keep=keep)
+            wall[turn].append(1e3 * (time.perf_counter() - started))
+            busy[turn].append(1e3 * (time.process_time() - began))
     return [
         {
             "threads": variant.threads,
             **asdict(variant.tuning),
             "tokens": window.tokens.shape[1],
-            "ms": _spread(wall[v, w]),
-            "processor_ms": _spread(busy[v, w]),
+            "keys": keep,
+            "ms": _spread(wall[turn]),
+            "processor_ms": _spread(busy[turn]),
             "bytes": variant.bytes,
         }
-        for (v, variant), (w, window) in product(enumerate(variants), enumerate(windows))
+        for turn, (variant, window, keep) in enumerate(turns)
     ]
 
 
@@ -92,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)
         return 2
-    print("threads spinning arena  tokens        ms (low to high)  processor ms  MB")
+    print("threads spinning arena  tokens  keys        ms (low to high)  processor ms  MB")
     for row in rows:
         wall, busy = row["ms"], row["processor_ms"]
-        spinning, arena = ("on" if row[name] else "off" for name in ("spinning", "arena"))
+        spinning, arena, keys = ("on" if row[name] else "off" for name in ("spinning", "arena", "keys"))
         print(
-            f"{row['threads']:7} {spinning:>8} {arena:>5} {row['tokens']:7} "
+            f"{row['threads']:7} {spinning:>8} {arena:>5} {row['tokens']:7} {keys:>5} "
             f"{wall['median']:9.2f} ({wall['low']:.2f} to {wall['high']:.2f}) {busy['median']:10.2f} {row['bytes'] / 1e6:6.0f}"
         )
     content = {
