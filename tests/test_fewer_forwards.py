@@ -1,5 +1,6 @@
 """Laws of what saves work: each value does what it says, no mask is left, and what is called exact is exact."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -23,8 +24,8 @@ PLAIN = TextSettings(answer_length=16, steps=16, block_length=8)
 LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft")
 
 
-def prompts(count: int) -> list[list[int]]:
-    rng = np.random.default_rng(5)
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
     return [rng.integers(0, MASK, size=rng.integers(1, 9)).tolist() for _ in range(count)]
 
 
@@ -89,12 +90,12 @@ QUOTAS = (PLAIN, replace(PLAIN, steps=8), replace(PLAIN, steps=11, block_length=
         replace(PLAIN, entropy_bound=0.5, suffix=2),
         replace(PLAIN, guidance=1.0, cache="prefix"),
     ],
-    ids=str,
+    ids=lambda chosen: " ".join(f"{name}={value}" for name, value in plain(chosen).items() if value != plain(PLAIN).get(name)),
 )
 def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     """Token for token, step for step what one at a time writes, in fewer forwards."""
     alone = drafted = 0
-    for prompt in prompts(30):
+    for prompt in prompts(30, seed=zlib.crc32(repr(chosen).encode())):  # others for each of the settings
         row, steps, _ = decoded(chosen, prompt, stop=[END])
         same, again, _ = decoded(replace(chosen, draft=4), prompt, stop=[END])
         assert row == same
