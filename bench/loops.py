@@ -130,10 +130,7 @@ def _pictures(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         canvas = begin()
         return list(decode_image(denoiser, canvas, chosen, PhiloxSampler(0, 1.0, canvas.start)))
 
-    chosen = {name: replace(base, **changes) for name, changes in PICTURES.items()}
-    return _compared(
-        "picture", {name: measured(denoiser, lambda s=s: decode(s), arguments.rounds) for name, s in chosen.items()}
-    )  # type: ignore[misc]
+    return _compared("picture", denoiser, decode, base, PICTURES, arguments.rounds)
 
 
 def _texts(arguments: argparse.Namespace) -> list[dict[str, Any]]:

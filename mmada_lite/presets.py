@@ -13,7 +13,7 @@ from mmada_lite.settings import ImageSettings, TextSettings
 
 # speed -> changes of the text settings, changes of the image settings
 _NO_PICTURE_CHANGE: Mapping[str, Any] = MappingProxyType({})
-_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 4, "shortlist": 2.0})  # docs/drawing.md
+_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 4, "shortlist": 2.0, "unconditional_every": 2})
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
@@ -31,7 +31,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
                     "suffix": 32,
                 }
             ),
-            MappingProxyType({**_LIGHT_STEPS, "unconditional_every": 2}),
+            MappingProxyType({**_LIGHT_STEPS, "unconditional_every": 4}),
         ),
     }
 )
