@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.denoiser import HEAD_OUTPUTS, PAST_TYPES, Floats, Head, Prediction, Window, head_feeds
 from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph, pick_graph
 
@@ -58,7 +58,7 @@ class BoundKeyValues(KeyValues):
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
         return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
-    def at(self, places: NDArray[np.int64]) -> KeyValues:
+    def at(self, places: NDArray[np.int64], room: Room) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         rows, heads = handles[0].shape[:2]
         index = np.broadcast_to(places[:, None, :, None], (rows, heads, places.shape[1], 1))

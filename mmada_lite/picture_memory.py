@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.canvas import Bools, Canvas, Ints
 from mmada_lite.denoiser import Denoiser, Floats, Window
 from mmada_lite.reading import Reading, mix_of, queried
@@ -50,6 +50,7 @@ class PictureMemory:
         self._window: Ints | None = None  # [B, W] canvas positions, left to right
         self._inside: Bools | None = None  # [B, L] the same as flags
         self._pasts: dict[int, KeyValues] = {}  # branch -> what its window leans on; before `choose` of the whole row
+        self._rooms = (Room(), Room())  # a branch each; a cut is out of use when the next full step comes
         self._unconditional: _States | None = None
 
     @property
@@ -123,4 +124,4 @@ class PictureMemory:
         rows, length = self._canvas.rows, self._canvas.branches()[branch].shape[1]
         outside = np.ones((rows, length), dtype=bool)
         np.put_along_axis(outside, self._window + (self._canvas.shift if branch else 0), False, axis=1)
-        return kept.at(np.nonzero(outside)[1].reshape(rows, -1))
+        return kept.at(np.nonzero(outside)[1].reshape(rows, -1), self._rooms[branch])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmada_lite import Error, ImageSettings, load
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.canvas import Canvas, image_canvas
 from mmada_lite.cli import main
 from mmada_lite.decoding import Step, decode_image, final_codes
@@ -152,7 +152,7 @@ def test_a_scattered_window_over_fresh_keys_gives_the_states_of_the_whole_row(ti
     inside = inside[[0, 0]] if shared else inside
     outside = np.stack([np.setdiff1d(np.arange(length), row) for row in inside])
     rows = np.array([[0, 3, 6]] * 2)
-    window = Window(np.take_along_axis(tokens, inside, axis=1), inside, rows, kept.at(outside))
+    window = Window(np.take_along_axis(tokens, inside, axis=1), inside, rows, kept.at(outside, Room()))
     states, _ = denoiser.forward(window, keep=False)
     expected = np.take_along_axis(whole, np.take_along_axis(inside, rows, axis=1)[..., None], axis=1)
     np.testing.assert_allclose(states, expected, atol=2e-5)
