@@ -101,7 +101,9 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
         nothing = paint_prompt([], special) if image.guidance > 0 else None
         every = np.ones(count, dtype=bool)
         canvas = image_canvas(ids, np.zeros(count), every, model.vocabulary, unconditional_prompt=nothing)
-        image = replace(image, steps=min(image.steps, count))
+        image = replace(
+            image, steps=min(image.steps, count), refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0
+        )
         sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
         steps = decode_image(overheard, canvas, image, sampler)
     else:

@@ -19,7 +19,7 @@ import mmada_lite
 from mmada_lite.bundle import Architecture, BundleWriter, read_settings
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import Tensors, TensorSource, TransformerConfig, VQConfig, read_json
-from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.settings import ImageSettings, TextSettings, plain
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
@@ -289,6 +289,8 @@ def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     given = checkpoint.sidecar.get("defaults", {})
     where = str(checkpoint.folder / SIDECAR)
     chosen = {"text": text | given.get("text", {}), "image": image | given.get("image", {})}
-    read_settings(TextSettings, chosen["text"], f"{where}: defaults.text")
-    read_settings(ImageSettings, chosen["image"], f"{where}: defaults.image")
-    return chosen
+    said = {
+        "text": plain(read_settings(TextSettings, chosen["text"], f"{where}: defaults.text")),
+        "image": plain(read_settings(ImageSettings, chosen["image"], f"{where}: defaults.image")),
+    }
+    return {kind: {key: value for key, value in chosen[kind].items() if key in said[kind]} for kind in chosen}

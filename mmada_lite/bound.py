@@ -1,7 +1,7 @@
 """A denoiser whose hidden states and caches never leave the device: what one session leaves there, the next one reads there.
 
-The decoding loops see handles in place of arrays: a handle has a shape and can be joined and cut, which is all that they do. On
-the CPU provider the same code gives the very numbers of `OnnxDenoiser`, which is how it is tested without a GPU.
+The decoding loops see handles in place of arrays: a handle has a shape and can be joined, cut and picked from, which is all
+that they do. On the CPU provider the same code gives the very numbers of `OnnxDenoiser`: so it is tested without a GPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.denoiser import HEAD_OUTPUTS, PAST_TYPES, Floats, Head, Prediction, Window, head_feeds
-from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph
+from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph, pick_graph
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,7 +24,8 @@ Guard = Callable[[Callable[[], Any]], Any]  # runs something and turns its failu
 
 
 class Handle:
-    """A tensor that lies on the device. numpy's concatenate joins handles there; anything else that wants numbers fails."""
+    """A tensor that lies on the device. numpy's concatenate joins handles there, states are picked by [rows, places] as from an
+    array; anything else that wants numbers fails."""
 
     def __init__(self, value: Any, runner: "_Runner") -> None:
         self.value, self.runner = value, runner
@@ -35,6 +36,12 @@ class Handle:
 
     def __array__(self, *_: object, **__: object) -> NDArray:
         raise TypeError("a tensor that lies on the device was asked for on the host")
+
+    def __getitem__(self, key: tuple[NDArray[np.int64], NDArray[np.int64]]) -> "Handle":
+        """States [B, K, D] of [B, Q, D] at places [B, K]; the first of the pair counts the rows [B, 1]."""
+        rows, places = key
+        assert rows[:, 0].tolist() == list(range(self.shape[0])), "rows are picked from in order"
+        return self.runner.pick([self], places[..., None])[0]
 
     def __array_function__(self, function: Any, types: Any, given: Sequence[Any], named: Mapping[str, Any]) -> "Handle":
         if function is not np.concatenate or named or len(given) != 1:
@@ -50,6 +57,13 @@ class BoundKeyValues(KeyValues):
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
         return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
+
+    def at(self, places: NDArray[np.int64], room: Room) -> KeyValues:
+        handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
+        rows, heads = handles[0].shape[:2]
+        index = np.broadcast_to(places[:, None, :, None], (rows, heads, places.shape[1], 1))
+        found = cast("list[Any]", handles[0].runner.pick(handles, index))
+        return BoundKeyValues(tuple(found[: len(self.keys)]), tuple(found[len(self.keys) :]))
 
 
 class _Runner:
@@ -86,6 +100,12 @@ class _Runner:
         session = self._session(cut_graph(_kind(handles[0]), len(handles)))
         feeds: dict[str, Any] = {f"x_{n}": handle for n, handle in enumerate(handles)}
         feeds |= {"start": np.array([start]), "stop": np.array([min(stop, handles[0].shape[2])])}
+        return self.run(session, feeds, [f"y_{n}" for n in range(len(handles))], home=False)
+
+    def pick(self, handles: Sequence[Handle], places: NDArray[np.int64]) -> list[Handle]:
+        """Handles [..., P, D] at places [..., K, 1]."""
+        session = self._session(pick_graph(_kind(handles[0]), places.ndim, len(handles)))
+        feeds = {f"x_{n}": handle for n, handle in enumerate(handles)} | {"places": places}
         return self.run(session, feeds, [f"y_{n}" for n in range(len(handles))], home=False)
 
     def _session(self, graph: bytes) -> Any:

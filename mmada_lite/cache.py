@@ -4,6 +4,7 @@ Keys are kept after rotation, so their order is of no consequence: a past may be
 they are computed with, and whether they are stale, is the business of the decoding loop.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ class KeyValues:
         """Everything but the positions start..stop-1: what a window over those positions leans on."""
         return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
 
+    def at(self, places: NDArray[np.int64], room: "Room") -> "KeyValues":
+        """Those of the places [B, P] alone: what a window over scattered positions leans on. They stand in `room` until it is
+        used again."""
+        cut = [_at(array, places, room, number) for number, array in enumerate((*self.keys, *self.values))]
+        return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
+
     def repeated(self, times: int) -> "KeyValues":
         """The same past for `times` canvases at once: one row becomes so many."""
         if times == 1:
@@ -53,6 +60,28 @@ def _cut(array: Floats, start: int, stop: int) -> Floats:
     if stop >= array.shape[2]:
         return np.ascontiguousarray(array[:, :, :start])
     return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2)
+
+
+class Room:
+    """Memory that one cut after another is written to: fresh memory costs four times what the copy does."""
+
+    def __init__(self) -> None:
+        self._flat: dict[int, NDArray] = {}
+
+    def array(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+        """An array of a shape, number by number; what it held before is lost."""
+        size, flat = math.prod(shape), self._flat.get(number)
+        if flat is None or flat.size < size or flat.dtype != dtype:
+            flat = self._flat[number] = np.empty(size, dtype)
+        return flat[:size].reshape(shape)
+
+
+def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:
+    rows, heads, _, size = array.shape
+    cut = room.array(number, (rows, heads, places.shape[1], size), array.dtype)
+    for row, place, into in zip(array, places, cut, strict=True):
+        np.take(row, place, axis=1, out=into, mode="clip")  # "raise" would buffer the output
+    return cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,13 @@ class Canvas:
         if self.unconditional is not None and self.shared is not None:
             self.unconditional[:, self.shared + self.shift] = self.tokens[:, self.shared]
 
+    def put(self, rows: Ints, positions: Ints, tokens: Ints) -> None:
+        """Set tokens [K] at rows [K] and positions [K] of the shared region; the unconditional rows follow."""
+        assert self.editable[rows, positions].all(), "a given token was about to be overwritten"
+        self.tokens[rows, positions] = tokens
+        if self.unconditional is not None:
+            self.unconditional[rows, positions + self.shift] = tokens
+
     def branches(self) -> list[Ints]:
         """The rows that one step reads: the conditional ones and, where there is guidance, the unconditional ones."""
         return [self.tokens] if self.unconditional is None else [self.tokens, self.unconditional]

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mmada_lite import __version__
 from mmada_lite.errors import Error
-from mmada_lite.options import SAVINGS
+from mmada_lite.options import PICTURE_SAVINGS, SAVINGS
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> the file of mmada_lite/verbs that holds it, and what it does
     "chat": ("text", "answer a message, or hold a conversation"),
@@ -240,9 +240,7 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=_number, metavar="P", help="write every token at least this sure; --steps is unused then"
     )
     parser.add_argument("--temperature", type=_number, metavar="T", help="0 takes the most probable token")
-    kinds: dict[str, Callable[[str], object]] = {"whole": _whole, "number": _number, "word": str}
-    for name, kind, metavar, about in SAVINGS:
-        parser.add_argument(name, type=kinds[kind], metavar=metavar, help=about)
+    _add_savings(parser, SAVINGS)
     _add_speed(parser)
     _add_guidance(parser)
     _add_seed(parser)
@@ -262,9 +260,16 @@ def _add_picture_options(parser: argparse.ArgumentParser, otherwise: str) -> Non
     parser.add_argument("--temperature", type=_number, metavar="T", help="noise in the choice of what is drawn first")
     _add_speed(parser)
     _add_guidance(parser)
+    _add_savings(parser, PICTURE_SAVINGS)
     _add_seed(parser)
     _add_machine(parser)
     _add_json(parser)
+
+
+def _add_savings(parser: argparse.ArgumentParser, savings: Sequence[tuple[str, str, str, str]]) -> None:
+    kinds: dict[str, Callable[[str], object]] = {"whole": _whole, "number": _number, "word": str}
+    for name, kind, metavar, about in savings:
+        parser.add_argument(name, type=kinds[kind], metavar=metavar, help=about)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
-"""The two rearrangements that decoding makes of tensors, as graphs, so that they can be made where the tensors lie.
+"""The rearrangements that decoding makes of tensors, as graphs, so that they can be made where the tensors lie.
 
-`join` puts two tensors after each other, `cut` takes a stretch of positions out of keys and values. The graphs are written here
+`join` puts two tensors after each other, `cut` takes a stretch of positions out of keys and values, `pick` takes positions by
+their places. The graphs are written here
 as the few bytes of ONNX that they are, since the runtime has no package that writes ONNX. Nothing here opens a session.
 """
 
@@ -14,7 +15,7 @@ _TO_THE_END = 2**63 - 1
 
 def join_graph(kind: int) -> bytes:
     """a [A, ...], b [B, ...] of three axes -> joined [A + B, ...]. kind: FLOAT or HALF."""
-    node = _node("Concat", ["a", "b"], "joined", axis=0)
+    node = _node("Concat", ["a", "b"], "joined", ("axis", 0))
     return _model([node], [_value(name, kind, 3) for name in ("a", "b")], [_value("joined", kind, 3)], [])
 
 
@@ -24,10 +25,17 @@ def cut_graph(kind: int, count: int) -> bytes:
     for n in range(count):
         nodes.append(_node("Slice", [f"x_{n}", "zero", "start", "axis"], f"before_{n}"))
         nodes.append(_node("Slice", [f"x_{n}", "stop", "end", "axis"], f"after_{n}"))
-        nodes.append(_node("Concat", [f"before_{n}", f"after_{n}"], f"y_{n}", axis=2))
+        nodes.append(_node("Concat", [f"before_{n}", f"after_{n}"], f"y_{n}", ("axis", 2)))
     given = [_value(f"x_{n}", kind, 4) for n in range(count)] + [_value(name, INT64, 1, fixed=1) for name in ("start", "stop")]
     constants = [_constant("zero", 0), _constant("end", _TO_THE_END), _constant("axis", 2)]
     return _model(nodes, given, [_value(f"y_{n}", kind, 4) for n in range(count)], constants)
+
+
+def pick_graph(kind: int, rank: int, count: int) -> bytes:
+    """x_0 .. x_n [..., P, D] of `rank` axes, places [..., K, 1] -> y_0 .. y_n [..., K, D], in one run."""
+    nodes = [_node("GatherND", [f"x_{n}", "places"], f"y_{n}", ("batch_dims", rank - 2)) for n in range(count)]
+    given = [_value(f"x_{n}", kind, rank) for n in range(count)] + [_value("places", INT64, rank)]
+    return _model(nodes, given, [_value(f"y_{n}", kind, rank) for n in range(count)], [])
 
 
 def _model(nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes], constants: Sequence[bytes]) -> bytes:
@@ -37,12 +45,15 @@ def _model(nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[by
     return _number(1, IR_VERSION) + _message(7, b"".join(parts)) + _message(8, _number(2, OPSET))
 
 
-def _node(operator: str, inputs: Sequence[str], output: str, axis: int | None = None) -> bytes:
-    """NodeProto: input 1, output 2, op_type 4, attribute 5. AttributeProto: name 1, i 3, type 20."""
+def _node(operator: str, inputs: Sequence[str], output: str, integer: tuple[str, int] | None = None) -> bytes:
+    """NodeProto: input 1, output 2, op_type 4, attribute 5. AttributeProto: name 1, i 3, type 20.
+
+    integer: the name and the value of its one attribute."""
     found = b"".join(_message(1, name.encode()) for name in inputs) + _message(2, output.encode())
     found += _message(4, operator.encode())
-    if axis is not None:
-        found += _message(5, _message(1, b"axis") + _number(3, axis) + _number(20, _INT))
+    if integer is not None:
+        name, value = integer
+        found += _message(5, _message(1, name.encode()) + _number(3, value) + _number(20, _INT))
     return found
 
 

@@ -1,4 +1,4 @@
-"""How the command line spells the settings of a text that save work. Words alone: what they do is written in `settings`."""
+"""How the command line spells the settings that save work. Words alone: what they do is written in `settings`."""
 
 # option, kind of value, its name in --help, and what it does
 SAVINGS: tuple[tuple[str, str, str, str], ...] = (
@@ -10,4 +10,12 @@ SAVINGS: tuple[tuple[str, str, str, str], ...] = (
     ("--drift", "number", "SHARE", "compute all anew once the guesses moved by this; needs a cache"),
     ("--suffix", "whole", "N", "masks behind a block that a step still reads"),
     ("--draft", "whole", "N", "steps foreseen and checked in one model call; the answer stays the same"),
+)
+
+PICTURE_SAVINGS: tuple[tuple[str, str, str, str], ...] = (
+    ("--refresh", "whole", "N", "compute the whole row every N steps, and codes alone between them"),
+    ("--shortlist", "number", "X", "of these codes X for each that will be drawn before the next whole row"),
+    ("--guidance-from", "number", "SHARE", "guide from this share of the steps on"),
+    ("--guidance-to", "number", "SHARE", "guide up to this share of the steps"),
+    ("--unconditional-every", "whole", "N", "compute what guidance compares with every N steps"),
 )

@@ -5,52 +5,47 @@ It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or 
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmada_lite.canvas import Bools, Canvas, Ints
-from mmada_lite.denoiser import Denoiser
+from mmada_lite.denoiser import Denoiser, Floats
+from mmada_lite.picture_memory import PictureMemory
 from mmada_lite.randomness import gumbel
-from mmada_lite.reading import Step, read
+from mmada_lite.reading import Step
 from mmada_lite.sampling import Sampler
 from mmada_lite.schedules import masked_after, noise_temperatures
 from mmada_lite.selection import remask_least_confident
 from mmada_lite.settings import ImageSettings
 
-_KNOWN = np.log(np.finfo(np.float32).max)  # confidence of a given code in the reference's ranking
+_KNOWN = np.float32(np.log(np.finfo(np.float32).max))  # confidence of a given code in the reference's ranking
 _LEAST = np.float32(np.log(np.float32(1e-20)))
 
 
 def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sampler: Sampler) -> Iterator[Step]:
     """Draw the canvas's masked codes in `settings.steps` steps, keep the surest by the schedule, and yield every step."""
-    started = time.perf_counter()
-    region, length = canvas.region, canvas.stop - canvas.start
-    reference = settings.law == "reference"
-    unknown = canvas.masked()[:, region].sum(axis=1)
-    plans = [masked_after(settings.schedule, length if reference else int(n), settings.steps) for n in unknown]
-    plan = np.stack(plans)  # [B, steps] codes left masked
-    temperatures = noise_temperatures(settings.temperature, settings.steps)
-    everywhere = np.broadcast_to(np.arange(canvas.start, canvas.stop), (canvas.rows, length))
+    started, forwards = time.perf_counter(), 0
+    rule, memory = _Rule.of(canvas, settings, sampler), PictureMemory(denoiser, canvas, settings)
+    guess = canvas.tokens[:, canvas.region].copy()
     for k in range(settings.steps):
-        masked = canvas.masked()
-        open_codes, given = masked[:, region], canvas.tokens[:, region]
-        guess, confidence = given.copy(), np.full(given.shape, _KNOWN if reference else np.inf, dtype=np.float32)
+        masked, given = canvas.masked(), canvas.tokens[:, canvas.region]
+        open_codes = masked[:, canvas.region]
+        surest = np.where(open_codes, np.float32(-np.inf), rule.known)  # [B, N]
         if open_codes.any():
-            reading = read(denoiser, canvas, masked, settings.guidance)
+            reading, forwards = memory.read(k, masked), forwards + 1
             drawn = sampler.draw(denoiser, "image", reading.hidden, reading.mix, k, reading.positions)
             rows, slots = np.nonzero(reading.valid)
             at = (rows, reading.positions[rows, slots] - canvas.start)
             guess[at] = drawn.token[rows, slots] + canvas.code_offset
-            confidence[at] = np.maximum(drawn.log_probability[rows, slots], _LEAST)
-        surest = confidence.copy()
-        noise = gumbel(sampler.order("image", k, everywhere)) if temperatures[k] > 0 else np.zeros_like(confidence)
-        confidence += np.float32(temperatures[k]) * noise
-        again = remask_least_confident(confidence, _left(open_codes, plan[:, k], reference, settings.steps - 1 - k))
+            surest[at] = np.maximum(drawn.log_probability[rows, slots], _LEAST)
+        again = remask_least_confident(surest + rule.noise(k), rule.left(open_codes, k))
         tokens = np.where(again, canvas.mask, guess)
         rows, slots = np.nonzero(tokens != given)
-        whole = canvas.tokens.copy()
-        whole[:, region] = tokens
-        canvas.write(whole != canvas.tokens, whole)
+        canvas.put(rows, slots + canvas.start, tokens[rows, slots])
+        if memory.light_until is not None:
+            memory.choose(*rule.promising(surest, open_codes, again, k, memory.light_until))
         yield Step(
             index=k,
             of=settings.steps,
@@ -59,20 +54,62 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
             tokens=tokens[rows, slots],
             log_probabilities=surest[rows, slots],
             remaining=int(canvas.masked().sum()),
-            forwards=k + 1,
+            forwards=forwards,
             seconds=time.perf_counter() - started,
             guess=guess - canvas.code_offset,
         )
 
 
-def _left(open_codes: Bools, planned: Ints, reference: bool, steps_left: int) -> Ints:
-    """How many codes go back to mask: fewer than now. The reference keeps at least one, even at the end; otherwise each
-    later step keeps at least one to draw, and nothing is left after the last."""
-    most: Ints = open_codes.sum(axis=1) - 1
-    if reference:
-        return np.maximum(np.minimum(most, planned), 1)
-    wanted = np.maximum(planned, steps_left) if steps_left else np.zeros_like(planned)
-    return np.maximum(np.minimum(most, wanted), 0)
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Which codes stay masked. plan [B, steps]: how many; temperatures [steps]: of the confidence noise; everywhere [B, N]:
+    the canvas positions of the codes; known: the confidence of a code that is not in question."""
+
+    settings: ImageSettings
+    sampler: Sampler
+    plan: Ints
+    temperatures: NDArray[np.float64]
+    everywhere: Ints
+    known: np.float32
+
+    @classmethod
+    def of(cls, canvas: Canvas, settings: ImageSettings, sampler: Sampler) -> "_Rule":
+        length, reference = canvas.stop - canvas.start, settings.law == "reference"
+        unknown = canvas.masked()[:, canvas.region].sum(axis=1)
+        plan = np.stack([masked_after(settings.schedule, length if reference else int(n), settings.steps) for n in unknown])
+        everywhere = np.broadcast_to(np.arange(canvas.start, canvas.stop), (canvas.rows, length))
+        temperatures = noise_temperatures(settings.temperature, settings.steps)
+        return cls(settings, sampler, plan, temperatures, everywhere, _KNOWN if reference else np.float32(np.inf))
+
+    def noise(self, k: int) -> Floats:
+        """What step k adds to the confidence of every code, float32 [B, N]."""
+        if not self.temperatures[k] > 0:
+            return np.zeros(self.everywhere.shape, dtype=np.float32)
+        return np.float32(self.temperatures[k]) * gumbel(self.sampler.order("image", k, self.everywhere))
+
+    def left(self, open_codes: Bools, k: int) -> Ints:
+        """How many codes of each row go back to mask after step k: fewer than now. The reference keeps at least one, even at
+        the end; otherwise each later step keeps at least one to draw, and nothing is left after the last."""
+        most: Ints = open_codes.sum(axis=1) - 1
+        planned, later = self.plan[:, k], self.settings.steps - 1 - k
+        if self.settings.law == "reference":
+            return np.maximum(np.minimum(most, planned), 1)
+        wanted = np.maximum(planned, later) if later else np.zeros_like(planned)
+        return np.maximum(np.minimum(most, wanted), 0)
+
+    def promising(self, surest: Floats, open_codes: Bools, again: Bools, k: int, until: int) -> tuple[Floats, Ints]:
+        """After a full step k with light ones up to `until`: a score [B, N] of every code and how many [B] to compute.
+
+        First those that step k wrote, since what was kept of them is that of a mask; then the masked ones by their best
+        chance in one of the light steps, with the noise that they will meet there.
+        """
+        chance = np.max([surest + self.noise(later) for later in range(k + 1, until)], axis=0)
+        score = np.where(again, chance, np.where(open_codes, np.float32(np.inf), np.float32(-np.inf)))
+        written, masked = (open_codes & ~again).sum(axis=1), again.sum(axis=1)
+        if self.settings.shortlist is None:
+            return score, written + masked
+        wanted = np.ceil(self.settings.shortlist * (masked - self.left(again, until - 1))).astype(np.int64)
+        return score, written + np.minimum(masked, wanted)
 
 
 def final_codes(steps: Sequence[Step]) -> Ints:

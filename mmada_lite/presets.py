@@ -13,12 +13,13 @@ from mmada_lite.settings import ImageSettings, TextSettings
 
 # speed -> changes of the text settings, changes of the image settings
 _NO_PICTURE_CHANGE: Mapping[str, Any] = MappingProxyType({})
+_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 4, "shortlist": 2.0, "unconditional_every": 2})
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
         "balanced": (
             MappingProxyType({"cache": "dual", "threshold": 0.9, "entropy_bound": None, "early_stop": 1.0}),
-            _NO_PICTURE_CHANGE,
+            _LIGHT_STEPS,
         ),
         "fast": (
             MappingProxyType(
@@ -30,7 +31,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
                     "suffix": 32,
                 }
             ),
-            _NO_PICTURE_CHANGE,
+            MappingProxyType({**_LIGHT_STEPS, "unconditional_every": 4}),
         ),
     }
 )

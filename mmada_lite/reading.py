@@ -56,7 +56,7 @@ def read(
 ) -> Reading:
     """One model call over the window (the row up to `end`, None for all of it, or what `memory` leaves), for the positions
     `where` [B, L]."""
-    positions, valid = _queried(where)
+    positions, valid = queried(where)
     hidden, kept = [], []
     for branch, tokens in enumerate(canvas.branches()):
         shift = canvas.shift if branch else 0
@@ -74,10 +74,10 @@ def read(
         if cache is not None:
             kept.append(cache)
     stacked = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
-    return Reading(stacked, _mix(canvas.rows, guidance, len(hidden)), positions, valid, tuple(kept))
+    return Reading(stacked, mix_of(canvas.rows, guidance, len(hidden)), positions, valid, tuple(kept))
 
 
-def _mix(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
+def mix_of(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
     """[B, R]: (1 + g) * conditional - g * unconditional; the head is linear, so this may come before it."""
     identity = np.eye(rows, dtype=np.float32)
     if branches == 1:
@@ -85,7 +85,7 @@ def _mix(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
     return np.concatenate([np.float32(1 + guidance) * identity, np.float32(-guidance) * identity], axis=1)
 
 
-def _queried(where: Bools) -> tuple[Ints, Bools]:
+def queried(where: Bools) -> tuple[Ints, Bools]:
     """Positions [B, Q] that are true, left to right; short rows repeat position 0 and are marked invalid."""
     longest = max(1, int(where.sum(axis=1).max()))
     positions = np.zeros((where.shape[0], longest), dtype=np.int64)

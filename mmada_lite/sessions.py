@@ -50,6 +50,18 @@ class Device:
         return providers.PROVIDERS[self.name].memory
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a session works on the CPU. spinning: its threads stay awake between operations; arena: memory is kept for the next
+    run. `mmada-lite bench sessions` measures what they do on a machine (docs/drawing.md)."""
+
+    spinning: bool = True
+    arena: bool = True
+
+
+TUNED = Tuning()
+
+
 def choose_device(name: str = "auto", lowered_for: str = "cpu") -> Device:
     """Find the device `name`. "auto" takes the best one that works for graphs lowered so, and says which and why.
 
@@ -85,6 +97,7 @@ def open_session(
     device: Device,
     threads: int | None = None,
     settings: Mapping[str, str] = MappingProxyType({}),
+    tuning: Tuning = TUNED,
 ) -> "onnxruntime.InferenceSession":
     """Open one graph, a file or its bytes. `threads` None means one per core that this process may use; settings: the
     provider's own. Raises Error when it does not load, OutOfMemory when there is no room."""
@@ -92,6 +105,9 @@ def open_session(
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = tuning.arena
+    if not tuning.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name = graph.name if isinstance(graph, Path) else "a graph of our own"
     if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow

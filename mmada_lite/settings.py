@@ -138,6 +138,13 @@ class ImageSettings:
     temperature: scale of the confidence noise at the start; each step k of T multiplies it by (1 - k / T).
     sampling_temperature: how codes are drawn: 1 from the model's own distribution, 0 always the most probable.
     law: "reference" counts the schedule over all codes and leaves one mask at the end; "sensible" counts over unknown ones.
+
+    What makes steps cheaper, and is exact as it stands (docs/drawing.md):
+    refresh: every how many steps the whole row is computed; the light steps between compute codes alone, over its keys.
+    shortlist: how many codes a light step computes for each that will be written until the next full one, the most
+    promising ones; None computes all that were masked at the full step.
+    guidance_from, guidance_to: step k of T (from 0) is guided where guidance_from <= k / T < guidance_to.
+    unconditional_every: for how many steps the unconditional row's hidden states serve.
     """
 
     steps: int = 15
@@ -146,14 +153,36 @@ class ImageSettings:
     temperature: float = 1.0
     sampling_temperature: float = 1.0
     law: Law = "sensible"
+    refresh: int = 1
+    shortlist: float | None = None
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    unconditional_every: int = 1
 
     def __post_init__(self) -> None:
         _whole("steps", self.steps)
+        _whole("refresh", self.refresh)
+        _whole("unconditional_every", self.unconditional_every)
+        _at_least_zero("guidance_from", self.guidance_from)
+        _at_least_zero("guidance_to", self.guidance_to)
         _at_least_zero("guidance", self.guidance)
         _at_least_zero("temperature", self.temperature)
         _at_least_zero("sampling_temperature", self.sampling_temperature)
         _one_of("law", self.law, ("sensible", "reference"))
         schedule(self.schedule)
+        if not self.guidance_from < self.guidance_to <= 1:
+            raise Error(
+                f"guidance from {self.guidance_from} to {self.guidance_to} of the steps guides none of them or more than all; "
+                "use shares with 0 <= guidance_from < guidance_to <= 1"
+            )
+        if self.shortlist is not None:
+            _at_least_zero("shortlist", self.shortlist)
+            if self.shortlist < 1:
+                raise Error(f"shortlist is {self.shortlist}: a light step could not fill its share; use at least 1")
+
+    def guided(self, k: int) -> bool:
+        """Whether step k (from 0) mixes in the unconditional row."""
+        return self.guidance > 0 and self.guidance_from <= k / self.steps < self.guidance_to
 
 
 def later_settings(settings: TextSettings | ImageSettings) -> dict[str, Any]:

@@ -342,6 +342,13 @@ def test_later_settings_of_texts_are_refused_here(host: Host) -> None:
         assert f"the C++ host does not decode with '{name}'" in found["error"]
 
 
+def test_later_settings_of_pictures_are_refused_here(host: Host) -> None:
+    names = [field.name for field in fields(ImageSettings)]
+    for name in names[names.index("law") + 1 :]:
+        found = host.call("paint", prompt="a cat", settings={name: 1})
+        assert f"the C++ host does not decode with '{name}'" in found["error"]
+
+
 def test_the_settings_of_both_sides_have_the_same_names_and_defaults() -> None:
     """The structs in the header against the dataclasses: a setting added to one side alone shows here."""
     header = (Path(mmada_lite.__file__).parent / "cpp" / "mmada_lite.hpp").read_text()

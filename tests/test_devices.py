@@ -22,7 +22,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.cache import KeyValues
 from mmada_lite.cli import main
 from mmada_lite.denoiser import OnnxDenoiser, Window
-from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph
+from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph, pick_graph
 from mmada_lite.driver import Card
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
@@ -76,8 +76,16 @@ def test_bound_equals_plain_in_text(pair: tuple[Model, Model], name: str) -> Non
         np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
 
 
-def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model]) -> None:
-    settings = replace(pair[0].image_defaults, steps=5, guidance=2.0)
+LIGHTER: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "light steps": {"refresh": 3},
+    "all": {"refresh": 3, "shortlist": 1.5, "guidance_to": 0.7, "unconditional_every": 2},
+}
+
+
+@pytest.mark.parametrize("name", LIGHTER)
+def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) -> None:
+    settings = replace(pair[0].image_defaults, steps=5, guidance=2.0, **LIGHTER[name])
     plain, other = (list(model.paint("a red apple", settings, seed=3)) for model in pair)
     for a, b in zip(plain, other, strict=True):
         assert a.guess is not None
@@ -116,7 +124,17 @@ def test_cutting_on_the_device_equals_numpy(kind: int, dtype: str, start: int, s
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("graph", [join_graph(FLOAT), join_graph(HALF), cut_graph(HALF, 3), cut_graph(FLOAT, 200)])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        join_graph(FLOAT),
+        join_graph(HALF),
+        cut_graph(HALF, 3),
+        cut_graph(FLOAT, 200),
+        pick_graph(FLOAT, 3, 1),
+        pick_graph(HALF, 4, 9),
+    ],
+)
 def test_our_own_bytes_are_onnx(graph: bytes) -> None:
     model = onnx.load_from_string(graph)
     onnx.checker.check_model(model, full_check=True)

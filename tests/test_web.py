@@ -192,6 +192,14 @@ def test_the_reference_law_is_refused(page: Page, model: mmada_lite.Model) -> No
         painted(page, "model", CAPTIONS[0], replace(model.image_defaults, law="reference"), 0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"refresh": 4, "shortlist": 2.0}, "refresh"), ({"guidance_to": 0.5}, "guidance_to")]
+)
+def test_settings_that_the_page_does_not_know_are_refused(page: Page, model: mmada_lite.Model, changes: Any, name: str) -> None:
+    with pytest.raises(RuntimeError, match=f'does not decode with "{name}"'):
+        painted(page, "model", CAPTIONS[0], replace(model.image_defaults, **changes), 0)
+
+
 def test_a_question_about_the_drawing_is_answered_as_in_python(page: Page, model: mmada_lite.Model) -> None:
     _draw_on_the_page(page, CAPTIONS[0], seed=2, steps=4)
     page.run(

@@ -805,6 +805,7 @@ TextSettings read_text_settings(const Json& content, const std::string& where) {
 ImageSettings read_image_settings(const Json& content, const std::string& where) {
   ImageSettings s;
   const SettingsReader reader{content};
+  reader.refuse(where, {"refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every"});
   reader.only(where, {"steps", "guidance", "schedule", "temperature", "sampling_temperature", "law"});
   reader.take("steps", s.steps);
   reader.take("guidance", s.guidance);

@@ -16,6 +16,8 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "truth": "what formats and methods of quantization cost, along one trajectory",
     "gpu": "pictures and answers at 8B shapes on a GPU, against torch",
     "linears": "the stored forms of a matrix on this machine",
+    "loops": "what decoding costs beside the model, and how many tokens each way of drawing computes",
+    "sessions": "threads, spinning and memory arena of the sessions on this machine",
     "startup": "seconds from the command to the first step and to the picture",
 }
 
