@@ -20,7 +20,7 @@ import numpy as np
 
 from mmada_lite.bench import ceiling
 from mmada_lite.bench.latency_cases import TASKS, Bench, Case
-from mmada_lite.bench.latency_runs import Row, Stand, Variant, doublings, forms_needed, measured, shares
+from mmada_lite.bench.latency_runs import Row, Stand, Variant, doublings, forms_needed, forwards, measured, shares
 from mmada_lite.bench.record import default_output, record, save, spread
 from mmada_lite.bench.synthetic import SIZES, cached_bundle
 from mmada_lite.bundle import Bundle
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, help="of an answer (default: one a token)")
     made.add_argument("--image-steps", type=int, default=12, help="of a picture (default 12)")
     made.add_argument("--blocks", type=int, help="run so many blocks of an answer and scale, which is said (default: all)")
+    made.add_argument("--forwards", type=int, nargs="*", default=[32, 128, 512, 1056], help="tokens (default 32 128 512 1056)")
     made.add_argument("--rounds", type=int, default=3, help="counted runs of every variant (default 3)")
     made.add_argument("--no-doubling", action="store_true", help="leave out how time grows with prompt and picture")
     made.add_argument("--quick", action="store_true", help="one round of short decodes: to try, not to quote")
@@ -106,6 +107,12 @@ def cases(bench: Bench, options: argparse.Namespace) -> Iterator[Case]:
         yield bench.drawing(1, images, part=0.5)
 
 
+def lengths(bundle: Bundle, options: argparse.Namespace) -> list[int]:
+    """Tokens of the forwards that are taken apart."""
+    asked = options.forwards[:1] if options.quick else options.forwards
+    return [count for count in asked if count <= bundle.architecture.max_sequence_length]
+
+
 def codec_rows(bundle: Bundle, precision: str, threads: int, rounds: int) -> Iterator[Row]:
     """Seconds of a picture to codes and back, where the bundle has an image tokenizer."""
     if bundle.image is None or "image_encoder" not in bundle.graphs:
@@ -128,7 +135,11 @@ def table(rows: Sequence[Row]) -> str:
     lines = [heads + f"{'python':>8}{'ceiling':>9}{'peak MB':>9}{'model':>7}"]
     for row in rows:
         if "parts" not in row:
-            lines.append(f"{row['task']:29}{row['precision']:10}{row['threads']:>4}{row['seconds']['median']:>10.3f}")
+            name = f"{row['task']}, {row['tokens']} tokens" if "tokens" in row else row["task"]
+            lines.append(f"{name:29}{row['precision']:10}{row['threads']:>4}{row['seconds']['median']:>10.3f}")
+            if "operators" in row:
+                share = f"its products at {100 * row['matrix_share']:.0f}% of the ceiling"
+                lines.append(f"{'':15}% of its time: {shares(row)}; {share}")
             continue
         seconds, said = row["seconds"], row.get("predicted_over_measured")
         lines.append(
@@ -153,17 +164,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Rows of the decodes, of the ceiling and of the doublings."""
     effort = ceiling.QUICK if options.quick else ceiling.Effort(rounds=3)
     rounds = 1 if options.quick else options.rounds
-    found, stands, tops = bundles(options), [], []
+    found = bundles(options)
+    rows: list[Row] = []
+    stands: list[Stand] = []
+    tops: list[Row] = []
     for precision, bundle in found.items():
         for threads in options.threads:
             print(f"the ceiling with {threads} threads, {precision}", file=sys.stderr, flush=True)
             top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), ceiling.TOKENS, threads, effort))
             tops += [{"precision": precision, **row} for row in top]
+            rows += forwards(bundle, precision, threads, top, lengths(bundle, options), rounds)
             stands.append(Stand.open(bundle, precision, threads, top))
     benches = {id(stand): Bench.of(stand.bundle) for stand in stands}
     variants = [Variant(stand, case) for stand in stands for case in cases(benches[id(stand)], options)]
     print(f"{len(variants)} variants in {rounds} rounds", file=sys.stderr, flush=True)
-    rows = measured(variants, rounds)
+    rows += measured(variants, rounds)
     doubled: list[Row] = []
     for stand in stands if not options.no_doubling else ():
         print(f"doublings, {stand.precision}, {stand.threads} threads", file=sys.stderr, flush=True)

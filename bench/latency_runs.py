@@ -14,12 +14,14 @@ import onnx
 
 from mmada_lite.bench import ceiling, cost
 from mmada_lite.bench.latency_cases import Bench, Case
+from mmada_lite.bench.operators import operator_seconds
 from mmada_lite.bench.record import spread
 from mmada_lite.bench.timed import PARTS, PYTHON, Run, TimedDenoiser, open_timed, timed
 from mmada_lite.bundle import Bundle
 from mmada_lite.settings import ImageSettings, TextSettings
 
 Row = dict[str, Any]
+Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
 WARM_UP = 2  # steps of every variant before the first round: a block's whole forward, and one over its cache
 
 
@@ -47,12 +49,13 @@ class Stand:
             ceiling.rates(rows, threads),
         )
 
-    def ideal(self, windows: Sequence[tuple[int, int, int, int]]) -> float:
-        """Seconds of the matrix part of these forwards at the ceiling: the fastest product of its kind at as many tokens."""
-        form = self.model.forms["backbone"]
-        kinds = [self.rates.matrix[name] for name in (form, *([ceiling.ALONE] if form == "int8" else []))]
-        pieces = [p for batch, w, past, rows in windows for p in cost.forward(self.model, w, past, rows, batch)]
-        return sum(p.flops / max(cost.at(rates, p.tokens) for rates in kinds) for p in pieces if p.kind == "matrix")
+
+def ideal(model: cost.Transformer, rates: cost.Rates, windows: Sequence[Window]) -> float:
+    """Seconds of the matrix part of these forwards at the ceiling: the fastest product of its kind at as many tokens."""
+    form = model.forms["backbone"]
+    kinds = [rates.matrix[name] for name in (form, *([ceiling.ALONE] if form == "int8" else []))]
+    pieces = [piece for batch, w, past, rows in windows for piece in cost.forward(model, w, past, rows, batch)]
+    return sum(p.flops / max(cost.at(rates, p.tokens) for rates in kinds) for p in pieces if p.kind == "matrix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def row_of(variant: Variant, runs: Sequence[Run]) -> Row:
         "step_seconds": seconds["median"] / scale / first.steps,
         "parts": parts,
         "python_share": python,
-        "ceiling_share": stand.ideal(first.windows) / backbone,
+        "ceiling_share": ideal(stand.model, stand.rates, first.windows) / backbone,
         "peak_bytes": max(peaks, default=None),
         "load_seconds": stand.load_seconds,
         **_said(variant, seconds["median"]),
@@ -185,7 +188,29 @@ def _doubling(name: str, once: Variant, twice: Variant, rounds: int) -> Row:
     }
 
 
+def forwards(
+    bundle: Bundle, precision: str, threads: int, top: Sequence[Row], tokens: Sequence[int], runs: int
+) -> Iterator[Row]:
+    """One whole forward at each number of tokens, by what its operators do, and the share of the ceiling that its products
+    reach. top: the ceiling's rows."""
+    model, rates = cost.Transformer.of(bundle, {}), ceiling.rates(top, threads)
+    for count in tokens:
+        seconds, operators = operator_seconds(bundle, threads, count, runs)
+        least = ideal(model, rates, [(1, count, 0, count)])
+        yield {
+            "task": "forward",
+            "precision": precision,
+            "threads": threads,
+            "tokens": count,
+            "seconds": spread(seconds),
+            "operators": operators,
+            "matrix_share": least / operators["matrix"],
+            "ceiling_share": least / statistics.median(seconds),
+        }
+
+
 def shares(row: Mapping[str, Any]) -> str:
-    """The parts of a row in hundredths of its time."""
-    whole = sum(row["parts"].values())
-    return " ".join(f"{part} {100 * seconds / whole:.1f}" for part, seconds in row["parts"].items())
+    """The parts of a row in hundredths of its time, or of a forward's operators."""
+    parts = row.get("parts") or row["operators"]
+    whole = sum(parts.values())
+    return " ".join(f"{part} {100 * seconds / whole:.1f}" for part, seconds in parts.items())

@@ -11,7 +11,7 @@ import pytest
 from conftest import MockDenoiser
 
 from mmada_lite import cli
-from mmada_lite.bench import ceiling, latency, latency_runs, record
+from mmada_lite.bench import ceiling, latency, latency_runs, operators, record
 from mmada_lite.bench.latency_cases import Bench
 from mmada_lite.bench.synthetic import SIZES, cached_bundle
 from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
@@ -90,7 +90,8 @@ def test_the_whole_latency_at_a_tiny_shape(
         assert row["predicted_seconds"] == pytest.approx(sum(row["predicted_parts"].values()))
         assert row["calls"] == row["forwards"] * (2 if row["cache"] is None else 1)
         assert row["scaled_from"] == (None if row["cache"] is None else "1 of 2 blocks")
-    assert {row["task"] for row in found["rows"]} >= {"image_encoder", "image_decoder"}
+    assert {row["task"] for row in found["rows"]} >= {"forward", "image_encoder", "image_decoder"}
+    assert next(row for row in found["rows"] if row["task"] == "forward")["matrix_share"] > 0
     assert {row["doubled"].split(",")[0] for row in found["doubling"]} == {"prompt", "picture asked about", "picture drawn"}
     assert all(row["predicted_ratio"] > 1 for row in found["doubling"])
     assert "random weights are never sure" in shown
@@ -210,3 +211,26 @@ def test_the_peak_is_counted_anew() -> None:
     assert high is not None
     assert low is not None
     assert low < high - 40_000_000
+
+
+def test_operators_of_the_first_run_do_not_count() -> None:
+    def node(operator: str, begun: float, taken: float) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{operator}_kernel_time", "ts": begun, "dur": taken, "args": {"op_name": operator}}
+
+    events = [
+        {"cat": "Session", "name": "model_run", "ts": 0.0, "dur": 50.0},
+        node("MatMulInteger", 1.0, 40.0),
+        {"cat": "Session", "name": "model_run", "ts": 60.0, "dur": 30.0},
+        *(node(name, 61.0, 2.0) for name in ("MatMulInteger", "MatMulNBits", "Attention", "QuantizeLinear", "Sigmoid")),
+        {"cat": "Node", "name": "x_fence_before", "ts": 62.0, "dur": 9.0, "args": {"op_name": "MatMul"}},
+    ]
+    found = operators.by_kind(events)
+    assert found == pytest.approx({"matrix": 4e-6, "rounding": 2e-6, "attention": 2e-6, "elementwise": 2e-6})
+
+
+def test_a_forward_is_taken_apart_whole(bundle: Bundle) -> None:
+    seconds, kinds = operators.operator_seconds(bundle, 1, 64, 3)
+    assert len(seconds) == 3
+    assert set(kinds) == set(operators.KINDS)
+    assert min(kinds.values()) > 0
+    assert sum(kinds.values()) < max(seconds) * 1.5
