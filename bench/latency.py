@@ -20,9 +20,10 @@ import numpy as np
 
 from mmada_lite.bench import ceiling
 from mmada_lite.bench.latency_cases import TASKS, Bench, Case
-from mmada_lite.bench.latency_runs import Row, Stand, Variant, doublings, forms_needed, forwards, measured, shares
+from mmada_lite.bench.latency_runs import Row, Stand, Variant, apart, doublings, measured, shares
 from mmada_lite.bench.record import default_output, record, save, spread
 from mmada_lite.bench.synthetic import SIZES, cached_bundle
+from mmada_lite.bench.timed import forget_peak, peak
 from mmada_lite.bundle import Bundle
 from mmada_lite.cache import POLICIES
 from mmada_lite.errors import Error
@@ -161,20 +162,23 @@ def doubling_table(rows: Sequence[Row]) -> str:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows of the decodes, of the ceiling and of the doublings."""
+    """Rows of the decodes, of the ceiling and of the doublings; idle_bytes: what this process held before it opened a model."""
     effort = ceiling.QUICK if options.quick else ceiling.Effort(rounds=3)
     rounds = 1 if options.quick else options.rounds
     found = bundles(options)
     rows: list[Row] = []
-    stands: list[Stand] = []
+    opening: list[tuple[Bundle, str, int, list[Row]]] = []
     tops: list[Row] = []
     for precision, bundle in found.items():
         for threads in options.threads:
             print(f"the ceiling with {threads} threads, {precision}", file=sys.stderr, flush=True)
-            top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), ceiling.TOKENS, threads, effort))
+            top, taken = apart(bundle.path, precision, threads, effort, lengths(bundle, options), rounds)
             tops += [{"precision": precision, **row} for row in top]
-            rows += forwards(bundle, precision, threads, top, lengths(bundle, options), rounds)
-            stands.append(Stand.open(bundle, precision, threads, top))
+            rows += taken
+            opening.append((bundle, precision, threads, top))
+    forget_peak()
+    idle = peak()
+    stands = [Stand.open(*each) for each in opening]
     benches = {id(stand): Bench.of(stand.bundle) for stand in stands}
     variants = [Variant(stand, case) for stand in stands for case in cases(benches[id(stand)], options)]
     print(f"{len(variants)} variants in {rounds} rounds", file=sys.stderr, flush=True)
@@ -189,7 +193,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         rows += codec_rows(stand.bundle, stand.precision, stand.threads, rounds)
     name = options.shape.lower() if options.shape else next(iter(found.values())).name
     unsure = "random weights are never sure, so thresholds are left out" if options.shape and options.thresholds else None
-    return {"shape": name, "rows": rows, "ceiling": tops, "doubling": doubled, "left_out": unsure}
+    return {"shape": name, "idle_bytes": idle, "rows": rows, "ceiling": tops, "doubling": doubled, "left_out": unsure}
 
 
 def main(words: Sequence[str] | None = None) -> int:

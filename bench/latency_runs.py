@@ -6,8 +6,11 @@ It gets cases and bundles; which ones, and how they are printed, is `mmada_lite.
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -21,6 +24,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.settings import ImageSettings, TextSettings
 
 Row = dict[str, Any]
+Measured = tuple[list[Row], list[Row]]
 Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
 WARM_UP = 2  # steps of every variant before the first round: a block's whole forward, and one over its cache
 
@@ -186,6 +190,19 @@ def _doubling(name: str, once: Variant, twice: Variant, rounds: int) -> Row:
         "predicted_ratio": said[1] / said[0],
         "off": said[1] / said[0] / ratio - 1,
     }
+
+
+def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> Measured:
+    """The machine's ceiling for a bundle's forms, and its forwards by operator, in a process of its own: what they hold and
+    import must not count to the memory of a decode."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_machine, path, precision, threads, effort, tuple(tokens), runs).result()
+
+
+def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> Measured:
+    bundle = Bundle.open(path)
+    top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), ceiling.TOKENS, threads, effort))
+    return top, list(forwards(bundle, precision, threads, top, tokens, runs))
 
 
 def forwards(

@@ -94,6 +94,7 @@ def test_the_whole_latency_at_a_tiny_shape(
     assert next(row for row in found["rows"] if row["task"] == "forward")["matrix_share"] > 0
     assert {row["doubled"].split(",")[0] for row in found["doubling"]} == {"prompt", "picture asked about", "picture drawn"}
     assert all(row["predicted_ratio"] > 1 for row in found["doubling"])
+    assert all(row["peak_bytes"] is None or row["peak_bytes"] > found["idle_bytes"] > 10**7 for row in decodes)
     assert "random weights are never sure" in shown
 
 
