@@ -15,6 +15,8 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "gallery": "a sheet of what a bundle draws",
     "truth": "what formats and methods of quantization cost, along one trajectory",
     "gpu": "pictures and answers at 8B shapes on a GPU, against torch",
+    "ceiling": "what this machine can multiply and move at all",
+    "latency": "how long text, answers about pictures and drawing take, and where the time goes",
     "linears": "the stored forms of a matrix on this machine",
     "loops": "what decoding costs beside the model, and how many tokens each way of drawing computes",
     "sessions": "threads, spinning and memory arena of the sessions on this machine",
