@@ -21,14 +21,14 @@ _GRAPHS = ("backbone", "text_head", "image_head")
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class Rival:
     """A candidate of someone else: bytes of backbone and heads as it stores them."""
 
     denoiser: Denoiser
     bytes: int
 
 
-def peers(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], Peer]]]:
+def rivals(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], Rival]]]:
     """Name and maker of each; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is
     not installed."""
     for kind in ("int8", "nf4"):
@@ -42,7 +42,7 @@ def peers(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterat
     yield "optimum dynamic int8", lambda: optimum(bundle, scratch / "optimum", threads)
 
 
-def bitsandbytes(checkpoint: Path, kind: str) -> Peer:
+def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
     """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
     _need("bitsandbytes")
     import bitsandbytes as bnb
@@ -86,7 +86,7 @@ def bitsandbytes(checkpoint: Path, kind: str) -> Peer:
             states = torch.einsum("nr,rqd->nqd", self._tensor(mix), self._tensor(hidden))
             return heads[head](states).float()  # type: ignore[no-any-return]
 
-    return Peer(Quantized(model.eval(), codes), size)
+    return Rival(Quantized(model.eval(), codes), size)
 
 
 def _stored(shape: Any, kind: str) -> int:
@@ -95,7 +95,7 @@ def _stored(shape: Any, kind: str) -> int:
     return count + 4 * int(shape[0]) if kind == "int8" else count // 2 + 4 * (-(-count // 64))
 
 
-def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Peer:
+def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Rival:
     """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose."""
     _need("onnx_ir", "onnx-ir")
     from onnxruntime.quantization import matmul_nbits_quantizer as own
@@ -115,7 +115,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
     return _converted(bundle, scratch, convert, threads)
 
 
-def optimum(bundle: Path, scratch: Path, threads: int) -> Peer:
+def optimum(bundle: Path, scratch: Path, threads: int) -> Rival:
     """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
     _need("optimum.onnxruntime", "optimum-onnx")
     from optimum.onnxruntime import ORTQuantizer
@@ -138,7 +138,7 @@ class _LogitsAlone(OnnxDenoiser):
         return found  # type: ignore[no-any-return]
 
 
-def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> Peer:
+def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> Rival:
     """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
     these quantizers do not understand the branches behind them."""
     import onnx
@@ -154,7 +154,7 @@ def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None
         size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
         sessions[name] = open_session(target, device, threads)
     shape = opened.architecture
-    return Peer(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
+    return Rival(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
 
 
 def _cut(model: Any, output: str) -> Any:
