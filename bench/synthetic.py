@@ -1,9 +1,11 @@
 """A bundle of random weights in a known shape: as large and as slow as a real one, and meaning nothing.
 
 Weights are drawn as they are written, some megabytes at a time, every tensor from its own seed, so that no two are equal (equal
-ones would be stored once, and memory and speed would be fiction). It knows what a bundle holds; it measures nothing.
+ones would be stored once, and memory and speed would be fiction). `cached_bundle` makes one of a named size once and finds it
+again. It knows what a bundle holds; it measures nothing.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,17 +14,20 @@ from typing import Any
 import numpy as np
 
 import mmada_lite
-from mmada_lite.bundle import Architecture, Bundle, BundleWriter
-from mmada_lite.export import heads, transformer
-from mmada_lite.export.checkpoint import TransformerConfig
+from mmada_lite.bundle import MANIFEST, Architecture, Bundle, BundleWriter, ImageInfo
+from mmada_lite.errors import Error
+from mmada_lite.export import codec, heads, transformer
+from mmada_lite.export.checkpoint import Tower, TransformerConfig, VQConfig
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Weight
+from mmada_lite.export.lowering import Form, Weight
 from mmada_lite.export.recipe import described, recipe
-from mmada_lite.planning import PUBLISHED
+from mmada_lite.planning import PUBLISHED, Shape, stored
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
-_TABLE, _HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
+_HEAD = "model.transformer.ff_out.weight"
 _LEAST = 12  # ids of the special tokens
+_RANDOM = "random numbers"  # where such a bundle says it comes from
+_ROOM = 8 << 20  # bytes, for graph files and alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +46,25 @@ class Size:
         return Vocabulary(special, self.architecture.vocab_size - self.codes, self.codes, self.architecture.vocab_size)
 
 
+def _published_like(d_model: int, layers: int, heads: int, mlp: int) -> Architecture:
+    """The published model's vocabulary, positions and constants in a smaller body."""
+    constants = {"vocab_size": 134656, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "max_sequence_length": 4096}
+    return Architecture(d_model, layers, heads, heads, d_model // heads, mlp, **constants)  # type: ignore[arg-type]
+
+
 SIZES: Mapping[str, Size] = {
+    "s": Size(_published_like(1024, 16, 16, 3072), codes=8192, grid=32, answer=128, block=32),
+    "1b": Size(_published_like(2048, 16, 16, 5632), codes=8192, grid=32, answer=128, block=32),
     "8b": Size(PUBLISHED["8b"].architecture, codes=8192, grid=32, answer=128, block=32),
     "tiny": Size(Architecture(64, 2, 4, 4, 16, 192, 192, 10000.0, 1e-5, 256), codes=64, grid=4, answer=8, block=4),
 }
+_TINY_TOWER = Tower(8, (1, 1, 1, 1, 1), (1, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class RandomTensors:
-    """Normal numbers of deviation 0.02 in the shapes of a checkpoint; the same rows whenever they are asked for."""
+    """Normal numbers in the shapes of a checkpoint, of deviation 0.02 (a convolution's by its inputs); ones for scales and
+    zeros for biases. The same rows whenever they are asked for."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -60,21 +75,50 @@ class RandomTensors:
         shape = self.shapes[name]
         first, stop = (rows.start or 0, rows.stop) if rows else (0, shape[0])
         if len(shape) == 1:
-            return np.ones(stop - first, dtype=np.float32)
+            return np.full(stop - first, 0.0 if name.endswith(".bias") else 1.0, dtype=np.float32)
         random = np.random.default_rng([*name.encode(), first])
-        return random.standard_normal((stop - first, shape[1]), dtype=np.float32) * np.float32(0.02)
+        deviation = 0.02 if len(shape) == 2 else 1 / math.sqrt(math.prod(shape[1:]))
+        return random.standard_normal((stop - first, *shape[1:]), dtype=np.float32) * np.float32(deviation)
 
 
-def write_bundle(size: Size, folder: Path, precision: str, target: str, formats: Mapping[str, str] | None = None) -> Bundle:
-    """Embedder, backbone and heads of a size; no image tokenizer. Returns the bundle, opened."""
-    config = config_of(size)
-    source = RandomTensors(config.expected_tensors())
+def cached_bundle(name: str, precision: str, work: Path, *, pictures: bool = False) -> Bundle:
+    """The bundle of a size of SIZES in the folder `work`: opened where it is there, else made, whole or not at all.
+
+    pictures: with an image tokenizer of the published shape. Raises Error for an unknown size or precision, when the disk is
+    too small, and when something else lies in its place.
+    """
+    size = size_named(name)
+    folder = work / "-".join([name.lower(), precision, *(["pictures"] if pictures else [])])
+    if not (folder / MANIFEST).is_file():
+        formats = {"backbone": "int4-b64", "text_head": "int4-b64"} if precision == "int4" and name == "tiny" else None
+        return write_bundle(size, folder, precision, "cpu", formats, pictures=pictures)
+    bundle = Bundle.open(folder)
+    if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
+        raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
+    return bundle
+
+
+def size_named(name: str) -> Size:
+    """A size of SIZES, in capitals or not. Raises Error for an unknown one."""
+    if name.lower() not in SIZES:
+        raise Error(f"no shape is called {name!r}; use one of {', '.join(SIZES)}")
+    return SIZES[name.lower()]
+
+
+def write_bundle(
+    size: Size,
+    folder: Path,
+    precision: str,
+    target: str,
+    formats: Mapping[str, str] | None = None,
+    *,
+    pictures: bool = False,
+) -> Bundle:
+    """Embedder, backbone and heads of a size, and with `pictures` an image tokenizer. Returns the bundle, opened."""
     forms = recipe(precision, target, formats)
-    first = size.vocabulary.image_code_offset
-    columns = {"text_head": Weight(source, _HEAD), "image_head": Weight(source, _HEAD, (first, first + size.codes))}
-    sizes = dict.fromkeys(("embedder", "backbone", *columns), 0)
+    sizes = dict.fromkeys(("embedder", "backbone", "text_head", "image_head", *(["codec"] if pictures else [])), 0)
     graphs: dict[str, dict[str, Any]] = {}
-    with BundleWriter(folder) as writer:
+    with BundleWriter(folder, needed=_needed(size, precision)) as writer:
         group = ""
 
         def count(tensor: str, wrote: int) -> None:
@@ -82,17 +126,44 @@ def write_bundle(size: Size, folder: Path, precision: str, target: str, formats:
 
         with WeightFile(writer.folder / "weights.bin", count) as weights:
             for group in sizes:
-                graph, form = Graph(group, weights), forms[group]
-                if group == "embedder":
-                    transformer.build_embedder(graph, source, form, config.d_model)
-                elif group == "backbone":
-                    transformer.build_backbone(graph, source, form, config)
-                else:
-                    heads.build_head(graph, columns[group], form)
-                inputs, outputs = graph.save(writer.folder / f"{group}.onnx")
-                graphs[group] = {"file": f"{group}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
+                for name in ("image_encoder", "image_decoder") if group == "codec" else (group,):
+                    graph = Graph(name, weights)
+                    _build(graph, name, size, forms[group])
+                    inputs, outputs = graph.save(writer.folder / f"{name}.onnx")
+                    graphs[name] = {"file": f"{name}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
         groups = {name: asdict(described(name, forms[name], taken)) for name, taken in sizes.items()}
         return Bundle.open(writer.finish(_description(size, groups, graphs, target)))
+
+
+def _build(graph: Graph, name: str, size: Size, form: Form) -> None:
+    config, vq = config_of(size), vq_of(size)
+    source, pixels = RandomTensors(config.expected_tensors()), RandomTensors(vq.expected_tensors())
+    first = size.vocabulary.image_code_offset
+    if name == "embedder":
+        transformer.build_embedder(graph, source, form, config.d_model)
+    elif name == "backbone":
+        transformer.build_backbone(graph, source, form, config)
+    elif name == "image_encoder":
+        codec.build_image_encoder(graph, pixels, form, vq)
+    elif name == "image_decoder":
+        codec.build_image_decoder(graph, pixels, form, vq)
+    else:
+        columns = (first, first + size.codes) if name == "image_head" else None
+        heads.build_head(graph, Weight(source, _HEAD, columns), form)
+
+
+def _needed(size: Size, precision: str) -> int:
+    """Bytes on disk, for the check before anything is written; the image tokenizer's are few."""
+    image = ImageInfo(size.grid * 16, 16)
+    return _ROOM + sum(g.bytes or 0 for g in stored(Shape("", size.architecture, size.codes, image, 0), precision).values())
+
+
+def vq_of(size: Size) -> VQConfig:
+    """The published image tokenizer; a small one where the codebook is another."""
+    bits = size.codes.bit_length() - 1
+    if bits == VQConfig().z_channels:
+        return VQConfig()
+    return VQConfig(_TINY_TOWER, _TINY_TOWER, z_channels=bits, resolution=size.grid * 16, group_norm_groups=4)
 
 
 def config_of(size: Size) -> TransformerConfig:
@@ -121,7 +192,7 @@ def _description(size: Size, groups: Mapping[str, Any], graphs: Mapping[str, Any
         "defaults": {"text": text, "image": {"steps": 15 if size.grid > 4 else 5, "guidance": 3.5}},
         "graphs": graphs,
         "provenance": {
-            "source": "random numbers",
+            "source": _RANDOM,
             "exporter": f"mmada-lite {mmada_lite.__version__}",
             "versions": {"numpy": np.__version__},
             "created": "",

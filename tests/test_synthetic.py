@@ -1,12 +1,15 @@
 """The synthetic checkpoint: the published names and shapes, distinct numbers, in shards, exported like any other."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mmada_lite
+from mmada_lite.bench.synthetic import SIZES, cached_bundle
 from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TensorSource, TransformerConfig
@@ -58,3 +61,31 @@ def test_the_same_seed_writes_the_same_and_nothing_is_replaced_unasked(tmp_path:
         write_checkpoint(first, layers=1, pictures=False, config=SMALL)
     with pytest.raises(Error, match="0 layers make no model"):
         write_checkpoint(tmp_path / "none", layers=0)
+
+
+def test_a_bundle_of_a_named_size_is_made_once_and_never_mistaken(tmp_path: Path) -> None:
+    made = cached_bundle("tiny", "int8", tmp_path, pictures=True)
+    stamp = (made.path / "weights.bin").stat().st_mtime_ns
+    again = cached_bundle("TINY", "int8", tmp_path, pictures=True)
+    assert (again.path / "weights.bin").stat().st_mtime_ns == stamp
+    assert (again.architecture, again.image) == (SIZES["tiny"].architecture, made.image)
+    codec = mmada_lite.load(made.path, device="cpu", threads=1).codec
+    codes = codec.encode(np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32))
+    assert codes.shape == (1, 4, 4)
+    assert codec.decode(codes[0]).size == (64, 64)
+    (tmp_path / "s-int8").mkdir()
+    for name in ("bundle.json", "weights.bin"):
+        shutil.copy(made.path / name, tmp_path / "s-int8" / name)
+    for file in made.path.glob("*.onnx"):
+        shutil.copy(file, tmp_path / "s-int8" / file.name)
+    with pytest.raises(Error, match="another model"):
+        cached_bundle("s", "int8", tmp_path)
+    with pytest.raises(Error, match="no shape is called '9b'"):
+        cached_bundle("9b", "int8", tmp_path)
+
+
+def test_the_sizes_are_those_that_are_compared() -> None:
+    s = SIZES["s"].architecture
+    layer = 4 * s.d_model**2 + 3 * s.d_model * s.mlp_hidden_size
+    assert round((s.n_layers * layer + 2 * s.d_model * s.vocab_size) / 1e6) == 494
+    assert len({(size.codes, size.grid) for name, size in SIZES.items() if name != "tiny"}) == 1
