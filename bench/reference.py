@@ -111,11 +111,12 @@ def _drawn(share: Tensor) -> Tensor:
 def picture_to_draw(size: Size, words: list[int], padded: int = PADDED) -> Picture:
     """A picture whose every code is to be drawn, its prompt padded on the left to `padded` ids as the published code does."""
     special, count = size.vocabulary.special, size.grid**2
-    rows = []
-    for prompt in (paint_prompt(words, special), paint_prompt([], special)):
+    rows, prompts = [], (paint_prompt(words, special), paint_prompt([], special))
+    longest = max(padded + 1, *map(len, prompts))
+    for prompt in prompts:
         canvas = image_canvas(prompt, [0] * count, [True] * count, size.vocabulary)
         row = torch.from_numpy(canvas.tokens)
-        pads = max(0, padded + 1 - len(prompt))
+        pads = longest - len(prompt)
         kept = torch.ones((1, pads + row.shape[1]), dtype=torch.bool)
         kept[:, :pads] = False
         rows += [torch.cat([torch.full((1, pads), special.ipad), row], 1), kept]

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser
 from mmada_lite.errors import Error
 from mmada_lite.sessions import choose_device, open_session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmada_lite.train.model import MMaDA
 
 _GRAPHS = ("backbone", "text_head", "image_head")
 
@@ -44,41 +49,22 @@ def rivals(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Itera
 
 def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
     """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
-    _need("bitsandbytes")
-    import bitsandbytes as bnb
+    need("bitsandbytes")
     import torch
     from torch import nn
 
     from mmada_lite.bench.subjects import open_subject
     from mmada_lite.train.denoiser import TorchDenoiser
 
-    def quantized(linear: nn.Linear) -> nn.Module:
-        made: nn.Module
-        weight = linear.weight.data
-        if kind == "int8":
-            made = bnb.nn.Linear8bitLt(
-                linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0
-            )
-            made.weight = bnb.nn.Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
-        else:
-            made = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
-            made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-        return made.to("cpu")
-
     subject = open_subject(checkpoint)
     assert isinstance(subject.denoiser, TorchDenoiser), "a checkpoint is a torch model"
     model, first = subject.denoiser.model, subject.vocabulary.image_code_offset
-    size = 0
-    for block in model.transformer.blocks:
-        for name, linear in list(block.named_children()):
-            if isinstance(linear, nn.Linear):
-                setattr(block, name, quantized(linear))
-                size += _stored(linear.weight.shape, kind)
+    size = quantize_blocks(model, kind)
     whole = model.transformer.ff_out
     codes = slice(first, first + subject.vocabulary.codebook_size)
     part = nn.Linear(whole.in_features, subject.vocabulary.codebook_size, bias=False)
     part.weight = nn.Parameter(whole.weight.data[codes].clone())
-    heads = {"text": quantized(whole), "image": quantized(part)}
+    heads = {"text": quantized_linear(whole, kind), "image": quantized_linear(part, kind)}
     size += _stored(whole.weight.shape, kind) + _stored(part.weight.shape, kind)
 
     class Quantized(TorchDenoiser):
@@ -89,6 +75,35 @@ def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
     return Rival(Quantized(model.eval(), codes), size)
 
 
+def quantize_blocks(model: "MMaDA", kind: str) -> int:
+    """Put bitsandbytes' layers in place of every Linear of the model's blocks; returns the bytes that they store."""
+    from torch import nn
+
+    size = 0
+    for block in model.transformer.blocks:
+        for name, linear in list(block.named_children()):
+            if isinstance(linear, nn.Linear):
+                setattr(block, name, quantized_linear(linear, kind))
+                size += _stored(linear.weight.shape, kind)
+    return size
+
+
+def quantized_linear(linear: "nn.Linear", kind: str) -> "nn.Module":
+    """One Linear as bitsandbytes stores and multiplies it. kind: int8 or nf4."""
+    import bitsandbytes as bnb
+    import torch
+
+    made: nn.Module
+    weight = linear.weight.data
+    if kind == "int8":
+        made = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+        made.weight = bnb.nn.Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+    else:
+        made = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
+        made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    return made.to("cpu")
+
+
 def _stored(shape: Any, kind: str) -> int:
     """int8 with a float32 scale a column; nf4 with a float32 scale for 64 weights."""
     count = int(np.prod(tuple(shape)))
@@ -97,7 +112,7 @@ def _stored(shape: Any, kind: str) -> int:
 
 def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Rival:
     """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose."""
-    _need("onnx_ir", "onnx-ir")
+    need("onnx_ir", "onnx-ir")
     from onnxruntime.quantization import matmul_nbits_quantizer as own
 
     configs = {
@@ -117,7 +132,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
 
 def optimum(bundle: Path, scratch: Path, threads: int) -> Rival:
     """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
-    _need("optimum.onnxruntime", "optimum-onnx")
+    need("optimum.onnxruntime", "optimum-onnx")
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -173,7 +188,8 @@ def _cut(model: Any, output: str) -> Any:
     return model
 
 
-def _need(module: str, package: str | None = None) -> None:
+def need(module: str, package: str | None = None) -> None:
+    """Raises Error with the line that installs it when a module is absent."""
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
