@@ -43,6 +43,16 @@ TEXT: tuple[Changes, ...] = (
     *({"steps": share} for share in (0.5, 0.25)),
     *({"cache": c, "threshold": t} for c, t in product(("none", "prefix", "dual"), (0.95, 0.9, 0.8, 0.6))),
     *({"block_length": b, "threshold": t, "cache": "dual"} for b, t in product((8, 16, 32), (0.9, 0.8))),
+    *({"cache": "dual", "entropy_bound": bound} for bound in (0.05, 0.2, 0.5)),
+    *({"cache": "dual", "threshold": 0.9, "select": select} for select in ("margin", "entropy")),
+    *({"cache": "dual", "threshold": t, "early_stop": e} for t, e in ((0.9, 0.95), (0.8, 0.9), (0.6, 0.8))),
+    *({"cache": "dual", "threshold": 0.9, "early_stop": 0.95, "suffix": length} for length in (0, 8, 16)),
+    *({"cache": "dual", "threshold": 0.8, "early_stop": 0.9, "reach": length} for length in (4, 8)),
+    *({"cache": "dual", "threshold": 0.9, "refresh": every} for every in (2, 4)),
+    {"cache": "dual", "threshold": 0.9, "drift": 0.1},
+    *({"draft": count} for count in (2, 4, 8)),
+    {"cache": "prefix", "draft": 4},
+    {"early_stop": 0.95},
 )
 
 # Pictures: steps, guidance, then what else there is.
@@ -51,6 +61,14 @@ IMAGE: tuple[Changes, ...] = (
     *({"steps": s} for s in (4, 6, 8, 12, 24)),
     *({"guidance": g} for g in (0.0, 1.5, 3.5)),
     *({"steps": s, "guidance": 0.0} for s in (6, 8)),
+    *({"refresh": every} for every in (2, 3, 4)),
+    *({"refresh": every, "shortlist": share} for every, share in ((2, 1.5), (4, 1.5), (4, 3.0))),
+    *({"guidance_to": share} for share in (0.5, 0.75)),
+    *({"guidance_from": share} for share in (0.25, 0.5)),
+    *({"unconditional_every": steps} for steps in (2, 4)),
+    {"refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
+    {"refresh": 4, "shortlist": 1.5, "guidance_to": 0.5, "unconditional_every": 2},
+    {"steps": 8, "refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
 )
 
 
@@ -76,10 +94,10 @@ def presets() -> list[Policy]:
 
 
 def for_peers() -> list[Policy]:
-    """Exact, both caches at equal steps, and the presets."""
-    cached = [Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")]
+    """Exact, drafts that change no token, both caches at equal steps, and the presets."""
+    between = [Policy("drafts", {"draft": 4}), *(Policy(cache, {"cache": cache}) for cache in ("prefix", "dual"))]
     first, *rest = presets()
-    return [first, *cached, *rest]
+    return [first, *(policy for policy in between if not policy.unknown()), *rest]
 
 
 def _whole_steps(changes: Changes, base: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmada_lite.bench.synthetic import Size
 from mmada_lite.canvas import image_canvas, paint_prompt
 from mmada_lite.schedules import masked_after, noise_temperatures, transfers
 from mmada_lite.train.model import MMaDA
+from mmada_lite.vocabulary import Vocabulary
 
 Logits = Callable[[Tensor, Tensor | None], Tensor]  # tokens [B, L], kept [B, L] (false: a pad) or None -> [B, L, V]
 PADDED = 512  # ids to which the published code pads the prompt of a picture
@@ -108,20 +108,18 @@ def _drawn(share: Tensor) -> Tensor:
     return torch.multinomial(share.flatten(0, 1), 1).view(share.shape[:2])
 
 
-def picture_to_draw(size: Size, words: list[int], padded: int = PADDED) -> Picture:
-    """A picture whose every code is to be drawn, its prompt padded on the left to `padded` ids as the published code does."""
-    special, count = size.vocabulary.special, size.grid**2
-    rows, prompts = [], (paint_prompt(words, special), paint_prompt([], special))
+def picture_to_draw(prompt: list[int], vocabulary: Vocabulary, count: int, padded: int = PADDED) -> Picture:
+    """A picture of `count` codes, all to be drawn; the prompt's ids padded on the left to `padded`, as published."""
+    special, rows, prompts = vocabulary.special, [], (prompt, paint_prompt([], vocabulary.special))
     longest = max(padded + 1, *map(len, prompts))
-    for prompt in prompts:
-        canvas = image_canvas(prompt, [0] * count, [True] * count, size.vocabulary)
-        row = torch.from_numpy(canvas.tokens)
-        pads = longest - len(prompt)
+    for each in prompts:
+        row = torch.from_numpy(image_canvas(each, [0] * count, [True] * count, vocabulary).tokens)
+        pads = longest - len(each)
         kept = torch.ones((1, pads + row.shape[1]), dtype=torch.bool)
         kept[:, :pads] = False
         rows += [torch.cat([torch.full((1, pads), special.ipad), row], 1), kept]
-    first = size.vocabulary.image_code_offset
-    return Picture(rows[0], rows[1], rows[2], rows[3], count, slice(first, first + size.codes), special.mask)
+    first = vocabulary.image_code_offset
+    return Picture(rows[0], rows[1], rows[2], rows[3], count, slice(first, first + vocabulary.codebook_size), special.mask)
 
 
 @dataclass(slots=True)

@@ -87,7 +87,8 @@ def torch_model(size: Size, dtype: torch.dtype) -> MMaDA:
 def reference(name: str, logits: Logits, size: Size, plan: Plan, kind: Kind = "reference", pictures: bool = True) -> Side:
     """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw."""
     mask = size.vocabulary.special.mask
-    picture = picture_to_draw(size, _words(WORDS, size), plan.padded)
+    caption = paint_prompt(_words(WORDS, size), size.vocabulary.special)
+    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded)
 
     def forward(count: int) -> Iterator[Tensor]:
         yield logits(torch.from_numpy(_row(count, size)), None)

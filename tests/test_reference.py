@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmada_lite.bench.reference import Counting, Picture, draw_picture, picture_to_draw, torch_logits, write_text
-from mmada_lite.bench.synthetic import SIZES
+from mmada_lite.bench.synthetic import SIZES, config_of
+from mmada_lite.canvas import paint_prompt
 from mmada_lite.train.model import MMaDA
 
 
@@ -52,7 +53,7 @@ def test_pictures_are_the_recorded_ones(golden: Path, name: str) -> None:
 def test_a_picture_is_padded_as_published() -> None:
     size = SIZES["tiny"]
     special = size.vocabulary.special
-    picture = picture_to_draw(size, [20, 21, 22], padded=16)
+    picture = picture_to_draw(paint_prompt([20, 21, 22], special), size.vocabulary, size.grid**2, padded=16)
     assert picture.tokens.shape == picture.without.shape == (1, 17 + 2 + size.grid**2)
     assert int((picture.tokens == special.ipad).sum()) == 17 - 6
     assert torch.equal(picture.kept, picture.tokens != special.ipad)
@@ -61,14 +62,13 @@ def test_a_picture_is_padded_as_published() -> None:
 
 def test_pads_change_nothing() -> None:
     """What the mask of pads is for: the same codes with many pads and with none."""
-    from mmada_lite.bench.synthetic import config_of
-
     size = SIZES["tiny"]
+    special = size.vocabulary.special
     torch.manual_seed(0)
     model, drawn = MMaDA(config_of(size)).eval(), []
     with torch.inference_mode():
         for padded in (4, 40):
-            picture = picture_to_draw(size, [20, 21], padded)
+            picture = picture_to_draw(paint_prompt([20, 21], special), size.vocabulary, size.grid**2, padded)
             *_, last = draw_picture(torch_logits(model), picture, 4, 2.0, temperature=0.0, greedy=True)
             drawn.append(last[0, -(size.grid**2) - 1 : -1].numpy())
     np.testing.assert_array_equal(*drawn)
