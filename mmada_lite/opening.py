@@ -34,12 +34,15 @@ def device_for(bundle: Bundle, name: str) -> Device:
     return device
 
 
-def open_denoiser(bundle: Bundle, device: Device, threads: int | None = None) -> Denoiser:
-    """The transformer of a bundle. Raises Error when a graph does not load or memory does not suffice."""
+def open_denoiser(
+    bundle: Bundle, device: Device, threads: int | None = None, wrap: Callable[[str, Any], Any] = lambda graph, session: session
+) -> Denoiser:
+    """The transformer of a bundle; wrap: puts something around a graph's session, such as a clock. Raises Error when a graph
+    does not load or memory does not suffice."""
     shape, cpu = bundle.architecture, Device("cpu", "its table is mapped from disk")
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     places = {name: cpu if name == "embedder" else device for name in names}
-    sessions = {name: open_graph(bundle, name, place, threads) for name, place in places.items()}
+    sessions = {name: wrap(name, open_graph(bundle, name, place, threads)) for name, place in places.items()}
     guard = _guard(bundle, device)
     if device.name == "cpu":
         return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard)
