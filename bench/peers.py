@@ -170,7 +170,7 @@ def measure(options: argparse.Namespace, argv: Sequence[str], work: Path) -> dic
         if not made:
             raise Error("no side of that name can run here; see --help for --sides")
         found = list(rows(made, size, plan, tasks, options.rounds, None if options.whole else options.steps))
-    about = {"shape": options.shape, "threads": options.threads, "rounds": options.rounds, "plan": asdict(plan)}
+    about = {"shape": options.shape.lower(), "threads": options.threads, "rounds": options.rounds, "plan": asdict(plan)}
     return record.record("peers", argv, found, missing=missing, weights="random", **about)
 
 
