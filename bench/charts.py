@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, ROW, BAR = 860, 26, 14
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 24, 44
 _LETTER = 6.6  # width of a letter of a label
 
 
@@ -69,7 +69,9 @@ def stacked(rows: Mapping[str, Mapping[str, float]], unit: str, notes: Mapping[s
             drawn.append(_bar(x, y, max(0.0, width - 1.5), f"s{names.index(name)}", title))
             x += width
         drawn.append(_text(x + 8, y + BAR / 2 + 4, notes.get(label, ""), "start"))
-    return legend(names) + _svg(len(rows) * ROW + 8, drawn, ", ".join(f"{k} {v}" for k, v in notes.items()))
+    return legend({name: n for n, name in enumerate(names)}) + _svg(
+        len(rows) * ROW + 8, drawn, ", ".join(f"{k} {v}" for k, v in notes.items())
+    )
 
 
 def lines(series: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> str:
@@ -83,7 +85,9 @@ def lines(series: Mapping[str, Mapping[float, float]], x_label: str, y_label: st
         parts.append(f'<polyline class="line l{number % 8}" points="{path}"/>')
         for (x, y), (at, value) in zip(places, sorted(values.items()), strict=True):
             parts.append(_dot(x, y, f"s{number % 8}", f"{name} at {show(at)}: {show(value)}", 4))
-    return legend(list(series)) + _svg(_HEIGHT, parts, f"{y_label} over {x_label}: {', '.join(series)}")
+    return legend({name: n for n, name in enumerate(series)}) + _svg(
+        _HEIGHT, parts, f"{y_label} over {x_label}: {', '.join(series)}"
+    )
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
@@ -103,9 +107,9 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     return _svg(_HEIGHT, parts, f"{y_label} over {x_label}, {len(points)} points")
 
 
-def legend(names: Sequence[str]) -> str:
-    """What each colour means."""
-    keys = (f'<span class="key"><i class="s{n % 8}"></i>{escape(name)}</span>' for n, name in enumerate(names))
+def legend(names: Mapping[str, int]) -> str:
+    """What each colour means: name -> number of the colour."""
+    keys = (f'<span class="key"><i class="s{n % 8}"></i>{escape(name)}</span>' for name, n in names.items())
     return f'<p class="legend">{"".join(keys)}</p>'
 
 
@@ -162,7 +166,7 @@ class _Frame:
             parts.append(_text(self.x(x), bottom + 18, f"{x:,.6g}", "middle"))
         parts.append(_line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis"))
         parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
-        return [*parts, _text(_LEFT, _TOP - 2, y_label, "start")]
+        return [*parts, _text(_LEFT, 12, y_label, "start")]
 
 
 def _round_step(rough: float) -> float:

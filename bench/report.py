@@ -29,7 +29,7 @@ _STYLE = """
   --page: #1a1a19; --ink: #ececea; --soft: #a5a49e; --rule: #3c3b38; --code: #262624;
   --c0: #3987e5; --c1: #d95926; --c2: #199e70; --c3: #c98500; --c4: #d55181; --c5: #9085e9; --c6: #e66767; --c7: #8f8e88;
   --good: #4cc38a; --bad: #ff8a80; } }
-body { margin: 0 auto; max-width: 60rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 66rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
 h2 { margin: 2.6rem 0 .4rem; padding-top: 1rem; border-top: 1px solid var(--rule); }

@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from mmada_lite.bench import ceiling
-from mmada_lite.bench.charts import Bar, Point, bars, lines, scatter, show, stacked
+from mmada_lite.bench.charts import Bar, Point, bars, legend, lines, scatter, show, stacked
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
-_KINDS = {"reference": 7, "ours": 0, "other": 1}
+_KINDS = {"reference": 7, "ours": 0, "other": 1}  # colours
 _TITLES = {
     "ceiling": "The ceiling of this machine",
     "peers": "The published way, and others, against ours",
@@ -32,7 +32,7 @@ def section(record: Record) -> str:
 
 
 def _peers(record: Record) -> str:
-    parts = []
+    parts = [legend({"ours": 0, "the published way in torch": 7, "others, the published way": 1})]
     for task in dict.fromkeys(row["task"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["task"] == task]
         values = [_peer_bar(row) for row in rows]
@@ -113,7 +113,7 @@ def _presets(record: Record) -> str:
 
 
 def _share(found: Row, points: float) -> str:
-    return f"{100 * found['share']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f}), {points:+.1f}"
+    return f"{100 * found['share']:.1f} ±{50 * (found['high'] - found['low']):.1f} ({points:+.1f})"
 
 
 def _changes(row: Row) -> str:
@@ -130,22 +130,23 @@ def _latency(record: Record) -> str:
     rows = [row for row in record["rows"] if "parts" in row]
     shown, notes, cells = {}, {}, []
     for row in rows:
-        label = f"{row['task']} {row['cache'] or ''}".strip() + (f" ≥{row['threshold']}" if row["threshold"] else "")
-        label += f", {row['precision']}, {row['threads']} thr."
+        cache = {None: "", "none": ", no cache"}.get(row["cache"], f", {row['cache']} cache")
+        sure = f", sure of {row['threshold']}" if row["threshold"] else ""
+        label = f"{row['task']}{cache}{sure}, {row['precision']}, {row['threads']} threads"
         shown[label], notes[label] = row["parts"], f"{show(row['seconds']['median'])} s"
         said = row.get("predicted_over_measured")
         peak = f"{row['peak_bytes'] / 1e6:,.0f}" if row["peak_bytes"] else ""
         cells.append(
             [
                 label,
-                *(show(row["seconds"][key]) for key in ("median", "min", "max")),
+                *(show(row["seconds"]["median"]), f"{show(row['seconds']['min'])} to {show(row['seconds']['max'])}"),
                 *(show(row["tokens_per_second"]), show(row["tokens_per_forward"])),
                 show(row["first_step_seconds"]["median"]),
                 *(f"{100 * row[key]:.1f}" for key in ("python_share", "ceiling_share")),
                 *(peak, show(said) if said else "", str(row["scaled_from"] or "whole")),
             ]
         )
-    head = ["decode", "seconds", "lowest", "highest", "tokens/s", "tokens a call", "first step, s"]
+    head = ["decode", "seconds", "lowest to highest", "tokens/s", "a call", "first step, s"]
     head += ["Python %", "of ceiling %", "peak MB", "predicted / measured", "measured"]
     parts = [stacked(shown, "s", notes), table(head, cells, words=1)]
     if record.get("doubling"):
@@ -168,7 +169,7 @@ def _ceiling(record: Record) -> str:
         memory = [f"{row['form']} {show(row['giga_per_s']['median'])} GB/s" for row in rows if row["what"] == "memory"]
         parts.append(f"<h3>Shape {escape(shape)}, {threads} threads: a layer's products</h3>")
         parts.append(lines(series, "tokens", "GFLOP/s"))
-        parts.append(table(["GFLOP/s", *(f"{t:.0f} tokens" for t in tokens)], cells, words=1))
+        parts.append(table(["GFLOP/s at so many tokens", *(f"{t:.0f}" for t in tokens)], cells, words=1))
         parts.append(f"<p>Memory: {escape(', '.join(memory))}.</p>")
     return "".join(parts)
 

@@ -64,7 +64,8 @@ def _loops(records: Sequence[Record]) -> Iterator[Verdict]:
     left = "" if met or said is None else _loop_left(records, "text", "dual", said)
     yield Verdict("text, dual, size S", f"at least {RATE:.0f} tokens/s", text, met, left)
     said = _peer(records, "drawing", "ours int8 balanced")
-    yield _ratio("drawing, balanced, size S", BALANCED, said, _loop_left(records, "drawing", "exact", said))
+    left = f"under exact, {_loop_left(records, 'drawing', 'exact', said)}"
+    yield _ratio("drawing, balanced, size S", BALANCED, said, left)
 
 
 def _presets(records: Sequence[Record]) -> Iterator[Verdict]:
