@@ -1,182 +1,221 @@
-"""What others make of the same model, run here by us: bitsandbytes on the torch model, onnxruntime's own quantizers and
-optimum's dynamic int8 on our graphs in fp32. What is not installed says how to install it.
+"""`mmada-lite bench peers`: the published way of decoding in torch against ours, and whoever else is installed.
 
-Each gives a denoiser and the bytes of what it stores for the transformer's matrices. Versions are those installed.
+    mmada-lite bench peers --shape s --work runs/synthetic
+
+One process, random weights. In every task the sides take turns, each round in the other direction, after a turn that does not
+count; ratios are taken within a round. A loop of equal steps is measured by a few of them and scaled, which the JSON says in
+`scaled_from`. It knows sides and a clock; what they do is `sides`.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from mmada_lite.bundle import Bundle
-from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser
+from mmada_lite.bench import record, sides
+from mmada_lite.bench.reference import torch_logits
+from mmada_lite.bench.sides import Plan, Side, Work
+from mmada_lite.bench.synthetic import SIZES, Size, size_named
 from mmada_lite.errors import Error
-from mmada_lite.sessions import choose_device, open_session
+from mmada_lite.sessions import usable_cores
+from mmada_lite.train.loop import fast_type
 
-_GRAPHS = ("backbone", "text_head", "image_head")
+PRECISIONS = ("int8", "int4", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """A candidate of someone else: bytes of backbone and heads as it stores them."""
+class Turn:
+    """One measurement: seconds of the whole task, the steps and model calls of it, and how many steps were timed for that."""
 
-    denoiser: Denoiser
-    bytes: int
-
-
-def peers(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], Peer]]]:
-    """Name and maker of each; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is
-    not installed."""
-    for kind in ("int8", "nf4"):
-        yield f"bitsandbytes {kind}", lambda kind=kind: bitsandbytes(checkpoint, kind)  # type: ignore[misc]
-    for algorithm in ("rtn", "hqq", "k_quant", "default"):
-        for block in (32, 64, 128):
-            if algorithm in ("rtn", "k_quant") and block != 32:
-                continue  # these two take blocks of 32 alone
-            name = f"onnxruntime {algorithm} b{block}"
-            yield name, lambda a=algorithm, b=block: nbits(bundle, scratch / f"ort-{a}-{b}", a, b, threads)  # type: ignore[misc]
-    yield "optimum dynamic int8", lambda: optimum(bundle, scratch / "optimum", threads)
+    seconds: float
+    steps: int
+    forwards: int
+    timed: int
 
 
-def bitsandbytes(checkpoint: Path, kind: str) -> Peer:
-    """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
-    _need("bitsandbytes")
-    import bitsandbytes as bnb
-    import torch
-    from torch import nn
-
-    from mmada_lite.bench.subjects import open_subject
-    from mmada_lite.train.denoiser import TorchDenoiser
-
-    def quantized(linear: nn.Linear) -> nn.Module:
-        made: nn.Module
-        weight = linear.weight.data
-        if kind == "int8":
-            made = bnb.nn.Linear8bitLt(
-                linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0
-            )
-            made.weight = bnb.nn.Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
-        else:
-            made = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
-            made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-        return made.to("cpu")
-
-    subject = open_subject(checkpoint)
-    assert isinstance(subject.denoiser, TorchDenoiser), "a checkpoint is a torch model"
-    model, first = subject.denoiser.model, subject.vocabulary.image_code_offset
-    size = 0
-    for block in model.transformer.blocks:
-        for name, linear in list(block.named_children()):
-            if isinstance(linear, nn.Linear):
-                setattr(block, name, quantized(linear))
-                size += _stored(linear.weight.shape, kind)
-    whole = model.transformer.ff_out
-    codes = slice(first, first + subject.vocabulary.codebook_size)
-    part = nn.Linear(whole.in_features, subject.vocabulary.codebook_size, bias=False)
-    part.weight = nn.Parameter(whole.weight.data[codes].clone())
-    heads = {"text": quantized(whole), "image": quantized(part)}
-    size += _stored(whole.weight.shape, kind) + _stored(part.weight.shape, kind)
-
-    class Quantized(TorchDenoiser):
-        def _logits(self, head: Head, hidden: Floats, mix: Floats) -> torch.Tensor:
-            states = torch.einsum("nr,rqd->nqd", self._tensor(mix), self._tensor(hidden))
-            return heads[head](states).float()  # type: ignore[no-any-return]
-
-    return Peer(Quantized(model.eval(), codes), size)
+def turn(work: Work, limit: int | None) -> Turn:
+    """Do a work, or `limit` of its steps where they are equal, and say what all of it takes."""
+    few = limit if limit and work.equal and work.steps and limit < work.steps else None
+    last: object = None
+    started = time.perf_counter()
+    for count, last in enumerate(work.begin(), 1):  # noqa: B007
+        if count == few:
+            break
+    seconds = time.perf_counter() - started
+    whole = work.steps if few and work.steps else count
+    forwards = whole if few else getattr(last, "forwards", count)
+    return Turn(seconds * whole / count, whole, forwards, count)
 
 
-def _stored(shape: Any, kind: str) -> int:
-    """int8 with a float32 scale a column; nf4 with a float32 scale for 64 weights."""
-    count = int(np.prod(tuple(shape)))
-    return count + 4 * int(shape[0]) if kind == "int8" else count // 2 + 4 * (-(-count // 64))
+def alternate(works: Mapping[str, Work], rounds: int, limit: int | None) -> dict[str, list[Turn]]:
+    """`rounds` turns of each, after a short one that does not count; every second round runs backwards."""
+    found: dict[str, list[Turn]] = {name: [] for name in works}
+    for work in works.values():
+        for number, _ in enumerate(work.begin(), 1):
+            if number == 2:
+                break
+    for number in range(rounds):
+        for name in list(works)[:: -1 if number % 2 else 1]:
+            found[name].append(turn(works[name], limit))
+    return found
 
 
-def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Peer:
-    """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose."""
-    _need("onnx_ir", "onnx-ir")
-    from onnxruntime.quantization import matmul_nbits_quantizer as own
+def rows(all_sides: Sequence[Side], size: Size, plan: Plan, tasks: Sequence[str], rounds: int, limit: int | None) -> Iterator:
+    """A row for each side in each task."""
+    for task in tasks:
+        works = {side.name: side.works[task] for side in all_sides if task in side.works}
+        say(f"{task}: {', '.join(works)}")
+        with torch.inference_mode():
+            turns = alternate(works, rounds, limit)
+        written = plan.written(task, size)
+        against = [side.name for side in all_sides if side.kind == "reference" and side.name in turns]
+        for side in all_sides:
+            if side.name in turns:
+                yield _row(task, side, turns, against, written)
 
-    configs = {
-        "rtn": lambda: own.RTNWeightOnlyQuantConfig(),
-        "k_quant": lambda: own.KQuantWeightOnlyQuantConfig(),
-        "hqq": lambda: own.HQQWeightOnlyQuantConfig(block_size=block),
-        "default": lambda: own.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, accuracy_level=4),
+
+def _row(task: str, side: Side, turns: Mapping[str, Sequence[Turn]], against: Sequence[str], written: int) -> dict[str, Any]:
+    found = turns[side.name]
+    seconds = record.spread(each.seconds for each in found)
+    one = found[-1]
+    return {
+        "task": task,
+        "side": side.name,
+        "kind": side.kind,
+        "seconds": seconds,
+        "tokens_per_s": written / seconds["median"],
+        "steps": one.steps,
+        "forwards": one.forwards,
+        "scaled_from": {"steps": one.timed, "of": one.steps} if one.timed < one.steps else None,
+        "times": {
+            name: record.spread(theirs.seconds / each.seconds for theirs, each in zip(turns[name], found, strict=True))
+            for name in against
+            if name != side.name
+        },
     }
 
-    def convert(source: Path, target: Path) -> None:
-        quantizer = own.MatMulNBitsQuantizer(str(source), block_size=block, accuracy_level=4, algo_config=configs[algorithm]())
-        quantizer.process()
-        quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
 
-    return _converted(bundle, scratch, convert, threads)
-
-
-def optimum(bundle: Path, scratch: Path, threads: int) -> Peer:
-    """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
-    _need("optimum.onnxruntime", "optimum-onnx")
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
-    how = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True, operators_to_quantize=["MatMul"])
-
-    def convert(source: Path, target: Path) -> None:
-        ORTQuantizer(source).quantize(save_dir=target.parent, quantization_config=how, file_suffix="made")
-        (target.parent / f"{source.stem}_made.onnx").rename(target)
-
-    return _converted(bundle, scratch, convert, threads)
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Task by task: seconds with their spread, tokens a second, and how many times as fast as each reference."""
+    against = list(dict.fromkeys(row["side"] for row in found if row["kind"] == "reference"))
+    head = ["task", "side", "seconds", "lowest to highest", "tokens/s", "model calls", *(f"x {name}" for name in against)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in found:
+        seconds, scaled = row["seconds"], row["scaled_from"]
+        about = f" (from {scaled['steps']} of {scaled['of']} steps)" if scaled else ""
+        times = [f"{row['times'][name]['median']:.2f}" if name in row["times"] else "" for name in against]
+        cells = [row["task"], row["side"], f"{seconds['median']:.3f}", f"{seconds['min']:.3f} to {seconds['max']:.3f}{about}"]
+        lines.append("| " + " | ".join([*cells, f"{row['tokens_per_s']:.1f}", str(row["forwards"]), *times]) + " |")
+    return "\n".join(lines)
 
 
-class _LogitsAlone(OnnxDenoiser):
-    """Over heads that were cut down to their logits."""
+def gather(options: argparse.Namespace, size: Size, plan: Plan, work: Path) -> tuple[list[Side], dict[str, str]]:
+    """Every side that can take part here, and why each other one cannot."""
+    missing: dict[str, str] = {}
+    made: list[Side] = []
 
-    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
-        (found,) = self._run(f"{head}_head", ["logits"], {"hidden": hidden, "mix": mix})
-        return found  # type: ignore[no-any-return]
+    def wanted(name: str) -> bool:
+        return not options.sides or any(name.startswith(each) for each in options.sides)
 
-
-def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> Peer:
-    """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
-    these quantizers do not understand the branches behind them."""
-    import onnx
-
-    opened, device, size = Bundle.open(bundle), choose_device("cpu"), 0
-    scratch.mkdir(parents=True, exist_ok=True)
-    sessions = {"embedder": open_session(opened.graph_path("embedder"), device, threads)}
-    for name in _GRAPHS:
-        source, target = scratch / f"{name}-plain.onnx", scratch / f"{name}.onnx"
-        model = onnx.load(str(opened.graph_path(name)))
-        onnx.save(_cut(model, "logits") if name.endswith("head") else model, str(source))
-        convert(source, target)
-        size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
-        sessions[name] = open_session(target, device, threads)
-    shape = opened.architecture
-    return Peer(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
-
-
-def _cut(model: Any, output: str) -> Any:
-    """A graph with one of its outputs alone, and what that needs."""
-    graph, needed, kept = model.graph, {output}, []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            kept.append(node)
-            needed |= set(node.input)
-    parts = {"node": reversed(kept), "output": [value for value in graph.output if value.name == output]}
-    parts |= {name: [each for each in getattr(graph, name) if each.name in needed] for name in ("input", "initializer")}
-    for name, values in parts.items():
-        kept = list(values)
-        del getattr(graph, name)[:]
-        getattr(graph, name).extend(kept)
-    return model
+    bf16 = fast_type(torch.device("cpu")) == torch.bfloat16
+    for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
+        if not wanted(name):
+            continue
+        if dtype == torch.bfloat16 and not bf16 and not options.bf16:
+            missing[name] = "this processor has no bfloat16 instructions, and torch is far slower without; --bf16 measures it"
+            continue
+        say(name)
+        made.append(sides.reference(name, torch_logits(sides.torch_model(size, dtype)), size, plan))
+    for precision in options.precisions:
+        say(f"ours {precision}")
+        mine = sides.ours(options.shape, size, plan, precision, work, options.threads, precision == options.decode)
+        made += [side for side in mine if wanted(side.name)]
+    for name, make in sides.others(options.shape, size, plan, work, options.threads):
+        if wanted(name):
+            try:
+                say(name)
+                made.append(make())
+            except Exception as fault:  # others' code; the record says which of them did not work here, and why
+                missing[name] = " ".join(str(fault).split())[:300]
+    return made, missing
 
 
-def _need(module: str, package: str | None = None) -> None:
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise Error(f"{module} is not installed; pip install {package or module}")
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(options: argparse.Namespace, argv: Sequence[str], work: Path) -> dict[str, Any]:
+    size = size_named(options.shape)
+    plan = Plan.of(size)
+    tasks = options.only or plan.tasks
+    for task in tasks:
+        if task not in plan.tasks:
+            raise Error(f"no task of this shape is called {task!r}; use some of {', '.join(plan.tasks)}")
+    with threads_of_torch(options.threads):
+        made, missing = gather(options, size, plan, work)
+        if not made:
+            raise Error("no side of that name can run here; see --help for --sides")
+        found = list(rows(made, size, plan, tasks, options.rounds, None if options.whole else options.steps))
+    about = {"shape": options.shape.lower(), "threads": options.threads, "rounds": options.rounds, "plan": asdict(plan)}
+    return record.record("peers", argv, found, missing=missing, weights="random", **about)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmada-lite bench peers", description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="s", help=f"of the random model: {', '.join(SIZES)} (default s)")
+    parser.add_argument("--work", type=Path, help="where random bundles are made once and kept (default: a temporary folder)")
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help=f"ours (default {' '.join(PRECISIONS)})")
+    parser.add_argument("--decode", default="int8", metavar="PRECISION", help="the one whose loops are run (default int8)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted turns of each side (default 3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a loop of equal steps (default 3)")
+    parser.add_argument("--whole", action="store_true", help="run every loop to its end: hours at size s")
+    parser.add_argument("--only", nargs="+", metavar="TASK", help='such as text understanding drawing "forward 32"')
+    parser.add_argument("--sides", nargs="+", metavar="NAME", help='whose names begin so, such as torch "ours int8"')
+    parser.add_argument("--bf16", action="store_true", help="torch bf16 also where the processor lacks its instructions")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of every side (default: usable cores)")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/peers.json of a checkout)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table and a JSON line. 0, or 2 after a fault of the user."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = build_parser().parse_args(words)
+    try:
+        if min(options.rounds, options.steps, options.threads) < 1:
+            raise Error("--rounds, --steps and --threads are whole numbers of at least 1")
+        with tempfile.TemporaryDirectory() as scratch:
+            content = measure(options, words, options.work or Path(scratch))
+        saved = record.save(content, options.output)
+    except Error as error:
+        print(f"mmada-lite: {error}", file=sys.stderr)
+        return 2
+    print(table(content["rows"]))
+    for name, why in content["missing"].items():
+        print(f"not run: {name}: {why}")
+    if saved:
+        say(str(saved))
+    print(json.dumps(content))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -83,13 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 0, or 2 after a fault of the user."""
     parser = argparse.ArgumentParser(prog="mmada-lite bench quality", description=__doc__)
     parser.add_argument("subject", type=Path, help="a checkpoint or a bundle")
-    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
-    parser.add_argument("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
+    add_exam_options(parser, 400)
     parser.add_argument("--only", nargs="*", default=[], metavar="TASK", help="these tasks alone")
-    parser.add_argument("--count", type=int, default=400, help="cases a task has at most (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
     parser.add_argument("--hurry", action="store_true", help="decode in a quarter of the steps")
-    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda")
     parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
     arguments = parser.parse_args(argv)
     try:
@@ -107,10 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(arguments: argparse.Namespace) -> dict[str, dict]:
-    import numpy as np
-    import torch
+def add_exam_options(parser: argparse.ArgumentParser, count: int) -> None:
+    """What an exam is made of, `count` being the cases that a task has at most if nothing is said."""
+    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
+    parser.add_argument("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
+    parser.add_argument("--count", type=int, default=count, help="cases a task has at most (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
+    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda")
 
+
+def open_exam(arguments: argparse.Namespace) -> Exam:
+    """The exam that those options ask for. Raises Error where one of its parts is missing."""
     from mmada_lite.bench.quality_tasks import Exam
     from mmada_lite.bench.subjects import open_subject
     from mmada_lite.train.data import emoji
@@ -122,10 +125,18 @@ def _measure(arguments: argparse.Namespace) -> dict[str, dict]:
     concepts = Workplace(arguments.folder).concepts
     icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
     subject = open_subject(arguments.subject, arguments.device)
+    return Exam(subject, Judge.load(arguments.judge).classify, icons, arguments.count, arguments.seed)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, dict]:
+    import numpy as np
+    import torch
+
+    exam = open_exam(arguments)
+    subject = exam.subject
     if arguments.hurry:
         subject.text = replace(subject.text, steps=max(1, subject.text.steps // 4))
         subject.image = replace(subject.image, steps=max(1, subject.image.steps // 4))
-    exam = Exam(subject, Judge.load(arguments.judge).classify, icons, arguments.count, arguments.seed)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     decoding = {"text": str(subject.text), "image": str(subject.image)}
     return {"versions": versions, "decoding": decoding, "report": measure(exam, arguments.only)}

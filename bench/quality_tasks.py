@@ -63,7 +63,7 @@ class Exam:
 def tokenizer_of_images(exam: Exam) -> Report:
     """Peak signal-to-noise ratio on untouched icons of the validation style, and the share of the codebook that is used."""
     rng, report = exam.rng(1), Report()
-    shown = {role: _singles(exam.icons[role], exam.count, rng)[0] for role in exam.icons}
+    shown = {role: singles(exam.icons[role], exam.count, rng)[0] for role in exam.icons}
     codes = {role: exam.subject.encode(pictures) for role, pictures in shown.items()}
     for role in exam.icons:
         decoded = exam.subject.decode(codes[role], (SIDE, SIDE)).astype(np.float64)
@@ -84,7 +84,7 @@ def what_is_this(exam: Exam) -> Report:
     """One thing alone, untouched: its name (chance is 1 in 64), and the colour of the background (1 in 10)."""
     report = Report()
     for role in ("validation", "test"):
-        pictures, concepts, colours = _singles(exam.icons[role], exam.count * (2 if role == "test" else 1), exam.rng(2))
+        pictures, concepts, colours = singles(exam.icons[role], exam.count * (2 if role == "test" else 1), exam.rng(2))
         names = exam.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
         right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
         report[f"what_{role}"] = interval(int(right.sum()), len(right))
@@ -212,7 +212,7 @@ TASKS: dict[str, Callable[[Exam], Report]] = {
 }
 
 
-def _singles(
+def singles(
     icons: NDArray[np.uint8], count: int, rng: np.random.Generator
 ) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
     """Untouched icons in turn on backgrounds at random: (pictures, concepts, colours)."""

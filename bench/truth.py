@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmada_lite
-from mmada_lite.bench.peers import peers
+from mmada_lite.bench.rivals import rivals
 from mmada_lite.bench.trajectories import Answers, compare, trajectories
 from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser
@@ -183,13 +183,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict
         )
         candidates[name], sizes[name] = other.denoiser, stored_bytes(other.bundle)
     missing = {}
-    for name, make in peers(options.checkpoint, reference, scratch, options.threads) if options.peers else ():
+    for name, make in rivals(options.checkpoint, reference, scratch, options.threads) if options.peers else ():
         try:
-            peer = make()
+            rival = make()
         except Exception as fault:  # others' code; the table says which of them did not work here, and why
             missing[name] = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
             continue
-        candidates[name], sizes[name] = peer.denoiser, peer.bytes
+        candidates[name], sizes[name] = rival.denoiser, rival.bytes
     asked = fresh_prompts(options.prompts, pictures=model.bundle.image is not None)
     states = trajectories(model, asked, options.states)
     _say(f"{len(candidates)} candidates on {len(states)} states of {len(asked)} prompts")

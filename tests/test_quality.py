@@ -2,25 +2,14 @@
 line. The model is tiny and means nothing; icons are noise; the judge has its first weights."""
 
 import json
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from toys import TINY_VQ, tiny_model, vocabulary_of
+from toys import write_place
 
 from mmada_lite.bench import quality
 from mmada_lite.bench.quality_tasks import TASKS
-from mmada_lite.export.bundle import SIDECAR, export_checkpoint
-from mmada_lite.settings import ImageSettings, TextSettings
-from mmada_lite.train.data.concepts import CONCEPTS
-from mmada_lite.train.data.sources import STYLES
 from mmada_lite.train.intervals import interval
-from mmada_lite.train.judge import Judge
-from mmada_lite.train.vq import MagViT
-from mmada_lite.vocabulary import Tokenizer
 
 COUNT = 6
 
@@ -28,20 +17,7 @@ COUNT = 6
 @pytest.fixture(scope="module")
 def place(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with noise for icons, a judge, and a checkpoint with its bundle."""
-    root, rng = tmp_path_factory.mktemp("quality"), np.random.default_rng(0)
-    shape = (len(CONCEPTS), 96, 96, 4)
-    np.savez(root / "concepts.npz", **{s.name: rng.integers(0, 256, size=shape, dtype=np.uint8) for s in STYLES})
-    model = tiny_model(vocabulary_of(Tokenizer.from_file(toy_tokenizer)))
-    Judge().save(root / "judge", {})
-    model.save(root / "checkpoint", "float32")
-    torch.manual_seed(1)
-    MagViT(TINY_VQ).save(root / "checkpoint" / "vq", "float32")
-    shutil.copyfile(toy_tokenizer, root / "checkpoint" / "tokenizer.json")
-    text, image = TextSettings(answer_length=8, steps=2, block_length=8), ImageSettings(steps=2, guidance=1.0)
-    defaults = {"text": asdict(text), "image": asdict(image)}
-    (root / "checkpoint" / SIDECAR).write_text(json.dumps({"name": "tiny", "defaults": defaults}), encoding="utf-8")
-    export_checkpoint(root / "checkpoint", root / "bundle", precision="fp32")
-    return root
+    return write_place(tmp_path_factory.mktemp("quality"), toy_tokenizer)
 
 
 def measure(place: Path, subject: str, *arguments: str) -> int:

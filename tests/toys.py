@@ -4,7 +4,9 @@ laws of the training are tested with, in the tests' own process and in processes
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -12,14 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmada_lite.export.bundle import SIDECAR, export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.vq_layout import Tower, VQConfig
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.train.data import arithmetic, scenes, texts
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, NUMBERS
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.pool import NOTHING, Pool
 from mmada_lite.train.data.scenes import GRIDS, draw_layout
+from mmada_lite.train.data.sources import STYLES
 from mmada_lite.train.data.tokenizer import train_tokenizer
+from mmada_lite.train.judge import Judge
 from mmada_lite.train.loop import LoopSettings
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.prompts import Prompt, Source
@@ -27,6 +32,7 @@ from mmada_lite.train.rewards import Response, Truth
 from mmada_lite.train.rollouts import Speaker
 from mmada_lite.train.stage_three import Policy, PolicySettings, StageThree
 from mmada_lite.train.stages import Share, StageSettings
+from mmada_lite.train.vq import MagViT
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 CODES = 256
@@ -170,3 +176,21 @@ def policy_settings(tasks: Sequence[str], steps: int, save_seconds: float = 1e9,
 def stage_three(model: MMaDA, tokenizer: Tokenizer, folder: Path, settings: PolicySettings) -> StageThree:
     """A run on the planted tasks; their rewards must stand beside the others (PLANTED)."""
     return StageThree(Policy(model, tokenizer, vocabulary_of(tokenizer)), folder, settings, TASKS, grey)
+
+
+def write_place(root: Path, tokenizer: Path) -> Path:
+    """A working folder with noise for icons, a judge of first weights, and a tiny checkpoint with its bundle."""
+    rng = np.random.default_rng(0)
+    shape = (len(CONCEPTS), 96, 96, 4)
+    np.savez(root / "concepts.npz", **{s.name: rng.integers(0, 256, size=shape, dtype=np.uint8) for s in STYLES})
+    model = tiny_model(vocabulary_of(Tokenizer.from_file(tokenizer)))
+    Judge().save(root / "judge", {})
+    model.save(root / "checkpoint", "float32")
+    torch.manual_seed(1)
+    MagViT(TINY_VQ).save(root / "checkpoint" / "vq", "float32")
+    shutil.copyfile(tokenizer, root / "checkpoint" / "tokenizer.json")
+    text, image = TextSettings(answer_length=8, steps=2, block_length=8), ImageSettings(steps=2, guidance=1.0)
+    defaults = {"text": asdict(text), "image": asdict(image)}
+    (root / "checkpoint" / SIDECAR).write_text(json.dumps({"name": "tiny", "defaults": defaults}), encoding="utf-8")
+    export_checkpoint(root / "checkpoint", root / "bundle", precision="fp32")
+    return root
