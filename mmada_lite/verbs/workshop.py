@@ -16,6 +16,7 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "truth": "what formats and methods of quantization cost, along one trajectory",
     "gpu": "pictures and answers at 8B shapes on a GPU, against torch",
     "linears": "the stored forms of a matrix on this machine",
+    "eight": "the whole path at the published size, on random weights: memory, time and disk",
     "startup": "seconds from the command to the first step and to the picture",
 }
 
