@@ -38,7 +38,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
         "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
-        "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "int8", "codec": "fp16"},
+        "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
 )  # as `mmada-lite export --precision` stores them, largest first
