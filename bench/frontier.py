@@ -94,7 +94,7 @@ def chosen(words: Sequence[str], kind: str) -> tuple[list[Policy], list[str]]:
 
 
 def measure(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    exam, rows, passed = open_exam(options), list[dict[str, Any]](), list[str]()
+    exam, rows, passed = open_exam(options, options.subject), list[dict[str, Any]](), list[str]()
     for kind in options.kinds:
         ways, unknown = chosen(options.policies, kind)
         ways, invalid = measures.valid(ways, exam.subject)

@@ -134,7 +134,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measure(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    exam = open_exam(options)
+    exam = open_exam(options, options.subject)
     logits = published(options.checkpoint, exam.subject) if options.checkpoint else None
     presets, invalid = measures.valid(policies.presets(), exam.subject)
     found = list(rows(exam, presets, logits, options.prompts, options.rounds))

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,19 @@ _DRAWS = 1000  # of a bootstrap
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """Shares and means over positions, each with its 95% interval over prompts."""
+
+    agreement: tuple[float, float, float]
+    divergence: tuple[float, float, float]
+    flips: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table. bytes: of backbone and heads as stored; bits: of one of their weights, scales counted. Shares
-    and means over positions, each with its 95% interval over prompts; seconds: median of a step."""
+    and means over positions, each with its 95% interval over prompts, and those of each task alone; seconds: median of a
+    step."""
 
     name: str
     bytes: int
@@ -45,6 +55,7 @@ class Row:
     divergence: tuple[float, float, float]
     flips: tuple[float, float, float]
     seconds: float
+    tasks: Mapping[str, Loss] = field(default_factory=dict)
 
 
 def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states: int = 4, threads: int = 1) -> list[Row]:
@@ -57,7 +68,8 @@ def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states
         if other.bundle.architecture != model.bundle.architecture or other.vocabulary != model.vocabulary:
             raise Error(f"{path} is of another model than {reference}; give bundles of one checkpoint")
     found = compare(model.denoiser, {name: other.denoiser for name, other in loaded.items()}, followed, len(asked))
-    return [row(name, found[name], stored_bytes(other.bundle), weights_of(model.bundle)) for name, other in loaded.items()]
+    sizes, weights = {name: stored_bytes(other.bundle) for name, other in loaded.items()}, weights_of(model.bundle)
+    return [row(name, found[name], sizes[name], weights, asked) for name in loaded]
 
 
 def fresh_prompts(count: int, pictures: bool = True, seeds: int = 8) -> list[Prompt]:
@@ -82,15 +94,28 @@ def weights_of(bundle: Bundle) -> int:
     return shape.d_model * (shape.n_layers * block + heads)
 
 
-def row(name: str, found: Answers, size: int, weights: int) -> Row:
+def row(name: str, found: Answers, size: int, weights: int, asked: Sequence[Prompt]) -> Row:
+    tasks = np.array([prompt.task for prompt in asked])
+    all_of = loss_of(found, np.ones(len(tasks), bool))
     return Row(
         name=name,
         bytes=size,
         bits=round(8 * size / weights, 3),
-        agreement=interval(found.agreed, found.positions),
-        divergence=interval(found.divergence, found.positions),
-        flips=interval(found.flips, found.writes),
+        agreement=all_of.agreement,
+        divergence=all_of.divergence,
+        flips=all_of.flips,
         seconds=round(float(np.median(found.seconds)), 5),
+        tasks={task: loss_of(found, tasks == task) for task in dict.fromkeys(tasks.tolist())},
+    )
+
+
+def loss_of(found: Answers, prompts: NDArray[np.bool_]) -> Loss:
+    """What was lost on some of the prompts."""
+    positions, writes = found.positions[prompts], found.writes[prompts]
+    return Loss(
+        agreement=interval(found.agreed[prompts], positions),
+        divergence=interval(found.divergence[prompts], positions),
+        flips=interval(found.flips[prompts], writes),
     )
 
 
@@ -141,14 +166,15 @@ def requests(formats: Sequence[str], methods: Sequence[str], prompts: int, seeds
 def table(rows: Sequence[Row]) -> str:
     lines = ["| | MB | bits a weight | agreement % | KL, nats | flips % | ms a step |", "|---|---|---|---|---|---|---|"]
     for each in sorted(rows, key=lambda one: one.divergence[0]):
-        agreement, flips = (_percent(values) for values in (each.agreement, each.flips))
+        agreement, flips = (percent(values) for values in (each.agreement, each.flips))
         divergence = "{:.5f} ({:.5f} to {:.5f})".format(*each.divergence)
         cells = (each.name, f"{each.bytes / 1e6:.2f}", each.bits, agreement, divergence, flips, f"{1000 * each.seconds:.1f}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def _percent(values: tuple[float, float, float]) -> str:
+def percent(values: tuple[float, float, float]) -> str:
+    """A share and its interval in percent."""
     return "{:.2f} ({:.2f} to {:.2f})".format(*(100 * value for value in values))
 
 
@@ -194,7 +220,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict
     states = trajectories(model, asked, options.states)
     _say(f"{len(candidates)} candidates on {len(states)} states of {len(asked)} prompts")
     found = compare(model.denoiser, candidates, states, len(asked))
-    rows = [row(name, found[name], sizes[name], weights_of(model.bundle)) for name in candidates]
+    rows = [row(name, found[name], sizes[name], weights_of(model.bundle), asked) for name in candidates]
     return rows, {
         "not run": missing,
         "masked against unmasked": _calibrations(found),

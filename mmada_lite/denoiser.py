@@ -61,7 +61,12 @@ class Denoiser(Protocol):
 
 
 class OnnxDenoiser:
-    """The sessions of a bundle tied together. What is not fetched is computed all the same, but never copied out."""
+    """The sessions of a bundle tied together.
+
+    onnxruntime holds every output of a graph to the end of a run, asked for or not: at 8B that would be 1.2 GB of keys and
+    values for a picture with its question. So they are written into arrays of ours: those that are kept, where they stay, and
+    all others one over the other, since a layer's are read before the next layer's can be made.
+    """
 
     def __init__(
         self,
@@ -85,15 +90,17 @@ class OnnxDenoiser:
         (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
         feeds = {
             "embeddings": embeddings,
-            "positions": np.ascontiguousarray(np.broadcast_to(window.positions, window.tokens.shape)),
+            "positions": np.broadcast_to(window.positions, window.tokens.shape),
             "rows": window.rows,
         }
-        for layer in range(self._shape[0]):
+        for layer in range(layers):
             feeds[f"past_key_{layer}"], feeds[f"past_value_{layer}"] = past.keys[layer], past.values[layer]
-        hidden, *kept = self._run("backbone", ["hidden", *(self._cache_names if keep else ())], feeds)
-        if not keep:
-            return hidden, None
-        return hidden, KeyValues(tuple(kept[: self._shape[0]]), tuple(kept[self._shape[0] :]))
+        shape = (rows, heads, window.tokens.shape[1], size)
+        over = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
+        kept = over if keep else [over[0]] * layers + [over[1]] * layers
+        hidden = np.empty((rows, window.rows.shape[1], embeddings.shape[2]), np.float32)
+        self._run_into("backbone", {"hidden": hidden, **dict(zip(self._cache_names, kept, strict=True))}, feeds)
+        return hidden, KeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         feeds = head_feeds(hidden, mix, temperature, uniform)
@@ -106,6 +113,21 @@ class OnnxDenoiser:
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
         found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds))
         return found
+
+    def _run_into(self, graph: str, outputs: dict[str, NDArray], feeds: dict[str, NDArray]) -> None:
+        """Run a graph whose outputs are written into the given arrays."""
+        session = self._sessions[graph]
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # a binding keeps no array alive
+
+        def run() -> None:
+            binding = session.io_binding()
+            for name, array in held.items():
+                binding.bind_cpu_input(name, array)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            session.run_with_iobinding(binding)
+
+        self._guard(run)
 
 
 def head_feeds(hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> dict[str, NDArray]:

@@ -19,7 +19,7 @@ from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
-from mmada_lite.opening import device_for, open_denoiser, open_graph
+from mmada_lite.opening import device_for, open_codec, open_denoiser
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.sessions import Device
 from mmada_lite.settings import ImageSettings, TextSettings
@@ -93,8 +93,7 @@ class Model:
             if image is None or "image_decoder" not in self.bundle.graphs:
                 raise Error(f"{self.bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
             self._stamps.check()
-            names = ("image_encoder", "image_decoder")
-            encoder, decoder = (open_graph(self.bundle, name, self.device, self._threads) for name in names)
+            encoder, decoder = open_codec(self.bundle, self.device, self._threads)
             self._codec = Codec(encoder, decoder, image.resolution, image.downsample)
         return self._codec
 

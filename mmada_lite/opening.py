@@ -1,20 +1,24 @@
 """From a bundle to its denoiser on a device: engines where they fit, io binding where the device has memory of its own.
 
-It decides which file a session opens and with which of the provider's settings, and turns running out of memory into a line
-with the plan's numbers. What the graphs mean is `denoiser`'s and `bound`'s.
+It decides which file a session opens, when, and with which of the provider's settings, and turns running out of memory into a
+line with the plan's numbers. What the graphs mean is `denoiser`'s and `bound`'s.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from numpy.typing import NDArray
 
 from mmada_lite import driver, engine_cache, planning, providers
 from mmada_lite.atomic import size_in_words
 from mmada_lite.bound import BoundDenoiser
 from mmada_lite.bundle import Bundle
-from mmada_lite.denoiser import Denoiser, OnnxDenoiser
+from mmada_lite.cache import KeyValues
+from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser, Prediction, Window
 from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 from mmada_lite.errors import Error
 from mmada_lite.sessions import Device, OutOfMemory, choose_device, is_out_of_memory, open_session
@@ -34,11 +38,68 @@ def device_for(bundle: Bundle, name: str) -> Device:
     return device
 
 
+LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
+
+
+class Late:
+    """A denoiser that is opened when it is first asked: a picture is read, its tokenizer closed, before the weights come."""
+
+    def __init__(self, open_it: Callable[[], Denoiser]) -> None:
+        self._open = open_it
+        self._opened: Denoiser | None = None
+
+    def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
+        return self.opened.forward(window, keep=keep)
+
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
+        return self.opened.predict(head, hidden, mix, temperature, uniform)
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        return self.opened.logits(head, hidden, mix)
+
+    @property
+    def opened(self) -> Denoiser:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+
+class Passing:
+    """A graph that is opened for each run and closed behind it, in the place of a session."""
+
+    def __init__(self, open_it: "Callable[[], onnxruntime.InferenceSession]") -> None:
+        self._open = open_it
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray]) -> list[NDArray]:
+        found: list[NDArray] = self._open().run(outputs, feeds)
+        return found
+
+
+def is_large(bundle: Bundle, device: Device) -> bool:
+    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
+
+
+def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> tuple[Any, Any]:
+    """Encoder and decoder of the image tokenizer. Those of a large model are open only while they run, on a CPU: at 8B they
+    would hold 2 GB beside the transformer."""
+    names = ("image_encoder", "image_decoder")
+    if is_large(bundle, device):
+        encoder, decoder = (Passing(partial(open_graph, bundle, name, device, threads)) for name in names)
+        return encoder, decoder
+    return open_graph(bundle, names[0], device, threads), open_graph(bundle, names[1], device, threads)
+
+
 def open_denoiser(
     bundle: Bundle, device: Device, threads: int | None = None, wrap: Callable[[str, Any], Any] = lambda graph, session: session
 ) -> Denoiser:
-    """The transformer of a bundle; wrap: puts something around a graph's session, such as a clock. Raises Error when a graph
-    does not load or memory does not suffice."""
+    """The transformer of a bundle; a large one on a CPU when it is first asked. wrap: puts something around a graph's session,
+    such as a clock. Raises Error, then, when a graph does not load or memory does not suffice."""
+    if is_large(bundle, device):
+        return Late(partial(_open_denoiser, bundle, device, threads, wrap))
+    return _open_denoiser(bundle, device, threads, wrap)
+
+
+def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Callable[[str, Any], Any]) -> Denoiser:
     shape, cpu = bundle.architecture, Device("cpu", "its table is mapped from disk")
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     places = {name: cpu if name == "embedder" else device for name in names}

@@ -8,10 +8,11 @@ computes in half precision.
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
     weights      as stored, times what a CPU makes of them: fp16 2.2* (it computes in float32), int4 blocks (bytes + 12) / bytes
     embedding    0: its table is mapped, and rows are read from disk
-    activations  1.5* f (H W (W + P) + 5 W d + 2 (W + P) k + 2 L W k), the last term for the keys and values of every layer,
-                 which onnxruntime holds to the end asked for or not; times 1.2* where a CPU rounds activations to integers; and
-                 3.4* 4 Q V for each head
-    caches       2 L W k f as they are cut for later steps; a guided pair has two, and the first as it came out beside
+    activations  1.5* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
+                 over those of the one before (on a card 1.5* 2 L W k f: there those of every layer are held to the end);
+                 times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head
+    caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
+                 (on a card: cut alone; of a guided pair three times)
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
@@ -37,7 +38,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
         "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
-        "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "int8", "codec": "fp16"},
+        "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
 )  # as `mmada-lite export --precision` stores them, largest first
@@ -172,7 +173,9 @@ def caches(shape: Shape, text: TextSettings, prompt: int, *, half: bool) -> int:
         return 0
     a = shape.architecture
     once = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4) * (_grid(shape) + prompt + text.answer_length)
-    return once * (3 if text.guidance > 0 else 1)
+    if half:
+        return once * (3 if text.guidance > 0 else 1)
+    return once * (4 if text.guidance > 0 else 2)
 
 
 def expansion(name: str, group: WeightGroup, target: str) -> float:
@@ -197,7 +200,8 @@ def _held(name: str, group: WeightGroup, target: str) -> int:
 def _backbone(a: Architecture, window: int, past: int, size: int) -> float:
     keys, seen = a.n_kv_heads * a.head_dim, window + past
     scores = a.n_heads * window * seen
-    return 1.5 * size * (scores + 5 * window * a.d_model + 2 * seen * keys + 2 * a.n_layers * window * keys)
+    passing = 1.5 * size * (scores + 5 * window * a.d_model + 2 * seen * keys)
+    return passing + 2 * window * keys * size * (1 if size == 4 else 1.5 * a.n_layers)
 
 
 def _codec_activations(shape: Shape) -> int:

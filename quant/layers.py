@@ -39,7 +39,7 @@ class Batch:
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Batch":
         fields = ([getattr(sample, name) for sample in samples] for name in ("tokens", "weight", "predicted"))
-        tokens, weight, predicted = (torch.from_numpy(np.stack(field)) for field in fields)
+        tokens, weight, predicted = (aligned(np.stack(field)) for field in fields)
         return cls(tokens, weight, predicted, samples[0].task)
 
 
@@ -48,8 +48,14 @@ def embedded(source: Tensors, batches: Sequence[Batch]) -> list[Tensor]:
     found = torch.unique(torch.cat([batch.tokens.flatten() for batch in batches]))
     name = f"{ROOT}.wte.weight"
     rows = np.concatenate([np.asarray(source.read(name, slice(t, t + 1)), np.float32) for t in found.tolist()])
-    table = torch.from_numpy(rows)
+    table = aligned(rows)
     return [table[torch.searchsorted(found, batch.tokens)] for batch in batches]
+
+
+def aligned(values: np.ndarray) -> Tensor:
+    """A copy where torch itself would have put it. Its products differ in the last bit by where their inputs happen to lie
+    (several threads, few rows), and one bit may round another way: the same conversion would not end in the same bytes."""
+    return torch.tensor(values)
 
 
 def load_block(source: Tensors, config: TransformerConfig, layer: int) -> Block:
@@ -132,9 +138,9 @@ class Layer:
 
     def _cost(self, weights: Tensor, read: Tensor, factors: NDArray[np.float32]) -> float:
         """Squared error of the product when both sides are rounded under these factors."""
-        scale = torch.from_numpy(factors)
+        scale = aligned(factors)
         held = quantize((weights * scale).numpy(), self.form.format, self.name)
-        found = self._activations(read / scale) @ torch.from_numpy(dequantize(held)).T
+        found = self._activations(read / scale) @ aligned(dequantize(held)).T
         return float((found - read @ weights.T).square().mean())
 
     def _round(self, site: str, batches: Sequence[Batch], read: Callable[[int], Tensor]) -> None:
@@ -152,7 +158,7 @@ class Layer:
             else:
                 held = (clipped if self.method.rounding == "clip" else quantize)(weight.numpy(), self.form.format, name)
             self.codes[matrix] = held
-            self._linear(matrix).weight = nn.Parameter(torch.from_numpy(dequantize(held)), requires_grad=False)
+            self._linear(matrix).weight = nn.Parameter(aligned(dequantize(held)), requires_grad=False)
 
     def _attended(self, normed: Tensor) -> Tensor:
         """normed [B, L, D] -> what attn_out reads, [B, L, D]."""
@@ -199,12 +205,12 @@ def weighted_moments(read: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 def round_head(source: Folded, read: Sequence[tuple[Tensor, Batch]], rows: slice, form: Form) -> Quantized:
     """Codes by GPTQ of rows of the output matrix, for states [B, L, D] after the last layer at what is predicted there."""
     name, eps = f"{ROOT}.ff_out.weight", source.config.rms_norm_eps
-    scale = torch.from_numpy(np.asarray(source.read(f"{ROOT}.ln_f.weight"), np.float32))
+    scale = aligned(np.asarray(source.read(f"{ROOT}.ln_f.weight"), np.float32))
     moments = prepare(weighted_moments((F.rms_norm(x, x.shape[-1:], scale, eps), batch.predicted) for x, batch in read), name)
     parts = []
     for begin in range(rows.start, rows.stop, _ROWS):
         chunk = source.read(name, slice(begin, min(begin + _ROWS, rows.stop)))
-        parts.append(gptq(torch.from_numpy(np.array(chunk, np.float32)), moments, form.format, name))
+        parts.append(gptq(aligned(np.asarray(chunk, np.float32)), moments, form.format, name))
     codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts])
     zeros = None if form.format.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
     return Quantized(form.format, codes, scales, zeros)

@@ -13,7 +13,7 @@ import torch
 from mmada_lite.export.lowering import Form
 from mmada_lite.quant.calibration import Sample, grouped_by_length
 from mmada_lite.quant.folding import ROOT, SITES, Folded
-from mmada_lite.quant.layers import Batch, Layer, embedded, load_block, round_head
+from mmada_lite.quant.layers import Batch, Layer, aligned, embedded, load_block, round_head
 from mmada_lite.quant.prepared import packed
 from mmada_lite.quant.search import Method
 from mmada_lite.quant.work import Work
@@ -111,7 +111,7 @@ def _states(work: Work, source: Folded, batches: Sequence[Batch], layer: int) ->
     if layer == 0:
         return embedded(source, batches)
     arrays = work.load(f"states-{layer}")
-    return [torch.from_numpy(np.array(arrays[name])) for name in sorted(arrays)]
+    return [aligned(np.asarray(arrays[name])) for name in sorted(arrays)]
 
 
 def _save_states(work: Work, states: Sequence[torch.Tensor], layer: int) -> None:

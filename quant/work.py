@@ -31,10 +31,7 @@ class Work:
         if others and not marker.is_file():
             raise Error(f"{folder} holds other things than a conversion in progress; choose another folder with --work")
         if marker.is_file() and marker.read_text(encoding="utf-8") != said:
-            marker.write_text("", encoding="utf-8")  # from here on the units belong to nothing
-            for unit in folder.iterdir():
-                if unit.is_dir():
-                    shutil.rmtree(unit)
+            self._clear()
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
@@ -45,6 +42,7 @@ class Work:
 
     def save(self, unit: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a unit under a temporary name, bring it to the disk, give it its name."""
+        self.drop(unit)
         partial = self.folder / f"{unit}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -54,8 +52,6 @@ class Work:
                 stream.flush()
                 os.fsync(stream.fileno())
         sync(partial)
-        if self.has(unit):
-            shutil.rmtree(self.folder / unit)
         partial.rename(self.folder / unit)
         sync(self.folder)
 
@@ -67,12 +63,23 @@ class Work:
     def drop(self, unit: str) -> None:
         if self.has(unit):
             doomed = self.folder / f"{unit}.partial"
+            shutil.rmtree(doomed, ignore_errors=True)
             (self.folder / unit).rename(doomed)  # so that half of a unit never has its name
             shutil.rmtree(doomed)
 
     def remove(self) -> None:
-        """The folder is not needed any more."""
+        """The folder is not needed any more. The marker goes last: what a kill leaves of the units is never taken for whole
+        ones, nor the folder for somebody else's."""
+        self._clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """From here on the units belong to nothing, and are removed."""
+        os.truncate(self.folder / KEY, 0)
+        sync(self.folder / KEY)
+        for unit in self.folder.iterdir():
+            if unit.is_dir():
+                shutil.rmtree(unit)
 
 
 def _write(path: Path, text: str) -> None:

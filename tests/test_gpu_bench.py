@@ -52,4 +52,4 @@ def test_random_bundles_are_what_they_say(tmp_path: Path) -> None:
     bundle = write_bundle(SIZES["tiny"], tmp_path / "b", "int8", "cuda")
     assert Shape.of(bundle).architecture == SIZES["tiny"].architecture
     assert bundle.target == "cuda"
-    assert {group.format for group in bundle.quantization.values()} == {"int8"}
+    assert {group.format for group in bundle.quantization.values()} == {"int8", "fp16"}

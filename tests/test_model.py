@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 import mmada_lite
-from mmada_lite import Error, ImageSettings, TextSettings
+from mmada_lite import Error, ImageSettings, TextSettings, opening
+from mmada_lite.cache import KeyValues
+from mmada_lite.denoiser import Window
 from mmada_lite.streams import Drawing
 
 SIDE = 16  # pixels; 4 x 4 codes of 4 pixels
@@ -34,6 +36,49 @@ def left_half() -> Image.Image:
 
 def codes_of(model: mmada_lite.Model, image: Image.Image) -> np.ndarray:
     return model.codec.encode(mmada_lite.images.to_pixels(image))[0]
+
+
+def test_a_large_model_reads_the_picture_before_its_weights_come(
+    tiny_bundle: Path, model: mmada_lite.Model, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, drawn = model.ask(picture, "what is this?").text, model.paint("a cat", FEW, seed=3).picture
+    opened: list[str] = []
+    open_session = opening.open_session
+    monkeypatch.setattr(opening, "LARGE", 0)
+    monkeypatch.setattr(opening, "open_session", lambda path, *rest: opened.append(path.stem) or open_session(path, *rest))
+    large = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
+    assert not opened
+    assert large.ask(picture, "what is this?").text == said
+    assert opened == ["image_encoder", "embedder", "backbone", "text_head", "image_head"]
+    assert np.array_equal(np.asarray(large.paint("a cat", FEW, seed=3).picture), np.asarray(drawn))
+    assert opened[5:] == ["image_decoder"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_keys_and_values_lie_in_arrays_of_their_own(tiny_bundle: Path, keep: bool) -> None:
+    """What a call keeps is not written over by the next one, and what it gives does not hang on whether it keeps."""
+    denoiser = mmada_lite.load(tiny_bundle, device="cpu", threads=1).denoiser
+    rng, places = np.random.default_rng(0), np.arange(24)
+    first, other = (Window(rng.integers(0, 200, (1, 24)), places, places[None, 4:9]) for _ in range(2))
+    hidden, kept = denoiser.forward(first, keep=True)
+    assert kept is not None
+    assert len({array.ctypes.data for array in (*kept.keys, *kept.values)}) == 2 * len(kept.keys)
+    before = [array.copy() for array in (hidden, *kept.keys, *kept.values)]
+    denoiser.forward(other, keep=keep)
+    again, _ = denoiser.forward(first, keep=keep)
+    for now, then in zip((again, *kept.keys, *kept.values), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    leant = Window(
+        first.tokens[:, 10:],
+        places[10:],
+        np.array([[0, 5]]),
+        KeyValues(*(_cut_at(10, part) for part in (kept.keys, kept.values))),
+    )
+    assert np.isfinite(denoiser.forward(leant, keep=keep)[0]).all()
+
+
+def _cut_at(place: int, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(array[:, :, :place] for array in arrays)
 
 
 def test_a_streamed_answer_is_the_joined_one(model):

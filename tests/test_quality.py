@@ -9,6 +9,7 @@ from toys import write_place
 
 from mmada_lite.bench import quality
 from mmada_lite.bench.quality_tasks import TASKS
+from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.train.intervals import interval
 
 COUNT = 6
@@ -83,6 +84,41 @@ def test_some_tasks_alone_give_the_same_and_are_shown_in_a_table(
     assert drawing[5] == "85%"
 
 
+def test_bundles_are_told_against_a_reference(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_checkpoint(place / "checkpoint", place / "int4", precision="int4")
+    reference, output = ["--against", str(place / "bundle"), "--device", "cpu"], place / "against.json"
+    words = [str(place / "bundle"), str(place / "int4"), *reference, "--prompts", "2", "--states", "2", "-o", str(output)]
+    own = ["--folder", str(place), "--judge", str(place / "judge"), "--count", str(COUNT)]
+    assert quality.main([*words, *own, "--only", "trajectory", "drawing"]) == 0
+    said, printed = json.loads(output.read_text()), capsys.readouterr().out
+    same, coarse = (said["trajectories"][str(place / name)] for name in ("bundle", "int4"))
+    assert same["agreement"] == [1, 1, 1]
+    assert same["flips"] == [0, 0, 0]
+    assert coarse["divergence"][0] > same["divergence"][0]
+    assert coarse["bytes"] < same["bytes"]
+    assert set(coarse["tasks"]) == {"paint", "ask", "chat"}
+    assert coarse["tasks"]["chat"]["divergence"][0] > 0
+    assert said["losses"][str(place / "bundle")]["drawing"]["concept"]["change"] == 0
+    shares = [report["drawing"]["concept"]["share"] for report in (said["report"], said["others"][str(place / "int4")])]
+    change = said["losses"][str(place / "int4")]["drawing"]["concept"]
+    assert change["change"] == pytest.approx(100 * (shares[1] - shares[0]))
+    assert change["low"] <= change["change"] <= change["high"]
+    assert "paint: agreement %, same writes %" in printed
+    assert "| drawing | concept |" in printed
+    assert output.with_suffix(".png").is_file()
+
+
+def test_several_bundles_need_a_reference(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quality.main([str(place / "bundle"), str(place / "checkpoint")]) == 2
+    assert "several bundles are measured with --against" in capsys.readouterr().err
+
+
+def test_what_is_along_decodings_needs_neither_icons_nor_a_judge(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(place / "bundle"), "--against", str(place / "bundle"), "--only", "trajectory", "--prompts", "1"]
+    assert quality.main([*words, "--judge", "nowhere", "--folder", "nowhere", "--states", "1"]) == 0
+    assert "100.00 (100.00 to 100.00)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("subject", "arguments", "message"),
     [
@@ -92,6 +128,8 @@ def test_some_tasks_alone_give_the_same_and_are_shown_in_a_table(
         ("judge", (), "is neither a bundle"),
         ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
         ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),
+        ("checkpoint", ("--against", "nowhere"), "nowhere is no bundle"),
+        ("checkpoint", ("--against", "nowhere", "--prompts", "0"), "show nothing"),
     ],
 )
 def test_faults_are_one_line(

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,43 @@ def test_a_work_folder_killed_at_birth_is_taken_up(tmp_path: Path) -> None:
     Work(tmp_path / "work", {"a": 1}).save("unit", {"x": np.ones(3)})
     assert Work(tmp_path / "work", {"a": 1}).has("unit")
     assert not Work(tmp_path / "work", {"a": 2}).has("unit")
+
+
+def test_a_removal_killed_at_any_moment_leaves_nothing_to_trip_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither half of a unit that is taken for a whole one, nor a folder that is taken for somebody else's."""
+    key, unit, done = {"a": 1}, {"codes": np.ones(3), "zeros": np.ones(3)}, False
+    kept = {name: getattr(os, name) for name in ("unlink", "rmdir", "rename")}
+    for room in range(40):
+        left = [room]
+
+        def until(name: str, *arguments: Any, left: list[int] = left, **named: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            kept[name](*arguments, **named)
+
+        work = Work(tmp_path / "work", key)
+        for name in ("first", "second"):
+            if not work.has(name):
+                work.save(name, unit)
+        with monkeypatch.context() as patch:
+            for name in kept:
+                patch.setattr(os, name, partial(until, name))
+            try:
+                work.remove()
+                done = True
+            except KeyboardInterrupt:
+                pass
+        for again in (key, {"a": 2}):
+            taken_up = Work(tmp_path / "work", again)
+            for name in ("first", "second"):
+                assert not taken_up.has(name) or set(taken_up.load(name)) == set(unit)
+        taken_up.remove()
+        assert not (tmp_path / "work").exists()
+        if done:
+            break
+    assert done
+    assert room > 5
 
 
 KILLS = int(os.environ.get("MMADA_LITE_KILLS", "1"))

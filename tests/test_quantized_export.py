@@ -350,9 +350,9 @@ def test_memory_is_counted_group_by_group(tiny_checkpoint: Path, tmp_path: Path)
     half = needed("fp16")
     embedder = needed("fp16", embedder="fp32")
     assert half == embedder > 0  # a table is never expanded
-    codec = needed("int8")
-    assert 0 < codec < half  # the codec's half precision alone
-    assert needed("int8", codec="fp32") == 0
+    codec = needed("int8", image_head="int8")
+    assert 0 < codec < needed("int8") < half  # the codec's half precision alone; the image head's too
+    assert needed("int8", codec="fp32", image_head="int8") == 0
     assert needed("int4", codec="fp32") > 0  # scales and sums of blocks
 
 

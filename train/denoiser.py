@@ -59,7 +59,7 @@ class TorchDenoiser:
 
     def _tensor(self, array: NDArray) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device, copy=True)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

@@ -183,7 +183,7 @@ def load_state(module: nn.Module, source: Tensors, dtype: torch.dtype) -> None:
     state = {}
     for name in module.state_dict():
         tensor = torch.from_numpy(source.read(name))
-        state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        state[name] = tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor  # aligned as torch does
     module.load_state_dict(state, assign=True)
     module.requires_grad_(True)
 

@@ -24,6 +24,7 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "linears": "the stored forms of a matrix on this machine",
     "loops": "what decoding costs beside the model, and how many tokens each way of drawing computes",
     "sessions": "threads, spinning and memory arena of the sessions on this machine",
+    "eight": "the whole path at the published size, on random weights: memory, time and disk",
     "startup": "seconds from the command to the first step and to the picture",
 }
 

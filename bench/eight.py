@@ -1,0 +1,181 @@
+"""The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
+picture, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
+
+    mmada-lite bench eight --work FOLDER -o bench/results/8b.json
+
+Weights are random (`quant.synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
+that is done is kept in FOLDER/eight.json and not done again, so that a run that was cut off goes on. It knows commands and
+files alone; what runs inside one that is no command of ours yet is `eight_parts`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmada_lite import __version__
+from mmada_lite.errors import Error
+
+LAYERS = 32  # of the published model
+ROUNDED = 2  # layers on which GPTQ is tried
+TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of the whole model
+    "checkpoint": {"peak_gb": 1.0},
+    "int4": {"peak_gb": 3.0, "minutes": 25.0, "bundle_gb": 4.7},
+    "load": {"load_seconds": 10.0},
+    "answer": {"peak_gb": 5.6},
+    "int8": {"bundle_gb": 8.6},
+}
+Found = dict[str, Any]
+
+
+def run(module: str, *words: str | Path) -> Found:
+    """`python -m module words` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its last
+    line says if that is JSON. Raises Error with its last words when it fails."""
+    command = [sys.executable, "-m", module, *map(str, words)]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.perf_counter()
+        redirected = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
+        process = os.posix_spawn(sys.executable, command, os.environ, file_actions=redirected)
+        _, status, usage = os.wait4(process, 0)
+        seconds = time.perf_counter() - started
+        said, complained = (_last_line(stream) for stream in (out, err))
+    if os.waitstatus_to_exitcode(status):
+        raise Error(f"python {' '.join(command[1:])} failed: {complained or 'it says nothing'}")
+    unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
+    found = {
+        "command": " ".join(["python", *command[1:]]),
+        "peak_gb": round(usage.ru_maxrss * unit / 1e9, 3),
+        "minutes": round(seconds / 60, 2),
+        "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 2),
+    }
+    return found | (json.loads(said) if said.startswith("{") else {})
+
+
+def _last_line(stream: Any) -> str:
+    stream.seek(0)
+    lines = stream.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
+    """Name -> what does it. Each takes what those before it left in the work folder."""
+    work: Path = options.work
+    inner = "mmada_lite.bench.eight_parts"
+
+    def checkpoint(name: str, layers: int) -> Found:
+        return run("mmada_lite.quant.synthetic", work / name, "--layers", str(layers), "--force")
+
+    def converted(source: str, bundle: str, form: str) -> Found:
+        words = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
+        found = run("mmada_lite", *words)
+        return {**found, "bundle_gb": round(_size(work / bundle) / 1e9, 3)}
+
+    def int8() -> Found:
+        found = converted("checkpoint", "int8", "int8")
+        shutil.rmtree(work / "int8")  # nothing after it needs these gigabytes
+        return found
+
+    def gptq() -> Found:
+        if options.layers != ROUNDED:
+            checkpoint("layers", ROUNDED)
+        source = "layers" if options.layers != ROUNDED else "checkpoint"
+        converted(source, "layers-rtn", "int4")
+        return run(inner, "gptq", work / source, work / "layers-rtn", work / "layers-gptq", "--prompts", str(options.prompts))
+
+    asked = ("--steps", str(options.steps), "--threads", str(options.threads), "--cache", options.cache)
+    return {
+        "checkpoint": lambda: checkpoint("checkpoint", options.layers),
+        "int4": lambda: converted("checkpoint", "int4", "int4"),
+        "load": lambda: run(inner, "load", work / "int4", "--threads", str(options.threads)),
+        "answer": lambda: run(inner, "answer", work / "int4", *asked),
+        "int8": int8,
+        "gptq": gptq,
+    }
+
+
+def measure(options: argparse.Namespace) -> Found:
+    """Do what is not done yet; returns part -> what it took, with the targets and whether they are met."""
+    state, made = options.work / "eight.json", parts(options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(options).items() if name in ("layers", "steps", "cache", "prompts")}
+    done = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {"asked": asked}
+    if done.pop("asked") != asked:
+        raise Error(f"{state} is of a run with other options; give another --work, or remove it")
+    for name in options.only or made:
+        if name not in done:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            done[name] = made[name]()
+            _write(state, {"asked": asked, **done})
+    whole = options.layers == LAYERS
+    return {name: judged(name, done[name], whole) for name in made if name in done}
+
+
+def judged(part: str, found: Found, whole: bool) -> Found:
+    """What a part took, beside its targets; of fewer layers than the whole model the numbers stand alone."""
+    limits = TARGETS.get(part, {}) if whole else {}
+    return found | {"targets": {name: {"at_most": most, "met": found[name] < most} for name, most in limits.items()}}
+
+
+def table(found: Mapping[str, Found]) -> str:
+    """A line a part."""
+    lines = ["| part | peak GB | minutes | processor minutes | further | targets |", "|---|---|---|---|---|---|"]
+    known = ("command", "peak_gb", "minutes", "processor_minutes", "targets", "result", "bytes", "format", "method", "target")
+    for name, part in found.items():
+        further = ", ".join(f"{key} {value}" for key, value in part.items() if key not in known)
+        told = [f"{key} < {one['at_most']:g}: {'met' if one['met'] else 'missed'}" for key, one in part["targets"].items()]
+        cells = (name, part["peak_gb"], part["minutes"], part["processor_minutes"], further, ", ".join(told))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="mmada-lite bench eight", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="a folder with 30 GB of room; remove it when all is done")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
+    parser.add_argument("--only", nargs="+", choices=[*TARGETS, "gptq"], help="these parts alone, in this order")
+    parser.add_argument("--steps", type=int, default=4, help="of the answer of 128 tokens; the peak is that of the first")
+    parser.add_argument("--cache", default="none", help="of the answer: none, prefix or dual (default: none)")
+    parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
+    parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
+    parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
+    options = parser.parse_args(arguments)
+    try:
+        found = measure(options)
+    except Error as fault:
+        print(f"mmada-lite: {fault}", file=sys.stderr)
+        return 2
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    content = {
+        "command": " ".join(["mmada-lite bench eight", *words]),
+        "version": __version__,
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "layers": options.layers,
+        "parts": found,
+    }
+    print(table(found))
+    if options.output:
+        _write(options.output, content)
+    print(json.dumps(content))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What `bench eight` runs in processes of their own: load a bundle, ask it about a picture, round layers by GPTQ. Each prints
+one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import mmada_lite
+from mmada_lite.canvas import picture_prompt
+from mmada_lite.denoiser import Window
+from mmada_lite.errors import Error
+from mmada_lite.vocabulary import chat_ids
+
+QUESTION = "what is in this picture, and where does it lie?"
+ANSWER = 128
+
+
+def load(options: argparse.Namespace) -> dict[str, object]:
+    """Seconds until one token has gone through: a large bundle's weights come with the first call."""
+    started = time.perf_counter()
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    one = np.zeros((1, 1), np.int64)
+    model.denoiser.forward(Window(one, np.arange(1), one), keep=False)
+    return {"load_seconds": round(time.perf_counter() - started, 2)}
+
+
+def answer(options: argparse.Namespace) -> dict[str, object]:
+    """An answer of 128 tokens about a picture: its tokens, and seconds a step. Steps are few; the first sees the whole row."""
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    block = ANSWER // min(options.steps, 4)
+    text = mmada_lite.TextSettings(answer_length=ANSWER, steps=options.steps, block_length=block, cache=options.cache)
+    side = model.codec.resolution
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    started = time.perf_counter()
+    steps = [step.seconds for step in model.ask(mmada_lite.images.Image.fromarray(noise), QUESTION, text)]
+    codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
+    question = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": QUESTION}])
+    return {
+        "prompt_tokens": len(picture_prompt(codes, model.vocabulary)) + len(question),
+        "answer_tokens": ANSWER,
+        "steps": len(steps),
+        "cache": options.cache,
+        "answer_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def gptq(options: argparse.Namespace) -> dict[str, object]:
+    """Seconds a layer and of the heads, from the lines of progress; the time of 32 layers follows from them."""
+    from mmada_lite.quant.convert import Request, quantize_model
+
+    seen: list[tuple[float, str]] = []
+    request = Request("int4", "gptq", prompts=options.prompts, record_with=options.recorder)
+    quantize_model(
+        *(options.checkpoint, options.bundle, request), force=True, report=lambda line: seen.append((time.perf_counter(), line))
+    )
+    ends = [moment for moment, _ in seen[1:]] + [seen[-1][0]]
+    took: dict[str, float] = {}
+    for (moment, line), end in zip(seen, ends, strict=True):
+        name = "layers" if line.startswith("layer ") else "heads" if line.endswith(" head") else ""
+        if name:
+            took[name] = took.get(name, 0.0) + end - moment
+    layers = sum(line.startswith("layer ") for _, line in seen)
+    each, heads = took["layers"] / layers, took.get("heads", 0.0)
+    return {
+        "layers_rounded": layers,
+        "seconds_a_layer": round(each, 1),
+        "seconds_of_heads": round(heads, 1),
+        "hours_of_32_layers": round((32 * each + heads) / 3600, 2),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mmada_lite.bench.eight_parts", description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest="part", required=True)
+    for name, does in (("load", load), ("answer", answer)):
+        one = kinds.add_parser(name)
+        one.set_defaults(does=does)
+        one.add_argument("bundle", type=Path)
+        one.add_argument("--threads", type=int, default=2)
+        if name == "answer":
+            one.add_argument("--steps", type=int, default=4)
+            one.add_argument("--cache", default="none")
+    one = kinds.add_parser("gptq")
+    one.set_defaults(does=gptq)
+    for argument in ("checkpoint", "recorder", "bundle"):
+        one.add_argument(argument, type=Path)
+    one.add_argument("--prompts", type=int, default=1)
+    options = parser.parse_args(arguments)
+    try:
+        print(json.dumps(options.does(options)))
+    except Error as fault:
+        print(f"mmada-lite: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

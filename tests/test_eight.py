@@ -1,0 +1,93 @@
+"""Laws of `bench eight`, on tiny models: parts are done once, costs are those of the process, targets are of the whole."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from mmada_lite.bench import eight, eight_parts
+from mmada_lite.bench.eight import Found, judged, main, run, table
+from mmada_lite.cli import main as command
+from mmada_lite.errors import Error
+
+
+def test_what_a_process_takes_is_seen_from_outside(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = run("mmada_lite", "info", tiny_bundle, "--json")
+    assert 0.01 < found["peak_gb"] < 2
+    assert found["minutes"] >= 0
+    assert found["command"].startswith("python -m mmada_lite info")
+    with pytest.raises(Error, match=r"info .*nowhere.* failed: mmada-lite: "):
+        run("mmada_lite", "info", tmp_path / "nowhere")
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Commands that take nothing, and their first words as they were run."""
+    ran: list[str] = []
+
+    def take(module: str, *words: str | Path) -> Found:
+        ran.append(f"{module.rsplit('.', 1)[-1]} {' '.join(Path(word).name for word in words)}")
+        if "quantize" in words:
+            (Path(words[3]) / "part").mkdir(parents=True)
+            (Path(words[3]) / "part" / "weights.bin").write_bytes(b"x" * 2_000_000)
+        return {"command": ran[-1], "peak_gb": 0.5, "minutes": 1.0, "processor_minutes": 1.5, "load_seconds": 12.0}
+
+    monkeypatch.setattr(eight, "run", take)
+    return ran
+
+
+def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--work", str(tmp_path / "work"), "-o", str(tmp_path / "8b.json")]
+    assert main([*words, "--only", "checkpoint", "int4"]) == 0
+    assert [line.split()[0] for line in planted] == ["synthetic", "mmada_lite"]
+    assert main(words) == 0
+    assert [line.split()[1] for line in planted] == [
+        "checkpoint",
+        "quantize",
+        "load",
+        "answer",
+        "quantize",
+        "layers",
+        "quantize",
+        "gptq",
+    ]
+    assert not (tmp_path / "work" / "int8").exists()
+    assert main(words) == 0
+    assert len(planted) == 8
+    said = json.loads((tmp_path / "8b.json").read_text())
+    assert said["parts"]["int4"]["bundle_gb"] == 0.002
+    assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
+    assert said["parts"]["load"]["targets"]["load_seconds"]["met"] is False
+    assert "load_seconds < 10: missed" in capsys.readouterr().out
+    assert main([*words, "--steps", "9"]) == 2
+    assert "is of a run with other options" in capsys.readouterr().err
+
+
+def test_a_trial_of_fewer_layers_is_not_held_to_targets() -> None:
+    found = {"peak_gb": 9.0, "minutes": 99.0, "processor_minutes": 9.0, "bundle_gb": 9.0}
+    assert judged("int4", found, whole=False)["targets"] == {}
+    assert not any(one["met"] for one in judged("int4", found, whole=True)["targets"].values())
+    assert "| int4 | 9.0 | 99.0 | 9.0 | bundle_gb 9.0 |  |" in table({"int4": judged("int4", found, whole=False)})
+
+
+def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
+    options = Namespace(bundle=tiny_bundle, threads=1, steps=4, cache="dual")
+    assert eight_parts.load(options)["load_seconds"] > 0  # type: ignore[operator]
+    found = eight_parts.answer(options)
+    assert (found["answer_tokens"], found["cache"]) == (128, "dual")
+    assert 1 <= found["steps"] <= 4  # type: ignore[operator]
+    assert found["prompt_tokens"] > 16 + 20  # type: ignore[operator]
+
+
+def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = Namespace(checkpoint=tiny_checkpoint, recorder=tiny_bundle, bundle=tmp_path / "b", prompts=1)
+    found = eight_parts.gptq(options)
+    assert found["layers_rounded"] == 2
+    assert found["seconds_a_layer"] + found["seconds_of_heads"] > 0  # type: ignore[operator]
+    assert (tmp_path / "b" / "bundle.json").is_file()
+
+
+def test_it_is_one_of_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["bench", "--help"]) == 0
+    assert "eight" in capsys.readouterr().out
