@@ -19,10 +19,11 @@ from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
-from mmada_lite.opening import device_for, open_denoiser, open_graph, warn_where_slow
+from mmada_lite.opening import device_for, open_denoiser, open_graph
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.sessions import Device
 from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.slowness import warn_where_slow
 from mmada_lite.stamps import Stamps
 from mmada_lite.streams import Answer, Drawing, Thinking
 from mmada_lite.thoughts import with_tags

@@ -17,7 +17,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser, OnnxDenoiser
 from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 from mmada_lite.errors import Error
-from mmada_lite.sessions import Device, OutOfMemory, choose_device, exact_int8, is_out_of_memory, open_session
+from mmada_lite.sessions import Device, OutOfMemory, choose_device, is_out_of_memory, open_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,23 +32,6 @@ def device_for(bundle: Bundle, name: str) -> Device:
     device = choose_device(name, "integers" if rounds else bundle.target)
     _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
     return device
-
-
-def warn_where_slow(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle will be slow on this device."""
-    dynamic = any(group.activation for group in bundle.quantization.values())
-    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not dynamic or device.name == "cpu"
-    if not fits:
-        _log.warning(
-            "%s is made for %s and will be slow on %s; export it with --target %s",
-            *(bundle.path.name, bundle.target, device.name, "tensorrt" if device.name == "rtx" else device.name),
-        )
-    elif dynamic and not exact_int8():
-        _log.warning(
-            "%s multiplies in int8, for which this processor (it has no VNNI) needs kernels of half the speed; "
-            "--precision int4, or --store backbone=int8-b128 and the same for the heads, may be faster here",
-            bundle.path.name,
-        )
 
 
 def open_denoiser(bundle: Bundle, device: Device, threads: int | None = None) -> Denoiser:
