@@ -31,7 +31,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
                     "suffix": 32,
                 }
             ),
-            MappingProxyType({**_LIGHT_STEPS, "unconditional_every": 4}),
+            _LIGHT_STEPS,
         ),
     }
 )
