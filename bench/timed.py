@@ -161,10 +161,12 @@ def timed(steps: Iterator[Step], clock: Clock, leave: int = 0) -> Run:
     return Run(seconds, first, count, forwards, written, parts, tuple(clock.forwards), peak())
 
 
-def forget_peak() -> None:
-    """Let the system count this process's highest memory anew, where it can (Linux)."""
+def forget_peak() -> bool:
+    """Let the system count this process's highest memory anew, where it can (Linux); returns whether it does."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
 def peak() -> int | None:
