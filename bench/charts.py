@@ -3,7 +3,7 @@ serves light and dark; a mark says its numbers when pointed at. They know number
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -174,8 +174,8 @@ def _round_step(rough: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= rough)
 
 
-def _room(labels: "Sequence[str] | Mapping[str, object] | object") -> float:
-    return max((len(label) for label in labels), default=0) * _LETTER + 16  # type: ignore[attr-defined]
+def _room(labels: Iterable[str]) -> float:
+    return max((len(label) for label in labels), default=0) * _LETTER + 16
 
 
 def _svg(height: float, parts: Sequence[str], said: str) -> str:
