@@ -33,7 +33,6 @@ ALONE = "int8 alone"
 FORMS = ("fp32", "int8", ALONE, "int4-b128")
 TOKENS = (1, 32, 128, 512, 1056)
 _NODES = 64  # in the chain that measures a node's own cost
-Session = onnxruntime.InferenceSession
 Row = dict[str, Any]
 
 
@@ -114,7 +113,7 @@ def _products(
             yield about | {"threads": threads, "giga_per_s": spread(2e-9 * rows * inputs * columns / s for s in seconds)}
 
 
-def _product(folder: Path, source: Random, form: str, threads: int) -> Session:
+def _product(folder: Path, source: Random, form: str, threads: int) -> onnxruntime.InferenceSession:
     if form != ALONE:
         return opened(folder, source, form, threads)
     values = source.read("w")
@@ -209,11 +208,11 @@ def turns(runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str,
     return found
 
 
-def _runner(session: Session, fed: Mapping[str, np.ndarray]) -> Callable[[], object]:
+def _runner(session: onnxruntime.InferenceSession, fed: Mapping[str, np.ndarray]) -> Callable[[], object]:
     return lambda: session.run(None, dict(fed))
 
 
-def _session(folder: Path, name: str, build: Callable[[Graph], None], threads: int) -> Session:
+def _session(folder: Path, name: str, build: Callable[[Graph], None], threads: int) -> onnxruntime.InferenceSession:
     with WeightFile(folder / f"{name}.bin", lambda tensor, size: None) as weights:
         graph = Graph(name, weights)
         build(graph)

@@ -85,10 +85,15 @@ def open_session(
     device: Device,
     threads: int | None = None,
     settings: Mapping[str, str] = MappingProxyType({}),
+    *,
+    profile: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """Open one graph, a file or its bytes. `threads` None means one per core that this process may use; settings: the
-    provider's own. Raises Error when it does not load, OutOfMemory when there is no room."""
+    provider's own; profile: how the file begins that onnxruntime's `end_profiling` writes. Raises Error when it does not load,
+    OutOfMemory when there is no room."""
     options = providers.onnxruntime().SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

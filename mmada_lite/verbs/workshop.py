@@ -19,6 +19,8 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "presets": "what each --speed costs and gains, on the small model",
     "report": "one HTML page of what the others measured",
     "gpu": "pictures and answers at 8B shapes on a GPU, against torch",
+    "ceiling": "what this machine can multiply and move at all",
+    "latency": "how long text, answers about pictures and drawing take, and where the time goes",
     "linears": "the stored forms of a matrix on this machine",
     "startup": "seconds from the command to the first step and to the picture",
 }
