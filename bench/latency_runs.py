@@ -26,6 +26,7 @@ from mmada_lite.settings import ImageSettings, TextSettings
 Row = dict[str, Any]
 Measured = tuple[list[Row], list[Row]]
 Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
+RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask a head for few rows, where rates change fastest
 WARM_UP = 2  # steps of every variant before the first round: a block's whole forward, and one over its cache
 
 
@@ -201,7 +202,7 @@ def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, toke
 
 def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> Measured:
     bundle = Bundle.open(path)
-    top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), ceiling.TOKENS, threads, effort))
+    top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), RATED, threads, effort))
     return top, list(forwards(bundle, precision, threads, top, tokens, runs))
 
 
