@@ -148,13 +148,29 @@ def _latency(record: Record) -> str:
         )
     head = ["decode", "seconds", "lowest to highest", "tokens/s", "a call", "first step, s"]
     head += ["Python %", "of ceiling %", "peak MB", "predicted / measured", "measured"]
-    parts = [stacked(shown, "s", notes), table(head, cells, words=1)]
+    parts = ["<h3>Decodes, seconds by part</h3>", stacked(shown, "s", notes), table(head, cells, words=1), _apart(record)]
     if record.get("doubling"):
         more = ["doubled", "from", "to", "measured ×", "predicted ×", "off"]
         keys = ("from", "to", "measured_ratio", "predicted_ratio")
         doubled = [[row["doubled"], *(show(row[key]) for key in keys), f"{row['off']:+.1%}"] for row in record["doubling"]]
         parts.append("<h3>Cost against length</h3>" + table(more, doubled, words=1))
     return "".join(parts)
+
+
+def _apart(record: Record) -> str:
+    """Whole forwards by kinds of operators."""
+    rows = {f"{r['tokens']} tokens, {r['precision']}, {r['threads']} threads": r for r in record["rows"] if "operators" in r}
+    if not rows:
+        return ""
+    notes = {label: f"{show(row['seconds']['median'])} s" for label, row in rows.items()}
+    head = ["forward", "seconds", *next(iter(rows.values()))["operators"], "products of ceiling %", "whole of ceiling %"]
+    cells = [
+        [label, show(row["seconds"]["median"]), *map(show, row["operators"].values())]
+        + [f"{100 * row[key]:.1f}" for key in ("matrix_share", "ceiling_share")]
+        for label, row in rows.items()
+    ]
+    plot = stacked({label: row["operators"] for label, row in rows.items()}, "s", notes)
+    return f"<h3>Whole forwards, seconds by operator</h3>{plot}{table(head, cells, words=1)}"
 
 
 def _ceiling(record: Record) -> str:

@@ -17,6 +17,7 @@ from mmada_lite.bench.synthetic import RandomTensors, Size, cached_bundle, confi
 from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
 from mmada_lite.decoding import decode_image, decode_text
 from mmada_lite.denoiser import Denoiser, Window
+from mmada_lite.errors import Error
 from mmada_lite.opening import open_denoiser
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.sessions import choose_device
@@ -143,6 +144,7 @@ def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> 
     for kind in ("int8", "nf4"):
         yield f"bitsandbytes {kind}", lambda kind=kind: _bitsandbytes(size, plan, kind)  # type: ignore[misc]
     yield "optimum dynamic int8", lambda: _optimum(size_name, size, plan, work, threads)
+    yield "llama.cpp", _llama
 
 
 def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Side:
@@ -165,6 +167,12 @@ def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -
         return torch.from_numpy(denoiser.logits("text", hidden, np.eye(len(hidden), dtype=np.float32)))
 
     return reference("optimum dynamic int8", logits, size, plan, "other")
+
+
+def _llama() -> Side:
+    """llama.cpp reads its own files alone, and nothing here writes the random model as one: it is named, and never measured."""
+    rivals.need("llama_cpp", "llama-cpp-python")
+    raise Error("llama-cpp-python is installed, but this benchmark does not write the GGUF file that it reads")
 
 
 def _forward(denoiser: Denoiser, tokens: np.ndarray) -> Iterator[object]:

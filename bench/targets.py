@@ -44,13 +44,13 @@ def _forwards(records: Sequence[Record]) -> Iterator[Verdict]:
 
 def _matrix(records: Sequence[Record]) -> Iterator[Verdict]:
     what, wanted = "products of 128 tokens or more, share of the ceiling, size S", f"at least {CEILING:.0%}"
-    found = [row for row in _latency(records, "s", "int8") if row["cache"] in ("none", None)]
+    found = [row for row in _apart(records) if row["tokens"] >= 128]
     if not found:
         yield Verdict(what, wanted, "not measured", None)
     for row in found:
-        share = row["ceiling_share"]
-        said = f"{share:.0%} in {row['task']}"
-        yield Verdict(what, wanted, said, share >= CEILING, "" if share >= CEILING else _parts(row))
+        share = row["matrix_share"]
+        said = f"{share:.0%} at {row['tokens']} tokens"
+        yield Verdict(what, wanted, said, share >= CEILING, "" if share >= CEILING else f"of a forward: {_operators(row)}")
 
 
 def _loops(records: Sequence[Record]) -> Iterator[Verdict]:
@@ -158,7 +158,8 @@ def _forward_left(records: Sequence[Record], said: tuple[Record, Row] | None, to
     least = sum(piece.flops / cost.at(rates.matrix["int8"], piece.tokens) for piece in pieces if piece.kind == "matrix")
     seconds = said[1]["seconds"]["median"]
     best = f"; at the ceiling it would be {times * seconds / least:.2f} times {against}" if times else ""
-    return f"of {seconds:.3f} s, products at the ceiling take {least:.3f} s and the rest is {seconds - least:.3f} s{best}"
+    apart = next((f"; of its backbone: {_operators(row)}" for row in _apart(records) if row["tokens"] == tokens), "")
+    return f"of {seconds:.3f} s, products at the ceiling take {least:.3f} s, the rest is {seconds - least:.3f} s{best}{apart}"
 
 
 def _rates(records: Sequence[Record], threads: int) -> cost.Rates | None:
@@ -186,6 +187,17 @@ def _parts(row: Row) -> str:
     whole = sum(row["parts"].values()) or 1
     shares = ", ".join(f"{part} {value / whole:.0%}" for part, value in row["parts"].items() if value / whole >= 0.005)
     return f"{row['task']}: {shares}; its products reach {row['ceiling_share']:.0%} of the ceiling"
+
+
+def _apart(records: Sequence[Record]) -> list[Row]:
+    """Whole forwards of size S in int8 that `bench latency` took apart by operators."""
+    found = [row for each in _of(records, "latency", "s") for row in each["rows"] if "operators" in row]
+    return [row for row in found if row["precision"] == "int8"]
+
+
+def _operators(row: Row) -> str:
+    whole = sum(row["operators"].values()) or 1
+    return ", ".join(f"{kind} {seconds / whole:.0%}" for kind, seconds in row["operators"].items())
 
 
 def _latency(records: Sequence[Record], shape: str, precision: str) -> list[Row]:

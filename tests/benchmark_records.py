@@ -39,10 +39,14 @@ def peers(times: Mapping[str, float], reference: str = "torch bf16") -> Record:
 def latency(shape: str, share: float, python: float, off: float, precision: str = "int8") -> Record:
     """share: of the ceiling; python: of a step; off: the cost model's error."""
     rows = []
+    for tokens in (32, 128, 512):
+        operators = {"matrix": 0.2, "rounding": 0.03, "attention": 0.05, "elementwise": 0.02}
+        row: Record = {"task": "forward", "precision": precision, "threads": 2, "tokens": tokens, "seconds": spread(0.3)}
+        rows.append(row | {"operators": operators, "matrix_share": share + 0.1, "ceiling_share": share})
     for task, caches in {"text": ("none", "prefix", "dual"), "understanding": ("none", "dual"), "drawing": (None,)}.items():
         for cache in caches:
             parts = {"embedder": 0.1, "backbone": 6.0, "head": 2.0, "copying": 0.2, "selection": 0.1}
-            row: Record = {"task": task, "cache": cache, "threshold": None, "precision": precision, "threads": 2}
+            row = {"task": task, "cache": cache, "threshold": None, "precision": precision, "threads": 2}
             row |= {"seconds": spread(8.4), "parts": parts, "tokens_per_second": 15.0, "tokens_per_forward": 1.0}
             row |= {"first_step_seconds": spread(0.3), "python_share": python, "ceiling_share": share, "peak_bytes": 9e8}
             rows.append(row | {"scaled_from": None, "predicted_over_measured": 1.02})

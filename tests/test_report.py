@@ -82,6 +82,7 @@ def test_what_is_missed_says_what_is_left() -> None:
     forwards = [each for each in missed if each.what.startswith("full forward")]
     assert len(forwards) == len(FORWARDS)
     assert all("at the ceiling it would be" in each.left for each in forwards)
+    assert sum("matrix 67%, rounding 10%" in each.left for each in missed) == 5  # three forwards and two shares of the ceiling
     assert any("backbone 71%" in each.left and "50% of the ceiling" in each.left for each in missed)
     said = Balance(page(made.bad())).said
     assert all(each.left in said for each in missed)
@@ -142,12 +143,12 @@ def test_numbers_keep_three_digits() -> None:
 
 
 def test_the_command_writes_the_page_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = []
-    for number, each in enumerate(made.good()):
+    files, records = [], made.good()
+    for number, each in enumerate(records):
         files.append(tmp_path / f"{number}.json")
         files[-1].write_text(json.dumps(each))
     assert report.main([*map(str, files), "-o", str(tmp_path / "report.html")]) == 0
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(made.good())
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(records)
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     (tmp_path / "no.json").write_text("{}")
     for fault, message in ((["no.json"], "no record of a benchmark"), (["nowhere.json"], "cannot be read")):
