@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import mmada_lite
 from mmada_lite.canvas import picture_prompt
@@ -37,7 +38,7 @@ def answer(options: argparse.Namespace) -> dict[str, object]:
     side = model.codec.resolution
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     started = time.perf_counter()
-    steps = [step.seconds for step in model.ask(mmada_lite.images.Image.fromarray(noise), QUESTION, text)]
+    steps = [step.seconds for step in model.ask(Image.fromarray(noise), QUESTION, text)]
     codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
     question = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": QUESTION}])
     return {
