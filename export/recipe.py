@@ -1,13 +1,13 @@
 """Which group of tensors is stored in which format: the presets that --precision names, and changes to them.
 
-It knows the groups and what each may be stored as, and no graph. Reasons for the presets, at 8B: the embedder lies on
-the CPU and is read row by row, so int8 rows halve the file and cost no quality that was measured. `int8` is the fastest
-form on a CPU, its image head in half precision: guidance multiplies what rounding does to states before that head, and
-codes of pictures are near ties; it lost more there than in all layers together, and costs 34 MB. `int4` is the smallest:
-its body in blocks of 128 (4.1 bits a weight), its text head in blocks of 64 (the logits are what is read out, and it
-costs 9 MB; blocks of 32 would leave too little of 4.7 GB for a tokenizer), its image head in int8 (17 MB more, and every
-picture step runs it). The image tokenizer's convolutions stay in half precision: they are 2 to 4% of a bundle, and a wrong
-bit of a code is another picture.
+It knows the groups and what each may be stored as, and no graph. Reasons for the presets, at 8B: the embedder lies on the
+CPU and is read row by row, so int8 rows halve the file and cost no quality that was measured; `int8` is the fastest form on
+a CPU, its image head in half precision (guidance multiplies what rounding does to states before that head, and codes of
+pictures are near ties: it lost more there than in all layers together, and costs 34 MB); `int4` is the smallest, its body
+in blocks of 128 (4.1 bits a weight), its text head in blocks of 64 (the logits are what is read out, and it costs 9 MB;
+blocks of 32 would leave too little of 4.7 GB for a tokenizer), its image head in int8 (17 MB more, and every picture step
+runs it). The image tokenizer's convolutions stay in half precision: they are 2 to 4% of a bundle, and a wrong bit of a code
+is another picture.
 """
 
 import difflib

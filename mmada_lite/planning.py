@@ -8,8 +8,8 @@ computes in half precision.
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
     weights      as stored, times what a CPU makes of them: fp16 2.2* (it computes in float32), int4 blocks (bytes + 12) / bytes
     embedding    0: its table is mapped, and rows are read from disk
-    activations  1.5* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
-                 over those of the one before (on a card 1.5* 2 L W k f: there those of every layer are held to the end);
+    activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
+                 over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head
     caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
                  (on a card: cut alone; of a guided pair three times)
@@ -200,8 +200,9 @@ def _held(name: str, group: WeightGroup, target: str) -> int:
 def _backbone(a: Architecture, window: int, past: int, size: int) -> float:
     keys, seen = a.n_kv_heads * a.head_dim, window + past
     scores = a.n_heads * window * seen
-    passing = 1.5 * size * (scores + 5 * window * a.d_model + 2 * seen * keys)
-    return passing + 2 * window * keys * size * (1 if size == 4 else 1.5 * a.n_layers)
+    passing = size * (scores + 5 * window * a.d_model + 2 * seen * keys)
+    kept = 2 * window * keys * size
+    return 2.0 * passing + kept if size == 4 else 1.5 * (passing + a.n_layers * kept)
 
 
 def _codec_activations(shape: Shape) -> int:
