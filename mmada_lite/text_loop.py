@@ -5,6 +5,7 @@ It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or 
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def decode_text(
             calls += 1
             if keep:
                 course.remember(reading.kept, where)
+                reading = replace(reading, kept=())  # their cuts are remembered: a second copy would outlive the block's steps
             for row in range(drafts.rows // canvas.rows):
                 mine = guesses if drafts.rows == canvas.rows else guesses.row(row)
                 chosen = course.choose(mine, number)

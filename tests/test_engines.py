@@ -262,7 +262,7 @@ def test_without_the_wheels_the_install_line_is_said(
 ) -> None:
     monkeypatch.setattr(rtx_builder, "_BINDINGS", "no_such_bindings")
     assert main(["export", str(bundle.path), "--engine", "rtx", "--compute-capability", "8.9"]) == 2
-    assert 'needs no_such_bindings; pip install "mmada-lite[rtx-build]"' in capsys.readouterr().err
+    assert 'no_such_bindings; pip install "mmada-lite[rtx-build]"' in capsys.readouterr().err
     assert not (bundle.path / "engines").exists()
 
 

@@ -766,14 +766,13 @@ struct SettingsReader {
     }
     value = number;
   }
-  /// Settings that the Python runtime knows and this one does not decode with.
-  void refuse(const std::string& where, const std::vector<std::string>& names) const {
+  /// Nothing but `names`; those in `later` are the Python runtime's, and this one does not decode with them.
+  void only(const std::string& where, std::vector<std::string> names, const std::vector<std::string>& later) const {
     for (const auto& key : content.keys()) {
-      if (std::find(names.begin(), names.end(), key) == names.end()) continue;
+      if (std::find(later.begin(), later.end(), key) == later.end()) continue;
       fail(where, ": the C++ host does not decode with ", shown(key), "; leave it out, or use the Python runtime");
     }
-  }
-  void only(const std::string& where, const std::vector<std::string>& names) const {
+    names.insert(names.end(), later.begin(), later.end());
     for (const auto& key : content.keys()) {
       if (std::find(names.begin(), names.end(), key) != names.end()) continue;
       const auto near = nearest(key, names);
@@ -786,9 +785,9 @@ struct SettingsReader {
 TextSettings read_text_settings(const Json& content, const std::string& where) {
   TextSettings s;
   const SettingsReader reader{content};
-  reader.refuse(where, {"select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft"});
   reader.only(where,
-              {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"});
+              {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"},
+              {"select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft"});
   reader.take("answer_length", s.answer_length);
   reader.take("steps", s.steps);
   reader.take("block_length", s.block_length);
@@ -805,8 +804,8 @@ TextSettings read_text_settings(const Json& content, const std::string& where) {
 ImageSettings read_image_settings(const Json& content, const std::string& where) {
   ImageSettings s;
   const SettingsReader reader{content};
-  reader.refuse(where, {"refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every"});
-  reader.only(where, {"steps", "guidance", "schedule", "temperature", "sampling_temperature", "law"});
+  reader.only(where, {"steps", "guidance", "schedule", "temperature", "sampling_temperature", "law"},
+              {"refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every"});
   reader.take("steps", s.steps);
   reader.take("guidance", s.guidance);
   reader.take("temperature", s.temperature);
