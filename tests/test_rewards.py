@@ -162,6 +162,8 @@ def test_problems_repeat_with_their_seed_and_reach_everywhere() -> None:
     assert first == second
     leading = Counter(problem.first // 10 for problem in first)
     assert set(leading) == set(range(1, 10))
+    mixed = [arithmetic.draw_problem("sum2", False, np.random.default_rng(n), shorter=0.5) for n in range(400)]
+    assert 150 < sum(min(problem.first, problem.second) < 10 for problem in mixed) < 250
     with pytest.raises(Error, match="did you mean 'sum3'"):
         arithmetic.draw_problem("sum4", False, np.random.default_rng(2))
     with pytest.raises(Error, match="different problems of kind 'difference2'"):

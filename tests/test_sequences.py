@@ -141,16 +141,21 @@ def test_edits_show_half_of_a_picture_and_end_it_on_its_background(toy_sequences
     assert 15 < beyond < 45
 
 
-def test_what_follows_a_thought_weighs_more(toy_sequences: Sequences) -> None:
+def test_what_follows_a_thought_weighs_more_and_is_asked_alone(toy_sequences: Sequences) -> None:
     vocabulary, rng = toy_sequences.vocabulary, np.random.default_rng(13)
-    prompts, close = rng.integers(50, 400, size=(64, 5)), 7
+    prompts, close, alone = rng.integers(50, 400, size=(64, 5)), 7, 0
     answers = rng.integers(50, 400, size=(64, 16))
     answers[:, 9], answers[:, 12:] = close, vocabulary.special.eos
     rows = answer_rows("sum", prompts, answers, vocabulary, rng, close=close)
-    for row in rows.weight[:, 5:]:
+    hidden = (rows.tokens == vocabulary.special.mask)[:, 5:]
+    for row, masks in zip(rows.weight[:, 5:], hidden, strict=True):
         thought, conclusion = row[:10][row[:10] > 0], row[10:12][row[10:12] > 0]
         if thought.size and conclusion.size:
             assert conclusion == pytest.approx(CONCLUSION * thought[0])
+        if not masks[:10].any() and masks[10:].all():
+            assert row.sum() == pytest.approx(1 / 64)
+            alone += 1
+    assert 12 <= alone <= 34  # a third
     assert rows.weight.sum() == pytest.approx(1.0, abs=0.3)
 
 

@@ -13,10 +13,10 @@ from mmada_lite.bench.subjects import Subject, open_subject
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import embedded_bundle
 from mmada_lite.train import rollouts
+from mmada_lite.train.data.arithmetic import distinct_problems, response_to
 from mmada_lite.train.data.concepts import CONCEPTS, NUMBERS
 from mmada_lite.train.data.pictures import background_of
-from mmada_lite.train.data.texts import FACTS, pairs, standard_caption, sum_held_out
-from mmada_lite.train.data.thoughts import answer_of
+from mmada_lite.train.data.texts import FACTS, pairs, standard_caption
 from mmada_lite.train.judge import Judge
 
 SHIPPED = Path(__file__).parent.parent / "train" / "shipped"
@@ -94,7 +94,8 @@ def test_facts_are_known(bundle: Subject) -> None:
     assert np.mean([f == reply for f, (_, reply) in zip(found, asked, strict=True)]) >= 0.8
 
 
-def test_sums_never_seen_are_right(bundle: Subject) -> None:
-    terms = [(a, b) for a in range(21) for b in range(21) if sum_held_out(a, b)][::3]
-    answers = said(bundle, [f"what is {a} + {b}?" for a, b in terms])
-    assert np.mean([answer_of(said_) == str(a + b) for said_, (a, b) in zip(answers, terms, strict=True)]) >= 0.7
+@pytest.mark.parametrize("kind", ["sum2", "difference2", "sum3"])
+def test_problems_never_seen_are_right_with_their_thought(bundle: Subject, kind: str) -> None:
+    problems = distinct_problems(kind, True, 24, np.random.default_rng(5))
+    answers = said(bundle, [f"what is {problem}?" for problem in problems])
+    assert np.mean([answer == response_to(problem) for answer, problem in zip(answers, problems, strict=True)]) >= 0.85

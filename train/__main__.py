@@ -8,12 +8,13 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmada_lite.atomic import AtomicFolder
 from mmada_lite.errors import Error
+from mmada_lite.settings import plain
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
 ROLES = ("validation", "test")
@@ -205,7 +206,7 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
         model.save(writer.folder, "float16")
         MagViT.load(place.best_vq).save(writer.folder / "vq", "float16")
         shutil.copyfile(place.tokenizer, writer.folder / "tokenizer.json")
-        defaults = {"text": asdict(TEXT), "image": asdict(IMAGE)}
+        defaults = {"text": plain(TEXT), "image": plain(IMAGE)}
         (writer.folder / SIDECAR).write_text(json.dumps({"name": "emoji", "defaults": defaults}, indent=1) + "\n")
         for file in arguments.carry:  # licence notices and the model card, which the bundle carries on
             shutil.copyfile(file, writer.folder / file.name)

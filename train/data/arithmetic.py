@@ -70,8 +70,9 @@ class Problem:
         return sum_held_out(self.first, self.second) if self.sign == "+" else held_out(str(self))
 
 
-def draw_problem(kind: str, held: bool, rng: np.random.Generator) -> Problem:
-    """A problem of a kind from the wanted side of the split. Raises Error for an unknown kind."""
+def draw_problem(kind: str, held: bool, rng: np.random.Generator, shorter: float = 0.0) -> Problem:
+    """A problem of a kind from the wanted side of the split; with probability `shorter` one number has fewer digits. Raises
+    Error for an unknown kind."""
     if kind not in KINDS:
         close = difflib.get_close_matches(kind, KINDS, n=1)
         raise Error(
@@ -80,6 +81,9 @@ def draw_problem(kind: str, held: bool, rng: np.random.Generator) -> Problem:
     sign, digits = KINDS[kind]
     while True:
         first, second = (int(n) for n in rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits, size=2))
+        if shorter and rng.random() < shorter:
+            second = int(rng.integers(10 ** (digits - 1)))
+            first, second = (first, second) if rng.random() < 0.5 else (second, first)
         problem = Problem(max(first, second), sign, min(first, second)) if sign == "-" else Problem(first, sign, second)
         if problem.held_out == held:
             return problem

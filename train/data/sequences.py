@@ -38,6 +38,8 @@ SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so tha
 BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
 CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
+CONCLUDED = 0.35  # share of the rows with a thought in which it is shown and what follows it is all that is hidden
+SHORTER = 0.2  # share of the problems in which one number has fewer digits
 PROBLEM_SHARES: dict[str, float] = {
     "sum1": 0.05,
     "difference1": 0.05,
@@ -174,7 +176,7 @@ class Sequences:
         assert kind in PROBLEMS
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            problem = draw_problem(kind, self.held, rng)
+            problem = draw_problem(kind, self.held, rng, SHORTER)
             return self._chat_ids(question_of(problem, rng)), self.tokenizer.encode(response_to(problem)), []
 
         return self._answered("sum", draw, count, rng)
@@ -337,19 +339,21 @@ def answer_rows(
     the answer and the rows. The end of text after the end of turn weighs a tenth: most of an answer is filling, and with
     equal weights the little that is not is learned late. p leans to 1 (t is the root of a uniform number), where decoding
     begins. In a share `blocks` of the rows only one block is predicted: what is before it is shown, what is after it hidden.
-    What follows the token `close`, which ends a thought, weighs more.
+    What follows the token `close`, which ends a thought, weighs more, and in a share CONCLUDED of the rows it alone is hidden.
     """
     count, length = answers.shape
     p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
-    hidden = rng.random(answers.shape) < p
     filling, closed = answers == vocabulary.special.eos, answers == close
     concluding = closed.cumsum(axis=1) - closed > 0
+    concluded = (rng.random(count) < CONCLUDED)[:, None] & (concluding & ~filling).any(axis=1, keepdims=True)
+    p = np.where(concluded, 1.0, p)
+    hidden = np.where(concluded, concluding, rng.random(answers.shape) < p)
     importance = np.where(filling, FILLING, np.where(concluding, CONCLUSION, 1.0))
     words = (~filling).sum(axis=1)
     block = (rng.random(count) * np.ceil(words / BLOCK)).astype(np.int64)
     of_block = np.arange(length)[None] // BLOCK - block[:, None]
-    blockwise = rng.random((count, 1)) < blocks
-    counted = np.where(blockwise, of_block == 0, True)
+    blockwise = (rng.random((count, 1)) < blocks) & ~concluded
+    counted = np.where(blockwise, of_block == 0, ~concluded | concluding)
     importance = importance * counted
     weight = hidden * importance / (p * np.maximum(importance.sum(axis=1, keepdims=True), 1.0) * count)
     hidden = np.where(blockwise, (hidden & (of_block == 0)) | (of_block > 0), hidden)
