@@ -345,7 +345,7 @@ def answer_rows(
     p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
     filling, closed = answers == vocabulary.special.eos, answers == close
     concluding = closed.cumsum(axis=1) - closed > 0
-    concluded = (rng.random(count) < CONCLUDED)[:, None] & (concluding & ~filling).any(axis=1, keepdims=True)
+    concluded = (rng.random((count, 1)) < CONCLUDED) & (concluding & ~filling).any(axis=1, keepdims=True)
     p = np.where(concluded, 1.0, p)
     hidden = np.where(concluded, concluding, rng.random(answers.shape) < p)
     importance = np.where(filling, FILLING, np.where(concluding, CONCLUSION, 1.0))
