@@ -9,7 +9,7 @@ latency that of one decoding at a time, all policies in turns. Marks those that 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the tables and a JSON line. 0, or 2 after a fault of the user."""
+def run_measure(
+    argv: Sequence[str] | None,
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace, Sequence[str]], dict[str, Any]],
+    table: Callable[[Sequence[Mapping[str, Any]]], str],
+    keep: Callable[[dict[str, Any], argparse.Namespace], object],
+) -> int:
+    """Measure, keep what was found, print the table and a JSON line. 0, or 2 after a fault of the user."""
     words = list(sys.argv[1:] if argv is None else argv)
-    options = build_parser().parse_args(words)
+    options = parser.parse_args(words)
     try:
         if min(options.prompts, options.rounds) < 1:
             raise Error("--prompts and --rounds are whole numbers of at least 1")
         found = measure(options, words)
-        if options.plot:
-            plot(found["rows"], options.plot)
+        keep(found, options)
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)
         return 2
@@ -147,6 +152,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"passed over: {line}")
     print(json.dumps(found))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables and a JSON line. 0, or 2 after a fault of the user."""
+
+    def keep(found: dict[str, Any], options: argparse.Namespace) -> None:
+        if options.plot:
+            plot(found["rows"], options.plot)
+
+    return run_measure(argv, build_parser(), measure, table, keep)
 
 
 if __name__ == "__main__":

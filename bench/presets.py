@@ -7,7 +7,6 @@ model the published loops in torch take part, on the same prompts. The table of 
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmada_lite.bench import measures, policies, record
-from mmada_lite.bench.frontier import TEXT_TASKS, UNITS, say
+from mmada_lite.bench.frontier import TEXT_TASKS, UNITS, run_measure, say
 from mmada_lite.bench.measures import Run, Timed
 from mmada_lite.bench.policies import Policy
 from mmada_lite.bench.quality import add_exam_options, open_exam
@@ -156,21 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables and a JSON line. 0, or 2 after a fault of the user."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = build_parser().parse_args(words)
-    try:
-        if min(options.prompts, options.rounds) < 1:
-            raise Error("--prompts and --rounds are whole numbers of at least 1")
-        found = measure(options, words)
-        record.save(found, options.output)
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
-    print(table(found["rows"]))
-    for line in found["passed_over"]:
-        print(f"passed over: {line}")
-    print(json.dumps(found))
-    return 0
+    return run_measure(argv, build_parser(), measure, table, lambda found, options: record.save(found, options.output))
 
 
 if __name__ == "__main__":
