@@ -1,6 +1,9 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
 picture, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
 
+`answer` is asked in few steps and without a cache: the least memory. `int4-answer` and `int8-answer` are asked as `--cache` and
+`--steps` say, and tell where their time goes.
+
     mmada-lite bench eight --work FOLDER -o bench/results/8b.json
 
 Weights are random (`quant.synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
@@ -12,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of
     "answer": {"peak_gb": 5.6},
     "int8": {"bundle_gb": 8.6},
 }
+PARTS = ("checkpoint", "int4", "load", "answer", "int4-answer", "int8", "int8-answer", "gptq")
 Found = dict[str, Any]
 
 
@@ -77,10 +80,9 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         found = run("mmada_lite", *words)
         return {**found, "bundle_gb": round(_size(work / bundle) / 1e9, 3)}
 
-    def int8() -> Found:
-        found = converted("checkpoint", "int8", "int8")
-        shutil.rmtree(work / "int8")  # nothing after it needs these gigabytes
-        return found
+    def answered(bundle: str, steps: int, cache: str) -> Found:
+        words = ("--steps", str(steps), "--threads", str(options.threads), "--cache", cache)
+        return run(inner, "answer", work / bundle, *words)
 
     def gptq() -> Found:
         if options.layers != ROUNDED:
@@ -89,13 +91,14 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         converted(source, "layers-rtn", "int4")
         return run(inner, "gptq", work / source, work / "layers-rtn", work / "layers-gptq", "--prompts", str(options.prompts))
 
-    asked = ("--steps", str(options.steps), "--threads", str(options.threads), "--cache", options.cache)
     return {
         "checkpoint": lambda: checkpoint("checkpoint", options.layers),
         "int4": lambda: converted("checkpoint", "int4", "int4"),
         "load": lambda: run(inner, "load", work / "int4", "--threads", str(options.threads)),
-        "answer": lambda: run(inner, "answer", work / "int4", *asked),
-        "int8": int8,
+        "answer": lambda: answered("int4", 4, "none"),
+        "int4-answer": lambda: answered("int4", options.steps, options.cache),
+        "int8": lambda: converted("checkpoint", "int8", "int8"),
+        "int8-answer": lambda: answered("int8", options.steps, options.cache),
         "gptq": gptq,
     }
 
@@ -148,11 +151,11 @@ def _write(path: Path, content: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mmada-lite bench eight", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder with 30 GB of room; remove it when all is done")
+    parser.add_argument("--work", type=Path, required=True, help="a folder with 35 GB of room; remove it when all is done")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
-    parser.add_argument("--only", nargs="+", choices=[*TARGETS, "gptq"], help="these parts alone, in this order")
-    parser.add_argument("--steps", type=int, default=4, help="of the answer of 128 tokens; the peak is that of the first")
-    parser.add_argument("--cache", default="none", help="of the answer: none, prefix or dual (default: none)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone, in this order")
+    parser.add_argument("--steps", type=int, default=32, help="of the timed answers of 128 tokens (default: 32)")
+    parser.add_argument("--cache", default="dual", help="of the timed answers: none, prefix or dual (default: dual)")
     parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
     parser.add_argument("-o", "--output", type=Path, help="write JSON here too")

@@ -47,14 +47,17 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
         "quantize",
         "load",
         "answer",
+        "answer",
         "quantize",
+        "answer",
         "layers",
         "quantize",
         "gptq",
     ]
-    assert not (tmp_path / "work" / "int8").exists()
+    answers = [(words[2], words[words.index("--cache") + 1]) for words in map(str.split, planted) if words[1] == "answer"]
+    assert answers == [("int4", "none"), ("int4", "dual"), ("int8", "dual")]
     assert main(words) == 0
-    assert len(planted) == 8
+    assert len(planted) == 10
     said = json.loads((tmp_path / "8b.json").read_text())
     assert said["parts"]["int4"]["bundle_gb"] == 0.002
     assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
@@ -78,6 +81,10 @@ def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
     assert (found["answer_tokens"], found["cache"]) == (128, "dual")
     assert 1 <= found["steps"] <= 4  # type: ignore[operator]
     assert found["prompt_tokens"] > 16 + 20  # type: ignore[operator]
+    spent = found["seconds_of"]
+    assert isinstance(spent, dict)
+    assert spent["backbone"] > 0
+    assert sum(spent.values()) == pytest.approx(found["answer_seconds"], abs=0.2)
 
 
 def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -127,8 +127,12 @@ def test_a_batch_gives_each_task_its_share(toy_sequences: Sequences) -> None:
 
 def test_the_recipe_s_stages_are_sound() -> None:
     for settings in STAGES.values():
-        assert settings.lasting(7).loop.steps == 7
-        assert settings.lasting(7).mixture == settings.mixture
+        scaled = settings.scaled(7, 0.5)
+        assert scaled == replace(settings, loop=scaled.loop)
+        assert (scaled.loop.steps, scaled.loop.muon_lr) == (7, settings.loop.muon_lr / 2)
+        assert settings.scaled() == settings
+        with pytest.raises(Error, match="give --rate a number above 0"):
+            settings.scaled(rate=0.0)
     assert {"drawn", "scene", "sum", "plan"} <= set(STAGES["two"].mixture)
 
 

@@ -139,7 +139,7 @@ def two(place: Workplace, arguments: argparse.Namespace) -> None:
 def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import STAGES, train_stage
 
-    settings = STAGES[name] if arguments.steps is None else STAGES[name].lasting(arguments.steps)
+    settings = STAGES[name].scaled(arguments.steps, arguments.rate)
     train_stage(model, sequences, folder, settings)
 
 
@@ -236,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
     parser.add_argument("--from", dest="start", type=Path, help="vq, one, two: a checkpoint to begin with")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two: instead of the recipe's number")
+    parser.add_argument("--rate", type=float, default=1.0, help="one, two: times the recipe's learning rate (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="three: of a run; each has its own folder (%(default)s)")

@@ -54,9 +54,15 @@ class StageSettings:
         if not any(share.groups > 0 for share in self.mixture.values()):
             raise Error("the mixture of this stage is empty: give at least one task more than 0 groups")
 
-    def lasting(self, steps: int) -> StageSettings:
-        """The same stage with another number of steps."""
-        return replace(self, loop=replace(self.loop, steps=steps))
+    def scaled(self, steps: int | None = None, rate: float = 1.0) -> StageSettings:
+        """The same stage with other steps, and `rate` times its learning rate. Raises Error unless `rate` is positive."""
+        if not 0 < rate < float("inf"):
+            raise Error(f"the learning rate cannot be {rate:g} times the recipe's: give --rate a number above 0, such as 0.5")
+        loop = self.loop
+        return replace(
+            self,
+            loop=replace(loop, steps=steps or loop.steps, muon_lr=loop.muon_lr * rate, adam_lr=loop.adam_lr * rate),
+        )
 
 
 STAGE_ONE = StageSettings(
@@ -73,13 +79,13 @@ STAGE_ONE = StageSettings(
 )
 STAGE_TWO = StageSettings(
     {
-        "paint": Share(2.0, 1.5),
+        "paint": Share(1.5, 1.5),
         "drawn": Share(1.25, 1.25),
-        "edit": Share(1.0),
-        "plan": Share(0.5),
-        "ask": Share(3.0, 3.5),
+        "edit": Share(1.25, 1.25),
+        "plan": Share(0.25),
+        "ask": Share(4.0, 4.0),
         "scene": Share(3.0, 3.5),
-        "sum": Share(1.5, 2.0),
+        "sum": Share(1.0, 2.0),
         "fact": Share(0.25, 0.5),
     },
     LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
