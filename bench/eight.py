@@ -35,6 +35,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of
     "int8": {"bundle_gb": 8.6},
 }
 PARTS = ("checkpoint", "int4", "load", "answer", "int4-answer", "int8", "int8-answer", "gptq")
+PEAK_STEPS = 2  # of the answer that shows the least memory: each step sees the whole row
 Found = dict[str, Any]
 
 
@@ -95,7 +96,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         "checkpoint": lambda: checkpoint("checkpoint", options.layers),
         "int4": lambda: converted("checkpoint", "int4", "int4"),
         "load": lambda: run(inner, "load", work / "int4", "--threads", str(options.threads)),
-        "answer": lambda: answered("int4", 4, "none"),
+        "answer": lambda: answered("int4", PEAK_STEPS, "none"),
         "int4-answer": lambda: answered("int4", options.steps, options.cache),
         "int8": lambda: converted("checkpoint", "int8", "int8"),
         "int8-answer": lambda: answered("int8", options.steps, options.cache),
