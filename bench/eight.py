@@ -1,7 +1,7 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
 picture, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
 
-`answer` is asked in few steps and without a cache: the least memory. `int4-answer` and `int8-answer` are asked as `--cache` and
+`answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and `int8-answer` are asked as `--cache` and
 `--steps` say, and tell where their time goes.
 
     mmada-lite bench eight --work FOLDER -o bench/results/8b.json
@@ -35,7 +35,6 @@ TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of
     "int8": {"bundle_gb": 8.6},
 }
 PARTS = ("checkpoint", "int4", "load", "answer", "int4-answer", "int8", "int8-answer", "gptq")
-PEAK_STEPS = 2  # of the answer that shows the least memory: each step sees the whole row
 Found = dict[str, Any]
 
 
@@ -96,7 +95,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         "checkpoint": lambda: checkpoint("checkpoint", options.layers),
         "int4": lambda: converted("checkpoint", "int4", "int4"),
         "load": lambda: run(inner, "load", work / "int4", "--threads", str(options.threads)),
-        "answer": lambda: answered("int4", PEAK_STEPS, "none"),
+        "answer": lambda: answered("int4", 1, "none"),
         "int4-answer": lambda: answered("int4", options.steps, options.cache),
         "int8": lambda: converted("checkpoint", "int8", "int8"),
         "int8-answer": lambda: answered("int8", options.steps, options.cache),
@@ -155,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="a folder with 35 GB of room; remove it when all is done")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone, in this order")
-    parser.add_argument("--steps", type=int, default=32, help="of the timed answers of 128 tokens (default: 32)")
+    parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
     parser.add_argument("--cache", default="dual", help="of the timed answers: none, prefix or dual (default: dual)")
     parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")

@@ -20,6 +20,7 @@ from mmada_lite.vocabulary import chat_ids
 
 QUESTION = "what is in this picture, and where does it lie?"
 ANSWER = 128
+BLOCKS = 2  # of an answer in several steps: each block begins with a forward of the whole row
 
 
 def load(options: argparse.Namespace) -> dict[str, object]:
@@ -37,7 +38,7 @@ def answer(options: argparse.Namespace) -> dict[str, object]:
     model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
     model.denoiser, _ = open_timed(model.bundle, options.threads)
     clock = model.denoiser.clock
-    block = ANSWER // min(options.steps, 4)
+    block = ANSWER // min(options.steps, BLOCKS)
     text = mmada_lite.TextSettings(answer_length=ANSWER, steps=options.steps, block_length=block, cache=options.cache)
     side = model.codec.resolution
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
