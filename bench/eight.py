@@ -1,10 +1,8 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
 picture, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
 
-`answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and `int8-answer` are asked as `--cache` and
-`--steps` say, and tell where their time goes.
-
-    mmada-lite bench eight --work FOLDER -o bench/results/8b.json
+`answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and
+`int8-answer` are asked as `--cache` and `--steps` say, and tell where their time goes.
 
 Weights are random (`quant.synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
 that is done is kept in FOLDER/eight.json and not done again, so that a run that was cut off goes on. It knows commands and
