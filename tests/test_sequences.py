@@ -13,6 +13,7 @@ from mmada_lite.train.data.arithmetic import draw_problem, problem_in, response_
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
 from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.scenes import (
+    CELLS,
     KINDS,
     RELATIONS,
     drawing_thought,
@@ -213,6 +214,26 @@ def test_thoughts_parse_and_are_true(toy_sequences: Sequences) -> None:
             if found and "how many things" in question:
                 listed = found.thought.replace("top ", "").replace("bottom ", "").replace(";", ",").split(", ")
                 assert found.answer == str(sum(name != "none" for name in listed))
+
+
+def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: Sequences) -> None:
+    special, kinds = toy_sequences.vocabulary.special, set[str]()
+    for rows in groups(toy_sequences, "conclude", 8, 40):
+        assert not (rows.targets >= toy_sequences.vocabulary.image_code_offset).any()
+        for row, tokens in zip(rows.targets, rows.tokens, strict=True):
+            question, said = spoken(toy_sequences, row).split("assistant")
+            found = split_thought(said)
+            assert found is not None
+            names = re.findall(r"[a-z]+", found.thought.replace("top ", "").replace("bottom ", ""))
+            assert not layout_held_out(Layout(2, 2, tuple(None if name == "none" else name for name in names)))
+            if "where is the" in question:
+                asked = question.split("where is the ")[1].split("?")[0]
+                assert found.answer == CELLS[names.index(asked)]
+            kinds.add(question.split()[1])
+            hidden = tokens == special.mask
+            assert hidden[row.tolist().index(toy_sequences.tokenizer.find("</think>", -1)) + 1 :].all()
+            assert not hidden[: row.tolist().index(toy_sequences.tokenizer.find("</think>", -1)) + 1].any()
+    assert len(kinds) > 3
 
 
 def test_drawn_rows_think_what_the_caption_says(toy_sequences: Sequences) -> None:

@@ -6,6 +6,7 @@ are the runtime's own; the sentences come from the modules beside this one. Know
     scene  several things, question -> thought and answer
     plan   caption -> thought            drawn caption, thought -> picture        (thinking before drawing)
     edit   caption, half a picture -> the other half, or what lies beyond its edge
+    conclude  question about several things, thought that lists them -> answer (without the picture)
 
 Masking laws: MMaDA (arXiv 2505.15809) section 3.1; pictures by a cosine (MaskGIT, arXiv 2202.04200), text uniformly (LLaDA),
 and for a share of the rows as block-wise decoding meets them: all before a block is there, all after it is hidden.
@@ -28,7 +29,7 @@ from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
 from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.pool import NOTHING, Pool
 from mmada_lite.train.data.scenes import KINDS as QUESTIONS
-from mmada_lite.train.data.scenes import drawing_thought, list_question, pair_caption, scene_question
+from mmada_lite.train.data.scenes import draw_layout, drawing_thought, list_question, pair_caption, scene_question
 from mmada_lite.train.data.texts import caption, fact, picture_question
 from mmada_lite.train.data.thoughts import CLOSE, OPEN
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
@@ -39,7 +40,15 @@ BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
 CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
 CONCLUDED = 0.35  # share of the rows with a thought in which it is shown and what follows it is all that is hidden
-SHORTER = 0.2  # share of the problems in which one number has fewer digits
+LOOKUPS = (
+    "position",
+    "position",
+    "count",
+    "count",
+    "compare",
+    "cell",
+)  # kinds of questions that are concluded without a picture
+SHORTER = 0.1  # share of the problems in which one number has fewer digits
 PROBLEM_SHARES: dict[str, float] = {
     "sum1": 0.05,
     "difference1": 0.05,
@@ -95,6 +104,7 @@ class Sequences:
             "ask": self.ask,
             "list": self.listing,
             "scene": self.scene,
+            "conclude": self.conclude,
             "sum": self.problem,
             "fact": self.fact,
         }
@@ -170,6 +180,19 @@ class Sequences:
 
         return self._asked("scene", ask, count, rng)
 
+    def conclude(self, count: int, rng: np.random.Generator) -> Rows:
+        """A question and the thought, both without a picture; the answer is hidden. The pool has a few thousand layouts, whose
+        answers can be learned by heart; here comes any layout of the training side, and looking it up is what is left."""
+        kind = str(rng.choice(LOOKUPS))
+
+        def draw() -> tuple[list[int], list[int], list[int]]:
+            found = None
+            while found is None:
+                found = scene_question(draw_layout((2, 2), False, rng), COLOURS[0], kind, rng)
+            return self.chat(found[0]), self.tokenizer.encode(found[1]), []
+
+        return self._answered("conclude", draw, count, rng, concluded=1.0)
+
     def problem(self, count: int, rng: np.random.Generator) -> Rows:
         """A sum or a difference, its thought and its result."""
         kind = str(rng.choice(list(PROBLEM_SHARES), p=list(PROBLEM_SHARES.values())))
@@ -242,15 +265,17 @@ class Sequences:
         count: int,
         rng: np.random.Generator,
         length: int = 0,
+        concluded: float = CONCLUDED,
     ) -> Rows:
         drawn, special = equal_length(draw, count), self.vocabulary.special
         longest = max(len(answer) for _, answer, _ in drawn) + 1
         length = max(length, longest) if length else _up(longest, rng)
         filled = [[*answer, special.eot] + [special.eos] * (length - 1 - len(answer)) for _, answer, _ in drawn]
-        return self._answers(task, np.array([head + question for question, _, head in drawn]), np.array(filled), rng)
+        prompts = np.array([head + question for question, _, head in drawn])
+        return self._answers(task, prompts, np.array(filled), rng, concluded)
 
-    def _answers(self, task: str, prompts: Ints, answers: Ints, rng: np.random.Generator) -> Rows:
-        return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks, self._close)
+    def _answers(self, task: str, prompts: Ints, answers: Ints, rng: np.random.Generator, concluded: float = CONCLUDED) -> Rows:
+        return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks, self._close, concluded)
 
     @property
     def several(self) -> Pool:
@@ -334,26 +359,28 @@ def answer_rows(
     rng: np.random.Generator,
     blocks: float = 0.0,
     close: int = -1,
+    concluded: float = CONCLUDED,
 ) -> Rows:
     """Prompts [B, P] and answers [B, A]; each answer token is masked with probability p and weighs 1 / p, shared out over
     the answer and the rows. The end of text after the end of turn weighs a tenth: most of an answer is filling, and with
     equal weights the little that is not is learned late. p leans to 1 (t is the root of a uniform number), where decoding
     begins. In a share `blocks` of the rows only one block is predicted: what is before it is shown, what is after it hidden.
-    What follows the token `close`, which ends a thought, weighs more, and in a share CONCLUDED of the rows it alone is hidden.
+    What follows the token `close`, which ends a thought, weighs more, and in a share `concluded` of the rows it alone is
+    hidden.
     """
     count, length = answers.shape
     p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
     filling, closed = answers == vocabulary.special.eos, answers == close
     concluding = closed.cumsum(axis=1) - closed > 0
-    concluded = (rng.random((count, 1)) < CONCLUDED) & (concluding & ~filling).any(axis=1, keepdims=True)
-    p = np.where(concluded, 1.0, p)
-    hidden = np.where(concluded, concluding, rng.random(answers.shape) < p)
+    shown = (rng.random((count, 1)) < concluded) & (concluding & ~filling).any(axis=1, keepdims=True)
+    p = np.where(shown, 1.0, p)
+    hidden = np.where(shown, concluding, rng.random(answers.shape) < p)
     importance = np.where(filling, FILLING, np.where(concluding, CONCLUSION, 1.0))
     words = (~filling).sum(axis=1)
     block = (rng.random(count) * np.ceil(words / BLOCK)).astype(np.int64)
     of_block = np.arange(length)[None] // BLOCK - block[:, None]
-    blockwise = (rng.random((count, 1)) < blocks) & ~concluded
-    counted = np.where(blockwise, of_block == 0, ~concluded | concluding)
+    blockwise = (rng.random((count, 1)) < blocks) & ~shown
+    counted = np.where(blockwise, of_block == 0, ~shown | concluding)
     importance = importance * counted
     weight = hidden * importance / (p * np.maximum(importance.sum(axis=1, keepdims=True), 1.0) * count)
     hidden = np.where(blockwise, (hidden & (of_block == 0)) | (of_block > 0), hidden)
