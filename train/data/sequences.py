@@ -40,14 +40,7 @@ BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
 CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
 CONCLUDED = 0.35  # share of the rows with a thought in which it is shown and what follows it is all that is hidden
-LOOKUPS = (
-    "position",
-    "position",
-    "count",
-    "count",
-    "compare",
-    "cell",
-)  # kinds of questions that are concluded without a picture
+LOOKUPS = ("position", "position", "count", "count", "compare", "cell")  # what `conclude` asks
 SHORTER = 0.1  # share of the problems in which one number has fewer digits
 PROBLEM_SHARES: dict[str, float] = {
     "sum1": 0.05,
