@@ -12,7 +12,7 @@ from toys import config_of, tiny_model
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.sequences import Sequences
-from mmada_lite.train.grow import grow
+from mmada_lite.train.grow import average, grow
 from mmada_lite.train.model import MMaDA
 
 
@@ -84,3 +84,17 @@ def test_codes_of_another_number_are_no_start(toy_sequences: Sequences, toy_toke
     smaller = MMaDA(replace(config, codebook_size=128, vocab_size=config.vocab_size - 128))
     with pytest.raises(Error, match="cannot be the start"):
         grow(tiny_model(toy_sequences.vocabulary), toy_tokenizer, checkpoint(tmp_path, smaller, toy_tokenizer))
+
+
+def test_the_mean_of_two_runs(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path) -> None:
+    ours, other = tiny_model(toy_sequences.vocabulary), tiny_model(toy_sequences.vocabulary)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    average(ours, checkpoint(tmp_path / "other", other, toy_tokenizer))
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, (before[name] + other.state_dict()[name]) / 2)
+    wider = MMaDA(replace(ours.config, mlp_hidden_size=2 * ours.config.mlp_hidden_size))
+    with pytest.raises(Error, match="give --mean-with a checkpoint of the same sizes"):
+        average(wider, tmp_path / "other")

@@ -195,6 +195,7 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
 def export(place: Workplace, arguments: argparse.Namespace) -> None:
     """Write averaged weights as a checkpoint in the Hugging Face layout, half precision: of the last stage, or of --stage."""
     from mmada_lite.export.bundle import SIDECAR
+    from mmada_lite.train.grow import average
     from mmada_lite.train.recipe import IMAGE, TEXT
     from mmada_lite.train.stages import load_trained
     from mmada_lite.train.vq import MagViT
@@ -202,6 +203,8 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
     model, _, _ = fresh(place)
     stage = place.stage(arguments.stage)
     steps = load_trained(stage, model)
+    if arguments.mean_with is not None:
+        average(model, arguments.mean_with)
     with AtomicFolder(arguments.output or place.checkpoint, marker="config.json", force=True) as writer:
         model.save(writer.folder, "float16")
         MagViT.load(place.best_vq).save(writer.folder / "vq", "float16")
@@ -242,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="three: of a run; each has its own folder (%(default)s)")
     parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
+    parser.add_argument("--mean-with", type=Path, help="export: a checkpoint to take the mean with, such as the run's start")
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")
     parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
     arguments = parser.parse_args(argv)

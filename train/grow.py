@@ -1,5 +1,5 @@
 """A trained model as the start of another: the weights of its blocks, and the rows of embedding and head of every token that
-both vocabularies spell alike and of every image code. Knows no training.
+both vocabularies spell alike and of every image code. And the mean of two runs. Knows no training.
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ def grow(model: MMaDA, tokenizer: Path, start: Path) -> int:
         target[name][here] = tensor[there]
         target[name][len(new_ids) : len(new_ids) + codes] = tensor[len(old_ids) : len(old_ids) + codes]
     return len(shared)
+
+
+@torch.no_grad()
+def average(model: MMaDA, other: Path) -> None:
+    """Put the mean of `model`'s weights and those of a checkpoint that it was continued from into `model` ("model soups",
+    arXiv 2203.05482): what one run gained and the other kept. Raises Error where shapes differ."""
+    source, target = MMaDA.load(other).state_dict(), model.state_dict()
+    for name, tensor in target.items():
+        if name not in source or source[name].shape != tensor.shape:
+            raise Error(f"{other} has no {name} of {list(tensor.shape)}; give --mean-with a checkpoint of the same sizes")
+        tensor.lerp_(source[name], 0.5)
 
 
 def _ids(file: Path) -> dict[str, int]:
