@@ -79,14 +79,14 @@ STAGE_ONE = StageSettings(
 )
 STAGE_TWO = StageSettings(
     {
-        "paint": Share(1.0, 1.5),
-        "drawn": Share(1.0, 1.25),
-        "edit": Share(0.75, 1.25),
+        "paint": Share(1.5, 1.5),
+        "drawn": Share(1.25, 1.25),
+        "edit": Share(1.0, 1.25),
         "plan": Share(0.25),
-        "ask": Share(2.0, 4.0),
+        "ask": Share(3.0, 4.0),
         "scene": Share(2.0, 3.5),
-        "conclude": Share(8.0, 4.0),
-        "sum": Share(4.0, 3.0),
+        "conclude": Share(4.0, 4.0),
+        "sum": Share(2.5, 3.0),
         "fact": Share(0.25, 0.5),
     },
     LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
