@@ -38,14 +38,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure: rounds after one that does not count, the seconds of a turn, bytes of the memory test's tensors."""
+    """How long to measure: rounds after one that does not count, the seconds of a turn, bytes of the memory test's tensors, and
+    the seconds of rest before a turn."""
 
     rounds: int = 5
     slice: float = 0.05
     buffer: int = 256 << 20
+    rest: float = 0.2
 
 
-QUICK = Effort(1, 0.002, 4 << 20)
+QUICK = Effort(1, 0.002, 4 << 20, 0.0)
+_WARM = 3  # runs of a turn that do not count
 
 
 def matrices(architecture: Architecture) -> list[tuple[int, int, int]]:
@@ -195,10 +198,17 @@ def memory(threads: int, effort: Effort) -> Iterator[Row]:
 
 
 def turns(runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
-    """Seconds of each run, round after round, every run once a round; the first round does not count."""
+    """Seconds of each run, round after round, every run once a round; the first round does not count.
+
+    Before a turn all rest: threads of the session whose turn it was stay awake for a while, and would take a core from this one
+    (measured: half the rate).
+    """
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(effort.rounds + 1):
         for name, run in runs.items():
+            time.sleep(effort.rest)
+            for _ in range(_WARM):
+                run()
             started, count = time.perf_counter(), 0
             while (passed := time.perf_counter() - started) < effort.slice or not count:
                 run()
