@@ -200,8 +200,8 @@ def memory(threads: int, effort: Effort) -> Iterator[Row]:
 def turns(runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
     """Seconds of each run, round after round, every run once a round; the first round does not count.
 
-    Before a turn all rest: threads of the session whose turn it was stay awake for a while, and would take a core from this one
-    (measured: half the rate).
+    Before a turn all rest, and three runs do not count: without both, rates were half as high. Threads of the session before,
+    which stay awake for a while, are the likely cause; it was not isolated.
     """
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(effort.rounds + 1):

@@ -174,8 +174,8 @@ class Sequences:
         return self._asked("scene", ask, count, rng)
 
     def conclude(self, count: int, rng: np.random.Generator) -> Rows:
-        """A question and the thought, both without a picture; the answer is hidden. The pool has a few thousand layouts, whose
-        answers can be learned by heart; here comes any layout of the training side, and looking it up is what is left."""
+        """A question and the thought, both without a picture; the answer is hidden. Any layout of the
+        training side comes, where the pool has a few thousand, and a row costs a third of one with a picture."""
         kind = str(rng.choice(LOOKUPS))
 
         def draw() -> tuple[list[int], list[int], list[int]]:
