@@ -131,6 +131,7 @@ def test_the_recipe_s_stages_are_sound() -> None:
         assert scaled == replace(settings, loop=scaled.loop)
         assert (scaled.loop.steps, scaled.loop.muon_lr) == (7, settings.loop.muon_lr / 2)
         assert settings.scaled() == settings
+        assert settings.scaled(seed=5) == replace(settings, seed=5)
         with pytest.raises(Error, match="give --rate a number above 0"):
             settings.scaled(rate=0.0)
     assert {"drawn", "scene", "sum", "plan"} <= set(STAGES["two"].mixture)

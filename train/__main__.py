@@ -139,7 +139,7 @@ def two(place: Workplace, arguments: argparse.Namespace) -> None:
 def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import STAGES, train_stage
 
-    settings = STAGES[name].scaled(arguments.steps, arguments.rate)
+    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed)
     train_stage(model, sequences, folder, settings)
 
 
@@ -178,13 +178,14 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import load_trained
     from mmada_lite.train.vq import MagViT
 
-    settings = policy_settings(arguments.tasks, arguments.seed, arguments.steps, arguments.hurry)
+    seed = arguments.seed or 0
+    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry)
     model, tokenizer, vocabulary = fresh(place)
     load_trained(place.stage_two, model)
     image_tokenizer = MagViT.load(place.best_vq).eval()
     StageThree(
         Policy(model, tokenizer, vocabulary),
-        place.policy / f"seed-{arguments.seed}",
+        place.policy / f"seed-{seed}",
         settings,
         sources(place.pool),
         lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes))),
@@ -242,7 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1.0, help="one, two: times the recipe's learning rate (%(default)s)")
     parser.add_argument("--shards", type=int, default=8, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="three: of a run; each has its own folder (%(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="one, two: other draws than the recipe's, for going on; three: of a run, each has its own folder (0)",
+    )
     parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
     parser.add_argument("--mean-with", type=Path, help="export: a checkpoint to take the mean with, such as the run's start")

@@ -54,13 +54,14 @@ class StageSettings:
         if not any(share.groups > 0 for share in self.mixture.values()):
             raise Error("the mixture of this stage is empty: give at least one task more than 0 groups")
 
-    def scaled(self, steps: int | None = None, rate: float = 1.0) -> StageSettings:
-        """The same stage with other steps, and `rate` times its learning rate. Raises Error unless `rate` is positive."""
+    def scaled(self, steps: int | None = None, rate: float = 1.0, seed: int | None = None) -> StageSettings:
+        """The same stage: other steps or draws, `rate` times its learning rate. Raises Error unless `rate` is positive."""
         if not 0 < rate < float("inf"):
             raise Error(f"the learning rate cannot be {rate:g} times the recipe's: give --rate a number above 0, such as 0.5")
         loop = self.loop
         return replace(
             self,
+            seed=self.seed if seed is None else seed,
             loop=replace(loop, steps=steps or loop.steps, muon_lr=loop.muon_lr * rate, adam_lr=loop.adam_lr * rate),
         )
 
@@ -83,10 +84,10 @@ STAGE_TWO = StageSettings(
         "drawn": Share(1.25, 1.25),
         "edit": Share(1.0, 1.25),
         "plan": Share(0.25),
-        "ask": Share(3.0, 4.0),
-        "scene": Share(2.0, 3.5),
-        "conclude": Share(4.0, 4.0),
-        "sum": Share(2.5, 3.0),
+        "ask": Share(4.0, 4.5),
+        "scene": Share(3.0, 4.0),
+        "conclude": Share(3.0, 3.0),
+        "sum": Share(2.0, 2.5),
         "fact": Share(0.25, 0.5),
     },
     LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),

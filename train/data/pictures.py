@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmada_lite.train.data.concepts import BACKGROUNDS, COLOURS
+from mmada_lite.train.data.restyle import restyle
 
 RESOLUTION = 64
 CONTRAST = 90.0  # Euclidean distance in sRGB between a background and the icon's edge below which a tone is avoided
@@ -32,6 +33,7 @@ class Augmentation:
     contrast: float = 0.12
     tone: float = 8.0  # standard deviation of the background's tone, in 0..255
     stretch: float = 0.0  # how far width and height may differ, as a share of either
+    restyle: float = 0.0  # chance that the icon is redrawn in another manner first (train/data/restyle)
 
 
 PLAIN = Augmentation((0.82, 0.82), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # evaluation: centred, untouched
@@ -50,6 +52,8 @@ def prepare(
     icon: Pixels, rng: np.random.Generator, how: Augmentation, size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """An augmented icon without background: colours [size, size, 3] in 0..255 and opacity [size, size, 1] in 0..1."""
+    if how.restyle and rng.random() < how.restyle:
+        icon = restyle(icon, rng)
     placed = _place(icon, rng, how, size).astype(np.float32)
     return _jitter(placed[..., :3], rng, how), placed[..., 3:] / 255.0
 

@@ -27,9 +27,9 @@ log = logging.getLogger("mmada_lite")
 # Pictures to draw like are tidy; pictures to be recognized come in all conditions. What is drawn is not mirrored: a key or a
 # moon has a left and a right.
 TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2)
+WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2, 0.7)
 TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1)
+WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1, 0.5)
 FIELDS = ("codes", "names", "grid", "colour", "tidy")
 NOTHING = -1
 Kind = Literal["single", "scene"]
