@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite.bundle import Bundle
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.decoding import Step
 from mmada_lite.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.opening import open_denoiser
@@ -80,9 +80,9 @@ class TimedKeyValues(KeyValues):
         object.__setattr__(found, "clock", clock)
         return found
 
-    def without(self, start: int, stop: int) -> KeyValues:
+    def without(self, start: int, stop: int, room: Room) -> KeyValues:
         with self.clock.of("copying"):
-            return super().without(start, stop)
+            return super().without(start, stop, room)
 
 
 class TimedDenoiser:

@@ -53,7 +53,7 @@ class Handle:
 class BoundKeyValues(KeyValues):
     """Keys and values as handles."""
 
-    def without(self, start: int, stop: int) -> KeyValues:
+    def without(self, start: int, stop: int, room: Room) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
         return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))

@@ -28,9 +28,11 @@ class KeyValues:
     def length(self) -> int:
         return int(self.keys[0].shape[2])
 
-    def without(self, start: int, stop: int) -> "KeyValues":
-        """Everything but the positions start..stop-1: what a window over those positions leans on."""
-        return KeyValues(tuple(_cut(k, start, stop) for k in self.keys), tuple(_cut(v, start, stop) for v in self.values))
+    def without(self, start: int, stop: int, room: "Room") -> "KeyValues":
+        """Everything but the positions start..stop-1: what a window over those positions leans on. They stand in `room` until
+        it is used again."""
+        cut = [_cut(array, start, stop, room, number) for number, array in enumerate((*self.keys, *self.values))]
+        return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
     def at(self, places: NDArray[np.int64], room: "Room") -> "KeyValues":
         """Those of the places [B, P] alone: what a window over scattered positions leans on. They stand in `room` until it is
@@ -56,12 +58,6 @@ class KeyValues:
         return cls((nothing,) * layers, (nothing,) * layers)
 
 
-def _cut(array: Floats, start: int, stop: int) -> Floats:
-    if stop >= array.shape[2]:
-        return np.ascontiguousarray(array[:, :, :start])
-    return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2)
-
-
 class Room:
     """Memory that one cut after another is written to: fresh memory costs four times what the copy does."""
 
@@ -74,6 +70,12 @@ class Room:
         if flat is None or flat.size < size or flat.dtype != dtype:
             flat = self._flat[number] = np.empty(size, dtype)
         return flat[:size].reshape(shape)
+
+
+def _cut(array: Floats, start: int, stop: int, room: Room, number: int) -> Floats:
+    rows, heads, length, size = array.shape
+    left = room.array(number, (rows, heads, start + max(length - stop, 0), size), array.dtype)
+    return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2, out=left)
 
 
 def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:
@@ -97,7 +99,11 @@ class Memory:
     stop: int
 
     @classmethod
-    def after(cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int, rows: int = 1) -> "Memory":
-        """kept: of the row's first `length` positions. rows: how many canvases are to lean at once on the one that was read."""
+    def after(
+        cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int, rooms: Sequence[Room], rows: int = 1
+    ) -> "Memory":
+        """kept: of the row's first `length` positions, a branch each, as rooms are, whose last use ends here. rows: how many
+        canvases are to lean at once on the one that was read."""
         end = stop if policy == "dual" else length
-        return cls(tuple(branch.without(start, end).repeated(rows) for branch in kept), start, end)
+        cut = (branch.without(start, end, room).repeated(rows) for branch, room in zip(kept, rooms, strict=False))
+        return cls(tuple(cut), start, end)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.cache import KeyValues, Memory
+from mmada_lite.cache import KeyValues, Memory, Room
 from mmada_lite.canvas import Bools, Canvas, Ints
 from mmada_lite.guesses import Guesses
 from mmada_lite.sampling import Sampler
@@ -21,13 +21,15 @@ from mmada_lite.settings import Block, TextSettings
 
 @dataclass(slots=True)
 class Course:
-    """One block on its way. ends: stop tokens; turn: steps done in this block; memory: what cached steps lean on."""
+    """One block on its way. ends: stop tokens; rooms: where cuts of keys and values stand, a branch each, one block after
+    another; turn: steps done in this block; memory: what cached steps lean on."""
 
     canvas: Canvas
     block: Block
     settings: TextSettings
     sampler: Sampler
     ends: Ints
+    rooms: tuple[Room, Room]
     turn: int = 0
     memory: Memory | None = None
     _quota: Ints = field(init=False)
@@ -79,7 +81,8 @@ class Course:
         start = self.block.start
         if self.settings.law == "sensible":
             start = min(start, int(where.any(axis=0).argmax()))
-        self.memory = Memory.after(self.settings.cache, kept, start, self.block.stop, self.end, self.settings.draft)
+        settings = self.settings
+        self.memory = Memory.after(settings.cache, kept, start, self.block.stop, self.end, self.rooms, settings.draft)
         self._then = None
 
     def choose(self, guesses: Guesses, number: int) -> Bools:

@@ -26,7 +26,7 @@ PAST_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # as on
 @dataclass(frozen=True, slots=True)
 class Window:
     """What one forward computes: tokens [B, W] at absolute positions [W], the rows [B, Q] (indices into the window)
-    whose hidden states are wanted, and the past that the window leans on."""
+    whose hidden states are wanted, and the past that the window leans on, which stands until the next forward that keeps."""
 
     tokens: Ints
     positions: Ints

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mmada_lite.cache import Room
 from mmada_lite.canvas import Bools, Canvas, Ints
 from mmada_lite.course import Course
 from mmada_lite.denoiser import Denoiser
@@ -31,9 +32,9 @@ def decode_text(
         raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.rows}; use draft 1")
     started, number, calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
     total = None if settings.adaptive else sum(block.steps for block in blocks)
-    ends = np.array(sorted(stop), dtype=np.int64)
+    ends, rooms = np.array(sorted(stop), dtype=np.int64), (Room(), Room())
     for block in blocks:
-        course = Course(canvas, block, settings, sampler, ends)
+        course = Course(canvas, block, settings, sampler, ends, rooms)
         while not course.finished():
             keep = course.computes_all()
             drafts = canvas if keep else course.drafted(number)

@@ -19,7 +19,7 @@ import mmada_lite
 from mmada_lite import driver, engine_cache, opening, providers
 from mmada_lite.bound import BoundDenoiser, BoundKeyValues, Handle
 from mmada_lite.bundle import Bundle
-from mmada_lite.cache import KeyValues
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.cli import main
 from mmada_lite.denoiser import OnnxDenoiser, Window
 from mmada_lite.device_ops import FLOAT, HALF, cut_graph, join_graph, pick_graph
@@ -105,7 +105,7 @@ def test_states_and_caches_never_visit_the_host(tiny_bundle: Path) -> None:
             np.asarray(handle)
         with pytest.raises(TypeError):
             np.add(handle, handle)
-    past = kept.without(2, 5)
+    past = kept.without(2, 5, Room())
     assert past.length == 6
     assert all(isinstance(value, Handle) for value in (*past.keys, *past.values))
     again, _ = denoiser.forward(Window(window.tokens[:, 2:5], np.arange(2, 5), np.arange(3)[None], past), keep=False)
@@ -119,7 +119,7 @@ def test_cutting_on_the_device_equals_numpy(kind: int, dtype: str, start: int, s
     arrays = tuple(random.standard_normal((2, 3, 9, 4)).astype(dtype) for _ in range(4))
     session = open_session(cut_graph(kind, 4), CPU, 1)
     feeds = {f"x_{n}": array for n, array in enumerate(arrays)} | {"start": np.array([start]), "stop": np.array([stop])}
-    expected = KeyValues(arrays[:2], arrays[2:]).without(start, stop)
+    expected = KeyValues(arrays[:2], arrays[2:]).without(start, stop, Room())
     for found, wanted in zip(session.run(None, feeds), (*expected.keys, *expected.values), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
