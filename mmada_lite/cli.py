@@ -222,6 +222,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
     parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
     parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    _add_speed(parser)
     _add_device(parser)
     _add_json(parser)
 

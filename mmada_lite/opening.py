@@ -195,7 +195,12 @@ def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any]], Any]
 def _plan(bundle: Bundle, device: Device) -> str:
     """What the plan counts, what there is, and what to do."""
     counted = planning.need(
-        planning.Shape.of(bundle), bundle.quantization, bundle.text_defaults, device=device.name, target=bundle.target
+        planning.Shape.of(bundle),
+        bundle.quantization,
+        bundle.text_defaults,
+        device=device.name,
+        target=bundle.target,
+        image=bundle.image_defaults,
     )
     parts, peak = (counted.host, counted.peak) if device.name == "cpu" else (counted.card, counted.card_peak)
     listed = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)

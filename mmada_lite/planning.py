@@ -12,7 +12,8 @@ computes in half precision.
                  over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head
     caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
-                 (on a card: cut alone; of a guided pair three times)
+                 (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose light steps lean on
+                 kept keys and values, whichever is more
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mmada_lite.bundle import Architecture, Bundle, ImageInfo, WeightGroup
-from mmada_lite.settings import TextSettings
+from mmada_lite.settings import ImageSettings, TextSettings
 
 MB = 10**6
 RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
@@ -33,6 +34,7 @@ _PROMPT = 32  # tokens of a question or a caption with its special tokens, when 
 _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
 _SCALE = {"fp16": 2, "fp32": 4}
 _ON_THE_WAY = 1.1
+_WHOLE_STEPS = ImageSettings()  # every step of a drawing computes everything
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -134,8 +136,9 @@ def need(
     device: str = "cpu",
     target: str = "cpu",
     prompt: int = _PROMPT,
+    image: ImageSettings = _WHOLE_STEPS,
 ) -> Need:
-    """What answering about a picture and drawing one take at the highest, with these text settings."""
+    """What answering about a picture and drawing one take at the highest, with these settings."""
     on_card = device != "cpu"
     sizes = {name: group.bytes or 0 for name, group in groups.items()}
     held = {
@@ -148,7 +151,7 @@ def need(
     work = {
         "weights": sum(held.values()),
         "activations": activations(shape, text, prompt, half=on_card, rounded=not on_card and _rounds(groups, target)),
-        "caches": caches(shape, text, prompt, half=on_card),
+        "caches": caches(shape, text, image, prompt, half=on_card),
         "codec": codec,
     }
     disk = {"weights": sum(sizes.values()) - sizes.get("embedder", 0), "embedding": sizes.get("embedder", 0)}
@@ -168,14 +171,19 @@ def activations(shape: Shape, text: TextSettings, prompt: int, *, half: bool, ro
     return round(most * (1.2 if rounded else 1.0) + heads)
 
 
-def caches(shape: Shape, text: TextSettings, prompt: int, *, half: bool) -> int:
-    if text.cache == "none":
-        return 0
+def caches(shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool) -> int:
     a = shape.architecture
-    once = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4) * (_grid(shape) + prompt + text.answer_length)
-    if half:
-        return once * (3 if text.guidance > 0 else 1)
-    return once * (4 if text.guidance > 0 else 2)
+    position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
+    seen = _grid(shape) + prompt
+    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if text.cache != "none" else 0
+    drawn = position * seen * _copies(image.guidance, half) if image.refresh > 1 and _grid(shape) else 0
+    return max(written, drawn)
+
+
+def _copies(guidance: float, half: bool) -> int:
+    """Of the keys and values of a row: as they came out and as they are cut, for the guided row as well."""
+    guided = guidance > 0
+    return (3 if guided else 1) if half else (4 if guided else 2)
 
 
 def expansion(name: str, group: WeightGroup, target: str) -> float:

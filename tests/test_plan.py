@@ -18,7 +18,7 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.recipe import PRESETS
 from mmada_lite.export.vq_layout import Tower, VQConfig
 from mmada_lite.planning import PRECISIONS, PUBLISHED, Shape, caches, need, stored
-from mmada_lite.settings import TextSettings
+from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.verbs.plan import bytes_of
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,12 @@ def test_more_of_anything_takes_more() -> None:
     least = need(shape, groups, text).peak
     for longer in (replace(text, answer_length=512), replace(text, guidance=1.0), replace(text, block_length=128)):
         assert need(shape, groups, longer).peak > least
-    assert caches(shape, replace(text, cache="none"), 32, half=False) == 0
+    plain, light = ImageSettings(), ImageSettings(refresh=4)
+    none = replace(text, cache="none")
+    assert caches(shape, none, plain, 32, half=False) == 0
+    assert caches(shape, none, light, 32, half=False) == 4 * 2 * 32 * 4096 * 4 * (1024 + 32)  # a guided pair, kept and cut
+    assert caches(shape, none, replace(light, guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
+    assert need(shape, groups, text, image=light).peak > least  # two rows of a drawing hold more than one of an answer
     card = need(shape, groups, text, device="cuda")
     assert card.peak < card.card_peak < least
     assert sum(card.disk.values()) == sum(group.bytes or 0 for group in groups.values())
@@ -163,6 +168,17 @@ def test_a_card_that_shares_memory_counts_both(capsys: pytest.CaptureFixture[str
         assert b["spare"] == a["spare"] - a["host"]
 
 
+def test_a_speed_counts_the_caches_that_it_keeps(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published settings have no cache for drawings; balanced keeps keys and values of both rows."""
+    _, exact = plan(capsys, "-m", "8b", "--memory", "16GB")
+    _, balanced = plan(capsys, "-m", "8b", "--memory", "16GB", "--speed", "balanced")
+    for a, b in zip(exact["precisions"], balanced["precisions"], strict=True):  # type: ignore[call-overload]
+        assert b["caches"] > a["caches"]
+        assert b["weights"] == a["weights"]
+    _, none = plan(capsys, "-m", tiny_bundle, "--memory", "1GB", "--cache", "none")
+    assert none["precisions"][0]["caches"] == 0  # type: ignore[index]
+
+
 def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-m", "8b", "--memory", "48GB"]) == 0
     out = capsys.readouterr().out
@@ -188,6 +204,7 @@ def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["-m", "8b", "--memory", "lots"], "is no amount of memory"),
         (["-m", "8b", "--device", "tpu"], "no device is called 'tpu'"),
         (["-m", "8b", "--memory", "8GB", "--cache", "all"], "cache is 'all'"),
+        (["-m", "8b", "--memory", "8GB", "--speed", "warp"], "no speed is called 'warp'; use one of exact, balanced, fast"),
     ):
         assert main(["plan", *words]) == 2
         assert said in capsys.readouterr().err

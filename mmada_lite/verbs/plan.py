@@ -16,7 +16,8 @@ from mmada_lite.bundle import MANIFEST, Architecture, Bundle, ImageInfo, WeightG
 from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
 from mmada_lite.planning import PRECISIONS, PUBLISHED, Need, Shape, need, stored
-from mmada_lite.settings import TextSettings
+from mmada_lite.presets import with_speed
+from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.verbs import terminal
 from mmada_lite.verbs.info import memory_available
 from mmada_lite.verbs.text import settings_for
@@ -46,13 +47,16 @@ def plan(arguments: argparse.Namespace) -> int:
         raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join(_ON_CARD)}")
     memory = _memory(arguments.memory, device)
     shape, defaults, groups = _source(arguments.model)
-    text = settings_for(defaults, arguments)
-    rows = [_row(name, each, shape, text, device, memory, arguments.shared) for name, each in groups.items()]
+    text, image = with_speed(arguments.speed, *defaults)
+    text = settings_for(text, arguments)
+    spare = _Spare(shape, text, image, device, memory, arguments.shared)
+    rows = [spare.row(name, each) for name, each in groups.items()]
     content = {
         "model": shape.name,
         "memory": memory,
         "device": device,
         "shared": arguments.shared,
+        "speed": arguments.speed,
         "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.cache},
         "precisions": [_row_json(row, arguments.shared) for row in rows],
         "best": next((row.precision for row in rows if row.fits), None),
@@ -83,21 +87,25 @@ def _memory(given: str | None, device: str) -> int:
     return free
 
 
-def _source(name: str | None) -> tuple[Shape, TextSettings, Mapping[str, Mapping[str, WeightGroup]]]:
-    """A model's shape, its text defaults, and precision -> groups, largest first; a bundle as it is comes first."""
+def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
+    """A model's shape, its default settings, and precision -> groups, largest first; a bundle as it is comes first."""
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
-        return shape, _ANSWER, {precision: stored(shape, precision) for precision in PRECISIONS}
+        return shape, (_ANSWER, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
     path = Path(name) if name is not None else embedded_bundle()
     if path.is_dir() and (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
         shape = Shape.of(bundle)
         as_it_is = {f"this bundle ({bundle.target})": bundle.quantization}
-        return shape, bundle.text_defaults, as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS}
+        return (
+            shape,
+            (bundle.text_defaults, bundle.image_defaults),
+            as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
+        )
     shape = _checkpoint_shape(path)
     longest = min(_ANSWER.answer_length, max(1, shape.architecture.max_sequence_length // 2))
     text = replace(_ANSWER, answer_length=longest, steps=longest, block_length=min(32, longest))
-    return shape, text, {precision: stored(shape, precision) for precision in PRECISIONS}
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
 
 
 def _checkpoint_shape(path: Path) -> Shape:
@@ -131,12 +139,21 @@ def _product(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _row(
-    name: str, groups: Mapping[str, WeightGroup], shape: Shape, text: TextSettings, device: str, memory: int, shared: bool
-) -> Row:
-    counted = need(shape, groups, text, device=device)
-    spare = memory - _asked(counted, device, shared)
-    return Row(name, counted, spare >= 0, spare)
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """What is asked of a memory, whatever the precision."""
+
+    shape: Shape
+    text: TextSettings
+    image: ImageSettings
+    device: str
+    memory: int
+    shared: bool
+
+    def row(self, precision: str, groups: Mapping[str, WeightGroup]) -> Row:
+        counted = need(self.shape, groups, self.text, device=self.device, image=self.image)
+        spare = self.memory - _asked(counted, self.device, self.shared)
+        return Row(precision, counted, spare >= 0, spare)
 
 
 def _asked(counted: Need, device: str, shared: bool) -> int:
