@@ -104,13 +104,18 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
 def measure(options: argparse.Namespace) -> Found:
     """Do what is not done yet; returns part -> what it took, with the targets and whether they are met."""
     state, made = options.work / "eight.json", parts(options)
-    options.work.mkdir(parents=True, exist_ok=True)
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
     asked = {name: value for name, value in vars(options).items() if name in ("layers", "steps", "cache", "prompts")}
     done = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {"asked": asked}
     if done.pop("asked") != asked:
         raise Error(f"{state} is of a run with other options; give another --work, or remove it")
     for name in options.only or made:
         if name not in done:
+            if not os.access(options.work, os.W_OK):
+                raise Error(f"{options.work} cannot be written; give --work a folder that you may write")
             print(f"{name} ...", file=sys.stderr, flush=True)
             done[name] = made[name]()
             _write(state, {"asked": asked, **done})

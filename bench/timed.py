@@ -16,7 +16,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.cache import KeyValues, Room
 from mmada_lite.decoding import Step
 from mmada_lite.denoiser import Denoiser, Floats, Head, Prediction, Window
-from mmada_lite.opening import open_denoiser
+from mmada_lite.opening import Late, open_denoiser
 from mmada_lite.sessions import choose_device
 
 PARTS = ("embedder", "backbone", "head", "copying", "selection")
@@ -93,6 +93,11 @@ class TimedDenoiser:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._denoiser, name)
+
+    def open(self) -> None:
+        """Open it now, if it is one that waits until it is asked."""
+        if isinstance(self._denoiser, Late):
+            self._denoiser = self._denoiser.opened
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         (batch, width), rows = window.tokens.shape, window.rows.shape[1]

@@ -67,6 +67,12 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
     assert "is of a run with other options" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--work", str(tmp_path / "file" / "work")]) == 2
+    assert "file/work cannot be made (Not a directory); give --work a folder that you may write" in capsys.readouterr().err
+
+
 def test_a_trial_of_fewer_layers_is_not_held_to_targets() -> None:
     found = {"peak_gb": 9.0, "minutes": 99.0, "processor_minutes": 9.0, "bundle_gb": 9.0}
     assert judged("int4", found, whole=False)["targets"] == {}
@@ -84,6 +90,7 @@ def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
     spent = found["seconds_of"]
     assert isinstance(spent, dict)
     assert spent["backbone"] > 0
+    assert {"picture", "opening", "head", "copying", "selection"} <= set(spent)
     assert sum(spent.values()) == pytest.approx(found["answer_seconds"], abs=0.2)
 
 
