@@ -1,6 +1,6 @@
 """Three named speeds: what each changes in a bundle's own settings for texts and for pictures. Nothing else is here.
 
-The numbers are first values: `mmada-lite bench frontier` measures quality against time, and its findings belong here.
+`mmada-lite bench presets` measures what each costs in quality and gains in time; docs/decoding.md has the table, and what else was tried.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
             MappingProxyType(
                 {
                     "cache": "dual",
-                    "threshold": 0.7,
+                    "threshold": 0.9,
                     "entropy_bound": None,
                     "early_stop": 0.9,
                     "suffix": 32,
