@@ -21,7 +21,7 @@ from mmada_lite.cache import KeyValues
 from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser, Prediction, Window
 from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 from mmada_lite.errors import Error
-from mmada_lite.sessions import TUNED, Device, OutOfMemory, Tuning, choose_device, is_out_of_memory, open_session
+from mmada_lite.sessions import Device, OutOfMemory, choose_device, is_out_of_memory, open_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -39,7 +39,6 @@ def device_for(bundle: Bundle, name: str) -> Device:
 
 
 LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
-SPARING = Tuning(arena=False)  # of a large transformer: 0.3 GB less at 8B for a picture with its question, and no slower
 
 
 class Late:
@@ -104,8 +103,7 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     shape, cpu = bundle.architecture, Device("cpu", "its table is mapped from disk")
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     places = {name: cpu if name == "embedder" else device for name in names}
-    tuning = SPARING if is_large(bundle, device) else TUNED
-    sessions = {name: wrap(name, open_graph(bundle, name, place, threads, tuning)) for name, place in places.items()}
+    sessions = {name: wrap(name, open_graph(bundle, name, place, threads)) for name, place in places.items()}
     guard = _guard(bundle, device)
     if device.name == "cpu":
         return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard)
@@ -113,15 +111,13 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     return BoundDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 
 
-def open_graph(
-    bundle: Bundle, graph: str, device: Device, threads: int | None = None, tuning: Tuning = TUNED
-) -> "onnxruntime.InferenceSession":
+def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
     """One graph of a bundle on a device, by its engine where one fits."""
     path = bundle.graph_path(graph)
     with_plan = _guard(bundle, device)
     if device.name in ("rtx", "tensorrt") and graph in ENGINES_OF:
         return with_plan(lambda: _ENGINES[device.name](bundle, graph, device, threads))
-    return with_plan(lambda: open_session(path, device, threads, tuning=tuning))
+    return with_plan(lambda: open_session(path, device, threads))
 
 
 def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
