@@ -1,6 +1,7 @@
 """Three named speeds: what each changes in a bundle's own settings for texts and for pictures. Nothing else is here.
 
-`mmada-lite bench presets` measures what each costs in quality and gains in time; docs/decoding.md has the table, and what else was tried.
+`mmada-lite bench presets` measures what each costs in quality and gains in time; docs/decoding.md has the table, and what
+else was tried.
 """
 
 from collections.abc import Mapping
