@@ -238,3 +238,10 @@ def test_a_judge_of_other_concepts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "judge.safetensors").write_bytes(b"cut")
     with pytest.raises(Error, match="is no judge of these concepts"):
         Judge.load(tmp_path)
+
+
+@pytest.mark.parametrize(("option", "least"), [("--seed", 0), ("--threads", 1), ("--shards", 1)])
+def test_numbers_that_cannot_be(option: str, least: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verbs.main(["two", "--folder", str(tmp_path), option, str(least - 1)]) == 2
+    assert f"{option} {least - 1} cannot be; give a whole number from {least} on" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -256,6 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        for name, least in (("seed", 0), ("threads", 1), ("shards", 1)):
+            given = getattr(arguments, name)
+            if given is not None and given < least:
+                raise Error(f"--{name} {given} cannot be; give a whole number from {least} on")
         if arguments.verb not in ("fetch", "render"):
             import torch
 

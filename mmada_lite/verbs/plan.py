@@ -198,7 +198,8 @@ def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
     best = content["best"]
     if best is None:
         least = max(rows, key=lambda row: row.spare)
-        return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; a shorter --answer-length takes less"
+        less = "a shorter --answer-length takes less" if content["speed"] == "exact" else "--speed exact keeps less of drawings"
+        return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
     row = next(row for row in rows if row.precision == best)
     target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
     how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
