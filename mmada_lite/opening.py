@@ -4,9 +4,12 @@ It decides which file a session opens, when, and with which of the provider's se
 line with the plan's numbers. What the graphs mean is `denoiser`'s and `bound`'s.
 """
 
+import ctypes
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,8 +74,21 @@ class Passing:
         self._open = open_it
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray]) -> list[NDArray]:
+        found = self._run_once(outputs, feeds)
+        give_back_freed_memory()
+        return found
+
+    def _run_once(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray]) -> list[NDArray]:
         found: list[NDArray] = self._open().run(outputs, feeds)
         return found
+
+
+def give_back_freed_memory() -> None:
+    """Ask the C library to return what was freed to the system; does nothing where it cannot (glibc's malloc_trim)."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def is_large(bundle: Bundle, device: Device) -> bool:
@@ -103,7 +119,13 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     shape, cpu = bundle.architecture, Device("cpu", "its table is mapped from disk")
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     places = {name: cpu if name == "embedder" else device for name in names}
-    sessions = {name: wrap(name, open_graph(bundle, name, place, threads)) for name, place in places.items()}
+    if is_large(bundle, device):  # to pack a graph's weights is one thread's work, and others may run meanwhile
+        with ThreadPoolExecutor(len(names)) as pool:
+            found = pool.map(lambda name: open_graph(bundle, name, places[name], threads), names)
+            opened = dict(zip(names, found, strict=True))
+    else:
+        opened = {name: open_graph(bundle, name, place, threads) for name, place in places.items()}
+    sessions = {name: wrap(name, session) for name, session in opened.items()}
     guard = _guard(bundle, device)
     if device.name == "cpu":
         return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard)

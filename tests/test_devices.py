@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -387,3 +388,35 @@ def test_a_bundle_for_tensorrt_runs_on_the_cpu_and_says_that_it_is_slow(
 ) -> None:
     assert main(["chat", "hello", "-m", str(lowered.path), "--answer-length", "4", "--device", "cpu"]) == 0
     assert "is made for tensorrt and will be slow on cpu" in caplog.text
+
+
+def test_a_large_bundle_is_opened_by_threads_and_says_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, window = Bundle.open(tiny_bundle), Window(np.array([[1, 2, 3]]), np.arange(3), np.array([[2]]))
+    small, _ = opening.open_denoiser(bundle, CPU, 1).forward(window, keep=False)
+    codec = opening.open_codec(bundle, CPU, 1)[0]
+    opened: set[int] = set()
+    record = opening.open_graph
+
+    def watched(*given: Any) -> Any:
+        opened.add(threading.get_ident())
+        return record(*given)
+
+    monkeypatch.setattr(opening, "open_graph", watched)
+    monkeypatch.setattr(opening, "is_large", lambda *_: True)
+    large = opening.open_denoiser(bundle, CPU, 1)
+    assert isinstance(large, opening.Late)
+    assert (large.forward(window, keep=False)[0] == small).all()
+    assert threading.get_ident() not in opened
+    given_back: list[int] = []
+    monkeypatch.setattr(opening, "give_back_freed_memory", lambda: given_back.append(1))
+    passing, _ = opening.open_codec(bundle, CPU, 1)
+    pixels = np.zeros((1, 3, 64, 64), np.float32)
+    assert (passing.run(None, {"pixels": pixels})[0] == codec.run(None, {"pixels": pixels})[0]).all()
+    assert given_back == [1]
+
+
+def test_freed_memory_is_given_back_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening.give_back_freed_memory()
+    monkeypatch.setattr(opening.sys, "platform", "win32")
+    monkeypatch.setattr(opening.ctypes, "CDLL", None)
+    opening.give_back_freed_memory()

@@ -46,6 +46,8 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
         "checkpoint",
         "quantize",
         "load",
+        "load",
+        "load",
         "answer",
         "answer",
         "quantize",
@@ -57,14 +59,28 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
     answers = [(words[2], words[words.index("--cache") + 1]) for words in map(str.split, planted) if words[1] == "answer"]
     assert answers == [("int4", "none"), ("int4", "dual"), ("int8", "dual")]
     assert main(words) == 0
-    assert len(planted) == 10
+    assert len(planted) == 12
     said = json.loads((tmp_path / "8b.json").read_text())
     assert said["parts"]["int4"]["bundle_gb"] == 0.002
     assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
     assert said["parts"]["load"]["targets"]["load_seconds"]["met"] is False
+    assert said["parts"]["load"]["each_load"] == [12.0] * 3
     assert "load_seconds < 10: missed" in capsys.readouterr().out
     assert main([*words, "--steps", "9"]) == 2
     assert "is of a run with other options" in capsys.readouterr().err
+
+
+def test_of_three_loads_the_middle_one_counts(
+    planted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds, peaks, take = iter((14.0, 8.0, 9.0)), iter((0.5, 0.7, 0.6)), eight.run
+    monkeypatch.setattr(
+        eight, "run", lambda *words: {**take(*words), "load_seconds": next(seconds), "peak_gb": next(peaks)} | {"said": 1}
+    )
+    assert main(["--work", str(tmp_path / "work"), "-o", str(tmp_path / "8b.json"), "--only", "load"]) == 0
+    load = json.loads((tmp_path / "8b.json").read_text())["parts"]["load"]
+    assert (load["load_seconds"], load["each_load"], load["peak_gb"]) == (9.0, [14.0, 8.0, 9.0], 0.7)
+    assert load["targets"]["load_seconds"]["met"] is True
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
