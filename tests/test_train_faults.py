@@ -114,6 +114,8 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: s
         (("export",), "no stage 'last' was trained"),
         (("export", "--stage", "seven"), "no stage 'seven' was trained"),
         (("three", "--tasks", "sun"), "the task 'sun' has no rewards"),
+        (("three", "--from", "nowhere"), "nowhere"),
+        (("three", "--rate", "0"), "the learning rate cannot be 0 times the recipe's: give --rate a number above 0"),
     ],
 )
 def test_steps_out_of_order_say_what_is_missing(

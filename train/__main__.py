@@ -95,8 +95,9 @@ def judge(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.judge import JudgeSettings, measure, train_judge
     from mmada_lite.train.vq import MagViT
 
-    tokenizer = MagViT.load(place.vq_model)
-    trained = train_judge(emoji.load_concepts(place.concepts, "train").pixels, tokenizer, JudgeSettings())
+    tokenizer = MagViT.load(place.best_vq)
+    icons, signs = (emoji.load_concepts(place.concepts, role).pixels for role in ("train", "sign"))
+    trained = train_judge(icons, tokenizer, JudgeSettings(), signs)
     report = measure(trained, tokenizer, {role: emoji.load_concepts(place.concepts, role).pixels for role in ROLES})
     trained.save(place.judge, report)
     print(json.dumps(report, indent=1))
@@ -109,7 +110,8 @@ def pool(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.vq import MagViT
 
     icons, model = emoji.load_concepts(place.concepts, "train").pixels, MagViT.load(place.vq_model)
-    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards))
+    signs = emoji.load_concepts(place.concepts, "sign").pixels
+    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards), signs)
     extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2))
 
 
@@ -170,6 +172,7 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     """Stage three, UniGRPO: go on from stage two, or where it was stopped. --tasks says what is rewarded."""
     import torch
 
+    from mmada_lite.train.grow import grow
     from mmada_lite.train.judge import Judge
     from mmada_lite.train.prompts import sources
     from mmada_lite.train.recipe import policy_settings
@@ -179,9 +182,12 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.vq import MagViT
 
     seed = arguments.seed or 0
-    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry)
+    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry, arguments.rate)
     model, tokenizer, vocabulary = fresh(place)
-    load_trained(place.stage_two, model)
+    if arguments.start is not None:
+        print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
+    else:
+        load_trained(place.stage_two, model)
     image_tokenizer = MagViT.load(place.best_vq).eval()
     StageThree(
         Policy(model, tokenizer, vocabulary),
@@ -238,9 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
-    parser.add_argument("--from", dest="start", type=Path, help="vq, one, two: a checkpoint to begin with")
-    parser.add_argument("--steps", type=int, help="vq, sharpen, one, two: instead of the recipe's number")
-    parser.add_argument("--rate", type=float, default=1.0, help="one, two: times the recipe's learning rate (%(default)s)")
+    parser.add_argument("--from", dest="start", type=Path, help="vq, one, two, three: a checkpoint to begin with")
+    parser.add_argument("--steps", type=int, help="vq, sharpen, one, two, three: instead of the recipe's number")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="one, two, three: times the recipe's rate (%(default)s)"
+    )
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
     parser.add_argument(

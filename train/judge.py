@@ -1,5 +1,6 @@
 """The judge of drawings: a small convolutional classifier of the concepts on pixels. It is trained on composed pictures of the
-training styles and on their reconstructions by the image tokenizer, never on a drawing of the model that it judges.
+training styles and of signs, on their reconstructions by the image tokenizer, on things cut out of pictures of two and on
+pictures grown by half, as what is judged looks; never on a drawing of the model that it judges.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, NUMBERS
-from mmada_lite.train.data.layouts import cell_pictures
-from mmada_lite.train.data.pictures import PLAIN, Augmentation, compose
+from mmada_lite.train.data.layouts import cell_pictures, square
+from mmada_lite.train.data.pictures import PLAIN, Augmentation, background_tone, compose
 from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
 from mmada_lite.train.intervals import interval
 from mmada_lite.train.optimizer import warm_cosine
@@ -32,36 +33,41 @@ log = logging.getLogger("mmada_lite")
 
 WILD_CELL = Augmentation((0.7, 1.0), 0.08, 15.0, True, 0.08, 0.5, 0.2, 0.25, 12.0)
 PLAIN_CELL = Augmentation((0.9, 0.9), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)
-CONDITIONS = Augmentation((0.5, 1.0), 0.12, 20.0, True, 0.10, 0.5, 0.2, 0.3, 15.0)
+CONDITIONS = Augmentation((0.5, 1.0), 0.12, 20.0, True, 0.10, 0.5, 0.2, 0.3, 15.0, 0.1, 0.5)
+GROWING = Augmentation((0.7, 0.96), 0.06, 10.0, True, 0.05, 0.4, 0.15, 0.2, 9.0, 0.0, 0.3)
+SIGN_SHARE = 0.15  # of the pictures of one thing, those that show a sign
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
     """Length of the judge's training."""
 
-    pictures: int = 9000
-    steps: int = 1500
+    pictures: int = 18000
+    steps: int = 3000
     batch: int = 64
     learning_rate: float = 2e-3
     seed: int = 3
 
 
 class Judge(nn.Module):
-    """Four strided convolutions, the mean over the grid, one linear layer. Pixels [B, 3, 64, 64] in -1..1 to logits."""
+    """Four strided convolutions, a residual one after each, mean and maximum over the grid, one linear layer. Pixels
+    [B, 3, 64, 64] in -1..1 to logits."""
 
     def __init__(self, classes: int = len(CONCEPT_NAMES), width: int = 32) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width, 6 * width)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
-        self.last = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
+        self.residuals = nn.ModuleList(nn.Conv2d(b, b, 3, padding=1, bias=False) for b in widths[1:])
+        self.residual_norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
         self.head = nn.Linear(2 * widths[-1], classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = pixels
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        levels = zip(self.convolutions, self.norms, self.residuals, self.residual_norms, strict=True)
+        for convolution, norm, residual, residual_norm in levels:
             x = F.relu(norm(convolution(x)))
-        x = F.relu(self.last(x))
+            x = x + F.relu(residual_norm(residual(x)))
         logits: Tensor = self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
         return logits
 
@@ -109,15 +115,18 @@ def compose_many(
 
 
 def measure(judge: Judge, model: MagViT, icons: dict[str, NDArray[np.uint8]], count: int = 960) -> dict[str, object]:
-    """Share of untouched icons named right, raw and after the image tokenizer; alone, and cut out of pictures of two."""
+    """Share of untouched icons named right, raw and after the image tokenizer; alone, in a picture grown by half,
+    and cut out of pictures of two."""
     report: dict[str, object] = {}
     for role, own in icons.items():
         rng = np.random.default_rng(9)
         pictures, labels = compose_many(own, count, rng, PLAIN)
         halves, names = compose_cells(own, count // 2, rng, PLAIN_CELL, None)
         seen, asked = compose_cells(own, count // 2, rng, PLAIN_CELL, model)
+        grown, grown_names = compose_grown(own, count // 2, rng, PLAIN, None)
         for name, shown, right in (
             ("raw", pictures, labels),
+            ("grown_raw", grown, grown_names),
             ("reconstructed", reconstruct(model, pictures), labels),
             ("cells_raw", halves, names),
             ("cells_reconstructed", seen, asked),
@@ -139,21 +148,63 @@ def compose_cells(
     return np.concatenate(parts)[:count], np.array(names)[:count]
 
 
-def train_judge(icons: NDArray[np.uint8], model: MagViT, settings: JudgeSettings) -> Judge:
-    """Train on the icons of the training styles: raw pictures, their reconstructions, and things cut out of both."""
-    rng = np.random.default_rng(settings.seed)
-    pictures, labels = compose_many(icons, settings.pictures, rng, CONDITIONS)
-    raw, raw_names = compose_cells(icons, settings.pictures // 3, rng, WILD_CELL, None)
-    decoded, decoded_names = compose_cells(icons, settings.pictures // 2, rng, WILD_CELL, model)
-    seen = np.concatenate([pictures, reconstruct(model, pictures), raw, decoded])
-    targets = torch.from_numpy(np.concatenate([labels, labels, raw_names, decoded_names]))
+def compose_grown(
+    icons: NDArray[np.uint8], count: int, rng: np.random.Generator, how: Augmentation, model: MagViT | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(pictures, concept indices) of things whose picture was grown by half of its side in one direction, with nothing in the
+    new part, then brought to a square; with a model, decoded from the codes of the picture and the repeated codes of its edge.
+    """
+    pictures, labels = compose_many(icons, count, rng, how)
+    half = pictures.shape[1] // 2
+    if model is None:
+        wide = np.concatenate([pictures, np.empty_like(pictures[:, :, :half])], axis=2)
+        for picture, grown in zip(pictures, wide, strict=True):
+            grown[:, 2 * half :] = np.rint(background_tone(picture))
+    else:
+        parts = [_decode_grown(model, pictures[i : i + 64]) for i in range(0, count, 64)]
+        wide = np.concatenate(parts)
+    return np.stack([square(np.rot90(picture, 2 * int(rng.integers(2)))) for picture in wide]), labels
+
+
+def _decode_grown(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    codes = model.encode(to_tensor(pictures))
+    side = round(codes.shape[1] ** 0.5)
+    grid = codes.reshape(-1, side, side)
+    grown = torch.cat([grid, grid[:, :, -1:].expand(-1, -1, side // 2)], dim=2)
+    return to_pictures(model.decode(grown.flatten(1), (side, side + side // 2)))
+
+
+def train_judge(
+    icons: NDArray[np.uint8], model: MagViT, settings: JudgeSettings, signs: NDArray[np.uint8] | None = None
+) -> Judge:
+    """Train on the icons of the training styles [styles, concepts, S, S, 4], and on signs of the same shape: raw pictures,
+    their reconstructions, things cut out of both and pictures grown by half."""
+    rng, count = np.random.default_rng(settings.seed), settings.pictures
+    parts = [compose_many(icons, count, rng, CONDITIONS)]
+    if signs is not None:
+        parts = [compose_many(icons, count - round(SIGN_SHARE * count), rng, CONDITIONS)]
+        parts.append(compose_many(signs, round(SIGN_SHARE * count), rng, CONDITIONS))
+    pictures, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
+    log.info("judge: %d pictures of one thing", count)
+    others = [
+        (reconstruct(model, pictures), labels),
+        compose_cells(icons, count // 6, rng, WILD_CELL, None),
+        compose_cells(icons, count // 4, rng, WILD_CELL, model),
+        compose_grown(icons, count // 6, rng, GROWING, None),
+        compose_grown(icons, count // 4, rng, GROWING, model),
+    ]
+    seen = np.concatenate([pictures, *(own for own, _ in others)])
+    targets = torch.from_numpy(np.concatenate([labels, *(own for _, own in others)]))
+    log.info("judge: %d pictures in all", len(seen))
     torch.manual_seed(settings.seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=0.05)
     for step in range(settings.steps):
         rows = step_generator(settings.seed, step).integers(len(seen), size=settings.batch)
         pixels = to_tensor(seen[rows])
-        loss = F.cross_entropy(judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[rows])
+        loss = F.cross_entropy(
+            judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[rows], label_smoothing=0.05
+        )
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         for group in optimizer.param_groups:

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,12 @@ class LoopSettings:
     clip: float = 2.0
     save_seconds: float = 120.0
     align: int = 1  # states are saved at multiples of this step: stage three learns several times from the same responses
+
+    def scaled(self, steps: int | None = None, rate: float = 1.0) -> LoopSettings:
+        """Other steps, `rate` times the learning rates. Raises Error unless `rate` is positive."""
+        if not 0 < rate < float("inf"):
+            raise Error(f"the learning rate cannot be {rate:g} times the recipe's: give --rate a number above 0, such as 0.5")
+        return replace(self, steps=steps or self.steps, muon_lr=self.muon_lr * rate, adam_lr=self.adam_lr * rate)
 
 
 def fast_type(device: torch.device) -> torch.dtype:

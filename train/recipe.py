@@ -122,13 +122,14 @@ REWARDS: dict[str, dict[str, float]] = {
 }
 
 
-def policy_settings(tasks: Sequence[str], seed: int, steps: int | None, hurry: bool) -> PolicySettings:
+def policy_settings(tasks: Sequence[str], seed: int, steps: int | None, hurry: bool, rate: float = 1.0) -> PolicySettings:
     """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps."""
     share = 4 if hurry else 1
+    loop = LoopSettings(80, muon_lr=1e-3, adam_lr=2e-4, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
         rewards=REWARDS,
-        loop=LoopSettings(80 if steps is None else steps, muon_lr=1e-3, adam_lr=2e-4, weight_decay=0.0, average=0.9, clip=1.0),
+        loop=loop,
         text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="prefix"),
         image=replace(IMAGE, steps=IMAGE.steps // share),
         seed=seed,

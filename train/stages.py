@@ -56,14 +56,7 @@ class StageSettings:
 
     def scaled(self, steps: int | None = None, rate: float = 1.0, seed: int | None = None) -> StageSettings:
         """The same stage: other steps or draws, `rate` times its learning rate. Raises Error unless `rate` is positive."""
-        if not 0 < rate < float("inf"):
-            raise Error(f"the learning rate cannot be {rate:g} times the recipe's: give --rate a number above 0, such as 0.5")
-        loop = self.loop
-        return replace(
-            self,
-            seed=self.seed if seed is None else seed,
-            loop=replace(loop, steps=steps or loop.steps, muon_lr=loop.muon_lr * rate, adam_lr=loop.adam_lr * rate),
-        )
+        return replace(self, seed=self.seed if seed is None else seed, loop=self.loop.scaled(steps, rate))
 
 
 STAGE_ONE = StageSettings(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.concepts import CONCEPTS
+from mmada_lite.train.data.signs import render_signs
 from mmada_lite.train.data.sources import ICON_SIZE, STYLES, IconSet, render_all, styles
 
 log = logging.getLogger("mmada_lite")
@@ -35,6 +36,8 @@ def render_concepts(packages: Path, file: Path) -> None:
     first = sets[STYLES[0].name]
     arrays = {}
     for style in STYLES:
+        if style.role == "sign":
+            continue
         icons, rendered = sets[style.name], []
         for concept in CONCEPTS:
             lent = style.role == "train" and concept.icon_in(style.name) not in icons
@@ -42,7 +45,7 @@ def render_concepts(packages: Path, file: Path) -> None:
                 first.render(concept.icon_in(STYLES[0].name)) if lent else icons.render(concept.icon_in(style.name))
             )
         arrays[style.name] = np.stack(rendered)
-    _save(file, arrays)
+    _save(file, arrays | render_signs(packages, {style.name: arrays[style.name] for style in styles("train")}))
 
 
 def render_library(packages: Path, file: Path, role: str, size: int = ICON_SIZE, every: int = 1) -> None:
@@ -64,7 +67,7 @@ def _save(file: Path, arrays: dict[str, NDArray[np.uint8]]) -> None:
 
 
 def load_concepts(file: Path, role: str) -> ConceptIcons:
-    """The concept icons of a role: train, validation or test."""
+    """The concept icons of a role: train, sign, validation or test."""
     data = _read(file)
     names = tuple(style.name for style in styles(role))
     if any(name not in data or len(data[name]) != len(CONCEPTS) for name in names):

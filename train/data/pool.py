@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0
 WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2, 0.7)
 TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1, 0.5)
+SIGN_SHARE = 0.4  # of the pictures of one thing to be recognized, those that show a sign
 FIELDS = ("codes", "names", "grid", "colour", "tidy")
 NOTHING = -1
 Kind = Literal["single", "scene"]
@@ -52,10 +54,19 @@ class Pool:
         return Layout(rows, columns, tuple(None if n == NOTHING else CONCEPT_NAMES[n] for n in names))
 
 
-def write_shard(file: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT, count: int, seed: int) -> None:
-    """Compose and encode `count` pictures of the training side; icons [styles, concepts, S, S, 4]. Even rows are tidy."""
+def write_shard(
+    file: Path,
+    kind: Kind,
+    icons: NDArray[np.uint8],
+    model: MagViT,
+    count: int,
+    seed: int,
+    signs: NDArray[np.uint8] | None = None,
+) -> None:
+    """Compose and encode `count` pictures of the training side; icons [styles, concepts, S, S, 4], and signs of the same shape
+    for a share of what is to be recognized. Even rows are tidy."""
     rng = np.random.default_rng([seed, 0x90_01, kind == "scene"])
-    draw = _scene if kind == "scene" else _single
+    draw = _scene if kind == "scene" else partial(_single, signs=signs)
     parts: list[tuple[NDArray[np.int64], dict[str, NDArray]]] = []
     for start in range(0, count, 64):
         tidy = np.arange(start, min(start + 64, count)) % 2 == 0
@@ -68,18 +79,21 @@ def write_shard(file: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT,
         }
         parts.append((encode(model, np.stack([picture for picture, _, _, _ in drawn])), shown))
     arrays = {name: np.concatenate([shown[name] for _, shown in parts]) for name in FIELDS[1:]}
-    partial = file.with_name(file.name + ".partial")
+    unfinished = file.with_name(file.name + ".partial")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as stream:
+    with unfinished.open("wb") as stream:
         np.savez(stream, codes=np.concatenate([codes for codes, _ in parts]), **arrays)  # type: ignore[arg-type]
-    partial.replace(file)
+    unfinished.replace(file)
     log.info("%s: %d pictures", file.name, count)
 
 
-def _single(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
+def _single(
+    icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator, signs: NDArray[np.uint8] | None = None
+) -> tuple[Pixels, list[int], int, int]:
     allowed = pairs(held=False)
     concept, colour = allowed[rng.integers(len(allowed))]
-    picture = compose(icons[rng.integers(len(icons)), concept], colour, rng, TIDY if tidy else WILD)
+    shown = signs if signs is not None and not tidy and rng.random() < SIGN_SHARE else icons
+    picture = compose(shown[rng.integers(len(shown)), concept], colour, rng, TIDY if tidy else WILD)
     return picture, [concept, NOTHING, NOTHING, NOTHING], NOTHING, COLOURS.index(colour)
 
 
@@ -130,9 +144,17 @@ def _read_shard(file: Path) -> dict[str, NDArray]:
     return shard
 
 
-def extend_pool(folder: Path, kind: Kind, icons: NDArray[np.uint8], model: MagViT, count: int, numbers: Sequence[int]) -> None:
+def extend_pool(
+    folder: Path,
+    kind: Kind,
+    icons: NDArray[np.uint8],
+    model: MagViT,
+    count: int,
+    numbers: Sequence[int],
+    signs: NDArray[np.uint8] | None = None,
+) -> None:
     """Write the shards of those numbers, `count` pictures each; those that exist stay."""
     for number in numbers:
         file = folder / f"{kind}-{number:05d}.npz"
         if not file.exists():
-            write_shard(file, kind, icons, model, count, number)
+            write_shard(file, kind, icons, model, count, number, signs)

@@ -28,7 +28,7 @@ class Style:
 
     name: str
     version: str
-    role: str  # train, validation or test; share-alike sets are test only and never trained on
+    role: str  # train, sign (recognized, never drawn like), validation or test; share-alike sets are never trained on
     licence: str  # SPDX, as in the package's info.json
     author: str
 
@@ -49,6 +49,13 @@ STYLES: tuple[Style, ...] = (
     Style("fluent-emoji-flat", "1.2.6", "train", "MIT", "Microsoft Corporation"),
     Style("fxemoji", "1.2.2", "train", "Apache-2.0", "Mozilla"),
     Style("streamline-emojis", "1.2.4", "train", "CC-BY-4.0", "Streamline"),
+    Style("fluent-emoji-high-contrast", "1.2.6", "sign", "MIT", "Microsoft Corporation"),
+    Style("mdi", "1.2.3", "sign", "Apache-2.0", "Pictogrammers"),
+    Style("game-icons", "1.2.4", "sign", "CC-BY-3.0", "GameIcons"),
+    Style("ph", "1.2.2", "sign", "MIT", "Phosphor Icons"),
+    Style("tabler", "1.2.41", "sign", "MIT", "Paweł Kuna"),
+    Style("icon-park", "1.2.4", "sign", "Apache-2.0", "ByteDance"),
+    Style("fa6-solid", "1.2.4", "sign", "CC-BY-4.0", "Dave Gandy"),
     Style("emojione", "1.2.3", "validation", "CC-BY-4.0", "Emoji One"),
     Style("openmoji", "1.2.29", "test", "CC-BY-SA-4.0", "OpenMoji"),
     Style("emojione-v1", "1.2.3", "test", "CC-BY-SA-4.0", "Emoji One"),
@@ -56,7 +63,7 @@ STYLES: tuple[Style, ...] = (
 
 
 def styles(role: str) -> list[Style]:
-    """The styles of a role: train, validation or test."""
+    """The styles of a role: train, sign, validation or test."""
     return [style for style in STYLES if style.role == role]
 
 
