@@ -139,6 +139,9 @@ def test_the_recipe_s_tasks_have_rewards_and_a_hurry(toy_sequences: Sequences) -
     assert hurried.text.temperature > 0  # or a group would be one response, many times
 
 
+WORDS = {"count": "how many", "compare": "more"}  # what every question of a kind says
+
+
 def test_prompts_are_of_the_training_side_and_of_one_length(toy_sequences: Sequences, model: MMaDA) -> None:
     speaker = Policy(model, toy_sequences.tokenizer, toy_sequences.vocabulary)
     held, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held=True)}, np.random.default_rng(0)
@@ -148,6 +151,8 @@ def test_prompts_are_of_the_training_side_and_of_one_length(toy_sequences: Seque
             assert len(prompts) == 8
             assert len({len(prompt.ids) for prompt in prompts}) == 1
             assert {prompt.draws for prompt in prompts} == {task in ("paint", "drawn")}
+            if task in WORDS:
+                assert all(WORDS[task] in prompt.text for prompt in prompts)
             for prompt in prompts:
                 layout, problem = prompt.truth.layout, problem_in(prompt.text)
                 assert (prompt.truth.answer is None) == prompt.draws

@@ -246,9 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
     parser.add_argument("--from", dest="start", type=Path, help="vq, one, two, three: a checkpoint to begin with")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two, three: instead of the recipe's number")
-    parser.add_argument(
-        "--rate", type=float, default=1.0, help="one, two, three: times the recipe's rate (%(default)s)"
-    )
+    parser.add_argument("--rate", type=float, default=1.0, help="one, two, three: times the recipe's rate (%(default)s)")
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
     parser.add_argument(

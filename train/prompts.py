@@ -4,8 +4,9 @@ Knows no rewards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
 from mmada_lite.train.rewards import Truth
 from mmada_lite.train.rollouts import Speaker
 from mmada_lite.vocabulary import chat_ids
+
+KINDS = ("count", "position", "compare", "all")  # questions about a scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def sums(*kinds: str) -> Source:
     """Arithmetic of the kinds of train/data/arithmetic, a kind a batch."""
 
     def ask(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
-        kind = kinds[rng.integers(len(kinds))]
+        kind = kinds[int(rng.integers(len(kinds)))]
 
         def draw() -> tuple[tuple[int, ...], Prompt]:
             problem = draw_problem(kind, False, rng)
@@ -95,7 +98,8 @@ def drawn(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt
 
 
 def looking(shown: Shown) -> dict[str, Source]:
-    """The tasks that begin with a picture: "what" is in it, and questions about a "scene" of several things."""
+    """The tasks that begin with a picture: "what" is in it, and questions about a "scene" of several things, of all kinds or of
+    one ("count", "compare")."""
 
     def what(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
         rows = np.flatnonzero(~shown.singles.tidy)
@@ -106,13 +110,13 @@ def looking(shown: Shown) -> dict[str, Source]:
             found.append(Prompt(ids, question, Truth(answer=CONCEPTS[int(shown.singles.names[row, 0])].phrase)))
         return found
 
-    def scene(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+    def scene(speaker: Speaker, count: int, rng: np.random.Generator, kinds: Sequence[str] = KINDS) -> list[Prompt]:
         rows = np.flatnonzero(~shown.several.tidy)
 
         def draw() -> tuple[tuple[int, ...], Prompt]:
             while True:
                 row = int(rows[rng.integers(len(rows))])
-                kind = ("count", "position", "compare", "all")[rng.integers(4)]
+                kind = kinds[int(rng.integers(len(kinds)))]
                 asked = scene_question(shown.several.layout(row), COLOURS[shown.several.colour[row]], kind, rng)
                 if asked:
                     ids = (*picture_prompt(shown.several.codes[row], speaker.vocabulary), *_chat(speaker, asked[0]))
@@ -120,7 +124,8 @@ def looking(shown: Shown) -> dict[str, Source]:
 
         return [prompt for _, prompt in equal_length(draw, count)]
 
-    return {"what": what, "scene": scene}
+    found: dict[str, Source] = {"what": what, "scene": scene}
+    return found | {kind: partial(scene, kinds=(kind,)) for kind in ("count", "compare")}
 
 
 def _chat(speaker: Speaker, text: str) -> tuple[int, ...]:

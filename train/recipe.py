@@ -116,6 +116,8 @@ class Workplace:
 REWARDS: dict[str, dict[str, float]] = {
     "sum": {"answer": 1.0, "thought": 0.5, "format": 0.25},
     "scene": {"answer": 1.0, "format": 0.25},
+    "count": {"answer": 1.0, "format": 0.25},
+    "compare": {"answer": 1.0, "format": 0.25},
     "what": {"answer": 1.0},
     "paint": {"concept": 1.0, "background": 0.5},
     "drawn": {"concept": 1.0, "background": 0.5},
