@@ -17,7 +17,7 @@ from mmada_lite.errors import Error
 from mmada_lite.settings import plain
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
-ROLES = ("validation", "test")
+ROLES = ("train", "validation", "test")
 
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
@@ -90,7 +90,7 @@ def _lasting(settings: VQSettings, steps: int | None) -> VQSettings:
 
 
 def judge(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Train the judge of drawings and measure it on the validation style."""
+    """Train the judge of drawings and measure it on the styles of training, validation and test."""
     from mmada_lite.train.data import emoji
     from mmada_lite.train.judge import JudgeSettings, measure, train_judge
     from mmada_lite.train.vq import MagViT

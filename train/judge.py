@@ -180,10 +180,10 @@ def train_judge(
     """Train on the icons of the training styles [styles, concepts, S, S, 4], and on signs of the same shape: raw pictures,
     their reconstructions, things cut out of both and pictures grown by half."""
     rng, count = np.random.default_rng(settings.seed), settings.pictures
-    parts = [compose_many(icons, count, rng, CONDITIONS)]
+    shown = 0 if signs is None else round(SIGN_SHARE * count)
+    parts = [compose_many(icons, count - shown, rng, CONDITIONS)]
     if signs is not None:
-        parts = [compose_many(icons, count - round(SIGN_SHARE * count), rng, CONDITIONS)]
-        parts.append(compose_many(signs, round(SIGN_SHARE * count), rng, CONDITIONS))
+        parts.append(compose_many(signs, shown, rng, CONDITIONS))
     pictures, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
     log.info("judge: %d pictures of one thing", count)
     others = [

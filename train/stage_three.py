@@ -64,7 +64,7 @@ class PolicySettings:
     def __post_init__(self) -> None:
         for task in self.tasks:
             if task not in self.rewards:
-                raise Error(f"the task {task!r} has no rewards; say which, such as {{'answer': 1.0}}")
+                raise Error(f"the task {task!r} has no rewards; those that have some are {', '.join(self.rewards) or 'none'}")
         if self.prompts < 1 or self.updates < 1 or self.copies < 1:
             raise Error(f"prompts {self.prompts}, updates {self.updates} and copies {self.copies} are whole numbers from 1")
         if self.loop.steps % self.updates:
