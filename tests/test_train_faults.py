@@ -111,6 +111,8 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: s
         (("two",), "holds no training state: run that stage first"),
         (("three",), "holds no training state: run that stage first"),
         (("one", "--from", "nowhere"), "nowhere"),
+        (("one", "--groups", "asc=3"), "no task is called 'asc'; did you mean 'ask'?"),
+        (("one", "--groups", "ask=-1"), "the task 'ask' cannot have -1 groups in a batch; give a number from 0 on"),
         (("export",), "no stage 'last' was trained"),
         (("export", "--stage", "seven"), "no stage 'seven' was trained"),
         (("three", "--tasks", "sun"), "the task 'sun' has no rewards"),
@@ -134,6 +136,13 @@ def test_a_fault_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("mmada-lite: no tokenizer at ")
     assert wrong.stderr.count("\n") == 1
+
+
+def test_groups_are_a_task_and_a_number(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(place, "one", "--groups", "ask=many")
+    assert stopped.value.code == 2
+    assert "'ask=many' is not TASK=NUMBER" in capsys.readouterr().err
 
 
 def test_an_unknown_verb_lists_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,9 @@ def test_the_recipe_s_stages_are_sound() -> None:
         assert (scaled.loop.steps, scaled.loop.muon_lr) == (7, settings.loop.muon_lr / 2)
         assert settings.scaled() == settings
         assert settings.scaled(seed=5) == replace(settings, seed=5)
+        fuller = settings.scaled(groups={"ask": 8.0, "sum": 0.0, "plan": 0.5}).mixture
+        assert fuller["ask"] == Share(8.0, settings.mixture["ask"].weight)
+        assert (fuller["sum"].groups, fuller["paint"]) == (0.0, settings.mixture["paint"])
         with pytest.raises(Error, match="give --rate a number above 0"):
             settings.scaled(rate=0.0)
     assert {"drawn", "scene", "sum", "plan"} <= set(STAGES["two"].mixture)

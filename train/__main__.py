@@ -141,7 +141,7 @@ def two(place: Workplace, arguments: argparse.Namespace) -> None:
 def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import STAGES, train_stage
 
-    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed)
+    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups))
     train_stage(model, sequences, folder, settings)
 
 
@@ -238,6 +238,15 @@ VERBS: dict[str, Callable[[Workplace, argparse.Namespace], None]] = {
 }
 
 
+def _groups(text: str) -> tuple[str, float]:
+    """task=number"""
+    task, _, number = text.partition("=")
+    try:
+        return task, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TASK=NUMBER, such as ask=8") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step. Returns the exit code: 0, or 2 after a fault of the user."""
     parser = argparse.ArgumentParser(prog="mmada-lite train", description="Train the small emoji model, step by step.")
@@ -247,6 +256,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", dest="start", type=Path, help="vq, one, two, three: a checkpoint to begin with")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two, three: instead of the recipe's number")
     parser.add_argument("--rate", type=float, default=1.0, help="one, two, three: times the recipe's rate (%(default)s)")
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        type=_groups,
+        default=[],
+        metavar="TASK=NUMBER",
+        help="one, two: groups of these tasks in a batch instead of the recipe's, such as ask=8 paint=0.5",
+    )
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
     parser.add_argument(

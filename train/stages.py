@@ -46,17 +46,32 @@ class StageSettings:
     seed: int = 11
 
     def __post_init__(self) -> None:
-        for task in self.mixture:
+        for task, share in self.mixture.items():
             if task not in TASKS:
                 close = difflib.get_close_matches(task, TASKS, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
                 raise Error(f"no task is called {task!r}; {hint}")
+            if not 0 <= share.groups < float("inf"):
+                raise Error(f"the task {task!r} cannot have {share.groups:g} groups in a batch; give a number from 0 on")
         if not any(share.groups > 0 for share in self.mixture.values()):
             raise Error("the mixture of this stage is empty: give at least one task more than 0 groups")
 
-    def scaled(self, steps: int | None = None, rate: float = 1.0, seed: int | None = None) -> StageSettings:
-        """The same stage: other steps or draws, `rate` times its learning rate. Raises Error unless `rate` is positive."""
-        return replace(self, seed=self.seed if seed is None else seed, loop=self.loop.scaled(steps, rate))
+    def scaled(
+        self,
+        steps: int | None = None,
+        rate: float = 1.0,
+        seed: int | None = None,
+        groups: Mapping[str, float] | None = None,
+    ) -> StageSettings:
+        """The same stage: other steps or draws, `rate` times its learning rate, other groups of some tasks in a batch (what a
+        task weighs where it has a group stays). Raises Error unless `rate` is positive and the mixture one of known tasks."""
+        other = {task: Share(count, self.mixture.get(task, Share(0.0)).weight) for task, count in (groups or {}).items()}
+        return replace(
+            self,
+            mixture={**self.mixture, **other},
+            seed=self.seed if seed is None else seed,
+            loop=self.loop.scaled(steps, rate),
+        )
 
 
 STAGE_ONE = StageSettings(

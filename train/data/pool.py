@@ -29,8 +29,10 @@ log = logging.getLogger("mmada_lite")
 # moon has a left and a right.
 TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2, 0.7)
+CLEAR = Augmentation((0.68, 0.96), 0.06, 8.0, True, 0.06, 0.4, 0.15, 0.2, 6.0, 0.08, 0.5)
 TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1, 0.5)
+CLEAR_SHARE = 0.5  # of the pictures of one thing to be recognized, those in milder conditions, as most are shown
 SIGN_SHARE = 0.4  # of the pictures of one thing to be recognized, those that show a sign
 FIELDS = ("codes", "names", "grid", "colour", "tidy")
 NOTHING = -1
@@ -93,7 +95,8 @@ def _single(
     allowed = pairs(held=False)
     concept, colour = allowed[rng.integers(len(allowed))]
     shown = signs if signs is not None and not tidy and rng.random() < SIGN_SHARE else icons
-    picture = compose(shown[rng.integers(len(shown)), concept], colour, rng, TIDY if tidy else WILD)
+    how = TIDY if tidy else CLEAR if rng.random() < CLEAR_SHARE else WILD
+    picture = compose(shown[rng.integers(len(shown)), concept], colour, rng, how)
     return picture, [concept, NOTHING, NOTHING, NOTHING], NOTHING, COLOURS.index(colour)
 
 
