@@ -157,6 +157,8 @@ def text(model: Transformer, prompt: int, settings: TextSettings) -> Iterator[li
             window = length
             if turn and settings.cache != "none":
                 window = length - block.start if settings.cache == "prefix" else block.stop - block.start
+            elif settings.cache == "prompt" and block.start > prompt:
+                window = settings.answer_length
             step = [each for _ in range(branches) for each in forward(model, window, length - window, masks)]
             step += head(model, "text_head", masks, drawn=settings.temperature > 0)
             if not turn and settings.cache != "none":  # the caches are cut to the past of later steps: read and written once

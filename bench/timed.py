@@ -84,6 +84,10 @@ class TimedKeyValues(KeyValues):
         with self.clock.of("copying"):
             return super().without(start, stop, room)
 
+    def behind(self, past: KeyValues, start: int, stop: int, room: Room) -> KeyValues:
+        with self.clock.of("copying"):
+            return super().behind(past, start, stop, room)
+
 
 class TimedDenoiser:
     """A denoiser whose time outside its sessions counts as copying."""

@@ -58,6 +58,11 @@ class BoundKeyValues(KeyValues):
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
         return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
+    def behind(self, past: KeyValues, start: int, stop: int, room: Room) -> KeyValues:
+        handles, pasts = (cast("tuple[Handle, ...]", (*own.keys, *own.values)) for own in (self, past))
+        left = cast("list[Any]", handles[0].runner.cut(handles, start, stop, pasts))
+        return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
+
     def at(self, places: NDArray[np.int64], room: Room) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         rows, heads = handles[0].shape[:2]
@@ -95,10 +100,11 @@ class _Runner:
             (joined,) = self.run(session, {"a": joined, "b": other}, ["joined"], home=False)
         return joined
 
-    def cut(self, handles: Sequence[Handle], start: int, stop: int) -> list[Handle]:
-        """Handles [B, H, P, D] without the positions start..stop-1."""
-        session = self._session(cut_graph(_kind(handles[0]), len(handles)))
+    def cut(self, handles: Sequence[Handle], start: int, stop: int, pasts: Sequence[Handle] = ()) -> list[Handle]:
+        """Handles [B, H, P, D] without the positions start..stop-1, each behind its past where there are any."""
+        session = self._session(cut_graph(_kind(handles[0]), len(handles), bool(pasts)))
         feeds: dict[str, Any] = {f"x_{n}": handle for n, handle in enumerate(handles)}
+        feeds |= {f"p_{n}": past for n, past in enumerate(pasts)}
         feeds |= {"start": np.array([start]), "stop": np.array([min(stop, handles[0].shape[2])])}
         return self.run(session, feeds, [f"y_{n}" for n in range(len(handles))], home=False)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-POLICIES = ("none", "prefix", "dual")
+POLICIES = ("none", "prefix", "dual", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,13 @@ class KeyValues:
         """Everything but the positions start..stop-1: what a window over those positions leans on. They stand in `room` until
         it is used again."""
         cut = [_cut(array, start, stop, room, number) for number, array in enumerate((*self.keys, *self.values))]
+        return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
+
+    def behind(self, past: "KeyValues", start: int, stop: int, room: "Room") -> "KeyValues":
+        """`past`, then these but for positions start..stop-1: what a window over those leans on that lies behind `past`. They
+        stand in `room` until it is used again."""
+        pairs = zip((*past.keys, *past.values), (*self.keys, *self.values), strict=True)
+        cut = [_cut(array, start, stop, room, number, before) for number, (before, array) in enumerate(pairs)]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
     def at(self, places: NDArray[np.int64], room: "Room") -> "KeyValues":
@@ -72,10 +79,11 @@ class Room:
         return flat[:size].reshape(shape)
 
 
-def _cut(array: Floats, start: int, stop: int, room: Room, number: int) -> Floats:
-    rows, heads, length, size = array.shape
-    left = room.array(number, (rows, heads, start + max(length - stop, 0), size), array.dtype)
-    return np.concatenate([array[:, :, :start], array[:, :, stop:]], axis=2, out=left)
+def _cut(array: Floats, start: int, stop: int, room: Room, number: int, before: Floats | None = None) -> Floats:
+    rows, heads, _, size = array.shape
+    parts = [array[:, :, :start], array[:, :, stop:]] if before is None else [before, array[:, :, :start], array[:, :, stop:]]
+    left = room.array(number, (rows, heads, sum(part.shape[2] for part in parts), size), array.dtype)
+    return np.concatenate(parts, axis=2, out=left)
 
 
 def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:
@@ -88,10 +96,11 @@ def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Fl
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one block keeps of its last full forward: a past per branch, and the window that is computed afresh.
+    """What one block keeps of the forward that it began with: a past per branch, and the window that is computed afresh.
 
     prefix: the window runs from the block's start to the end of the row; dual: it is the block alone
-    (Fast-dLLM, arXiv 2505.22618). `none` keeps nothing, and its window is the whole row.
+    (Fast-dLLM, arXiv 2505.22618); prompt: as dual, and every block but the first begins with a forward over the answer alone,
+    which leans on the prompt as it was then. `none` keeps nothing, and its window is the whole row.
     """
 
     pasts: tuple[KeyValues, ...]
@@ -100,10 +109,24 @@ class Memory:
 
     @classmethod
     def after(
-        cls, policy: str, kept: Sequence[KeyValues], start: int, stop: int, length: int, rooms: Sequence[Room], rows: int = 1
+        cls,
+        policy: str,
+        kept: Sequence[KeyValues],
+        start: int,
+        stop: int,
+        length: int,
+        rooms: Sequence[Room],
+        rows: int = 1,
+        prompt: "Memory | None" = None,
     ) -> "Memory":
-        """kept: of the row's first `length` positions, a branch each, as rooms are, whose last use ends here. rows: how many
-        canvases are to lean at once on the one that was read."""
-        end = stop if policy == "dual" else length
-        cut = (branch.without(start, end, room).repeated(rows) for branch, room in zip(kept, rooms, strict=False))
-        return cls(tuple(cut), start, end)
+        """kept: of the row's first `length` positions, or of those behind `prompt`, a branch each, as rooms are, whose last use
+        ends here. rows: how many canvases are to lean at once on the one that was read."""
+        end = length if policy == "prefix" else stop
+        found = []
+        for number, (branch, room) in enumerate(zip(kept, rooms, strict=False)):
+            if prompt is None:
+                cut = branch.without(start, end, room)
+            else:
+                cut = branch.behind(prompt.pasts[number], start - prompt.start, end - prompt.start, room)
+            found.append(cut.repeated(rows))
+        return cls(tuple(found), start, end)

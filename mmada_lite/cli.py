@@ -221,7 +221,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
     parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
     parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
-    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix, dual or prompt (ever faster)")
     _add_speed(parser)
     _add_device(parser)
     _add_json(parser)
@@ -236,7 +236,7 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_whole, metavar="N", help="model steps for the whole answer")
     parser.add_argument("--answer-length", type=_whole, metavar="N", help="the longest answer, in tokens")
     parser.add_argument("--block-length", type=_whole, metavar="N", help="tokens that are finished before the next ones begin")
-    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix or dual (faster)")
+    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix, dual or prompt (ever faster)")
     parser.add_argument(
         "--threshold", type=_number, metavar="P", help="write every token at least this sure; --steps is unused then"
     )
@@ -270,6 +270,9 @@ def _add_picture_options(parser: argparse.ArgumentParser, otherwise: str) -> Non
 def _add_savings(parser: argparse.ArgumentParser, savings: Sequence[tuple[str, str, str, str]]) -> None:
     kinds: dict[str, Callable[[str], object]] = {"whole": _whole, "number": _number, "word": str}
     for name, kind, metavar, about in savings:
+        if kind == "flag":
+            parser.add_argument(name, action="store_true", default=None, help=about)
+            continue
         parser.add_argument(name, type=kinds[kind], metavar=metavar, help=about)
 
 

@@ -22,7 +22,7 @@ from mmada_lite.settings import Block, TextSettings
 @dataclass(slots=True)
 class Course:
     """One block on its way. ends: stop tokens; rooms: where cuts of keys and values stand, a branch each, one block after
-    another; turn: steps done in this block; memory: what cached steps lean on."""
+    another; closing: ids that end a thought; turn: steps done in this block; memory: what cached steps lean on."""
 
     canvas: Canvas
     block: Block
@@ -30,8 +30,10 @@ class Course:
     sampler: Sampler
     ends: Ints
     rooms: tuple[Room, Room]
+    closing: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     turn: int = 0
     memory: Memory | None = None
+    prompt: Memory | None = None  # with cache "prompt": what every block after the first begins on
     _quota: Ints = field(init=False)
     _left: Guesses | None = None  # the last guesses, less what was written
     _then: tuple[Ints, NDArray[np.floating]] | None = None  # tokens and probabilities [B, L] when all was computed; -1: none
@@ -69,20 +71,30 @@ class Course:
         return self.turn >= least and not canvas.masked()[:, block.start : block.stop].any()
 
     def computes_all(self) -> bool:
-        """Whether the next call reads the whole row and keeps its keys and values: a block's first, and when they are old."""
+        """Whether the next call computes all and keeps its keys and values: a block's first, and when they are old."""
         if self.settings.cache == "none":
             return False
         if self.turn == 0 or (self.settings.refresh is not None and self.turn % self.settings.refresh == 0):
             return True
         return self.settings.drift is not None and self._moved > self.settings.drift
 
+    def leaning(self, computes_all: bool) -> Memory | None:
+        """What the next call leans on: what it computes all of is the whole row, or all that lies behind a prompt that was kept
+        by an earlier block."""
+        if not computes_all:
+            return self.memory
+        return None if self.prompt is None or self.turn else replace(self.prompt, stop=self.end)
+
     def remember(self, kept: Sequence[KeyValues], where: Bools) -> None:
-        """Keep what a call that read the whole row left behind."""
-        start = self.block.start
-        if self.settings.law == "sensible":
+        """Keep what a call that computed all left behind."""
+        start, settings, leant = self.block.start, self.settings, self.leaning(True)
+        if settings.law == "sensible":
             start = min(start, int(where.any(axis=0).argmax()))
-        settings = self.settings
-        self.memory = Memory.after(settings.cache, kept, start, self.block.stop, self.end, self.rooms, settings.draft)
+        length = self.end
+        self.memory = Memory.after(settings.cache, kept, start, self.block.stop, length, self.rooms, settings.draft, leant)
+        if settings.cache == "prompt" and leant is None:
+            first = min(self.canvas.start, start)
+            self.prompt = Memory(tuple(branch.without(first, length, Room()) for branch in kept), first, length)
         self._then = None
 
     def choose(self, guesses: Guesses, number: int) -> Bools:
@@ -127,6 +139,8 @@ class Course:
 
     def _choose(self, guesses: Guesses, number: int, turn: int) -> Bools:
         settings = self.settings
+        if settings.thought_first and self.closing.size:
+            guesses = self._without_what_waits(guesses)
         inside = guesses.valid & (guesses.positions < self.block.stop)
         sureness: NDArray[np.floating] = guesses.sureness
         if settings.order == "random":
@@ -144,6 +158,19 @@ class Course:
             return chosen
         complete = (chosen | ~inside).all(axis=1, keepdims=True)
         return chosen | (unbroken_run(sureness >= least, guesses.valid & ~inside) & complete)
+
+    def _without_what_waits(self, guesses: Guesses) -> Guesses:
+        """The guesses, less those behind the end of a thought, written or guessed, before which something is open."""
+        tokens = self.canvas.tokens.copy()
+        rows, slots = np.nonzero(guesses.positions >= self.canvas.start)
+        tokens[rows, guesses.positions[rows, slots]] = guesses.token[rows, slots]
+        last = tokens.shape[1] - self.closing.size + 1
+        found = np.stack([tokens[:, n : last + n] == token for n, token in enumerate(self.closing)])
+        ends: Bools = np.logical_and.reduce(found, axis=0)
+        ends[:, : self.canvas.start] = False
+        behind = np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])[:, None]
+        thinks = (guesses.valid & (guesses.positions < behind)).any(axis=1, keepdims=True)
+        return replace(guesses, valid=guesses.valid & ((guesses.positions < behind) | ~thinks))
 
     def _coming_end(self, guesses: Guesses, least: float) -> Bools:
         """The first open position of a row where all guesses are stop tokens and that one is surer than `least`, [B, Q]."""

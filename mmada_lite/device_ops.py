@@ -19,14 +19,18 @@ def join_graph(kind: int) -> bytes:
     return _model([node], [_value(name, kind, 3) for name in ("a", "b")], [_value("joined", kind, 3)], [])
 
 
-def cut_graph(kind: int, count: int) -> bytes:
-    """x_0 .. x_n [B, H, P, D], start [1], stop [1] -> y_0 .. y_n without the positions start..stop-1, in one run."""
+def cut_graph(kind: int, count: int, behind: bool = False) -> bytes:
+    """x_0 .. x_n [B, H, P, D], start [1], stop [1] -> y_0 .. y_n without the positions start..stop-1, in one run; `behind`
+    a past each, p_0 .. p_n [B, H, R, D], which comes first."""
     nodes = []
     for n in range(count):
         nodes.append(_node("Slice", [f"x_{n}", "zero", "start", "axis"], f"before_{n}"))
         nodes.append(_node("Slice", [f"x_{n}", "stop", "end", "axis"], f"after_{n}"))
-        nodes.append(_node("Concat", [f"before_{n}", f"after_{n}"], f"y_{n}", ("axis", 2)))
-    given = [_value(f"x_{n}", kind, 4) for n in range(count)] + [_value(name, INT64, 1, fixed=1) for name in ("start", "stop")]
+        first = [f"p_{n}"] if behind else []
+        nodes.append(_node("Concat", [*first, f"before_{n}", f"after_{n}"], f"y_{n}", ("axis", 2)))
+    pasts = [_value(f"p_{n}", kind, 4) for n in range(count)] if behind else []
+    given = pasts + [_value(f"x_{n}", kind, 4) for n in range(count)]
+    given += [_value(name, INT64, 1, fixed=1) for name in ("start", "stop")]
     constants = [_constant("zero", 0), _constant("end", _TO_THE_END), _constant("axis", 2)]
     return _model(nodes, given, [_value(f"y_{n}", kind, 4) for n in range(count)], constants)
 

@@ -26,7 +26,7 @@ from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.slowness import warn_where_slow
 from mmada_lite.stamps import Stamps
 from mmada_lite.streams import Answer, Drawing, Thinking
-from mmada_lite.thoughts import with_tags
+from mmada_lite.thoughts import closing_ids, with_tags
 from mmada_lite.vocabulary import Tokenizer, chat_ids
 
 Ints = NDArray[np.int64]
@@ -201,7 +201,8 @@ class Model:
         canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
         sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)
         stop = frozenset({special.eos, special.eot})
-        return Answer(decode_text(self.denoiser, canvas, chosen, sampler, stop), canvas, self.tokenizer, stop)
+        steps = decode_text(self.denoiser, canvas, chosen, sampler, stop, closing_ids(self.tokenizer))
+        return Answer(steps, canvas, self.tokenizer, stop)
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
         """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""

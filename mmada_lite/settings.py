@@ -31,7 +31,8 @@ class TextSettings:
     temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
     guidance: 0 is none; g mixes (1 + g) * conditional - g * unconditional.
     order: which positions are written first: "low_confidence" (the surest first) or "random".
-    cache: "none" computes everything at every step; "prefix" and "dual" lean on keys and values of the block's first step.
+    cache: "none" computes everything at every step; "prefix", "dual" and "prompt" lean on keys and values of the block's first
+    step; of "prompt" the first step of a later block leans on the prompt's keys and values of the answer's very first step.
     threshold: a probability; then every position at least that sure is written and `steps` is not used.
     law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
 
@@ -43,6 +44,7 @@ class TextSettings:
     refresh, drift: compute all anew after so many steps of a block, or once its guesses moved that much (0 to 1).
     suffix: masks behind the block that a step still reads; the others are left out.
     draft: canvases that one forward checks; what is written stays what one at a time would write.
+    thought_first: nothing behind the end of a thought is written before all of the thought is (mmada_lite/thoughts).
     """
 
     answer_length: int = 128
@@ -51,7 +53,7 @@ class TextSettings:
     temperature: float = 0.0
     guidance: float = 0.0
     order: Literal["low_confidence", "random"] = "low_confidence"
-    cache: Literal["none", "prefix", "dual"] = "none"
+    cache: Literal["none", "prefix", "dual", "prompt"] = "none"
     threshold: float | None = None
     law: Law = "sensible"
     select: Literal["confidence", "margin", "entropy"] = "confidence"
@@ -62,6 +64,7 @@ class TextSettings:
     drift: float | None = None
     suffix: int | None = None
     draft: int = 1
+    thought_first: bool = False
 
     def __post_init__(self) -> None:
         _whole("answer_length", self.answer_length)
@@ -95,6 +98,8 @@ class TextSettings:
         _probability("early_stop", self.early_stop)
         _whole("reach", self.reach, least=0)
         _whole("draft", self.draft)
+        if not isinstance(self.thought_first, bool):
+            raise Error(f"thought_first is {self.thought_first!r}; use true or false")
         for name, value, least in (("refresh", self.refresh, 1), ("suffix", self.suffix, 0)):
             if value is not None:
                 _whole(name, value, least=least)

@@ -4,12 +4,12 @@ It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or 
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from mmada_lite.cache import Room
+from mmada_lite.cache import Memory, Room
 from mmada_lite.canvas import Bools, Canvas, Ints
 from mmada_lite.course import Course
 from mmada_lite.denoiser import Denoiser
@@ -21,25 +21,32 @@ from mmada_lite.settings import Block, TextSettings
 
 
 def decode_text(
-    denoiser: Denoiser, canvas: Canvas, settings: TextSettings, sampler: Sampler, stop: Iterable[int] = ()
+    denoiser: Denoiser,
+    canvas: Canvas,
+    settings: TextSettings,
+    sampler: Sampler,
+    stop: Iterable[int] = (),
+    closing: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Fill the canvas's answer block by block, the surest positions first, and yield every step.
 
     Ends after a block in which every row has one of the tokens `stop` (under the reference law: as its last token), with
-    `early_stop` as soon as every row's text can no longer change. Raises Error for drafts of several rows.
+    `early_stop` as soon as every row's text can no longer change. With `thought_first` what stands behind the tokens `closing`
+    waits for what stands before them. Raises Error for drafts of several rows.
     """
     if settings.draft > 1 and canvas.rows > 1:
         raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.rows}; use draft 1")
     started, number, calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
-    total = None if settings.adaptive else sum(block.steps for block in blocks)
+    total = None if settings.adaptive or settings.thought_first else sum(block.steps for block in blocks)
     ends, rooms = np.array(sorted(stop), dtype=np.int64), (Room(), Room())
+    prompt: Memory | None = None
     for block in blocks:
-        course = Course(canvas, block, settings, sampler, ends, rooms)
+        course = Course(canvas, block, settings, sampler, ends, rooms, np.array(closing, dtype=np.int64), prompt=prompt)
         while not course.finished():
             keep = course.computes_all()
             drafts = canvas if keep else course.drafted(number)
             where = course.asked(drafts, keep)
-            reading = read(denoiser, drafts, where, settings.guidance, None if keep else course.memory, keep, course.end)
+            reading = read(denoiser, drafts, where, settings.guidance, course.leaning(keep), keep, course.end)
             guesses = guess(denoiser, reading, settings, sampler, number, canvas.mask)
             calls += 1
             if keep:
@@ -55,6 +62,7 @@ def decode_text(
                     break
         if ends.size and _ended(canvas, block, settings, ends):
             return
+        prompt = course.prompt
 
 
 def _foreseen(canvas: Canvas, drafts: Canvas, row: int) -> bool:

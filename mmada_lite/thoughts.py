@@ -1,12 +1,19 @@
 """How a thought is written, `<think> thought </think> answer`, and how a text is split into the two.
 
-Works on text alone, so that it is the same whether a tokenizer has the tags as single tokens or spells them out in pieces. It
-knows nothing of tokens, of what is thought, or of who reads it.
+Works on text, so that it is the same whether a tokenizer has the tags as single tokens or spells them out in pieces; only
+`closing_ids` asks one. It knows nothing of what is thought, or of who reads it.
 """
 
 from mmada_lite.errors import Error
+from mmada_lite.vocabulary import Tokenizer
 
 OPEN, CLOSE = "<think>", "</think>"
+
+
+def closing_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tag that ends a thought: its token, or its pieces as they are when it stands alone."""
+    known = tokenizer.find(CLOSE, -1)
+    return [known] if known >= 0 else tokenizer.encode(CLOSE)
 
 
 def with_tags(thought: str) -> str:

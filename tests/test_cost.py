@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def counted(forwards: Sequence[tuple[int, int, int, int]]) -> float:
     return sum(cost.matrix_flops(cost.forward(MODEL, w, past, rows, batch)) for batch, w, past, rows in forwards)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt"])
 @pytest.mark.parametrize(("answer", "block", "steps"), [(12, 12, 12), (12, 4, 6), (10, 4, 5), (9, 2, 9)])
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_text_costs_what_the_loop_asks_for(
@@ -85,9 +86,10 @@ def test_drawing_costs_what_the_loop_asks_for(vocabulary: Vocabulary, unknown: i
 
 
 def test_caches_make_a_decode_cheaper() -> None:
-    settings = [TextSettings(answer_length=64, block_length=16, steps=64, cache=c) for c in ("none", "prefix", "dual")]  # type: ignore[arg-type]
-    none, prefix, dual = (sum(cost.predicted(s, RATES) for s in cost.text(MODEL, 100, each)) for each in settings)
-    assert none > prefix > dual
+    plain = TextSettings(answer_length=64, block_length=16, steps=64)
+    settings = [replace(plain, cache=c) for c in ("none", "prefix", "dual", "prompt")]  # type: ignore[arg-type]
+    none, prefix, dual, prompt = (sum(cost.predicted(s, RATES) for s in cost.text(MODEL, 100, each)) for each in settings)
+    assert none > prefix > dual > prompt
 
 
 def test_a_head_is_asked_for_its_own_columns() -> None:

@@ -21,10 +21,10 @@ VOCABULARY = Vocabulary(SPECIAL, image_code_offset=112, codebook_size=32, size=1
 GREEDY = PhiloxSampler(0, 0.0, 0)
 
 
-def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sampler=GREEDY):
+def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sampler=GREEDY, closing=()):
     canvas = text_canvas(list(prompt), settings_.answer_length, SPECIAL, guided=settings_.guidance > 0)
     denoiser = MockDenoiser(planted or {p: p % 50 for p in range(200)}, certainty)
-    steps = list(decode_text(denoiser, canvas, settings_, sampler, stop))
+    steps = list(decode_text(denoiser, canvas, settings_, sampler, stop, closing))
     return canvas, denoiser, steps
 
 
@@ -33,7 +33,7 @@ def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sam
     answer=st.integers(1, 24),
     block=st.integers(1, 24),
     share=st.floats(0, 1),
-    cache=st.sampled_from(["none", "prefix", "dual"]),
+    cache=st.sampled_from(["none", "prefix", "dual", "prompt"]),
     threshold=st.sampled_from([None, 0.3, 0.7]),
     order=st.sampled_from(["low_confidence", "random"]),
     guidance=st.sampled_from([0.0, 1.5]),
@@ -61,7 +61,7 @@ def test_blocks_are_finished_left_to_right_and_the_surest_goes_first():
     assert order[0] == 3  # 3 % 4 is the surest of its block
 
 
-@pytest.mark.parametrize(("cache", "later"), [("none", (0, 11)), ("prefix", (3, 11)), ("dual", (3, 7))])
+@pytest.mark.parametrize(("cache", "later"), [("none", (0, 11)), ("prefix", (3, 11)), ("dual", (3, 7)), ("prompt", (3, 7))])
 def test_windows_of_each_cache_policy(cache, later):
     _, denoiser, _ = text(TextSettings(answer_length=8, steps=8, block_length=4, cache=cache))
     spans = [(int(w.positions[0]), int(w.positions[-1]) + 1) for w in denoiser.windows[:4]]
@@ -69,6 +69,19 @@ def test_windows_of_each_cache_policy(cache, later):
     past = denoiser.windows[1].past
     covered = set() if past is None else set(past.keys[0][0, 0, :, 0].astype(int).tolist())
     assert covered == set(range(11)) - set(range(*later))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_a_prompt_that_is_kept_is_read_once(guidance):
+    chosen = TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=guidance)
+    _, denoiser, _ = text(chosen)
+    windows = denoiser.windows[:: 2 if guidance else 1]
+    spans = [(int(w.positions[0]), int(w.positions[-1]) + 1) for w in windows]
+    assert spans == [(0, 15), (3, 7), (3, 15), (7, 11), (3, 15), (11, 15)]
+    pasts = [[] if w.past is None else w.past.keys[0][0, 0, :, 0].astype(int).tolist() for w in windows]
+    assert pasts[2] == pasts[4] == [0, 1, 2]
+    for window, past in zip(windows, pasts, strict=True):  # each position once, in the window or in what it leans on
+        assert sorted(past + window.positions.tolist()) == list(range(15))
 
 
 def test_decoding_stops_after_the_block_that_ends_the_text():
@@ -83,7 +96,7 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
 
 def test_a_masked_prompt_position_is_filled_too():
     chosen = TextSettings(answer_length=4, steps=4, block_length=2)
-    for cache in ("none", "prefix", "dual"):
+    for cache in ("none", "prefix", "dual", "prompt"):
         canvas, _, _ = text(replace(chosen, cache=cache), prompt=(1, SPECIAL.mask, 3))
         assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
 

@@ -62,6 +62,7 @@ TEXTS = {
     "no cache": TextSettings(answer_length=12, steps=6, block_length=6),
     "prefix": TextSettings(answer_length=12, steps=6, block_length=6, cache="prefix"),
     "dual, guided": TextSettings(answer_length=12, steps=6, block_length=4, cache="dual", guidance=1.5),
+    "prompt": TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=0.5),
     "drawn": TextSettings(answer_length=12, steps=6, block_length=6, cache="dual", temperature=0.8),
     "threshold": TextSettings(answer_length=12, steps=6, block_length=6, threshold=0.02, cache="prefix", guidance=0.5),
 }

@@ -21,7 +21,7 @@ from mmada_lite.settings import TextSettings, plain, settings_from
 
 MASK, END = 23, 3
 PLAIN = TextSettings(answer_length=16, steps=16, block_length=8)
-LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft")
+LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "thought_first")
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -30,7 +30,11 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 
 def decoded(
-    chosen: TextSettings, prompt: Sequence[int] = (1, 2, 3), stop: Sequence[int] = (), model: SmallAttention | None = None
+    chosen: TextSettings,
+    prompt: Sequence[int] = (1, 2, 3),
+    stop: Sequence[int] = (),
+    model: SmallAttention | None = None,
+    closing: Sequence[int] = (),
 ) -> tuple[list[int], list[Step], SmallAttention]:
     """The finished row, the steps and the model that made them."""
     tokens = np.array([[*prompt, *[MASK] * chosen.answer_length]])
@@ -39,7 +43,7 @@ def decoded(
         canvas.unconditional = np.full_like(tokens, MASK)
         canvas.shared = np.flatnonzero(canvas.editable[0])
     model = model or SmallAttention()
-    steps = list(decode_text(model, canvas, chosen, PhiloxSampler(0, chosen.temperature, canvas.start), stop))
+    steps = list(decode_text(model, canvas, chosen, PhiloxSampler(0, chosen.temperature, canvas.start), stop, closing))
     return canvas.tokens[0].tolist(), steps, model
 
 
@@ -47,20 +51,24 @@ def decoded(
 @given(
     answer=st.integers(1, 20),
     block=st.integers(1, 20),
-    cache=st.sampled_from(["none", "prefix", "dual"]),
+    cache=st.sampled_from(["none", "prefix", "dual", "prompt"]),
     rule=st.sampled_from([{}, {"threshold": 0.4}, {"entropy_bound": 1.0}, {"threshold": 0.3, "reach": 5}]),
     select=st.sampled_from(["confidence", "margin", "entropy"]),
     renew=st.sampled_from([{}, {"refresh": 2}, {"drift": 0.1}, {"refresh": 3, "drift": 0.5}]),
     suffix=st.sampled_from([None, 0, 3]),
     draft=st.integers(1, 4),
     guidance=st.sampled_from([0.0, 0.5]),
+    thought=st.booleans(),
 )
-def test_every_mask_is_written_once_and_calls_are_counted(answer, block, cache, rule, select, renew, suffix, draft, guidance):
+def test_every_mask_is_written_once_and_calls_are_counted(
+    answer, block, cache, rule, select, renew, suffix, draft, guidance, thought
+):
     renew = {} if cache == "none" else renew
     chosen = TextSettings(
         answer, answer, block, guidance=guidance, cache=cache, select=select, suffix=suffix, draft=draft, **rule, **renew
     )
-    row, steps, model = decoded(chosen)
+    chosen, closing = replace(chosen, thought_first=thought), [END] if thought else []
+    row, steps, model = decoded(chosen, closing=closing)
     assert MASK not in row
     assert row[:3] == [1, 2, 3]
     assert sorted(p for step in steps for p in step.positions.tolist()) == list(range(3, 3 + answer))
@@ -70,7 +78,7 @@ def test_every_mask_is_written_once_and_calls_are_counted(answer, block, cache, 
     assert calls == sorted(calls)
     assert calls[-1] == len(model.windows) // (2 if guidance else 1)
     assert calls == list(range(1, len(steps) + 1)) or draft > 1
-    row_again, _, model = decoded(replace(chosen, draft=1))
+    row_again, _, model = decoded(replace(chosen, draft=1), closing=closing)
     assert row == row_again
     assert calls[-1] <= len(model.windows) // (2 if guidance else 1)
 
@@ -201,6 +209,32 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
                 assert last < stop + 6
         saved += len(decoded(replace(chosen, reach=0), prompt)[1]) - len(decoded(chosen, prompt)[1])
     assert saved > 0
+
+
+@pytest.mark.parametrize("closing", [[8], [7, 8]])
+def test_what_follows_a_thought_waits_for_it(closing):
+    """All is as sure as can be and would be written at once; 8 stands at position 8, 7 before it."""
+    chosen = TextSettings(12, 12, 12, threshold=0.5)
+    for thought_first, written in ((False, [list(range(3, 15))]), (True, [list(range(3, 9)), list(range(9, 15))])):
+        _, _, steps = text(replace(chosen, thought_first=thought_first), closing=closing)
+        assert [step.positions.tolist() for step in steps] == written
+    assert len(text(replace(chosen, thought_first=True), closing=[8, 7])[2]) == 1  # no such end: nothing waits
+    _, _, steps = text(replace(chosen, thought_first=True, threshold=None, steps=2), closing=closing)
+    assert [step.of for step in steps] == [None] * len(steps)  # quotas may come a step late
+
+
+def test_behind_the_end_of_a_thought_nothing_is_written_while_it_has_masks():
+    waited = 0
+    for prompt in prompts(60):
+        chosen = replace(PLAIN, threshold=0.2, cache="prompt", thought_first=True)
+        row, steps, _ = decoded(chosen, prompt, closing=[END])
+        done: set[int] = set(range(len(prompt)))
+        for step in steps:
+            end = min((p for p in done if p >= len(prompt) and row[p] == END), default=len(row))
+            assert max(step.positions) < end or set(range(end)) <= done
+            done |= set(step.positions.tolist())
+        waited += len(steps) - len(decoded(replace(chosen, thought_first=False), prompt)[1])
+    assert waited > 0
 
 
 def test_entropy_bounds():

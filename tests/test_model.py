@@ -90,7 +90,7 @@ def test_a_streamed_answer_is_the_joined_one(model):
     assert stream.last is not None
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt"])
 def test_sampled_answers_repeat_with_their_seed(model, cache):
     settings = TextSettings(answer_length=12, steps=12, block_length=6, temperature=1.0, cache=cache)
     first, again, other = (model.chat("hello", settings, seed=s).finish().ids.tolist() for s in (1, 1, 2))

@@ -67,9 +67,10 @@ def test_load_takes_a_speed() -> None:
 
 
 def test_the_command_line_spells_every_later_setting() -> None:
-    words = ["--entropy-bound", "0.5", "--early-stop", "0.9", "--refresh", "4", "--drift", "0.2", "--suffix", "0"]
-    arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", "--select", "margin", "--draft", "2", *words])
+    said = "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --drift 0.2 --suffix 0 --thought-first --select margin --draft 2"
+    arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *said.split()])
     used = {"select": "margin", "draft": 2, "entropy_bound": 0.5, "early_stop": 0.9, "refresh": 4, "drift": 0.2, "suffix": 0}
+    used |= {"thought_first": True}
     assert later_settings(settings_for(TextSettings(), arguments)) == used
     arguments = build_parser()[0].parse_args(["ask", "x.png", "y", "--threshold", "0.9", "--reach", "8"])
     assert later_settings(settings_for(TextSettings(), arguments)) == {"reach": 8}

@@ -16,6 +16,7 @@ from mmada_lite.decoding import decode_image, decode_text, final_codes
 from mmada_lite.denoiser import Denoiser
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.thoughts import closing_ids
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
 Ints = NDArray[np.int64]
@@ -55,11 +56,12 @@ def write(speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSett
     """An answer to every prompt."""
     special, shape = speaker.vocabulary.special, (len(prompts), settings.answer_length)
     ids, order, forwards = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
+    closing = closing_ids(speaker.tokenizer)
     for rows in batches([len(p) for p in prompts]):
         canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
         sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
         stop = () if settings.law == "reference" else (special.eot, special.eos)
-        for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop):
+        for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop, closing):
             order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
             forwards[rows] = step.forwards
         ids[rows] = canvas.tokens[:, canvas.region]

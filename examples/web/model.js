@@ -69,11 +69,15 @@ export class Model {
 
 const SHARED = ["steps", "guidance", "temperature", "law"];
 const TEXT = [...SHARED, "answer_length", "block_length", "order", "cache", "threshold"];
+const CACHES = ["none", "prefix", "dual"];
 const IMAGE = [...SHARED, "schedule", "sampling_temperature"];
 
 function sensible(settings, known) {
-  const { law } = settings;
+  const { law, cache } = settings;
   const other = Object.keys(settings).find((name) => !known.includes(name));
   if (other) throw new Error(`this page does not decode with "${other}"; leave it out, or use the Python runtime`);
+  if (cache && !CACHES.includes(cache)) {
+    throw new Error(`this page does not decode with the cache "${cache}"; use one of ${CACHES.join(", ")}, or the Python runtime`);
+  }
   if (law !== "sensible") throw new Error(`this page decodes by the law "sensible", not "${law}"; see docs/bundle.md`);
 }
