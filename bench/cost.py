@@ -152,17 +152,20 @@ def text(model: Transformer, prompt: int, settings: TextSettings) -> Iterator[li
     """Every step of an answer after `prompt` tokens, as the loop takes them without a threshold: the pieces of each."""
     length, branches = prompt + settings.answer_length, 2 if settings.guidance > 0 else 1
     for block in settings.blocks(prompt):
-        masks = block.stop - block.start
+        masks = wide = block.stop - block.start
         for turn, written in enumerate(transfers(masks, block.steps)):
             window = length
             if turn and settings.cache != "none":
-                window = length - block.start if settings.cache == "prefix" else block.stop - block.start
+                window = length - block.start if settings.cache == "prefix" else wide
             elif settings.cache == "prompt" and block.start > prompt:
                 window = settings.answer_length
             step = [each for _ in range(branches) for each in forward(model, window, length - window, masks)]
             step += head(model, "text_head", masks, drawn=settings.temperature > 0)
             if not turn and settings.cache != "none":  # the caches are cut to the past of later steps: read and written once
                 step.append(_cut(model, branches * length))
+            if turn and settings.settle is not None and wide - masks >= settings.settle:
+                step.append(_cut(model, branches * (length - masks)))
+                wide = masks
             yield step
             masks -= int(written)
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmada_lite.bundle import Bundle
 from mmada_lite.cache import KeyValues, Room
 from mmada_lite.decoding import Step
@@ -87,6 +90,10 @@ class TimedKeyValues(KeyValues):
     def behind(self, past: KeyValues, start: int, stop: int, room: Room) -> KeyValues:
         with self.clock.of("copying"):
             return super().behind(past, start, stop, room)
+
+    def picked_behind(self, past: KeyValues, places: NDArray[np.int64], room: Room) -> KeyValues:
+        with self.clock.of("copying"):
+            return super().picked_behind(past, places, room)
 
 
 class TimedDenoiser:

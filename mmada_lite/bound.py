@@ -70,6 +70,10 @@ class BoundKeyValues(KeyValues):
         found = cast("list[Any]", handles[0].runner.pick(handles, index))
         return BoundKeyValues(tuple(found[: len(self.keys)]), tuple(found[len(self.keys) :]))
 
+    def picked_behind(self, past: KeyValues, places: NDArray[np.int64], room: Room) -> KeyValues:
+        rows = cast("Handle", self.keys[0]).shape[0]
+        return self.at(np.broadcast_to(places, (rows, len(places))), room).behind(past, 0, 0, room)
+
 
 class _Runner:
     """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host."""

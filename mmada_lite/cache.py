@@ -47,6 +47,12 @@ class KeyValues:
         cut = [_at(array, places, room, number) for number, array in enumerate((*self.keys, *self.values))]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
+    def picked_behind(self, past: "KeyValues", places: NDArray[np.int64], room: "Room") -> "KeyValues":
+        """`past`, then these at the places [P] of every row: a past that grows. They stand in `room`, where `past` does not."""
+        pairs = zip((*past.keys, *past.values), (*self.keys, *self.values), strict=True)
+        grown = [_joined([before, array[:, :, places]], room, number) for number, (before, array) in enumerate(pairs)]
+        return KeyValues(tuple(grown[: len(self.keys)]), tuple(grown[len(self.keys) :]))
+
     def repeated(self, times: int) -> "KeyValues":
         """The same past for `times` canvases at once: one row becomes so many."""
         if times == 1:
@@ -80,10 +86,14 @@ class Room:
 
 
 def _cut(array: Floats, start: int, stop: int, room: Room, number: int, before: Floats | None = None) -> Floats:
-    rows, heads, _, size = array.shape
-    parts = [array[:, :, :start], array[:, :, stop:]] if before is None else [before, array[:, :, :start], array[:, :, stop:]]
-    left = room.array(number, (rows, heads, sum(part.shape[2] for part in parts), size), array.dtype)
-    return np.concatenate(parts, axis=2, out=left)
+    parts = [] if before is None else [before]
+    return _joined([*parts, array[:, :, :start], array[:, :, stop:]], room, number)
+
+
+def _joined(parts: Sequence[Floats], room: Room, number: int) -> Floats:
+    rows, heads, _, size = parts[0].shape
+    into = room.array(number, (rows, heads, sum(part.shape[2] for part in parts), size), parts[0].dtype)
+    return np.concatenate(parts, axis=2, out=into)
 
 
 def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:
@@ -101,11 +111,25 @@ class Memory:
     prefix: the window runs from the block's start to the end of the row; dual: it is the block alone
     (Fast-dLLM, arXiv 2505.22618); prompt: as dual, and every block but the first begins with a forward over the answer alone,
     which leans on the prompt as it was then. `none` keeps nothing, and its window is the whole row.
+
+    places [W]: what of start..stop-1 is still computed, None for all of it; the rest is settled and stands in the past.
     """
 
     pasts: tuple[KeyValues, ...]
     start: int
     stop: int
+    places: NDArray[np.int64] | None = None
+
+    @property
+    def window(self) -> NDArray[np.int64]:
+        """The positions [W] that a step computes."""
+        return np.arange(self.start, self.stop) if self.places is None else self.places
+
+    def settled(self, kept: Sequence[KeyValues], done: NDArray[np.bool_], rooms: Sequence["Room"]) -> "Memory":
+        """Those of the window that are done [W] join the past as a call over the window left them (`kept`)."""
+        at = np.flatnonzero(done)
+        pasts = (own.picked_behind(past, at, room) for past, own, room in zip(self.pasts, kept, rooms, strict=False))
+        return Memory(tuple(pasts), self.start, self.stop, self.window[~done])
 
     @classmethod
     def after(

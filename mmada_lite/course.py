@@ -21,8 +21,9 @@ from mmada_lite.settings import Block, TextSettings
 
 @dataclass(slots=True)
 class Course:
-    """One block on its way. ends: stop tokens; rooms: where cuts of keys and values stand, a branch each, one block after
-    another; closing: ids that end a thought; turn: steps done in this block; memory: what cached steps lean on."""
+    """One block on its way. ends: stop tokens; rooms, others: where cuts of keys and values stand, a branch each, one block
+    after another, and in turn while a past grows; closing: ids that end a thought; turn: steps done in this block; memory: what
+    cached steps lean on."""
 
     canvas: Canvas
     block: Block
@@ -30,6 +31,7 @@ class Course:
     sampler: Sampler
     ends: Ints
     rooms: tuple[Room, Room]
+    others: tuple[Room, Room]
     closing: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     turn: int = 0
     memory: Memory | None = None
@@ -96,6 +98,25 @@ class Course:
             first = min(self.canvas.start, start)
             self.prompt = Memory(tuple(branch.without(first, length, Room()) for branch in kept), first, length)
         self._then = None
+
+    def settling(self) -> bool:
+        """Whether so many positions of the window are done, before the next call, that they leave it then."""
+        settle, memory = self.settings.settle, self.memory
+        return settle is not None and memory is not None and int(self._done(memory).sum()) >= settle
+
+    def settle(self, kept: Sequence[KeyValues]) -> None:
+        """Let what was done before a call over the window join the past as the call left it (dKV-Cache, arXiv 2505.15781:
+        keys of a token are worth keeping one step after it is written)."""
+        assert self.memory is not None, "a window has settled positions once there is a window"
+        done = self._done(self.memory)
+        if not done.all():
+            self.rooms, self.others = self.others, self.rooms
+            self.memory = self.memory.settled(kept, done, self.rooms)
+
+    def _done(self, memory: Memory) -> Bools:
+        """Of the window's positions, those at which no row has a mask."""
+        found: Bools = np.logical_and.reduce(~self.canvas.masked()[:, memory.window], axis=0)
+        return found
 
     def choose(self, guesses: Guesses, number: int) -> Bools:
         """What step `number` writes of its guesses, [B, Q]."""

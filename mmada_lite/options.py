@@ -9,6 +9,7 @@ SAVINGS: tuple[tuple[str, str, str, str], ...] = (
     ("--refresh", "whole", "N", "compute all anew after so many steps of a block; needs a cache"),
     ("--drift", "number", "SHARE", "compute all anew once the guesses moved by this; needs a cache"),
     ("--suffix", "whole", "N", "masks behind a block that a step still reads"),
+    ("--settle", "whole", "N", "written tokens leave a cached block so many at a time; needs cache dual or prompt"),
     ("--thought-first", "flag", "", "what follows a thought waits for it"),
     ("--draft", "whole", "N", "steps foreseen and checked in one model call; the answer stays the same"),
 )

@@ -61,12 +61,11 @@ def read(
     for branch, tokens in enumerate(canvas.branches()):
         shift = canvas.shift if branch else 0
         start, stop = 0, tokens.shape[1] if end is None else end + shift
-        if memory:
-            start, stop = memory.start + shift, memory.stop + shift
+        places = (memory.window + shift) if memory else np.arange(start, stop, dtype=np.int64)
         window = Window(
-            tokens=np.ascontiguousarray(tokens[:, start:stop]),
-            positions=np.arange(start, stop, dtype=np.int64),
-            rows=np.clip(positions + shift - start, 0, stop - start - 1),
+            tokens=np.ascontiguousarray(tokens[:, places]),
+            positions=places,
+            rows=np.clip(np.searchsorted(places, positions + shift), 0, len(places) - 1),
             past=memory.pasts[branch].first(len(tokens)) if memory else None,
         )
         states, cache = denoiser.forward(window, keep=keep)

@@ -44,6 +44,8 @@ class TextSettings:
     refresh, drift: compute all anew after so many steps of a block, or once its guesses moved that much (0 to 1).
     suffix: masks behind the block that a step still reads; the others are left out.
     draft: canvases that one forward checks; what is written stays what one at a time would write.
+    settle: written positions of a block leave a cached window so many at a time, their keys and values as they are one step
+    after they were written.
     thought_first: nothing behind the end of a thought is written before all of the thought is (mmada_lite/thoughts).
     """
 
@@ -64,6 +66,7 @@ class TextSettings:
     drift: float | None = None
     suffix: int | None = None
     draft: int = 1
+    settle: int | None = None
     thought_first: bool = False
 
     def __post_init__(self) -> None:
@@ -100,7 +103,7 @@ class TextSettings:
         _whole("draft", self.draft)
         if not isinstance(self.thought_first, bool):
             raise Error(f"thought_first is {self.thought_first!r}; use true or false")
-        for name, value, least in (("refresh", self.refresh, 1), ("suffix", self.suffix, 0)):
+        for name, value, least in (("refresh", self.refresh, 1), ("suffix", self.suffix, 0), ("settle", self.settle, 1)):
             if value is not None:
                 _whole(name, value, least=least)
         for name, bound in (("entropy_bound", self.entropy_bound), ("drift", self.drift)):
@@ -116,6 +119,8 @@ class TextSettings:
             raise Error("order random does not ask how sure a guess is; use low_confidence with select and reach")
         if self.cache == "none" and (self.refresh is not None or self.drift is not None):
             raise Error("refresh and drift renew a cache and there is none; use cache prefix or dual")
+        if self.settle is not None and (self.cache in ("none", "prefix") or self.draft > 1):
+            raise Error(f"settle {self.settle} narrows the window of a block; use it with cache dual or prompt, and draft 1")
         if self.draft > 1 and self.temperature > 0:
             raise Error(f"draft {self.draft} checks what greedy decoding would write; use temperature 0, or draft 1")
 

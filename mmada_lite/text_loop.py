@@ -38,19 +38,23 @@ def decode_text(
         raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.rows}; use draft 1")
     started, number, calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
     total = None if settings.adaptive or settings.thought_first else sum(block.steps for block in blocks)
-    ends, rooms = np.array(sorted(stop), dtype=np.int64), (Room(), Room())
+    ends, rooms, others = np.array(sorted(stop), dtype=np.int64), (Room(), Room()), (Room(), Room())
     prompt: Memory | None = None
     for block in blocks:
-        course = Course(canvas, block, settings, sampler, ends, rooms, np.array(closing, dtype=np.int64), prompt=prompt)
+        course = Course(canvas, block, settings, sampler, ends, rooms, others, np.array(closing, dtype=np.int64), prompt=prompt)
         while not course.finished():
             keep = course.computes_all()
+            settling = not keep and course.settling()
             drafts = canvas if keep else course.drafted(number)
             where = course.asked(drafts, keep)
-            reading = read(denoiser, drafts, where, settings.guidance, course.leaning(keep), keep, course.end)
+            reading = read(denoiser, drafts, where, settings.guidance, course.leaning(keep), keep or settling, course.end)
             guesses = guess(denoiser, reading, settings, sampler, number, canvas.mask)
             calls += 1
             if keep:
                 course.remember(reading.kept, where)
+            elif settling:
+                course.settle(reading.kept)
+            if reading.kept:
                 reading = replace(reading, kept=())  # their cuts are remembered: a second copy would outlive the block's steps
             for row in range(drafts.rows // canvas.rows):
                 mine = guesses if drafts.rows == canvas.rows else guesses.row(row)

@@ -13,10 +13,18 @@ Doubles = NDArray[np.float64]
 class SmallAttention:
     """float64 throughout, so that no two guesses are equally sure by rounding. Counts its calls and the rows of each."""
 
-    def __init__(self, vocabulary: int = 24, mask: int = 23, width: int = 16, seed: int = 0, says_entropy: bool = True) -> None:
+    def __init__(
+        self,
+        vocabulary: int = 24,
+        mask: int = 23,
+        width: int = 16,
+        seed: int = 0,
+        says_entropy: bool = True,
+        layers: int = 2,
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.table = rng.normal(size=(vocabulary, width))
-        self.layers = [rng.normal(size=(3, width, width)) / np.sqrt(width) for _ in range(2)]
+        self.layers = [rng.normal(size=(3, width, width)) / np.sqrt(width) for _ in range(layers)]
         self.head = rng.normal(size=(width, vocabulary))
         self.head[:, mask] = 0
         self.says_entropy = says_entropy

@@ -56,13 +56,14 @@ def counted(forwards: Sequence[tuple[int, int, int, int]]) -> float:
     return sum(cost.matrix_flops(cost.forward(MODEL, w, past, rows, batch)) for batch, w, past, rows in forwards)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt"])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt", "settled"])
 @pytest.mark.parametrize(("answer", "block", "steps"), [(12, 12, 12), (12, 4, 6), (10, 4, 5), (9, 2, 9)])
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_text_costs_what_the_loop_asks_for(
     vocabulary: Vocabulary, cache: str, answer: int, block: int, steps: int, guidance: float
 ) -> None:
-    settings = TextSettings(answer_length=answer, block_length=block, steps=steps, cache=cache, guidance=guidance)  # type: ignore[arg-type]
+    kept = {"cache": "dual", "settle": 2} if cache == "settled" else {"cache": cache}
+    settings = TextSettings(answer_length=answer, block_length=block, steps=steps, guidance=guidance, **kept)  # type: ignore[arg-type]
     canvas = text_canvas([1, 2, 3, 4, 5], answer, vocabulary.special, guided=guidance > 0)
     watched = TimedDenoiser(MockDenoiser({p: p % 40 for p in range(30)}, {p: 1 / (2 + p) for p in range(30)}), Clock())
     taken = list(decode_text(watched, canvas, settings, PhiloxSampler(0, 0.0, 5)))

@@ -63,6 +63,7 @@ TEXTS = {
     "prefix": TextSettings(answer_length=12, steps=6, block_length=6, cache="prefix"),
     "dual, guided": TextSettings(answer_length=12, steps=6, block_length=4, cache="dual", guidance=1.5),
     "prompt": TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=0.5),
+    "settled": TextSettings(answer_length=12, steps=12, block_length=6, cache="prompt", settle=2),
     "drawn": TextSettings(answer_length=12, steps=6, block_length=6, cache="dual", temperature=0.8),
     "threshold": TextSettings(answer_length=12, steps=6, block_length=6, threshold=0.02, cache="prefix", guidance=0.5),
 }

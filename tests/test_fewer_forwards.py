@@ -21,7 +21,7 @@ from mmada_lite.settings import TextSettings, plain, settings_from
 
 MASK, END = 23, 3
 PLAIN = TextSettings(answer_length=16, steps=16, block_length=8)
-LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "thought_first")
+LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "settle", "thought_first")
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -58,16 +58,19 @@ def decoded(
     suffix=st.sampled_from([None, 0, 3]),
     draft=st.integers(1, 4),
     guidance=st.sampled_from([0.0, 0.5]),
+    settle=st.sampled_from([None, 1, 3]),
     thought=st.booleans(),
 )
 def test_every_mask_is_written_once_and_calls_are_counted(
-    answer, block, cache, rule, select, renew, suffix, draft, guidance, thought
+    answer, block, cache, rule, select, renew, suffix, draft, guidance, settle, thought
 ):
     renew = {} if cache == "none" else renew
     chosen = TextSettings(
         answer, answer, block, guidance=guidance, cache=cache, select=select, suffix=suffix, draft=draft, **rule, **renew
     )
     chosen, closing = replace(chosen, thought_first=thought), [END] if thought else []
+    if draft == 1 and cache in ("dual", "prompt"):
+        chosen = replace(chosen, settle=settle)
     row, steps, model = decoded(chosen, closing=closing)
     assert MASK not in row
     assert row[:3] == [1, 2, 3]
@@ -141,6 +144,29 @@ def test_keys_are_renewed_when_said_and_when_guesses_move():
     assert moved.count(whole) > spans(drift=0.3).count(whole) >= 2
     _, denoiser, _ = text(TextSettings(8, 8, 8, cache="dual", drift=0.0))  # guesses that never move renew nothing
     assert [len(window.positions) for window in denoiser.windows] == [11, *[8] * 7]
+
+
+def test_written_positions_leave_the_window_a_step_later():
+    """In order of their places, one a step: 3 is written by the first call and read as written by the second."""
+    chosen = TextSettings(8, 8, 8, cache="dual", settle=1)
+    surest_first = {p: 0.9 - p / 50 for p in range(20)}
+    _, denoiser, _ = text(chosen, certainty=surest_first)
+    assert [window.positions.tolist() for window in denoiser.windows[1:4]] == [list(range(n, 11)) for n in (3, 4, 5)]
+    _, denoiser, _ = text(replace(chosen, settle=3), certainty=surest_first)
+    assert [len(window.positions) for window in denoiser.windows] == [11, 8, 8, 8, 5, 5, 5, 2]
+    for window in denoiser.windows[1:]:  # each position once, in the window or in what it leans on
+        held = window.past.keys[0][0, 0, :, 0].astype(int).tolist()
+        assert sorted(held + window.positions.tolist()) == list(range(11))
+
+
+def test_settled_keys_are_those_of_the_step_after_they_were_written():
+    """With keys that do not hang on other positions (one layer), settling changes nothing."""
+    for prompt in prompts(20):
+        for cache in ("dual", "prompt"):
+            chosen = replace(PLAIN, cache=cache, guidance=0.5)
+            one, two = (decoded(replace(chosen, settle=n), prompt, model=SmallAttention(layers=1)) for n in (None, 1))
+            assert one[0] == two[0]
+            assert sum(len(s.positions) for s in two[1]) == 16
 
 
 def test_a_far_suffix_is_left_out_and_positions_stay():
@@ -297,6 +323,10 @@ def _whole_window(prompt, answer):
         ({"drift": float("nan"), "cache": "dual"}, "drift"),
         ({"suffix": -1}, "at least 0"),
         ({"draft": 0}, "at least 1"),
+        ({"settle": 0, "cache": "dual"}, "at least 1"),
+        ({"settle": 2}, "use it with cache dual or prompt"),
+        ({"settle": 2, "cache": "dual", "draft": 2}, "and draft 1"),
+        ({"thought_first": 1}, "thought_first is 1; use true or false"),
         ({"draft": 2, "temperature": 0.5}, "temperature 0, or draft 1"),
         ({"threshold": 0.5, "entropy_bound": 1.0}, "use one of them"),
         ({"order": "random", "select": "margin"}, "low_confidence"),

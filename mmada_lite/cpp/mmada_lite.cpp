@@ -787,7 +787,7 @@ TextSettings read_text_settings(const Json& content, const std::string& where) {
   const SettingsReader reader{content};
   reader.only(where,
               {"answer_length", "steps", "block_length", "temperature", "guidance", "order", "cache", "threshold", "law"},
-              {"select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "thought_first"});
+              {"select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "settle", "thought_first"});
   reader.take("answer_length", s.answer_length);
   reader.take("steps", s.steps);
   reader.take("block_length", s.block_length);
