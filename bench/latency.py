@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", action="store_true", help="random bundles with an image tokenizer, which is timed too")
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     made.add_argument("--caches", nargs="+", choices=POLICIES, default=POLICIES, help="default: all")
+    made.add_argument("--settle", type=int, metavar="N", help="dual and prompt: written tokens leave a block N at a time")
     made.add_argument(
         "--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)"
     )
@@ -97,7 +98,8 @@ def cases(bench: Bench, options: argparse.Namespace) -> Iterator[Case]:
     images = ImageSettings(steps=2 if options.quick else options.image_steps, guidance=bench.bundle.image_defaults.guidance)
     for cache in options.caches:
         for threshold in (None, *(options.thresholds if trained else ())):
-            chosen = replace(text, cache=cache, threshold=threshold)
+            settle = options.settle if cache in ("dual", "prompt") else None
+            chosen = replace(text, cache=cache, threshold=threshold, settle=settle)
             if "text" in options.tasks:
                 yield bench.text(options.prompt, chosen, blocks)
             if "understanding" in options.tasks:

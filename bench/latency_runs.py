@@ -136,7 +136,8 @@ def row_of(variant: Variant, runs: Sequence[Run]) -> Row:
 
 def _labels(settings: TextSettings | ImageSettings) -> Row:
     if isinstance(settings, TextSettings):
-        return {"cache": settings.cache, "threshold": settings.threshold, "settings": asdict(settings)}
+        cache = settings.cache if settings.settle is None else f"{settings.cache}/{settings.settle}"
+        return {"cache": cache, "threshold": settings.threshold, "settings": asdict(settings)}
     return {"cache": None, "threshold": None, "settings": asdict(settings)}
 
 

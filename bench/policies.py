@@ -50,6 +50,9 @@ TEXT: tuple[Changes, ...] = (
     *({"cache": "dual", "threshold": 0.8, "early_stop": 0.9, "reach": length} for length in (4, 8)),
     *({"cache": "dual", "threshold": 0.9, "refresh": every} for every in (2, 4)),
     {"cache": "dual", "threshold": 0.9, "drift": 0.1},
+    *({"cache": cache, "threshold": 0.9, "thought_first": True} for cache in ("none", "dual", "prompt")),
+    *({"cache": "prompt", "threshold": 0.9, "thought_first": True, "suffix": length} for length in (8, 16)),
+    *({"cache": "dual", "settle": count} for count in (1, 4)),
     *({"draft": count} for count in (2, 4, 8)),
     {"cache": "prefix", "draft": 4},
     {"early_stop": 0.95},
@@ -95,8 +98,10 @@ def presets() -> list[Policy]:
 
 
 def for_peers() -> list[Policy]:
-    """Exact, both caches at equal steps, and the presets. What drafts gain, random weights cannot tell: see the frontier."""
+    """Exact, both caches at equal steps, the dual one with settling, and the presets. What drafts gain, random weights cannot
+    tell: see the frontier."""
     cached = [Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")]
+    cached.append(Policy("settled", {"cache": "dual", "settle": 4}))
     first, *rest = presets()
     return [first, *cached, *rest]
 

@@ -13,10 +13,16 @@ Record = Mapping[str, Any]
 Row = Mapping[str, Any]
 REFERENCE, OTHERWISE = "torch bf16", "torch fp32"
 FORWARDS = {32: 1.3, 128: 1.3, 512: 1.6, 1056: 1.6}
-LOOPS = (("text", "exact", 4.0), ("text", "dual", 12.0), ("understanding", "prefix", 20.0), ("drawing", "exact", 2.5))
+LOOPS = (
+    ("text", "exact", 4.0),
+    ("text", "dual", 12.0),
+    ("text", "settled", 12.0),  # the dual cache, written tokens leaving the window of their block
+    ("understanding", "prefix", 20.0),
+    ("drawing", "exact", 2.5),
+)
 BALANCED, FAST, LOSS = 5.0, 40.0, 1.0  # times the reference, and points of quality at most
 RATE, CEILING, PYTHON, MODEL = 16.0, 0.75, 0.03, 0.15
-CACHES = {"exact": "none", "prefix": "prefix", "dual": "dual"}
+CACHES = {"exact": "none", "prefix": "prefix", "dual": "dual", "settled": "dual/4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,13 @@ def _loops(records: Sequence[Record]) -> Iterator[Verdict]:
     for task, policy, wanted in LOOPS:
         said = _peer(records, task, f"ours int8 {policy}")
         yield _ratio(f"{task}, {policy}, size S", wanted, said, _loop_left(records, task, policy, said))
-    said = _peer(records, "text", "ours int8 dual")
-    rate = said[1]["tokens_per_s"] if said else None
-    text = "not measured" if rate is None else f"{rate:.1f} tokens/s"
-    met = None if rate is None else rate >= RATE
-    left = "" if met or said is None else _loop_left(records, "text", "dual", said)
-    yield Verdict("text, dual, size S", f"at least {RATE:.0f} tokens/s", text, met, left)
+    for policy in ("dual", "settled"):
+        said = _peer(records, "text", f"ours int8 {policy}")
+        rate = said[1]["tokens_per_s"] if said else None
+        text = "not measured" if rate is None else f"{rate:.1f} tokens/s"
+        met = None if rate is None else rate >= RATE
+        left = "" if met or said is None else _loop_left(records, "text", policy, said)
+        yield Verdict(f"text, {policy}, size S", f"at least {RATE:.0f} tokens/s", text, met, left)
     said = _peer(records, "drawing", "ours int8 balanced")
     left = f"under exact, {_loop_left(records, 'drawing', 'exact', said)}"
     yield _ratio("drawing, balanced, size S", BALANCED, said, left)

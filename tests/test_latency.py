@@ -69,14 +69,27 @@ def test_the_whole_latency_at_a_tiny_shape(
     bundle: Bundle, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "latency.json"
-    words = ["--shape", "tiny", "--quick", "--threads", "1", "--work", str(work), "--pictures", "-o", str(target)]
+    words = [
+        "--shape",
+        "tiny",
+        "--quick",
+        "--threads",
+        "1",
+        "--work",
+        str(work),
+        "--pictures",
+        "--settle",
+        "2",
+        "-o",
+        str(target),
+    ]
     assert latency.main(words) == 0
     found = record.load(target)
     shown = capsys.readouterr().out
     assert json.loads(shown.splitlines()[-1]) == found
     decodes = [row for row in found["rows"] if "parts" in row]
     assert {(row["task"], row["cache"]) for row in decodes} == {
-        *((task, cache) for task in ("text", "understanding") for cache in ("none", "prefix", "dual")),
+        *((task, cache) for task in ("text", "understanding") for cache in ("none", "prefix", "dual/2", "prompt/2")),
         ("drawing", None),
         ("inpainting", None),
     }
