@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", action="store_true", help="random bundles with an image tokenizer, which is timed too")
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     made.add_argument("--caches", nargs="+", choices=POLICIES, default=POLICIES, help="default: all")
-    made.add_argument("--settle", type=int, metavar="N", help="dual and prompt: written tokens leave a block N at a time")
+    made.add_argument(
+        "--settle",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="N",
+        help="dual and prompt also with written tokens leaving N at a time",
+    )
     made.add_argument(
         "--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)"
     )
@@ -97,8 +105,8 @@ def cases(bench: Bench, options: argparse.Namespace) -> Iterator[Case]:
     trained = bench.bundle.provenance.source != "random numbers"
     images = ImageSettings(steps=2 if options.quick else options.image_steps, guidance=bench.bundle.image_defaults.guidance)
     for cache in options.caches:
-        for threshold in (None, *(options.thresholds if trained else ())):
-            settle = options.settle if cache in ("dual", "prompt") else None
+        settles = (None, *(options.settle if cache in ("dual", "prompt") else ()))
+        for settle, threshold in product(settles, (None, *(options.thresholds if trained else ()))):
             chosen = replace(text, cache=cache, threshold=threshold, settle=settle)
             if "text" in options.tasks:
                 yield bench.text(options.prompt, chosen, blocks)

@@ -19,7 +19,9 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
     {
         "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
         "balanced": (
-            MappingProxyType({"cache": "dual", "threshold": 0.9, "entropy_bound": None, "early_stop": 1.0}),
+            MappingProxyType(
+                {"cache": "dual", "threshold": 0.9, "entropy_bound": None, "early_stop": 1.0, "thought_first": True}
+            ),
             _LIGHT_STEPS,
         ),
         "fast": (
@@ -28,8 +30,9 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
                     "cache": "dual",
                     "threshold": 0.9,
                     "entropy_bound": None,
-                    "early_stop": 0.9,
-                    "suffix": 32,
+                    "early_stop": 1.0,
+                    "suffix": 8,
+                    "thought_first": True,
                 }
             ),
             _LIGHT_STEPS,
@@ -39,9 +42,12 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
-    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". Raises Error for another name, and
-    where a change contradicts what is set."""
+    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast", whose suffix is a block's length
+    where that is more. Raises Error for another name, and where a change contradicts what is set."""
     if speed not in PRESETS:
         raise Error(f"no speed is called {speed!r}; use one of {', '.join(PRESETS)}")
     text_changes, image_changes = PRESETS[speed]
-    return replace(text, **text_changes), replace(image, **image_changes)
+    changed = replace(text, **text_changes)
+    if "suffix" in text_changes:
+        changed = replace(changed, suffix=max(text_changes["suffix"], text.block_length))
+    return changed, replace(image, **image_changes)

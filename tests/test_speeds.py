@@ -66,6 +66,12 @@ def test_load_takes_a_speed() -> None:
         mmada_lite.load(speed="warp")
 
 
+def test_a_suffix_is_never_shorter_than_a_block() -> None:
+    for block, suffix in ((4, 8), (8, 8), (32, 32)):
+        chosen, _ = with_speed("fast", replace(BASE, block_length=block, answer_length=64, steps=64), ImageSettings())
+        assert chosen.suffix == suffix
+
+
 def test_the_command_line_spells_every_later_setting() -> None:
     said = "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --drift 0.2 --suffix 0 --thought-first --select margin --draft 2"
     arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *said.split()])
