@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="N",
-        help="dual and prompt also with written tokens leaving N at a time",
+        help="dual and prompt also with tokens leaving N at a time",
     )
     made.add_argument(
         "--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)"

@@ -69,7 +69,7 @@ def test_the_whole_latency_at_a_tiny_shape(
     bundle: Bundle, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "latency.json"
-    words = "--shape tiny --quick --threads 1 --pictures --settle 2 --work".split()
+    words = ["--shape", "tiny", "--quick", "--threads", "1", "--pictures", "--settle", "2", "--work"]
     assert latency.main([*words, str(work), "-o", str(target)]) == 0
     found = record.load(target)
     shown = capsys.readouterr().out
