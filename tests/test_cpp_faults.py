@@ -223,6 +223,11 @@ def test_impossible_text_settings(host: Host, model: Model, settings: dict[str, 
     assert found == {"error": str(fault.value)}
 
 
+def test_a_cache_of_the_python_runtime_alone_is_refused(host: Host) -> None:
+    found = host.call("chat", messages=[{"role": "user", "content": "hello"}], settings={"cache": "prompt"})
+    assert found == {"error": "the C++ host does not decode with the cache 'prompt'; use dual, or the Python runtime"}
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings"),
     [

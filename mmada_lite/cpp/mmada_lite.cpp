@@ -672,7 +672,7 @@ float gumbel(float u) { return minus_log(minus_log(u)); }
 
 // ---- settings ----
 
-const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual"},
+const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual", "prompt"},
     kLaws{"sensible", "reference"};
 
 void whole(const char* name, std::int64_t value) {
@@ -699,6 +699,7 @@ void check(const TextSettings& s) {
   at_least_zero("guidance", s.guidance);
   one_of("order", s.order, kOrders);
   one_of("cache", s.cache, kCaches);
+  if (s.cache == "prompt") fail("the C++ host does not decode with the cache 'prompt'; use dual, or the Python runtime");
   one_of("law", s.law, kLaws);
   if (s.threshold && !(*s.threshold > 0 && *s.threshold <= 1)) {
     fail("threshold ", shown(*s.threshold), " is not a probability; use a number above 0 and at most 1");
