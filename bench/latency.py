@@ -209,8 +209,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     options = parser().parse_args(words)
-    if min(*options.threads, options.rounds, options.image_steps, options.blocks or 1, options.prompt or 1) < 1:
-        raise Error("--threads, --rounds, --blocks, --prompt and --image-steps are numbers of at least 1")
+    counts = (*options.threads, *options.settle, options.rounds, options.image_steps)
+    if min(*counts, options.blocks or 1, options.prompt or 1) < 1:
+        raise Error("--threads, --rounds, --blocks, --prompt, --settle and --image-steps are numbers of at least 1")
     found = measure(options)
     rows = found.pop("rows")
     content = record("latency", words, rows, quick=options.quick, **found)

@@ -92,11 +92,10 @@ class Course:
         start, settings, leant = self.block.start, self.settings, self.leaning(True)
         if settings.law == "sensible":
             start = min(start, int(where.any(axis=0).argmax()))
-        length = self.end
-        self.memory = Memory.after(settings.cache, kept, start, self.block.stop, length, self.rooms, settings.draft, leant)
+        self.memory = Memory.after(settings.cache, kept, start, self.block.stop, self.end, self.rooms, settings.draft, leant)
         if settings.cache == "prompt" and leant is None:
             first = min(self.canvas.start, start)
-            self.prompt = Memory(tuple(branch.without(first, length, Room()) for branch in kept), first, length)
+            self.prompt = Memory(tuple(branch.without(first, self.end, Room()) for branch in kept), first, self.end)
         self._then = None
 
     def settling(self) -> bool:

@@ -18,6 +18,7 @@ from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, fo
 from mmada_lite.bundle import Bundle
 from mmada_lite.canvas import text_canvas
 from mmada_lite.decoding import decode_text
+from mmada_lite.errors import Error
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.vocabulary import Vocabulary
@@ -203,6 +204,12 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
     assert canvas.start == 33
     special = bundle.vocabulary.special
     assert not {getattr(special, name) for name in special.__slots__} & set(canvas.tokens[0, :33].tolist())
+
+
+def test_a_count_that_cannot_be_is_refused_before_anything_is_measured() -> None:
+    for words in (["--settle", "0"], ["--threads", "0"], ["--blocks", "-1"]):
+        with pytest.raises(Error, match="numbers of at least 1"):
+            latency.main(["--quick", *words])
 
 
 def test_the_peak_is_counted_anew() -> None:
