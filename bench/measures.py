@@ -104,7 +104,7 @@ def drawing(subject: Subject, asked: Sequence[Sequence[int]], settings: ImageSet
 
     def run(number: int) -> Timed:
         started = time.perf_counter()
-        codes = rollouts.draw(subject, [asked[number]], settings, SIDE * SIDE)
+        codes = rollouts.draw(subject, [asked[number]], settings, SIDE * SIDE).codes
         subject.decode(codes, (SIDE, SIDE))
         return Timed(time.perf_counter() - started, codes.size, settings.steps)
 

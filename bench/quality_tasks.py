@@ -51,7 +51,7 @@ class Exam:
         return np.random.default_rng([self.seed, number])
 
     def pictures(self, prompts: Sequence[Sequence[int]], seed: int) -> Pictures:
-        codes = rollouts.draw(self.subject, prompts, self.subject.image, SIDE * SIDE, seed)
+        codes = rollouts.draw(self.subject, prompts, self.subject.image, SIDE * SIDE, seed).codes
         return self.subject.decode(codes, (SIDE, SIDE))
 
     def ask(self, questions: Sequence[str], pictures: Pictures | None = None) -> list[str]:
@@ -227,7 +227,7 @@ def _fill(
     exam: Exam, prompts: Sequence[Sequence[int]], codes: NDArray[np.int64], unknown: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     flat, where = codes.reshape(len(codes), -1), unknown.reshape(len(codes), -1)
-    drawn = rollouts.draw(exam.subject, prompts, exam.subject.image, SIDE * SIDE, exam.seed, flat, where)
+    drawn = rollouts.draw(exam.subject, prompts, exam.subject.image, SIDE * SIDE, exam.seed, flat, where).codes
     return drawn.reshape(codes.shape)
 
 

@@ -36,7 +36,7 @@ def checkpoint() -> Subject:
 def drawn(subject: Subject, captions: list[str], seed: int) -> np.ndarray:
     """Pictures [N, H, W, 3] of captions."""
     side = round(len(subject.encode(np.zeros((1, 64, 64, 3), np.uint8))[0]) ** 0.5)
-    codes = rollouts.draw(subject, rollouts.caption_prompts(subject, captions), subject.image, side * side, seed)
+    codes = rollouts.draw(subject, rollouts.caption_prompts(subject, captions), subject.image, side * side, seed).codes
     return subject.decode(codes, (side, side))
 
 

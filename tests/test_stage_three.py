@@ -33,9 +33,11 @@ def model(toy_sequences: Sequences) -> MMaDA:
     return tiny_model(toy_sequences.vocabulary)
 
 
+@pytest.mark.parametrize("trace", [None, 1])
 @pytest.mark.parametrize("task", ["letters", "shades"])
-def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str) -> None:
-    stage_three(model, toy_sequences.tokenizer, tmp_path, policy_settings((task,), 40)).train()
+def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, trace: int | None) -> None:
+    settings = replace(policy_settings((task,), 40), trace=trace)
+    stage_three(model, toy_sequences.tokenizer, tmp_path, settings).train()
     found = [record[f"reward_{task}"] for record in records(tmp_path) if f"reward_{task}" in record]
     assert len(found) == 20  # two updates on each batch of responses
     assert np.mean(found[-4:]) > np.mean(found[:4]) + 0.1
@@ -69,11 +71,40 @@ def test_groups_copies_and_advantages_have_their_shapes(
             codes = targets[chosen] - vocabulary.image_code_offset
             assert 0 <= int(codes.min()) <= int(codes.max()) < CODES
     assert float(second[0]["chosen"].sum()) > float(first[0]["chosen"].sum())  # later updates hide more
-    targets, response, found = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
+    (targets, response, _, _), found = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
     assert targets.shape == response.shape
     assert found.shape == (settings.prompts, settings.group)
     assert bool((targets[:6, :4] == targets[0, :4]).all())  # a group has one prompt
     assert not torch.equal(targets[0], targets[1])  # and responses of its own
+
+
+@pytest.mark.parametrize("trace", [1, 2])
+@pytest.mark.parametrize("task", ["letters", "shades"])
+def test_traced_copies_are_states_of_the_decoding(
+    toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, trace: int
+) -> None:
+    settings, special = replace(policy_settings((task,), 4), trace=trace), toy_sequences.vocabulary.special
+    run = stage_three(model, toy_sequences.tokenizer, tmp_path, settings)
+    responses, _ = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
+    targets, counted, region, order = responses
+    assert not bool(region[:, :4].any())  # of the prompt
+    assert bool((counted <= region).all())
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(len(targets) * settings.copies, generator=generator)
+    shown = []
+    for turn in (0.0, 0.5):
+        copies = run._copies(responses, first, turn, generator)
+        shown.append(copies.tokens)
+        for tokens, own, chosen, row in zip(copies.tokens, copies.targets, copies.chosen, copies.row, strict=True):
+            begun = int(order[row][chosen].min())  # a copy hides all that was written from here on, and counts the first of it
+            hidden = region[row] & (order[row] >= begun)
+            assert torch.equal(own, targets[row])
+            assert torch.equal(tokens, torch.where(hidden, special.mask, own))
+            steps = order[row][region[row]].unique()
+            at = int((steps == begun).nonzero())
+            assert at % trace == 0
+            assert torch.equal(chosen, counted[row] & hidden & (order[row] <= steps[at : at + trace][-1]))
+    assert shown[0].shape != shown[1].shape or not torch.equal(*shown)  # each update learns from other states
 
 
 def test_a_stopped_run_goes_on_with_the_same_curve(toy_sequences: Sequences, model: MMaDA, tmp_path: Path) -> None:
@@ -105,6 +136,7 @@ def test_the_reference_is_what_the_stage_began_with(toy_sequences: Sequences, mo
         ({"tasks": ("sums",)}, "the task 'sums' has no rewards"),
         ({"group": 1}, "group is 1; an advantage needs at least 2"),
         ({"prompts": 0}, "whole numbers from 1"),
+        ({"trace": 0}, "trace is 0: give the decoding steps"),
         ({"updates": 5}, "8 steps are no multiple of 5 updates"),
     ],
 )
@@ -136,6 +168,8 @@ def test_the_recipe_s_tasks_have_rewards_and_a_hurry(toy_sequences: Sequences) -
     hurried = recipe.policy_settings(["sum"], 0, 4, hurry=True)
     assert hurried.text.steps == settings.text.steps // 4
     assert hurried.image.steps == settings.image.steps // 4
+    assert [recipe.policy_settings(["sum"], 0, 4, hurry, trace=True).trace for hurry in (False, True)] == [4, 1]
+    assert settings.trace is None
     assert hurried.text.temperature > 0  # or a group would be one response, many times
 
 

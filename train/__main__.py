@@ -182,7 +182,7 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.vq import MagViT
 
     seed = arguments.seed or 0
-    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry, arguments.rate)
+    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry, arguments.rate, arguments.trace)
     model, tokenizer, vocabulary = fresh(place)
     if arguments.start is not None:
         print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
@@ -272,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="one, two: other draws than the recipe's, for going on; three: of a run, each has its own folder (0)",
     )
     parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
+    parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
     parser.add_argument("--mean-with", type=Path, help="export: a checkpoint to take the mean with, such as the run's start")
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")

@@ -142,8 +142,9 @@ def trace_copies(
     mask_id: int,
     shrink: int = 1,
     late: Tensor | None = None,  # bool [B, L]: never counted
+    draws: Tensor | None = None,  # float32 [B * copies of each] uniform in 0..1: which states; None: all of them
 ) -> MaskedCopies:
-    """TraceRL (arXiv 2509.06949): the states of the decoding itself, one copy per `shrink` distinct steps.
+    """TraceRL (arXiv 2509.06949): the states of the decoding itself, one copy per `shrink` distinct steps, or those drawn.
 
     A copy hides what was not yet written when its steps began, and counts what they wrote.
     """
@@ -154,8 +155,14 @@ def trace_copies(
         first = torch.unique(order[k][response[k]])[::shrink].contiguous()  # the first step of each group
         group[k] = torch.searchsorted(first, order[k], right=True) * response[k]
     count = group.amax(1)
-    row = torch.arange(len(targets), device=targets.device).repeat_interleave(count)
-    number = torch.arange(len(row), device=targets.device) - (count.cumsum(0) - count)[row] + 1
+    every = torch.arange(len(targets), device=targets.device)
+    if draws is None:
+        row = every.repeat_interleave(count)
+        number = torch.arange(len(row), device=targets.device) - (count.cumsum(0) - count)[row] + 1
+    else:
+        assert len(draws) % len(targets) == 0, "every row has as many copies"
+        row = every.repeat_interleave(len(draws) // len(targets))
+        number = (draws.to(targets.device) * count[row]).long().clamp(max=count[row] - 1) + 1
     chosen, hidden = group[row] == number[:, None], group[row] >= number[:, None]
     return _copies(targets, chosen if late is None else chosen & ~late[row], hidden, row, mask_id)
 

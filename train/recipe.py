@@ -124,8 +124,11 @@ REWARDS: dict[str, dict[str, float]] = {
 }
 
 
-def policy_settings(tasks: Sequence[str], seed: int, steps: int | None, hurry: bool, rate: float = 1.0) -> PolicySettings:
-    """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps."""
+def policy_settings(
+    tasks: Sequence[str], seed: int, steps: int | None, hurry: bool, rate: float = 1.0, trace: bool = False
+) -> PolicySettings:
+    """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps; with a trace, masked copies
+    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text."""
     share = 4 if hurry else 1
     loop = LoopSettings(80, muon_lr=1e-3, adam_lr=2e-4, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
     return PolicySettings(
@@ -134,6 +137,7 @@ def policy_settings(tasks: Sequence[str], seed: int, steps: int | None, hurry: b
         loop=loop,
         text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="prefix"),
         image=replace(IMAGE, steps=IMAGE.steps // share),
+        trace=4 // share if trace else None,
         seed=seed,
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ class Speaker(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary: ...
+
+
+class Drawn(NamedTuple):
+    """Drawings: codes [N, length], and the step that wrote each (-1: given)."""
+
+    codes: Ints
+    order: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +89,10 @@ def draw(
     seed: int = 0,
     given: Ints | None = None,
     unknown: NDArray[np.bool_] | None = None,
-) -> Ints:
-    """Codes [N, length] for every prompt (up to soi). `given` [N, length] are kept where `unknown` [N, length] is false."""
+) -> Drawn:
+    """A drawing for every prompt (up to soi). `given` [N, length] are kept where `unknown` [N, length] is false."""
     codes = np.zeros((len(prompts), length), dtype=np.int64)
+    order = np.full_like(codes, -1)
     known = np.zeros_like(codes) if given is None else given
     open_codes = np.ones(codes.shape, dtype=bool) if unknown is None else unknown
     nothing = paint_prompt([], speaker.vocabulary.special) if settings.guidance > 0 else None
@@ -94,8 +102,11 @@ def draw(
         ]
         canvas = join(canvases)
         sampler = PhiloxSampler(seed + rows[0], settings.sampling_temperature, canvas.start)
-        codes[rows] = final_codes(list(decode_image(speaker.denoiser, canvas, settings, sampler)))
-    return codes
+        steps = list(decode_image(speaker.denoiser, canvas, settings, sampler))
+        codes[rows] = final_codes(steps)
+        for step in steps:
+            order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
+    return Drawn(codes, order)
 
 
 def caption_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from mmada_lite.train.policy import (
     policy_loss,
     random_copies,
     token_log_probabilities,
+    trace_copies,
 )
 from mmada_lite.train.progress import step_generator
 from mmada_lite.train.prompts import Prompt, Source
@@ -47,6 +49,8 @@ class PolicySettings:
 
     tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. prompts, group:
     prompts of a batch and responses to each. updates: steps on the same responses. copies: masked copies of a response.
+    trace: copies hide at random, at ratios of their own (None, as in UniGRPO), or they are what the decoding had before it when
+    it took so many steps, which alone are counted (TraceRL).
     """
 
     tasks: tuple[str, ...]
@@ -58,6 +62,7 @@ class PolicySettings:
     group: int = 8
     updates: int = 2
     copies: int = 2
+    trace: int | None = None
     objective: Objective = field(default_factory=lambda: replace(UNIGRPO, unit="token"))
     seed: int = 0
 
@@ -67,10 +72,22 @@ class PolicySettings:
                 raise Error(f"the task {task!r} has no rewards; those that have some are {', '.join(self.rewards) or 'none'}")
         if self.prompts < 1 or self.updates < 1 or self.copies < 1:
             raise Error(f"prompts {self.prompts}, updates {self.updates} and copies {self.copies} are whole numbers from 1")
+        if self.trace is not None and self.trace < 1:
+            raise Error(f"trace is {self.trace}: give the decoding steps that a copy counts, 1 or more, or None")
         if self.loop.steps % self.updates:
             raise Error(f"{self.loop.steps} steps are no multiple of {self.updates} updates on the same responses; use one")
         if self.group < 2:
             raise Error(f"group is {self.group}; an advantage needs at least 2 responses to compare")
+
+
+class Responses(NamedTuple):
+    """Prompts and responses [B, L]: tokens, which of them are counted, the decoding step that wrote each (0 in the prompt; one
+    more than all in the region of a response that was never reached)."""
+
+    targets: Tensor  # int64
+    counted: Tensor  # bool
+    region: Tensor  # bool, every position of the response, counted or not
+    order: Tensor  # int64
 
 
 @dataclass(slots=True)
@@ -164,20 +181,27 @@ class StageThree:
         rng = step_generator(settings.seed, number)
         task = settings.tasks[number % len(settings.tasks)]
         prompts = self.sources[task](self.policy, settings.prompts, rng)
-        targets, response, rewards = self._shared(task, prompts, seed=int(rng.integers(1 << 31)))
+        responses, rewards = self._shared(task, prompts, seed=int(rng.integers(1 << 31)))
         self.loop.note({f"reward_{task}": float(rewards.mean())})
         advantages = group_advantages(rewards).flatten()
-        drawing = prompts[0].draws
-        special = self.policy.vocabulary.special
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
-        first = torch.rand(len(targets) * settings.copies, generator=generator)
+        first = torch.rand(len(responses.targets) * settings.copies, generator=generator)
         found = []
         for turn in range(settings.updates):
-            spaced = first + (1 - first) * turn / max(1, settings.updates)  # structured noising: later updates hide more
-            draws = Draws(spaced, torch.rand(len(first), targets.shape[1], generator=generator))
-            copies = random_copies(targets, response, special.mask, draws, WHOLE)
-            found.append([self._piece(copies, advantages, drawing)] if len(copies.tokens) else [])
+            copies = self._copies(responses, first, turn / settings.updates, generator)
+            found.append([self._piece(copies, advantages, prompts[0].draws)] if len(copies.tokens) else [])
         return found
+
+    def _copies(self, responses: Responses, first: Tensor, turn: float, generator: torch.Generator) -> MaskedCopies:
+        """The masked copies of an update: `first` [C] are the draws of the first, `turn` the share of the updates before it."""
+        targets, counted, region, order = responses
+        mask = self.policy.vocabulary.special.mask
+        if self.settings.trace is not None:
+            states = (first + turn) % 1.0  # each update has other states of a decoding, spread over it
+            return trace_copies(targets, region, order, mask, self.settings.trace, region & ~counted, states)
+        spaced = first + (1 - first) * turn  # structured noising: later updates hide more
+        draws = Draws(spaced, torch.rand(len(first), targets.shape[1], generator=generator))
+        return random_copies(targets, counted, mask, draws, WHOLE)
 
     @torch.no_grad()
     def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
@@ -194,33 +218,37 @@ class StageThree:
             "total": torch.full((len(copies.tokens),), float(len(copies.tokens))),
         }
 
-    def _shared(self, task: str, prompts: Sequence[Prompt], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, responses and rewards of all prompts: every process decodes its own and gets those of the others."""
+    def _shared(self, task: str, prompts: Sequence[Prompt], seed: int) -> tuple[Responses, Tensor]:
+        """Responses to all prompts and their rewards: every process decodes its own and gets those of the others."""
         from accelerate.utils import gather_object
 
         world, rank = self.loop.accelerator.num_processes, self.loop.accelerator.process_index
         own = prompts[rank::world]
-        targets, response = self._rollout(own, seed + rank)
-        mine = [(targets, response, self._reward(task, own, targets, response))]
+        responses = self._rollout(own, seed + rank)
+        mine = [(*responses, self._reward(task, own, responses.targets, responses.counted))]
         parts = gather_object(mine) if world > 1 else mine
-        return tuple(torch.cat([part[n] for part in parts]) for n in range(3))  # type: ignore[return-value]
+        *all_responses, rewards = (torch.cat(same) for same in zip(*parts, strict=True))
+        return Responses(*all_responses), rewards
 
-    def _rollout(self, prompts: Sequence[Prompt], seed: int) -> tuple[Tensor, Tensor]:
-        """Rows [prompts * group, L] of prompt and response, and which positions are the response. One length for all."""
+    def _rollout(self, prompts: Sequence[Prompt], seed: int) -> Responses:
+        """Rows [prompts * group, L] of prompt and response. One length for all."""
         settings, ids = self.settings, [p.ids for p in prompts for _ in range(self.settings.group)]
         special, config = self.policy.vocabulary.special, self.policy.model.config
         if prompts[0].draws:
-            codes = rollouts.draw(self.policy, ids, settings.image, config.num_vq_tokens, seed)
+            codes, order = rollouts.draw(self.policy, ids, settings.image, config.num_vq_tokens, seed)
             ends = [np.full((len(ids), 1), value) for value in (special.soi, special.eoi)]
             body = np.concatenate([ends[0], codes + self.policy.vocabulary.image_code_offset, ends[1]], axis=1)
             counted = np.zeros(body.shape, dtype=bool)
             counted[:, 1:-1] = True
+            region, order = counted, np.pad(order, ((0, 0), (1, 1)))
         else:
-            body = rollouts.write(self.policy, ids, settings.text, seed).ids
-            body, counted = _ended(body, special.eot, special.eos, special.mask)
-        rows = np.concatenate([np.array(ids), body], axis=1)
-        response = np.concatenate([np.zeros((len(ids), len(ids[0])), dtype=bool), counted], axis=1)
-        return torch.from_numpy(rows), torch.from_numpy(response)
+            written = rollouts.write(self.policy, ids, settings.text, seed)
+            body, counted = _ended(written.ids, special.eot, special.eos, special.mask)
+            region = np.ones(body.shape, dtype=bool)
+            order = np.where(written.order < 0, written.order.max() + 1, written.order)
+        before = np.zeros((len(ids), len(ids[0])), dtype=np.int64)
+        parts = (np.array(ids), body), (before > 0, counted), (before > 0, region), (before, order)
+        return Responses(*(torch.from_numpy(np.concatenate(pair, axis=1)) for pair in parts))
 
     def _reward(self, task: str, prompts: Sequence[Prompt], targets: Tensor, response: Tensor) -> Tensor:
         """[prompts, group]"""
