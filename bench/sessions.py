@@ -1,5 +1,6 @@
 """`mmada-lite bench sessions`: how onnxruntime's sessions are best opened on this machine. Threads, spinning and the memory
-arena take turns at one backbone; time, processor time and memory of each. Knows windows of random tokens and no decoding.
+arena take turns at steps of one model, embedder, backbone and text head after one another as in decoding; time, processor time
+and memory of each. Knows windows of random tokens and no decoding.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import OnnxDenoiser, Window
 from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
-from mmada_lite.sessions import Tuning, choose_device, open_session, usable_cores
+from mmada_lite.reading import mix_of
+from mmada_lite.sessions import Spinning, Tuning, choose_device, open_session, usable_cores
+
+REST = 0.1  # seconds before a turn, in which the threads of the turn before it go to sleep
+STEPS = 3  # of a turn that are counted, after one that is not
+GUESSED = 32  # positions that a step reads, at most
+SPINNING: tuple[Spinning, ...] = ("run", "always", "never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +45,46 @@ class Variant:
 
 
 def opened(bundle: Bundle, threads: int, tuning: Tuning, windows: Sequence[Window]) -> Variant:
-    """Embedder and backbone, warm."""
+    """Embedder, backbone and text head, warm."""
     before, shape, device = _anonymous(), bundle.architecture, choose_device("cpu")
+    names = ("embedder", "backbone", "text_head")
     sessions = {
-        name: open_session(bundle.graph_path(name), device, threads, tuning=tuning) for name in ("embedder", "backbone")
+        name: open_session(bundle.graph_path(name), device, 1 if name == "embedder" else threads, tuning=tuning)
+        for name in names
     }
     denoiser = OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
     for window in windows:
-        denoiser.forward(window, keep=False)
+        step(denoiser, window, keep=False)
     return Variant(threads, tuning, denoiser, max(0, _anonymous() - before))
 
 
 def window_of(bundle: Bundle, tokens: int) -> Window:
-    """A whole row of random tokens, all of whose states are wanted."""
+    """A whole row of random tokens, the last of whose states are wanted."""
     ids = np.random.default_rng(tokens).integers(bundle.architecture.vocab_size, size=(1, tokens))
-    return Window(ids, np.arange(tokens), np.arange(tokens)[None])
+    return Window(ids, np.arange(tokens), np.arange(tokens)[None, -GUESSED:])
+
+
+def step(denoiser: OnnxDenoiser, window: Window, *, keep: bool) -> None:
+    """One step of a text: the window's states, and a guess for each of those that are wanted."""
+    hidden, _ = denoiser.forward(window, keep=keep)
+    denoiser.predict("text", hidden, mix_of(1, 0.0, 1), 0.0, None)
 
 
 def measure(variants: Sequence[Variant], windows: Sequence[Window], rounds: int) -> list[dict[str, Any]]:
     """A row for each variant and window, without and with its keys and values: milliseconds and processor milliseconds of a
-    forward. All take turns."""
+    step. All take turns, a rest before each."""
     turns = list(product(variants, windows, (False, True)))
     wall: list[list[float]] = [[] for _ in turns]
     busy: list[list[float]] = [[] for _ in turns]
     for _ in range(rounds):
         for turn, (variant, window, keep) in enumerate(turns):
+            time.sleep(REST)
+            step(variant.denoiser, window, keep=keep)
             started, began = time.perf_counter(), time.process_time()
-            variant.denoiser.forward(window, keep=keep)
-            wall[turn].append(1e3 * (time.perf_counter() - started))
-            busy[turn].append(1e3 * (time.process_time() - began))
+            for _ in range(STEPS):
+                step(variant.denoiser, window, keep=keep)
+            wall[turn].append(1e3 * (time.perf_counter() - started) / STEPS)
+            busy[turn].append(1e3 * (time.process_time() - began) / STEPS)
     return [
         {
             "threads": variant.threads,
@@ -98,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("threads spinning arena  tokens  keys        ms (low to high)  processor ms  MB")
     for row in rows:
         wall, busy = row["ms"], row["processor_ms"]
-        spinning, arena, keys = ("on" if row[name] else "off" for name in ("spinning", "arena", "keys"))
+        arena, keys = ("on" if row[name] else "off" for name in ("arena", "keys"))
         print(
-            f"{row['threads']:7} {spinning:>8} {arena:>5} {row['tokens']:7} {keys:>5} "
+            f"{row['threads']:7} {row['spinning']:>8} {arena:>5} {row['tokens']:7} {keys:>5} "
             f"{wall['median']:9.2f} ({wall['low']:.2f} to {wall['high']:.2f}) {busy['median']:10.2f} {row['bytes'] / 1e6:6.0f}"
         )
     content = {
@@ -126,7 +144,7 @@ def _measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if max(arguments.tokens) > longest:
         raise Error(f"--tokens {max(arguments.tokens)}: {bundle.path.name} reads {longest}; use at most that many")
     windows = [window_of(bundle, tokens) for tokens in arguments.tokens]
-    ways = product(arguments.threads, (True, False), (True, False))
+    ways = product(arguments.threads, SPINNING, (True, False))
     variants = [opened(bundle, threads, Tuning(spinning, arena), windows) for threads, spinning, arena in ways]
     return measure(variants, windows, arguments.rounds)
 

@@ -194,7 +194,7 @@ class Course:
 
     def _coming_end(self, guesses: Guesses, least: float) -> Bools:
         """The first open position of a row where all guesses are stop tokens and that one is surer than `least`, [B, Q]."""
-        ending = (np.isin(guesses.token, self.ends) | ~guesses.valid).all(axis=1)
+        ending = (_among(guesses.token, self.ends) | ~guesses.valid).all(axis=1)
         rows, first = np.arange(len(guesses.valid)), guesses.valid.argmax(axis=1)
         sure = guesses.valid[rows, first] & (guesses.log_probability[rows, first] > least)
         found = np.zeros(guesses.valid.shape, dtype=bool)
@@ -218,11 +218,19 @@ class Course:
 
 def over(canvas: Canvas, ends: Ints) -> Bools:
     """Rows [B] whose text cannot change any more: a stop token stands in the answer and no mask before it."""
-    ended = np.isin(canvas.tokens, ends)
+    ended = _among(canvas.tokens, ends)
     ended[:, : canvas.start] = False
     masked = canvas.masked()
     first = np.where(masked.any(axis=1), masked.argmax(axis=1), canvas.length)
     found: Bools = ended.any(axis=1) & (ended.argmax(axis=1) < first)
+    return found
+
+
+def _among(tokens: Ints, few: Ints) -> Bools:
+    """Where a token is one of a few: as np.isin, which takes seven times as long for so few."""
+    found = np.zeros(tokens.shape, dtype=bool)
+    for one in few:
+        found |= tokens == one
     return found
 
 

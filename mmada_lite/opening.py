@@ -137,6 +137,7 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
     """One graph of a bundle on a device, by its engine where one fits."""
     path = bundle.graph_path(graph)
     with_plan = _guard(bundle, device)
+    threads = 1 if graph == "embedder" else threads  # a table is looked up: other threads would only be woken
     if device.name in ("rtx", "tensorrt") and graph in ENGINES_OF:
         return with_plan(lambda: _ENGINES[device.name](bundle, graph, device, threads))
     return with_plan(lambda: open_session(path, device, threads))

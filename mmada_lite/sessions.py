@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmada_lite import providers
 from mmada_lite.errors import Error
@@ -50,12 +50,17 @@ class Device:
         return providers.PROVIDERS[self.name].memory
 
 
+Spinning = Literal["run", "always", "never"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How a session works on the CPU. spinning: its threads stay awake between operations; arena: memory is kept for the next
-    run. `mmada-lite bench sessions` measures what they do on a machine (docs/drawing.md)."""
+    """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
+    next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
+    next), or "never"; arena: memory is kept for the next run. `mmada-lite bench sessions` measures what they do on a machine
+    (docs/drawing.md)."""
 
-    spinning: bool = True
+    spinning: Spinning = "run"
     arena: bool = True
 
 
@@ -111,8 +116,10 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = tuning.arena
-    if not tuning.spinning:
+    if tuning.spinning == "never":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    elif tuning.spinning == "run":
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     name = graph.name if isinstance(graph, Path) else "a graph of our own"
     if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow

@@ -23,7 +23,8 @@ def test_every_variant_is_measured_at_every_length(tiny_bundle: Path, tmp_path: 
     content = json.loads(file.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == content
     seen = [(row["threads"], row["spinning"], row["arena"], row["tokens"], row["keys"]) for row in content["rows"]]
-    assert len(set(seen)) == len(seen) == 32
+    assert len(set(seen)) == len(seen) == 48
+    assert {row["spinning"] for row in content["rows"]} == {"run", "always", "never"}
     for row in content["rows"]:
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
 
