@@ -6,14 +6,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmada_lite.bench import sessions
+from mmada_lite.bundle import Bundle
 from mmada_lite.export import transformer
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.recipe import recipe
+from mmada_lite.opening import open_denoiser
+from mmada_lite.sessions import Spinning, Tuning, choose_device, open_session
 
 
 def test_every_variant_is_measured_at_every_length(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -36,6 +40,36 @@ def test_what_cannot_be_measured_is_one_line(
     assert sessions.main([str(tiny_bundle), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert word in line
+
+
+@pytest.mark.parametrize(
+    ("spinning", "entry", "value"),
+    [("run", "session.force_spinning_stop", "1"), ("never", "session.intra_op.allow_spinning", "0"), ("always", None, "")],
+)
+def test_threads_sleep_when_a_run_ends_unless_told_otherwise(
+    tiny_bundle: Path, spinning: Spinning, entry: str | None, value: str
+) -> None:
+    assert Tuning().spinning == "run"
+    options = open_session(
+        tiny_bundle / "backbone.onnx", choose_device("cpu"), 2, tuning=Tuning(spinning)
+    ).get_session_options()
+    for name in ("session.force_spinning_stop", "session.intra_op.allow_spinning"):
+        if name == entry:
+            assert options.get_session_config_entry(name) == value
+        else:
+            with pytest.raises(RuntimeError):  # onnxruntime's way to say that nobody set it
+                options.get_session_config_entry(name)
+
+
+def test_the_embedder_has_one_thread_and_the_others_what_is_asked(tiny_bundle: Path) -> None:
+    opened = {}
+
+    def keep(graph: str, session: Any) -> Any:
+        opened[graph] = session.get_session_options().intra_op_num_threads
+        return session
+
+    open_denoiser(Bundle.open(tiny_bundle), choose_device("cpu"), 3, keep)
+    assert opened == {"embedder": 1, "backbone": 3, "text_head": 3, "image_head": 3}
 
 
 class _Table:
