@@ -15,6 +15,7 @@ import numpy as np
 from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser
 from mmada_lite.errors import Error
+from mmada_lite.opening import threads_of
 from mmada_lite.sessions import choose_device, open_session
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None
 
     opened, device, size = Bundle.open(bundle), choose_device("cpu"), 0
     scratch.mkdir(parents=True, exist_ok=True)
-    sessions = {"embedder": open_session(opened.graph_path("embedder"), device, threads)}
+    sessions = {"embedder": open_session(opened.graph_path("embedder"), device, threads_of("embedder", threads))}
     for name in _GRAPHS:
         source, target = scratch / f"{name}-plain.onnx", scratch / f"{name}.onnx"
         model = onnx.load(str(opened.graph_path(name)))

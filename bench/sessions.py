@@ -25,6 +25,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import OnnxDenoiser, Window
 from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
+from mmada_lite.opening import threads_of
 from mmada_lite.reading import mix_of
 from mmada_lite.sessions import Spinning, Tuning, choose_device, open_session, usable_cores
 
@@ -48,10 +49,7 @@ def opened(bundle: Bundle, threads: int, tuning: Tuning, windows: Sequence[Windo
     """Embedder, backbone and text head, warm."""
     before, shape, device = _anonymous(), bundle.architecture, choose_device("cpu")
     names = ("embedder", "backbone", "text_head")
-    sessions = {
-        name: open_session(bundle.graph_path(name), device, 1 if name == "embedder" else threads, tuning=tuning)
-        for name in names
-    }
+    sessions = {name: open_session(bundle.graph_path(name), device, threads_of(name, threads), tuning=tuning) for name in names}
     denoiser = OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
     for window in windows:
         step(denoiser, window, keep=False)

@@ -133,11 +133,16 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     return BoundDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 
 
+def threads_of(graph: str, threads: int | None) -> int | None:
+    """The threads of one graph's session: the embedder looks a table up, and other threads would only be woken for it."""
+    return 1 if graph == "embedder" else threads
+
+
 def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
     """One graph of a bundle on a device, by its engine where one fits."""
     path = bundle.graph_path(graph)
     with_plan = _guard(bundle, device)
-    threads = 1 if graph == "embedder" else threads  # a table is looked up: other threads would only be woken
+    threads = threads_of(graph, threads)
     if device.name in ("rtx", "tensorrt") and graph in ENGINES_OF:
         return with_plan(lambda: _ENGINES[device.name](bundle, graph, device, threads))
     return with_plan(lambda: open_session(path, device, threads))
