@@ -15,7 +15,7 @@ from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.layouts import Layout, cell_pictures, cells, occupied
 from mmada_lite.train.data.pictures import PLAIN, background_of, compose
 from mmada_lite.train.data.thoughts import answer_of, split_thought, with_thought
-from mmada_lite.train.rewards import JUDGED, REWARDS, Truth, find_reward, weigh
+from mmada_lite.train.rewards import JUDGED, REWARDS, SeenTogether, Truth, find_reward, weigh
 
 law = settings(deadline=None, database=None)
 NUMBERS = st.integers(0, 12345)
@@ -275,6 +275,24 @@ def test_swapped_things_keep_the_layout_and_lose_the_concepts() -> None:
     assert rewards.parts("a frog left of an apple", swapped, truth) == {"layout": 1.0, "concept": 0.0}
     half = scene(Layout(1, 2, ("frog", "key")))
     assert rewards.parts("a frog left of an apple", half, truth) == {"layout": 1.0, "concept": 0.5}
+
+
+def test_what_was_shown_together_is_said_again_without_a_call() -> None:
+    calls: list[int] = []
+
+    def counting(pictures: np.ndarray) -> np.ndarray:
+        calls.append(len(pictures))
+        return planted(pictures)
+
+    layouts = [Layout(1, 2, ("frog", "apple")), Layout(2, 1, ("key", "frog")), Layout(1, 1, ("apple",))]
+    pictures, seen = [scene(layout) for layout in layouts], SeenTogether(counting)
+    seen.look([(picture, own.rows, own.columns) for picture, own in zip(pictures, layouts, strict=True)])
+    rewards = weigh({"concept": 1.0}, seen)
+    assert [rewards("", picture, Truth(layout=own)) for picture, own in zip(pictures, layouts, strict=True)] == [1.0, 1.0, 1.0]
+    assert calls == [5]
+    seen.look([])
+    assert rewards("", pictures[0], Truth(layout=layouts[1])) == 0.0  # not known: asked
+    assert calls == [5, 2]
 
 
 def test_the_judge_of_the_house_fits() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toys import TINY_VQ, discs, records, stage_settings, tiny_model
 
 from mmada_lite.errors import Error
-from mmada_lite.train import stage_vq
+from mmada_lite.train import optimizer, stage_vq
 from mmada_lite.train.code_bits import merge
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.pictures import PLAIN
@@ -84,6 +84,14 @@ def test_toy_run_lowers_the_loss_and_goes_on_with_the_same_curve(toy_sequences: 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_rows_that_other_processes_made_are_the_same(toy_sequences: Sequences, tmp_path: Path) -> None:
+    for name, workers in (("alone", 0), ("ahead", 2)):
+        model = tiny_model(toy_sequences.vocabulary)
+        for until in (2, None):  # resumed, the makers begin at the step that comes next
+            train_stage(model, toy_sequences, tmp_path / name, stage_settings(5), until, workers)
+    assert records(tmp_path / "alone") == records(tmp_path / "ahead")
+
+
 def test_a_stage_begins_with_the_averaged_weights_of_the_one_before(toy_sequences: Sequences, tmp_path: Path) -> None:
     loop = train_stage(tiny_model(toy_sequences.vocabulary), toy_sequences, tmp_path, stage_settings(3))
     averaged, last = tiny_model(toy_sequences.vocabulary), tiny_model(toy_sequences.vocabulary)
@@ -131,7 +139,7 @@ def test_the_recipe_s_stages_are_sound() -> None:
         assert scaled == replace(settings, loop=scaled.loop)
         assert (scaled.loop.steps, scaled.loop.muon_lr) == (7, settings.loop.muon_lr / 2)
         assert settings.scaled() == settings
-        assert settings.scaled(seed=5) == replace(settings, seed=5)
+        assert settings.scaled(seed=5, rows=3) == replace(settings, seed=5, rows=3)
         fuller = settings.scaled(groups={"ask": 8.0, "sum": 0.0, "plan": 0.5}).mixture
         assert fuller["ask"] == Share(8.0, settings.mixture["ask"].weight)
         assert (fuller["sum"].groups, fuller["paint"]) == (0.0, settings.mixture["paint"])
@@ -247,6 +255,12 @@ def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
     assert values.max() < 1.5
 
 
+def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_alone() -> None:
+    matrices = [torch.randn(shape) for shape in ((6, 4), (3, 5), (6, 4), (6, 4))]
+    for together, matrix in zip(optimizer.orthogonal(matrices), matrices, strict=True):
+        assert torch.allclose(together, orthogonalize(matrix), atol=1e-5)
+
+
 def test_optimizers_lower_a_quadratic_and_the_average_follows() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
@@ -256,10 +270,10 @@ def test_optimizers_lower_a_quadratic_and_the_average_follows() -> None:
     first = (model(x) - 1).square().mean().item()
     for step in range(40):
         torch.autograd.backward((model(x) - 1).square().mean())
-        for optimizer in made:
-            set_rates(optimizer, 0.5 if step == 0 else 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        for one in made:
+            set_rates(one, 0.5 if step == 0 else 1.0)
+            one.step()
+            one.zero_grad()
         average.update(model, step)
     assert [o.param_groups[0]["lr"] for o in made] == [0.05, 0.02]  # a factor is of the highest rate, not of the last
     assert (model(x) - 1).square().mean().item() < 0.3 * first
@@ -335,6 +349,9 @@ def test_pool_is_written_in_shards_and_read_back(tmp_path: Path) -> None:
     before = (tmp_path / "single-00000.npz").stat().st_mtime_ns
     extend_pool(tmp_path, "single", discs(), model, 10, range(1))
     assert (tmp_path / "single-00000.npz").stat().st_mtime_ns == before  # what is there stays
+    extend_pool(tmp_path, "single", discs(), model, 10, range(3), asked=True)
+    grown = read_pool(tmp_path, "single")
+    assert (len(grown.tidy), grown.tidy.sum()) == (30, 10)  # what was added is to be asked about alone
     with pytest.raises(Error, match="pool"):
         read_pool(tmp_path / "nowhere", "single")
 

@@ -104,15 +104,17 @@ def judge(place: Workplace, arguments: argparse.Namespace) -> None:
 
 
 def pool(place: Workplace, arguments: argparse.Namespace) -> None:
-    """Compose and encode the training pictures, in shards: --shards of single things, half as many of several."""
+    """Compose and encode the training pictures, in shards: --shards of single things, half as many of several. With --asked
+    the shards that are not there yet hold single things to be asked about alone."""
     from mmada_lite.train.data import emoji
     from mmada_lite.train.data.pool import extend_pool
     from mmada_lite.train.vq import MagViT
 
     icons, model = emoji.load_concepts(place.concepts, "train").pixels, MagViT.load(place.vq_model)
     signs = emoji.load_concepts(place.concepts, "sign").pixels
-    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards), signs)
-    extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2))
+    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards), signs, arguments.asked)
+    if not arguments.asked:
+        extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2))
 
 
 def one(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -141,8 +143,8 @@ def two(place: Workplace, arguments: argparse.Namespace) -> None:
 def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import STAGES, train_stage
 
-    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups))
-    train_stage(model, sequences, folder, settings)
+    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups), arguments.rows)
+    train_stage(model, sequences, folder, settings, workers=arguments.workers)
 
 
 def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
@@ -182,20 +184,31 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.vq import MagViT
 
     seed = arguments.seed or 0
-    settings = policy_settings(arguments.tasks, seed, arguments.steps, arguments.hurry, arguments.rate, arguments.trace)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = policy_settings(
+        arguments.tasks,
+        seed,
+        arguments.steps,
+        arguments.hurry,
+        arguments.rate,
+        arguments.trace,
+        arguments.prompts,
+        arguments.copies,
+        arguments.prompts * 8 if device == "cuda" else None,
+    )
     model, tokenizer, vocabulary = fresh(place)
     if arguments.start is not None:
         print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
     else:
         load_trained(place.stage_two, model)
-    image_tokenizer = MagViT.load(place.best_vq).eval()
+    image_tokenizer = MagViT.load(place.best_vq).eval().to(device)
     StageThree(
         Policy(model, tokenizer, vocabulary),
         place.policy / f"seed-{seed}",
         settings,
         sources(place.pool),
-        lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes))),
-        Judge.load(place.judge).classify,
+        lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu()),
+        Judge.load(place.judge).to(device).classify,
     ).train()
 
 
@@ -264,13 +277,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TASK=NUMBER",
         help="one, two: groups of these tasks in a batch instead of the recipe's, such as ask=8 paint=0.5",
     )
+    parser.add_argument("--rows", type=int, help="one, two: rows of a group instead of the recipe's; a GPU wants more (96)")
+    parser.add_argument("--workers", type=int, default=0, help="one, two: processes that make batches for a GPU (%(default)s)")
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
+    parser.add_argument("--asked", action="store_true", help="pool: more single things to be asked about, none to be drawn")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
     parser.add_argument(
         "--seed",
         type=int,
         help="one, two: other draws than the recipe's, for going on; three: of a run, each has its own folder (0)",
     )
+    parser.add_argument("--prompts", type=int, default=8, help="three: prompts of a batch, each has 8 responses (%(default)s)")
+    parser.add_argument("--copies", type=int, default=2, help="three: masked copies of a response (%(default)s)")
     parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
@@ -280,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        for name, least in (("seed", 0), ("threads", 1), ("shards", 1)):
+        for name, least in (("seed", 0), ("threads", 1), ("shards", 1), ("rows", 1), ("workers", 0), ("prompts", 1), ("copies", 1)):
             given = getattr(arguments, name)
             if given is not None and given < least:
                 raise Error(f"--{name} {given} cannot be; give a whole number from {least} on")

@@ -75,7 +75,8 @@ class Judge(nn.Module):
     def classify(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Pictures uint8 [B, 64, 64, 3] to the index of the concept, [B]."""
         self.eval()
-        parts = [self(to_tensor(pictures[i : i + 256])).argmax(1) for i in range(0, len(pictures), 256)]
+        device = self.head.weight.device
+        parts = [self(to_tensor(pictures[i : i + 256]).to(device)).argmax(1).cpu() for i in range(0, len(pictures), 256)]
         found: NDArray[np.int64] = torch.cat(parts).numpy()
         return found
 

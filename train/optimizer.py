@@ -66,13 +66,25 @@ class Muon(torch.optim.Optimizer):
         flat = [tensor.flatten(1) for tensor in whole]
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         world, rank = (dist.get_world_size(), dist.get_rank()) if shared else (1, 0)
+        if not shared:
+            return orthogonal(flat)
         own = [orthogonalize(m) if number % world == rank else torch.zeros_like(m) for number, m in enumerate(flat)]
-        if not shared or not own:
+        if not own:
             return own
         joined = torch.cat([matrix.flatten() for matrix in own])
         dist.all_reduce(joined)
         parts = torch.split(joined, [matrix.numel() for matrix in own])
         return [part.view_as(matrix) for part, matrix in zip(parts, own, strict=True)]
+
+
+def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
+    """Those of one shape together: a small model on a GPU waits for the start of every product, not for the product."""
+    found = list(matrices)
+    for shape in dict.fromkeys(m.shape for m in matrices):
+        alike = [number for number, m in enumerate(matrices) if m.shape == shape]
+        for number, made in zip(alike, orthogonalize(torch.stack([matrices[n] for n in alike])), strict=True):
+            found[number] = made
+    return found
 
 
 def _spread_like(whole: Tensor, like: Tensor) -> Tensor:

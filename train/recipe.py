@@ -13,6 +13,7 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.vq_layout import Tower, VQConfig
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.train.loop import LoopSettings, whole_state
+from mmada_lite.train.rollouts import ROWS
 from mmada_lite.train.stage_three import PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
 
@@ -125,18 +126,30 @@ REWARDS: dict[str, dict[str, float]] = {
 
 
 def policy_settings(
-    tasks: Sequence[str], seed: int, steps: int | None, hurry: bool, rate: float = 1.0, trace: bool = False
+    tasks: Sequence[str],
+    seed: int,
+    steps: int | None,
+    hurry: bool,
+    rate: float = 1.0,
+    trace: bool = False,
+    prompts: int = 8,
+    copies: int = 2,
+    together: int | None = None,
 ) -> PolicySettings:
     """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps; with a trace, masked copies
-    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text."""
+    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text. `together`: responses
+    decoded at once on a GPU, where keys and values are computed again rather than copied."""
     share = 4 if hurry else 1
-    loop = LoopSettings(80, muon_lr=1e-3, adam_lr=2e-4, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
+    loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
         rewards=REWARDS,
         loop=loop,
-        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="prefix"),
+        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="none" if together else "prefix"),
         image=replace(IMAGE, steps=IMAGE.steps // share),
+        prompts=prompts,
+        copies=copies,
+        together=together or ROWS,
         trace=4 // share if trace else None,
         seed=seed,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,25 @@ def concept_reward(classify: Classifier) -> Reward:
         return float(np.mean([CONCEPT_NAMES[int(seen[cell])] == name for cell, name in layout.named]))
 
     return judged
+
+
+class SeenTogether:
+    """A classifier that was shown the cells of many pictures at once and remembers what it said: one call for a batch, where
+    each reward asks about its own picture alone."""
+
+    def __init__(self, classify: Classifier) -> None:
+        self._classify, self._known = classify, dict[bytes, NDArray[np.int64]]()
+
+    def look(self, pictures: Sequence[tuple[Pixels, int, int]]) -> None:
+        """Pictures uint8 [H, W, 3] with their rows and columns of cells. What was seen before is forgotten."""
+        cells = [cell_pictures(picture, rows, columns) for picture, rows, columns in pictures]
+        said = self._classify(np.concatenate(cells)) if cells else np.zeros(0, dtype=np.int64)
+        parts = np.split(said, np.cumsum([len(own) for own in cells])[:-1]) if cells else []
+        self._known = {own.tobytes(): part for own, part in zip(cells, parts, strict=True)}
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+        known = self._known.get(pictures.tobytes())
+        return self._classify(pictures) if known is None else known
 
 
 REWARDS: dict[str, Reward] = {

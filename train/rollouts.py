@@ -59,12 +59,14 @@ class Written:
         return speaker.tokenizer.decode(self.ids[row][: ends[0] if ends.size else None]).strip()
 
 
-def write(speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSettings, seed: int = 0) -> Written:
-    """An answer to every prompt."""
+def write(
+    speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSettings, seed: int = 0, together: int = ROWS
+) -> Written:
+    """An answer to every prompt, so many `together`."""
     special, shape = speaker.vocabulary.special, (len(prompts), settings.answer_length)
     ids, order, forwards = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
     closing = closing_ids(speaker.tokenizer)
-    for rows in batches([len(p) for p in prompts]):
+    for rows in batches([len(p) for p in prompts], together):
         canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
         sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
         stop = () if settings.law == "reference" else (special.eot, special.eos)
@@ -89,6 +91,7 @@ def draw(
     seed: int = 0,
     given: Ints | None = None,
     unknown: NDArray[np.bool_] | None = None,
+    together: int = ROWS,
 ) -> Drawn:
     """A drawing for every prompt (up to soi). `given` [N, length] are kept where `unknown` [N, length] is false."""
     codes = np.zeros((len(prompts), length), dtype=np.int64)
@@ -96,7 +99,7 @@ def draw(
     known = np.zeros_like(codes) if given is None else given
     open_codes = np.ones(codes.shape, dtype=bool) if unknown is None else unknown
     nothing = paint_prompt([], speaker.vocabulary.special) if settings.guidance > 0 else None
-    for rows in batches([len(p) for p in prompts]):
+    for rows in batches([len(p) for p in prompts], together):
         canvases = [
             image_canvas(prompts[i], known[i], open_codes[i], speaker.vocabulary, unconditional_prompt=nothing) for i in rows
         ]
@@ -135,12 +138,12 @@ def question_prompts(speaker: Speaker, questions: Sequence[str], codes: Ints | N
     return [picture_prompt(row, speaker.vocabulary) + chat for row, chat in zip(codes, chats, strict=True)]
 
 
-def batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of equal length, at most ROWS each."""
+def batches(lengths: Sequence[int], most: int = ROWS) -> list[list[int]]:
+    """Indices in groups of equal length, at most so many each."""
     groups: list[list[int]] = []
     for length in sorted(set(lengths)):
         rows = [i for i, other in enumerate(lengths) if other == length]
-        groups += [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+        groups += [rows[i : i + most] for i in range(0, len(rows), most)]
     return groups
 
 

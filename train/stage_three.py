@@ -37,7 +37,7 @@ from mmada_lite.train.policy import (
 )
 from mmada_lite.train.progress import step_generator
 from mmada_lite.train.prompts import Prompt, Source
-from mmada_lite.train.rewards import Classifier, weigh
+from mmada_lite.train.rewards import Classifier, SeenTogether, weigh
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Decode = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # codes [B, N] -> pictures [B, H, W, 3]
@@ -48,9 +48,9 @@ class PolicySettings:
     """Stage three: what is asked, how it is rewarded, and how far a step may go.
 
     tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. prompts, group:
-    prompts of a batch and responses to each. updates: steps on the same responses. copies: masked copies of a response.
-    trace: copies hide at random, at ratios of their own (None, as in UniGRPO), or they are what the decoding had before it when
-    it took so many steps, which alone are counted (TraceRL).
+    prompts of a batch and responses to each. together: responses decoded at once, more on a GPU. updates: steps on the same
+    responses. copies: masked copies of a response. trace: copies hide at random, at ratios of their own (None, as in UniGRPO),
+    or they are what the decoding had before it when it took so many steps, which alone are counted (TraceRL).
     """
 
     tasks: tuple[str, ...]
@@ -60,6 +60,7 @@ class PolicySettings:
     image: ImageSettings
     prompts: int = 8
     group: int = 8
+    together: int = rollouts.ROWS  # responses decoded at once
     updates: int = 2
     copies: int = 2
     trace: int | None = None
@@ -152,14 +153,15 @@ class StageThree:
                 close = difflib.get_close_matches(task, sources, n=1)
                 raise Error(f"no task is called {task!r}; {f'did you mean {close[0]!r}?' if close else f'use {list(sources)}'}")
         self.policy, self.settings, self.sources, self.decode = policy, settings, sources, decode
-        self.rewards = {task: weigh(settings.rewards[task], classify) for task in settings.tasks}
+        self.seen = None if classify is None else SeenTogether(classify)
+        self.rewards = {task: weigh(settings.rewards[task], self.seen) for task in settings.tasks}
         offset = policy.vocabulary.image_code_offset
         span = (offset, offset + policy.vocabulary.codebook_size)
         self.reference = PolicyObjective(copy.deepcopy(policy.model).eval().requires_grad_(False), settings.objective, span)
         objective = PolicyObjective(policy.model, settings.objective, span)
-        matrices = {name for name, p in objective.named_parameters() if ".blocks." in name and p.ndim == 2}
         how = replace(settings.loop, align=settings.updates)
-        self.loop = Loop(objective, matrices, folder, how, lambda step: min(1.0, (step + 1) / 5))
+        # AdamW alone: Muon makes every direction of a gradient as strong as its strongest, and most of this one is noise.
+        self.loop = Loop(objective, set(), folder, how, lambda step: min(1.0, (step + 1) / 5))
         self.objective = objective
         self.reference.to(self.loop.accelerator.device)
         self._pieces: list[list[Piece]] = []
@@ -207,12 +209,14 @@ class StageThree:
     def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
         device = self.loop.accelerator.device
         places = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
+        with self.loop.accelerator.autocast():  # as the new ones are computed: a ratio begins at 1
+            old, reference = self.objective.log_probabilities(*places), self.reference.log_probabilities(*places)
         return {
             "tokens": copies.tokens,
             "targets": copies.targets,
             "chosen": copies.chosen,
-            "old": self.objective.log_probabilities(*places).cpu(),
-            "reference": self.reference.log_probabilities(*places).cpu(),
+            "old": old.cpu(),
+            "reference": reference.cpu(),
             "advantages": advantages[copies.row],
             "drawing": torch.full((len(copies.tokens),), drawing),
             "total": torch.full((len(copies.tokens),), float(len(copies.tokens))),
@@ -235,14 +239,16 @@ class StageThree:
         settings, ids = self.settings, [p.ids for p in prompts for _ in range(self.settings.group)]
         special, config = self.policy.vocabulary.special, self.policy.model.config
         if prompts[0].draws:
-            codes, order = rollouts.draw(self.policy, ids, settings.image, config.num_vq_tokens, seed)
+            codes, order = rollouts.draw(
+                self.policy, ids, settings.image, config.num_vq_tokens, seed, together=settings.together
+            )
             ends = [np.full((len(ids), 1), value) for value in (special.soi, special.eoi)]
             body = np.concatenate([ends[0], codes + self.policy.vocabulary.image_code_offset, ends[1]], axis=1)
             counted = np.zeros(body.shape, dtype=bool)
             counted[:, 1:-1] = True
             region, order = counted, np.pad(order, ((0, 0), (1, 1)))
         else:
-            written = rollouts.write(self.policy, ids, settings.text, seed)
+            written = rollouts.write(self.policy, ids, settings.text, seed, settings.together)
             body, counted = _ended(written.ids, special.eot, special.eos, special.mask)
             region = np.ones(body.shape, dtype=bool)
             order = np.where(written.order < 0, written.order.max() + 1, written.order)
@@ -258,7 +264,11 @@ class StageThree:
             if self.decode is None:
                 raise Error(f"the task {task!r} draws, and no image tokenizer was given to decode what it draws")
             codes = targets[response].reshape(len(targets), -1).numpy() - self.policy.vocabulary.image_code_offset
-            given = list(self.decode(codes))
+            pictures = list(self.decode(codes))
+            if self.seen is not None:
+                shown = zip(pictures, (p.truth.layout for p in prompts for _ in range(settings.group)), strict=True)
+                self.seen.look([(picture, layout.rows, layout.columns) for picture, layout in shown if layout is not None])
+            given = list(pictures)
         else:
             ends = {special.eot, special.eos, special.mask}
             rows = [row[mask].tolist() for row, mask in zip(targets, response, strict=True)]

@@ -6,13 +6,14 @@ makes the rows.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from mmada_lite.errors import Error
 from mmada_lite.train.code_bits import CodeBits, leaning, merge
@@ -62,13 +63,16 @@ class StageSettings:
         rate: float = 1.0,
         seed: int | None = None,
         groups: Mapping[str, float] | None = None,
+        rows: int | None = None,
     ) -> StageSettings:
         """The same stage: other steps or draws, `rate` times its learning rate, other groups of some tasks in a batch (what a
-        task weighs where it has a group stays). Raises Error unless `rate` is positive and the mixture one of known tasks."""
+        task weighs where it has a group stays), other rows in a group. Raises Error unless `rate` is positive and the mixture
+        one of known tasks."""
         other = {task: Share(count, self.mixture.get(task, Share(0.0)).weight) for task, count in (groups or {}).items()}
         return replace(
             self,
             mixture={**self.mixture, **other},
+            rows=rows or self.rows,
             seed=self.seed if seed is None else seed,
             loop=self.loop.scaled(steps, rate),
         )
@@ -138,16 +142,51 @@ def piece(rows: Rows, weight: float) -> Piece:
 
 def batch(sequences: Sequences, settings: StageSettings, step: int) -> list[Piece]:
     """The groups of one step. A task with a fraction of a group has one in that share of the steps, evenly spaced."""
+    return [piece(rows, weight) for rows, weight in groups(sequences, settings, step)]
+
+
+def groups(sequences: Sequences, settings: StageSettings, step: int) -> list[tuple[Rows, float]]:
+    """The rows of the groups of one step, each with its weight."""
     rng, found = step_generator(settings.seed, step), []
     for task, share in settings.mixture.items():
         count = int((step + 1) * share.groups) - int(step * share.groups)
         weight = share.weight / max(share.groups, 1.0)
-        found += [piece(sequences.tasks[task](settings.rows, rng), weight) for _ in range(count)]
+        found += [(sequences.tasks[task](settings.rows, rng), weight) for _ in range(count)]
     return found
 
 
-def train_stage(model: MMaDA, sequences: Sequences, folder: Path, settings: StageSettings, until: int | None = None) -> Loop:
-    """Train the model, or go on where `folder` was left. Returns the loop, which holds the averaged weights."""
+class _Batches(Dataset[list[tuple[Rows, float]]]):
+    """The groups of the steps from `first` on, for processes that make them ahead of the training."""
+
+    def __init__(self, sequences: Sequences, settings: StageSettings, first: int, last: int) -> None:
+        self.sequences, self.settings, self.first, self.last = sequences, settings, first, last
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __getitem__(self, number: int) -> list[tuple[Rows, float]]:
+        return groups(self.sequences, self.settings, self.first + number)
+
+
+def _ahead(sequences: Sequences, settings: StageSettings, first: int, last: int, workers: int) -> Callable[[int], list[Piece]]:
+    """`batch`, made by so many processes ahead of the step that asks; the draws are the same."""
+    made = iter(
+        DataLoader(
+            _Batches(sequences, settings, first, last),
+            batch_size=None,
+            collate_fn=list,  # as they are: arrays, not tensors in shared memory
+            num_workers=workers,
+            prefetch_factor=4,
+        )
+    )
+    return lambda step: [piece(rows, weight) for rows, weight in next(made)]
+
+
+def train_stage(
+    model: MMaDA, sequences: Sequences, folder: Path, settings: StageSettings, until: int | None = None, workers: int = 0
+) -> Loop:
+    """Train the model, or go on where `folder` was left. Returns the loop, which holds the averaged weights. `workers`: so many
+    processes make the rows of coming steps, for which a GPU would wait (0: none but this one)."""
     objective = UnifiedObjective(model)
     matrices = {name for name, p in objective.named_parameters() if ".blocks." in name and p.ndim == 2}
     steps = settings.loop.steps
@@ -156,7 +195,9 @@ def train_stage(model: MMaDA, sequences: Sequences, folder: Path, settings: Stag
         return trapezoid(step, steps, settings.warmup, settings.decay)
 
     loop = Loop(objective, matrices, folder, settings.loop, rate)
-    loop.run(lambda step: batch(sequences, settings, step), until)
+    stop = min(steps, until or steps)
+    ahead = _ahead(sequences, settings, loop.step, stop, workers) if workers else lambda step: batch(sequences, settings, step)
+    loop.run(ahead, until)
     return loop
 
 

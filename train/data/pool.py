@@ -64,14 +64,15 @@ def write_shard(
     count: int,
     seed: int,
     signs: NDArray[np.uint8] | None = None,
+    asked: bool = False,
 ) -> None:
     """Compose and encode `count` pictures of the training side; icons [styles, concepts, S, S, 4], and signs of the same shape
-    for a share of what is to be recognized. Even rows are tidy."""
+    for a share of what is to be recognized. Even rows are tidy, to be drawn; with `asked` none is."""
     rng = np.random.default_rng([seed, 0x90_01, kind == "scene"])
     draw = _scene if kind == "scene" else partial(_single, signs=signs)
     parts: list[tuple[NDArray[np.int64], dict[str, NDArray]]] = []
     for start in range(0, count, 64):
-        tidy = np.arange(start, min(start + 64, count)) % 2 == 0
+        tidy = (np.arange(start, min(start + 64, count)) % 2 == 0) & (not asked)
         drawn = [draw(icons, bool(t), rng) for t in tidy]
         shown = {
             "names": np.array([names for _, names, _, _ in drawn]),
@@ -155,9 +156,10 @@ def extend_pool(
     count: int,
     numbers: Sequence[int],
     signs: NDArray[np.uint8] | None = None,
+    asked: bool = False,
 ) -> None:
     """Write the shards of those numbers, `count` pictures each; those that exist stay."""
     for number in numbers:
         file = folder / f"{kind}-{number:05d}.npz"
         if not file.exists():
-            write_shard(file, kind, icons, model, count, number, signs)
+            write_shard(file, kind, icons, model, count, number, signs, asked)
