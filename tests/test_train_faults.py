@@ -23,6 +23,7 @@ from mmada_lite.train.data.sequences import Sequences
 from mmada_lite.train.data.sources import STYLES
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.loop import trained_weights
+from mmada_lite.train.model import Block
 from mmada_lite.train.recipe import Workplace
 from mmada_lite.train.vq import MagViT
 from mmada_lite.vocabulary import Vocabulary
@@ -70,6 +71,15 @@ def test_the_stages_run_in_order_and_go_on(place: Path, capsys: pytest.CaptureFi
     assert trained_weights(place / "stage-two")[1] == 2
     assert train(place, "one", "--steps", "3") == 0
     assert trained_weights(place / "stage-one")[1] == 3
+
+
+def test_what_a_gpu_wants_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bool] = []
+    monkeypatch.setattr(Block, "compile", lambda self, dynamic: compiled.append(dynamic))
+    assert train(place, "one", "--rows", "3", "--workers", "1", "--compile") == 0
+    assert compiled
+    assert all(compiled)
+    assert trained_weights(place / "stage-one")[1] == 2
 
 
 @pytest.mark.parametrize("kind", ["single", "scene"])
@@ -251,7 +261,10 @@ def test_a_judge_of_other_concepts_is_refused(tmp_path: Path) -> None:
         Judge.load(tmp_path)
 
 
-@pytest.mark.parametrize(("option", "least"), [("--seed", 0), ("--threads", 1), ("--shards", 1)])
+NUMBERS = [(f"--{name}", 1) for name in ("threads", "shards", "rows", "prompts", "copies")] + [("--seed", 0), ("--workers", 0)]
+
+
+@pytest.mark.parametrize(("option", "least"), NUMBERS)
 def test_numbers_that_cannot_be(option: str, least: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verbs.main(["two", "--folder", str(tmp_path), option, str(least - 1)]) == 2
     assert f"{option} {least - 1} cannot be; give a whole number from {least} on" in capsys.readouterr().err
