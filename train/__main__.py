@@ -18,6 +18,7 @@ from mmada_lite.settings import plain
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
 ROLES = ("train", "validation", "test")
+LEAST = {"seed": 0, "threads": 1, "shards": 1, "rows": 1, "workers": 0, "prompts": 1, "copies": 1}  # of options
 
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
@@ -302,15 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        for name, least in (
-            ("seed", 0),
-            ("threads", 1),
-            ("shards", 1),
-            ("rows", 1),
-            ("workers", 0),
-            ("prompts", 1),
-            ("copies", 1),
-        ):
+        for name, least in LEAST.items():
             given = getattr(arguments, name)
             if given is not None and given < least:
                 raise Error(f"--{name} {given} cannot be; give a whole number from {least} on")
