@@ -20,7 +20,14 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
         "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
         "balanced": (
             MappingProxyType(
-                {"cache": "dual", "threshold": 0.9, "entropy_bound": None, "early_stop": 1.0, "thought_first": True}
+                {
+                    "cache": "dual",
+                    "threshold": 0.9,
+                    "entropy_bound": None,
+                    "early_stop": 1.0,
+                    "thought_first": True,
+                    "refresh": 2,
+                }
             ),
             _LIGHT_STEPS,
         ),
@@ -33,6 +40,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
                     "early_stop": 1.0,
                     "suffix": 8,
                     "thought_first": True,
+                    "refresh": 2,
                 }
             ),
             _LIGHT_STEPS,
@@ -42,12 +50,15 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
-    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast", whose suffix is a block's length
-    where that is more. Raises Error for another name, and where a change contradicts what is set."""
+    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". Its suffix is a block's length where
+    that is more; caches are renewed after a quarter of a block's length where that is more. Raises Error for another name,
+    and where a change contradicts what is set."""
     if speed not in PRESETS:
         raise Error(f"no speed is called {speed!r}; use one of {', '.join(PRESETS)}")
     text_changes, image_changes = PRESETS[speed]
     changed = replace(text, **text_changes)
     if "suffix" in text_changes:
         changed = replace(changed, suffix=max(text_changes["suffix"], text.block_length))
+    if "refresh" in text_changes:
+        changed = replace(changed, refresh=max(text_changes["refresh"], text.block_length // 4))
     return changed, replace(image, **image_changes)

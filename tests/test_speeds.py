@@ -66,10 +66,19 @@ def test_load_takes_a_speed() -> None:
         mmada_lite.load(speed="warp")
 
 
-def test_a_suffix_is_never_shorter_than_a_block() -> None:
-    for block, suffix in ((4, 8), (8, 8), (32, 32)):
+def test_suffix_and_refresh_grow_with_the_block() -> None:
+    for block, suffix, refresh in ((4, 8, 2), (8, 8, 2), (32, 32, 8)):
         chosen, _ = with_speed("fast", replace(BASE, block_length=block, answer_length=64, steps=64), ImageSettings())
-        assert chosen.suffix == suffix
+        assert (chosen.suffix, chosen.refresh) == (suffix, refresh)
+
+
+def test_no_cache_needs_no_renewal() -> None:
+    """What a speed would renew is let go with the cache; what was said beside it is not."""
+    quick, _ = with_speed("fast", BASE, ImageSettings())
+    parser = build_parser()[0]
+    assert settings_for(quick, parser.parse_args(["chat", "x", "--cache", "none"])).refresh is None
+    with pytest.raises(Error, match="renew a cache and there is none"):
+        settings_for(quick, parser.parse_args(["chat", "x", "--cache", "none", "--refresh", "3"]))
 
 
 def test_the_command_line_spells_every_later_setting() -> None:

@@ -50,6 +50,8 @@ def settings_for(defaults: TextSettings, arguments: argparse.Namespace) -> TextS
         given["threshold"] = None
     elif "threshold" in given and "entropy_bound" not in given:
         given["entropy_bound"] = None
+    if given.get("cache") == "none":  # what a speed would renew is not there
+        given = {"refresh": None, "drift": None} | given
     if "steps" not in given:
         given["steps"] = _steps_for(defaults, given)
     return replace(defaults, **given)
