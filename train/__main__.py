@@ -198,7 +198,7 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
         arguments.trace,
         arguments.prompts,
         arguments.copies,
-        arguments.prompts * 8 if device == "cuda" else None,
+        on_gpu=device == "cuda",
     )
     model, tokenizer, vocabulary = fresh(place)
     if arguments.start is not None:
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TASK=NUMBER",
         help="one, two: groups of these tasks in a batch instead of the recipe's, such as ask=8 paint=0.5",
     )
-    parser.add_argument("--rows", type=int, help="one, two: rows of a group instead of the recipe's; a GPU wants more (96)")
+    parser.add_argument("--rows", type=int, help="one, two: rows of a group instead of the recipe's; a GPU wants more (128)")
     parser.add_argument("--workers", type=int, default=0, help="one, two: processes that make batches for a GPU (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="one, two: torch.compile for the blocks: a minute, then faster")
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")

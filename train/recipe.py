@@ -20,6 +20,7 @@ from mmada_lite.train.stage_vq import VQSettings
 IMAGE = ImageSettings(steps=16, guidance=2.5, temperature=1.0, sampling_temperature=1.0)  # how the small model is decoded
 TEXT = TextSettings(answer_length=48, steps=48, block_length=8)
 TOKENIZER_SIZE = 768
+RESPONSES = 8  # to a prompt, in stage three
 SHARD = 4096  # pictures in a shard of the pool
 VQ_CONFIG = VQConfig(
     encoder=Tower(ch=16, ch_mult=(1, 2, 3, 6), num_res_blocks=(1, 1, 1, 1)),
@@ -134,22 +135,23 @@ def policy_settings(
     trace: bool = False,
     prompts: int = 8,
     copies: int = 2,
-    together: int | None = None,
+    on_gpu: bool = False,
 ) -> PolicySettings:
     """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps; with a trace, masked copies
-    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text. `together`: responses
-    decoded at once on a GPU, where keys and values are computed again rather than copied."""
+    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text. On a GPU all responses
+    of a batch are decoded at once, and keys and values are computed again rather than copied."""
     share = 4 if hurry else 1
     loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
         rewards=REWARDS,
         loop=loop,
-        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="none" if together else "prefix"),
+        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="none" if on_gpu else "prefix"),
         image=replace(IMAGE, steps=IMAGE.steps // share),
         prompts=prompts,
         copies=copies,
-        together=together or ROWS,
+        group=RESPONSES,
+        together=prompts * RESPONSES if on_gpu else ROWS,
         trace=4 // share if trace else None,
         seed=seed,
     )
