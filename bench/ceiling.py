@@ -2,7 +2,7 @@
 
 Products of the shapes that a model has, in every stored form, at several numbers of tokens; attention; what a node moves;
 memory bandwidth. All forms take turns within a round. Weights pass through the exporter's own lowerings, so that a form here
-is the very graph that a bundle holds; `int8 alone` is MatMulInteger without rounding of activations and scales. It knows
+is the very graph that a bundle holds; `int8 alone` is its product without the rounding of activations and their scales. It knows
 shapes and no model.
 """
 
@@ -26,7 +26,7 @@ from mmada_lite.bench.record import record, save, spread
 from mmada_lite.bench.synthetic import SIZES, size_named
 from mmada_lite.bundle import Architecture
 from mmada_lite.errors import Error
-from mmada_lite.export.graph import Graph, WeightFile
+from mmada_lite.export.graph import CONTRIB, Graph, WeightFile
 from mmada_lite.sessions import choose_device, open_session, usable_cores
 
 ALONE = "int8 alone"
@@ -125,8 +125,9 @@ def _product(folder: Path, source: Random, form: str, threads: int) -> onnxrunti
     def build(graph: Graph) -> None:
         x = graph.input("x", "uint8", ("M", values.shape[1]))
         matrix = graph.weight("w", values.shape, "int8", [codes], transposed=True)
-        sums = graph.op("MatMulInteger", x, matrix, graph.constant(128, "uint8"))
-        graph.op("Cast", sums, attributes={"to": 1}, to="y")
+        scales = graph.constant(np.full(values.shape[0], 1e-4), "float32")
+        given = x, matrix, graph.constant(1.0, "float32"), scales, graph.constant(128, "uint8")
+        graph.op("MatMulIntegerToFloat", *given, to="y", domain=CONTRIB)
         graph.output("y", "float32", ("M", values.shape[0]))
 
     return _session(folder, "alone", build, threads)

@@ -42,11 +42,17 @@ class Turn:
 
 
 def turn(work: Work, limit: int | None) -> Turn:
-    """Do a work, or `limit` of its steps where they are equal, and say what all of it takes."""
-    few = limit if limit and work.equal and work.steps and limit < work.steps else None
+    """Do a work and say what all of it takes; or, where its steps are equal, `limit` of them in whole cycles, which begin after
+    a step that does not count where a cycle is one step: the side before left caches and threads to itself."""
+    few = -(-limit // work.cycle) * work.cycle if limit and work.equal and work.steps else None
+    if few and work.steps and few >= work.steps:
+        few = None
     last: object = None
+    steps = work.begin()
+    if few and work.cycle == 1:
+        next(steps)
     started = time.perf_counter()
-    for count, last in enumerate(work.begin(), 1):  # noqa: B007
+    for count, last in enumerate(steps, 1):  # noqa: B007
         if count == few:
             break
     seconds = time.perf_counter() - started

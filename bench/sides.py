@@ -62,11 +62,13 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Work:
     """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where it is known; equal:
-    whether its steps cost the same, so that a few of them tell the time of all."""
+    whether a few of its steps tell the time of all, as they do where all cost the same; cycle: or where so many of them together
+    do, since a block's last steps ask the head for fewer rows than its first."""
 
     begin: Callable[[], Iterator[object]]
     steps: int | None
     equal: bool
+    cycle: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def ours(size_name: str, size: Size, plan: Plan, precision: str, work: Path, thr
 def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, Work]:
     """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone."""
     special, exact = size.vocabulary.special, not policy.of_text
+    block = plan.block * plan.steps // plan.answer  # its steps
     text = policy.text(TextSettings(answer_length=plan.answer, steps=plan.steps, block_length=plan.block))
     image = policy.image(ImageSettings(plan.drawing_steps, GUIDANCE))
 
@@ -131,8 +134,8 @@ def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Polic
         return decode_image(denoiser, canvas, image, PhiloxSampler(0, image.sampling_temperature, canvas.start))
 
     works = {
-        "text": Work(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact),
-        "understanding": Work(lambda: write(_seen(size)), text.steps if exact else None, exact),
+        "text": Work(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact, block),
+        "understanding": Work(lambda: write(_seen(size)), text.steps if exact else None, exact, block),
     }
     if exact or policy.of_image:
         works["drawing"] = Work(draw, image.steps, not policy.of_image)

@@ -4,6 +4,7 @@ Sessions, the torch model and a planted mock are all denoisers, so the loops exi
 position is written next.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -82,24 +83,23 @@ class OnnxDenoiser:
         types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
         self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
         self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(layers)]
+        self._last: _Binding | None = None
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         rows = window.tokens.shape[0]
         layers, heads, size = self._shape
         past = window.past or KeyValues.empty(layers, rows, heads, size, self._past_type)
         (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
-        feeds = {
-            "embeddings": embeddings,
-            "positions": np.broadcast_to(window.positions, window.tokens.shape),
-            "rows": window.rows,
-        }
-        for layer in range(layers):
-            feeds[f"past_key_{layer}"], feeds[f"past_value_{layer}"] = past.keys[layer], past.values[layer]
-        shape = (rows, heads, window.tokens.shape[1], size)
-        over = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
-        kept = over if keep else [over[0]] * layers + [over[1]] * layers
         hidden = np.empty((rows, window.rows.shape[1], embeddings.shape[2]), np.float32)
-        self._run_into("backbone", {"hidden": hidden, **dict(zip(self._cache_names, kept, strict=True))}, feeds)
+        shape = (rows, heads, window.tokens.shape[1], size)
+        binding = None if keep or self._last is None or not self._last.fits(past, shape) else self._last
+        if binding is None:
+            over = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
+            kept = over if keep else [over[0]] * layers + [over[1]] * layers
+            binding = _Binding(self._sessions["backbone"], past, dict(zip(self._cache_names, kept, strict=True)))
+        self._last = None if keep else binding
+        positions = np.broadcast_to(window.positions, window.tokens.shape)
+        self._guard(lambda: binding.run({"embeddings": embeddings, "positions": positions, "rows": window.rows}, hidden))
         return hidden, KeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
@@ -114,20 +114,40 @@ class OnnxDenoiser:
         found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds))
         return found
 
-    def _run_into(self, graph: str, outputs: dict[str, NDArray], feeds: dict[str, NDArray]) -> None:
-        """Run a graph whose outputs are written into the given arrays."""
-        session = self._sessions[graph]
-        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # a binding keeps no array alive
 
-        def run() -> None:
-            binding = session.io_binding()
-            for name, array in held.items():
-                binding.bind_cpu_input(name, array)
-            for name, array in outputs.items():
-                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            session.run_with_iobinding(binding)
+class _Binding:
+    """A past and the arrays that the window's own keys and values are written to, bound to the backbone: one after another,
+    the steps of a block lean on the same. It keeps no past alive, and fits none that came after its own."""
 
-        self._guard(run)
+    def __init__(self, session: "onnxruntime.InferenceSession", past: KeyValues, outputs: dict[str, NDArray]) -> None:
+        self._session, self._outputs = session, outputs  # a binding keeps no array alive
+        self._binding = session.io_binding()
+        given = (*past.keys, *past.values)
+        self._past = [weakref.ref(array) for array in given]
+        self._copies: list[NDArray] = []
+        for name, array in zip(outputs, given, strict=True):
+            straight = np.ascontiguousarray(array)
+            if straight is not array:
+                self._copies.append(straight)
+            self._binding.bind_cpu_input(f"past_{name}", straight)
+        for name, array in outputs.items():
+            self._bind_output(name, array)
+
+    def fits(self, past: KeyValues, shape: tuple[int, ...]) -> bool:
+        """Whether it is of this past and of windows whose keys have this shape."""
+        same = all(ref() is array for ref, array in zip(self._past, (*past.keys, *past.values), strict=True))
+        return same and self._outputs["key_0"].shape == shape
+
+    def run(self, feeds: dict[str, NDArray], hidden: Floats) -> None:
+        """The window's states, written to `hidden`."""
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        for name, array in held.items():
+            self._binding.bind_cpu_input(name, array)
+        self._bind_output("hidden", hidden)
+        self._session.run_with_iobinding(self._binding)
+
+    def _bind_output(self, name: str, array: NDArray) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def head_feeds(hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> dict[str, NDArray]:

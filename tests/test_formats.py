@@ -261,7 +261,7 @@ def test_activations_are_rounded_once_for_all_that_read_them(tmp_path: Path) -> 
         for name in ("q", "k", "v"):
             lowering.linear(graph, x, Weight(Source(np.ones((4, 8), np.float32)), name), Form(FORMATS["int8"]))
     kinds = [node.op_type for node in graph._nodes]
-    assert (kinds.count("MatMulInteger"), kinds.count("QuantizeLinear")) == (3, 1)
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("QuantizeLinear")) == (3, 1)
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])

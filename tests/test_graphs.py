@@ -230,3 +230,30 @@ def test_transposing_in_chunks_loses_nothing(tmp_path: Path) -> None:
         offset, length = weights.append("w", weight.shape, np.dtype("float32"), weight.chunks(), transposed=True)
     found = np.fromfile(tmp_path / "w.bin", np.float32, offset=offset, count=length // 4).reshape(1100, 3995)
     np.testing.assert_array_equal(found, matrix[5:4000].T)
+
+
+def test_a_bound_past_serves_its_own_windows_alone(exported: Exported) -> None:
+    """Steps of a block lean on one past, which is bound once: other tokens, another past and another window are what they were."""
+    _, denoiser = exported("mha")
+    tokens = np.arange(12, dtype=np.int64)[None] + 20
+
+    def states(given: np.ndarray, past: KeyValues) -> np.ndarray:
+        return denoiser.forward(whole(given, past=past, start=8), keep=False)[0]
+
+    def past_of(given: np.ndarray) -> KeyValues:
+        kept = denoiser.forward(whole(given), keep=True)[1]
+        assert kept is not None
+        return kept
+
+    pasts, windows = (past_of(tokens[:, :8]), past_of(tokens[:, 2:10])), (tokens[:, 8:], tokens[:, 7:11], tokens[:, 9:])
+    alone = {}
+    for p, past in enumerate(pasts):
+        for w, window in enumerate(windows):
+            denoiser._last = None
+            alone[p, w] = states(window, past)
+    for p, w in ((0, 0), (0, 1), (0, 0), (1, 0), (1, 2), (0, 2), (1, 2), (1, 1), (0, 1)):
+        np.testing.assert_array_equal(states(windows[w], pasts[p]), alone[p, w])
+    last = denoiser._last
+    states(windows[0], pasts[0])
+    assert denoiser._last is last, "bound anew for the same past"
+    assert not np.array_equal(alone[0, 0], alone[1, 0])

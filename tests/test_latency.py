@@ -231,9 +231,9 @@ def test_operators_of_the_first_run_do_not_count() -> None:
 
     events = [
         {"cat": "Session", "name": "model_run", "ts": 0.0, "dur": 50.0},
-        node("MatMulInteger", 1.0, 40.0),
+        node("MatMulIntegerToFloat", 1.0, 40.0),
         {"cat": "Session", "name": "model_run", "ts": 60.0, "dur": 30.0},
-        *(node(name, 61.0, 2.0) for name in ("MatMulInteger", "MatMulNBits", "Attention", "QuantizeLinear", "Sigmoid")),
+        *(node(name, 61.0, 2.0) for name in ("MatMulIntegerToFloat", "MatMulNBits", "Attention", "QuantizeLinear", "Sigmoid")),
         {"cat": "Node", "name": "x_fence_before", "ts": 62.0, "dur": 9.0, "args": {"op_name": "MatMul"}},
     ]
     found = operators.by_kind(events)
