@@ -2,8 +2,8 @@
 
 Products of the shapes that a model has, in every stored form, at several numbers of tokens; attention; what a node moves;
 memory bandwidth. All forms take turns within a round. Weights pass through the exporter's own lowerings, so that a form here
-is the very graph that a bundle holds; `int8 alone` is its product without the rounding of activations and their scales. It knows
-shapes and no model.
+is the very graph that a bundle holds; `int8 alone` is its product without the rounding of activations and their scales. It
+knows shapes and no model.
 """
 
 import argparse

@@ -62,8 +62,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Work:
     """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where it is known; equal:
-    whether a few of its steps tell the time of all, as they do where all cost the same; cycle: or where so many of them together
-    do, since a block's last steps ask the head for fewer rows than its first."""
+    whether a few of its steps tell the time of all, as they do where all cost the same; cycle: or where so many of them do
+    together, since a block's last steps ask the head for fewer rows than its first."""
 
     begin: Callable[[], Iterator[object]]
     steps: int | None

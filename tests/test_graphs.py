@@ -233,7 +233,7 @@ def test_transposing_in_chunks_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bound_past_serves_its_own_windows_alone(exported: Exported) -> None:
-    """Steps of a block lean on one past, which is bound once: other tokens, another past and another window are what they were."""
+    """Steps of a block lean on one past, which is bound once: other tokens, pasts and windows give what they gave before."""
     _, denoiser = exported("mha")
     tokens = np.arange(12, dtype=np.int64)[None] + 20
 

@@ -54,8 +54,8 @@ def test_what_is_scaled_is_said(result: dict) -> None:
         assert set(row["times"]) == {"torch fp32", "torch bf16"} - {row["side"]}
         whole = {"text": plan.steps, "understanding": plan.steps, "drawing": plan.drawing_steps}.get(row["task"], 1)
         if row["kind"] == "reference" or row["side"].endswith("exact"):
-            ours, text = row["kind"] == "ours", row["task"] in ("text", "understanding")
-            timed = plan.block * plan.steps // plan.answer if ours and text else 2  # a block of ours, whose steps ask for fewer and fewer rows
+            by_blocks = row["kind"] == "ours" and row["task"] in ("text", "understanding")
+            timed = plan.block * plan.steps // plan.answer if by_blocks else 2
             assert row["scaled_from"] == ({"steps": timed, "of": whole} if whole > timed else None)
             assert row["steps"] == row["forwards"] == whole
         if row["side"].endswith(("prefix", "dual")):
