@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,21 @@ from mmada_lite.bench.reference import Logits, draw_picture, picture_to_draw, to
 from mmada_lite.bench.subjects import Subject, open_subject
 from mmada_lite.errors import Error
 from mmada_lite.train.denoiser import TorchDenoiser
+from mmada_lite.train.loop import fast_type
 
-REFERENCE = "torch fp32"
+REFERENCES = {torch.float32: "torch fp32", torch.bfloat16: "torch bf16"}
 Prompts = Sequence[Sequence[int]]
 
 
-def published(checkpoint: Path, subject: Subject) -> Logits:
-    """The torch model of a checkpoint. Raises Error where it is of another model, or the published loop cannot divide so."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    name: str
+    logits: Logits
+
+
+def published(checkpoint: Path, subject: Subject) -> Reference:
+    """The torch model of a checkpoint, in bfloat16 where the processor multiplies that. Raises Error where it is of another
+    model, or the published loop cannot divide so."""
     other, text = open_subject(checkpoint), subject.text
     if other.vocabulary != subject.vocabulary or not isinstance(other.denoiser, TorchDenoiser):
         raise Error(f"{checkpoint} is no checkpoint of {subject.name}; give the one that it was made from")
@@ -42,7 +51,8 @@ def published(checkpoint: Path, subject: Subject) -> Logits:
             f"the published loop divides exactly, and {text.answer_length} tokens in blocks of {text.block_length} and "
             f"{text.steps} steps do not; leave out --checkpoint"
         )
-    return torch_logits(other.denoiser.model)
+    dtype = fast_type(torch.device("cpu"))
+    return Reference(REFERENCES[dtype], torch_logits(other.denoiser.model.to(dtype)))
 
 
 def published_answers(logits: Logits, subject: Subject, asked: Prompts) -> Run:
@@ -80,7 +90,9 @@ def _last(steps: Iterator[Tensor]) -> tuple[Tensor, int]:
     return found, count
 
 
-def rows(exam: Exam, presets: Sequence[Policy], logits: Logits | None, prompts: int, rounds: int) -> Iterator[dict[str, Any]]:
+def rows(
+    exam: Exam, presets: Sequence[Policy], reference: Reference | None, prompts: int, rounds: int
+) -> Iterator[dict[str, Any]]:
     """A row for each preset's texts and for its pictures, and where there is a reference one for it, without a quality."""
     subject = exam.subject
     for kind in UNITS:
@@ -90,8 +102,9 @@ def rows(exam: Exam, presets: Sequence[Policy], logits: Logits | None, prompts: 
         else:
             asked = measures.captions(exam, prompts)
             runs = {each.name: measures.drawing(subject, asked, each.image(subject.image)) for each in presets}
-        if logits is not None:
-            runs[REFERENCE] = (published_answers if kind == "text" else published_pictures)(logits, subject, asked)
+        if reference is not None:
+            loop = published_answers if kind == "text" else published_pictures
+            runs[reference.name] = loop(reference.logits, subject, asked)
         timed, first = measures.alternate(runs, prompts, rounds), presets[0].name
         quality: dict[str, dict[str, Any]] = {}
         for name in runs:
@@ -101,8 +114,8 @@ def rows(exam: Exam, presets: Sequence[Policy], logits: Logits | None, prompts: 
                 **measures.latency(timed[name]),
                 "times": measures.times(timed[first], timed[name]),
             }
-            if logits is not None:
-                row["times_reference"] = measures.times(timed[REFERENCE], timed[name])
+            if reference is not None:
+                row["times_reference"] = measures.times(timed[reference.name], timed[name])
             for preset in (each for each in presets if each.name == name):
                 say(f"{kind}: {name}")
                 quality[name] = measures.quality(exam, preset, TEXT_TASKS if kind == "text" else measures.PICTURES)
@@ -118,7 +131,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     for kind, unit in UNITS.items():
         mine = [row for row in found if row["kind"] == kind]
         tasks = list(mine[0]["quality"])
-        head = [kind, "ms", unit, f"x {mine[0]['policy']}", f"x {REFERENCE}", "model calls", *(f"{task} %" for task in tasks)]
+        against = next((row["policy"] for row in mine if "quality" not in row), "torch")
+        head = [kind, "ms", unit, f"x {mine[0]['policy']}", f"x {against}", "model calls", *(f"{task} %" for task in tasks)]
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for row in mine:
             reference = f"{row['times_reference']['median']:.1f}" if "times_reference" in row else ""
@@ -134,9 +148,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 def measure(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     exam = open_exam(options, options.subject)
-    logits = published(options.checkpoint, exam.subject) if options.checkpoint else None
+    reference = published(options.checkpoint, exam.subject) if options.checkpoint else None
     presets, invalid = measures.valid(policies.presets(), exam.subject)
-    found = list(rows(exam, presets, logits, options.prompts, options.rounds))
+    found = list(rows(exam, presets, reference, options.prompts, options.rounds))
     base = {"text": str(exam.subject.text), "image": str(exam.subject.image)}
     about = {"subject": exam.subject.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
     return record.record("presets", argv, found, base=base, passed_over=invalid, **about)
