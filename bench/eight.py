@@ -13,7 +13,6 @@ files alone; what runs inside one that is no command of ours yet is `eight_parts
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmada_lite import __version__
+from mmada_lite.bench import record
 from mmada_lite.errors import Error
 
 LAYERS = 32  # of the published model
@@ -179,8 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     content = {
         "command": " ".join(["mmada-lite bench eight", *words]),
-        "version": __version__,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": record.versions(),
+        "hardware": record.hardware(),
         "layers": options.layers,
         "parts": found,
     }

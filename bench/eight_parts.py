@@ -81,8 +81,8 @@ def gptq(options: argparse.Namespace) -> dict[str, object]:
     each, heads = took["layers"] / layers, took.get("heads", 0.0)
     return {
         "layers_rounded": layers,
-        "seconds_a_layer": round(each, 1),
-        "seconds_of_heads": round(heads, 1),
+        "seconds_a_layer": round(each, 4),
+        "seconds_of_heads": round(heads, 4),
         "hours_of_32_layers": round((32 * each + heads) / 3600, 2),
     }
 

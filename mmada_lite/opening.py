@@ -41,9 +41,6 @@ def device_for(bundle: Bundle, name: str) -> Device:
     return device
 
 
-LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
-
-
 class Late:
     """A denoiser that is opened when it is first asked: a picture is read, its tokenizer closed, before the weights come."""
 
@@ -92,7 +89,7 @@ def give_back_freed_memory() -> None:
 
 
 def is_large(bundle: Bundle, device: Device) -> bool:
-    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
+    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= planning.LARGE
 
 
 def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> tuple[Any, Any]:
@@ -128,7 +125,8 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     sessions = {name: wrap(name, session) for name, session in opened.items()}
     guard = _guard(bundle, device)
     if device.name == "cpu":
-        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard)
+        most = planning.LOGITS if is_large(bundle, device) else None
+        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard, most)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     return BoundDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 

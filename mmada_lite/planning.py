@@ -10,7 +10,8 @@ computes in half precision.
     embedding    0: its table is mapped, and rows are read from disk
     activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
                  over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
-                 times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head
+                 times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
+                 `LOGITS` at a time for a model of `LARGE` or more
     caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
                  (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose light steps lean on
                  kept keys and values, whichever is more
@@ -30,6 +31,8 @@ from mmada_lite.settings import ImageSettings, TextSettings
 
 MB = 10**6
 RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
+LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
+LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time: 31 rows of the published vocabulary
 _PROMPT = 32  # tokens of a question or a caption with its special tokens, when nothing is said
 _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
 _SCALE = {"fp16": 2, "fp32": 4}
@@ -148,9 +151,11 @@ def need(
     if codec:
         codec = sizes["codec"] * (1 if groups["codec"].format == "fp32" else 2 if on_card else 3)
         codec += (0 if on_card else SESSION) + _codec_activations(shape)
+    few = LOGITS if not on_card and sum(sizes.values()) >= LARGE else None
+    rounded = not on_card and _rounds(groups, target)
     work = {
         "weights": sum(held.values()),
-        "activations": activations(shape, text, prompt, half=on_card, rounded=not on_card and _rounds(groups, target)),
+        "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few),
         "caches": caches(shape, text, image, prompt, half=on_card),
         "codec": codec,
     }
@@ -160,15 +165,18 @@ def need(
     return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **work}, disk)
 
 
-def activations(shape: Shape, text: TextSettings, prompt: int, *, half: bool, rounded: bool) -> int:
+def activations(
+    shape: Shape, text: TextSettings, prompt: int, *, half: bool, rounded: bool, most_logits: int | None = None
+) -> int:
     a, codes = shape.architecture, _grid(shape)
     answer = codes + prompt + text.answer_length
     short = text.cache != "none" and text.block_length  # later steps are short; the first of a block is still whole
     past = answer - text.block_length if short else 0
     windows = [(answer, 0), (codes + prompt, 0)] + ([(text.block_length, past)] if short else [])
     most = max(_backbone(a, window, leant, 2 if half else 4) for window, leant in windows)
-    heads = 3.4 * 4 * (min(text.block_length, text.answer_length) * a.vocab_size + codes * shape.codes)
-    return round(most * (1.2 if rounded else 1.0) + heads)
+    logits = 4 * min(text.block_length, text.answer_length) * a.vocab_size, 4 * codes * shape.codes
+    heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
+    return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
 
 
 def caches(shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool) -> int:

@@ -257,3 +257,26 @@ def test_a_bound_past_serves_its_own_windows_alone(exported: Exported) -> None:
     states(windows[0], pasts[0])
     assert denoiser._last is last, "bound anew for the same past"
     assert not np.array_equal(alone[0, 0], alone[1, 0])
+
+
+def test_a_head_that_makes_few_logits_at_a_time_says_the_same(exported: Exported) -> None:
+    """A large model's head goes through its rows piece by piece: also those of a guided pair, and drawn ones."""
+    bundle, whole_at_once = exported("mha")
+    a = bundle.architecture
+    by_pieces = OnnxDenoiser(
+        whole_at_once._sessions, a.n_layers, a.n_kv_heads, a.head_dim, most_logits=3 * 4 * a.vocab_size + 5
+    )
+    runs: list[int] = []
+    head_run = by_pieces._run
+    by_pieces._run = lambda graph, *given: runs.append(1) or head_run(graph, *given)  # type: ignore
+    random = np.random.default_rng(0)
+    hidden, pair = random.standard_normal((2, 8, a.d_model), np.float32), np.array([[2.5, -1.5]], np.float32)
+    uniform = random.random((1, 8), np.float32)
+    for mix, states, temperature, drawn in ((pair, hidden, 0.0, None), (ONE, hidden[:1], 0.7, uniform)):
+        runs.clear()
+        found = by_pieces.predict("text", states, mix, temperature, drawn)
+        assert len(runs) == 3
+        wanted = whole_at_once.predict("text", states, mix, temperature, drawn)
+        np.testing.assert_array_equal(found.token, wanted.token)
+        np.testing.assert_allclose(found.log_probability, wanted.log_probability, atol=1e-5)
+        np.testing.assert_allclose(found.entropy, wanted.entropy, atol=1e-5)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import mmada_lite
-from mmada_lite import Error, ImageSettings, TextSettings, opening
+from mmada_lite import Error, ImageSettings, TextSettings, opening, planning
 from mmada_lite.cache import KeyValues
 from mmada_lite.denoiser import Window
 from mmada_lite.streams import Drawing
@@ -44,7 +44,7 @@ def test_a_large_model_reads_the_picture_before_its_weights_come(
     said, drawn = model.ask(picture, "what is this?").text, model.paint("a cat", FEW, seed=3).picture
     opened: list[str] = []
     open_session = opening.open_session
-    monkeypatch.setattr(opening, "LARGE", 0)
+    monkeypatch.setattr(planning, "LARGE", 0)
     monkeypatch.setattr(opening, "open_session", lambda path, *rest: opened.append(path.stem) or open_session(path, *rest))
     large = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
     assert not opened
