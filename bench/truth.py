@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmada_lite
+from mmada_lite.bench import record
 from mmada_lite.bench.rivals import rivals
 from mmada_lite.bench.trajectories import Answers, compare, trajectories
 from mmada_lite.bundle import Bundle
@@ -273,7 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for form, gains in dict(about["masked against unmasked"]).items():  # type: ignore[call-overload]
         for what, values in gains.items():
             print("{}: {} of unmasked less masked calibration {:+.5f} ({:+.5f} to {:+.5f})".format(form, what, *values))
-    content = {"command": sys.argv, "version": mmada_lite.__version__, "rows": [asdict(each) for each in rows], **about}
+    content = {
+        "command": record.command_line("truth", sys.argv[1:] if arguments is None else arguments),
+        "versions": record.versions(),
+        "hardware": record.hardware(),
+        **about,
+        "rows": [asdict(each) for each in rows],
+    }
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "truth.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
