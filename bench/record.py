@@ -79,15 +79,19 @@ def save(content: Mapping[str, Any], output: Path | None) -> Path | None:
     return path
 
 
+class NoRecord(Error):
+    """A file of JSON that no benchmark of speed wrote."""
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a record back. Raises Error when it is none."""
+    """Read a record back. Raises NoRecord when it is none, Error when it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a file that a benchmark wrote") from fault
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if missing:
-        raise Error(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
+        raise NoRecord(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
     found: dict[str, Any] = content
     return found
 

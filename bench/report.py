@@ -129,6 +129,20 @@ def write(text: str, target: Path) -> None:
         raise Error(f"{target}: cannot be written ({fault.strerror or fault}); choose another -o") from fault
 
 
+def records(files: Sequence[Path]) -> list[Record]:
+    """Read them all. Among several files those that no benchmark of speed wrote are named and passed over; raises Error where
+    none is left."""
+    found: list[Record] = []
+    for file in files:
+        try:
+            found.append(record.load(file))
+        except record.NoRecord as fault:
+            if file == files[-1] and not found:
+                raise
+            print(f"passed over: {fault}", file=sys.stderr)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, write, and name the page. 0, or 2 after a fault of the user."""
     parser = argparse.ArgumentParser(prog="mmada-lite bench report", description=__doc__.splitlines()[0])
@@ -138,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (default report.html)")
     options = parser.parse_args(argv)
     try:
-        write(page([record.load(file) for file in options.files]), options.output)
+        write(page(records(options.files)), options.output)
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)
         return 2

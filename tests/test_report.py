@@ -154,6 +154,9 @@ def test_the_command_writes_the_page_whole(tmp_path: Path, capsys: pytest.Captur
     for fault, message in ((["no.json"], "no record of a benchmark"), (["nowhere.json"], "cannot be read")):
         assert report.main([str(tmp_path / fault[0]), "-o", str(tmp_path / "other.html")]) == 2
         assert message in capsys.readouterr().err
+    assert report.main([str(tmp_path / "no.json"), *map(str, files), "-o", str(tmp_path / "report.html")]) == 0
+    assert "passed over: " in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(records)
     assert report.main([str(files[0]), "-o", str(tmp_path / "no" / "report.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".html"}
