@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toys import TINY_VQ, discs, records, stage_settings, tiny_model
 
 from mmada_lite.errors import Error
+from mmada_lite.train import loop as training_loop
 from mmada_lite.train import optimizer, stage_vq
 from mmada_lite.train.code_bits import merge
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
@@ -185,7 +186,7 @@ def test_log_drops_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Trainings in float32 also where the processor multiplies bfloat16, whose rounding hides a law of sums."""
     AcceleratorState._reset_state(True)  # type: ignore[no-untyped-call]
-    monkeypatch.setattr("mmada_lite.train.loop.fast_type", lambda device: torch.float32)
+    monkeypatch.setattr(training_loop, "fast_type", lambda device: torch.float32)
     yield
     AcceleratorState._reset_state(True)  # type: ignore[no-untyped-call]
 
