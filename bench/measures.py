@@ -57,9 +57,10 @@ def valid(policies: Sequence[Policy], subject: Subject) -> tuple[list[Policy], l
 
 
 def quality(exam: Exam, policy: Policy, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Task -> right and asked, their share and its 95% interval, when an exam's model decodes under a policy."""
+    """Task -> right and asked, their share and its 95% interval, when an exam's model decodes under a policy. Many are asked at
+    once, which drafts cannot be: they write what one step at a time writes, and are examined so."""
     subject = exam.subject
-    changed = replace(subject, text=policy.text(subject.text), image=policy.image(subject.image))
+    changed = replace(subject, text=replace(policy.text(subject.text), draft=1), image=policy.image(subject.image))
     found = {}
     for task in tasks:
         report: Any = TASKS[task](replace(exam, subject=changed))

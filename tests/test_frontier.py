@@ -34,7 +34,9 @@ def swept(place: Path) -> dict:
     target, chart = place / "frontier.json", place / "frontier.png"
     assert (
         frontier.main(
-            words(place, "--policies", "steps=2", "cache=dual threshold=0.8", "-o", str(target), "--plot", str(chart))
+            words(
+                place, "--policies", "steps=2", "cache=dual threshold=0.8", "draft=2", "-o", str(target), "--plot", str(chart)
+            )
         )
         == 0
     )
