@@ -262,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     try:
+        if min(options.prompts, options.states, options.calibrate_on, options.threads) < 1 or options.seeds < 0:
+            raise Error("--prompts, --states, --calibrate-on and --threads are at least 1, --seeds at least 0")
         with tempfile.TemporaryDirectory() as scratch:
             rows, about = measure(options, Path(scratch))
     except Error as fault:

@@ -112,3 +112,10 @@ def test_no_matplotlib_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Error, match=r'pip install "mmada-lite\[bench\]"'):
         plot([row], tmp_path / "truth.png")
     assert "| int8 rtn | 0.00 | 8.0 | 100.00 (100.00 to 100.00) |" in table([row])
+
+
+def test_counts_of_nothing_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--prompts", "0"], ["--states", "0"], ["--seeds", "-1"]):
+        assert main([str(tmp_path), "-o", str(tmp_path / "out"), *words]) == 2
+        assert "are at least 1, --seeds at least 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
