@@ -8,14 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mmada_lite.bench.truth import Row, percent, table
+from mmada_lite.train.intervals import paired
 
 Report = Mapping[str, Mapping[str, object]]  # task -> metric -> what was counted
 
 
 def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """Other less reference: of shares, points with their 95% interval (Newcombe 1998, method 10, as if each had questions of
-    its own: the same ones were asked, so that the truth is narrower); of means, the difference, and the two intervals' hull."""
+    """Other less reference, with its 95% interval. Of shares, points: case by case where both say which were right, else as if
+    each had been asked other questions; of means, the difference, and the two intervals' hull."""
     key, unit = ("share", 100) if "share" in reference else ("mean", 1)
+    before, after = (str(report.get("cases", "")) for report in (reference, other))
+    if before and len(before) == len(after):
+        change, low, high = paired(before, after)
+        return {name: round(100 * value, 3) for name, value in (("change", change), ("low", low), ("high", high))}
     change = other[key] - reference[key]
     below = math.hypot(other[key] - other["low"], reference["high"] - reference[key])
     above = math.hypot(other["high"] - other[key], reference[key] - reference["low"])

@@ -29,7 +29,7 @@ from mmada_lite.train.data.scenes import (
 )
 from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
-from mmada_lite.train.intervals import interval
+from mmada_lite.train.intervals import interval, tally
 
 Report = dict[str, object]
 Classify = Callable[[Pictures], NDArray[np.int64]]
@@ -87,12 +87,11 @@ def what_is_this(exam: Exam) -> Report:
         pictures, concepts, colours = singles(exam.icons[role], exam.count * (2 if role == "test" else 1), exam.rng(2))
         names = exam.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
         right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
-        report[f"what_{role}"] = interval(int(right.sum()), len(right))
+        report[f"what_{role}"] = tally(right)
         report[f"missed_{role}"] = sorted(CONCEPT_NAMES[c] for c in set(concepts.tolist()) if right[concepts == c].mean() < 0.5)
         part = slice(0, exam.count // 2)
         grounds = exam.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
-        good = sum(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
-        report[f"background_{role}"] = interval(good, len(grounds))
+        report[f"background_{role}"] = tally(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
     return report
 
 
@@ -111,10 +110,10 @@ def scenes(exam: Exam) -> Report:
                     cases.append((layout, *found, picture))
             said = exam.ask([question for _, question, _, _ in cases], np.stack([picture for *_, picture in cases]))
             good = [answer_of(s) == answer_of(wanted) for s, (_, _, wanted, _) in zip(said, cases, strict=True)]
-            report[f"{kind}_{role}"] = interval(sum(good), total)
+            report[f"{kind}_{role}"] = tally(good)
             if kind == "count":
                 true = [_thought(s) == scene_thought(layout) for s, (layout, *_) in zip(said, cases, strict=True)]
-                report[f"list_exact_{role}"] = interval(sum(true), total)
+                report[f"list_exact_{role}"] = tally(true)
     return report
 
 
@@ -128,8 +127,8 @@ def drawing(exam: Exam) -> Report:
     grounds = np.array([background_of(p) == colour for p, (_, colour) in zip(pictures, wanted, strict=True)])
     per_concept = {CONCEPT_NAMES[c]: f"{int(named[rows].sum())}/{len(rows)}" for c, rows in _by_concept(wanted).items()}
     return {
-        "concept": interval(int(named.sum()), len(named)),
-        "background": interval(int(grounds.sum()), len(grounds)),
+        "concept": tally(named),
+        "background": tally(grounds),
         "per_concept": per_concept,
     }
 
@@ -151,10 +150,10 @@ def thinking_before_drawing(exam: Exam) -> Report:
     unthought = [_shows(exam, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
     grounds = [background_of(p) == colour for p, (_, colour, _) in zip(pictures, cases, strict=True)]
     return {
-        "thought_right": interval(sum(right), len(right)),
-        "agree": interval(sum(agree), len(agree)),
-        "background": interval(sum(grounds), len(grounds)),
-        "without_thought": interval(sum(unthought), len(unthought)),
+        "thought_right": tally(right),
+        "agree": tally(agree),
+        "background": tally(grounds),
+        "without_thought": tally(unthought),
     }
 
 
@@ -166,13 +165,13 @@ def arithmetic(exam: Exam) -> Report:
         said = exam.ask([f"what is {p}?" for p in problems])
         right = [answer_of(s) == str(p.answer) for s, p in zip(said, problems, strict=True)]
         exact = [true_share(p, _thought(s)) == 1.0 for s, p in zip(said, problems, strict=True)]
-        report[kind] = interval(sum(right), len(right))
+        report[kind] = tally(right)
         good_results += sum(right)
         good_thoughts += sum(r and e for r, e in zip(right, exact, strict=True))
     report["thought_exact_where_right"] = interval(good_thoughts, good_results)
     asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
     found = exam.ask([wording for wording, _ in asked])
-    report["facts_trained"] = interval(sum(f == r for f, (_, r) in zip(found, asked, strict=True)), len(asked))
+    report["facts_trained"] = tally(f == r for f, (_, r) in zip(found, asked, strict=True))
     return report
 
 
@@ -196,8 +195,8 @@ def editing(exam: Exam) -> Report:
     wide = exam.subject.decode(grown.reshape(len(codes), -1), (SIDE, SIDE + SIDE // 2))
     seen = exam.classify(np.stack([square(picture) for picture in wide]))
     return {
-        "inpaint_same": interval(int((after == before).sum()), len(before)),
-        "extend_same": interval(int((seen == before).sum()), len(before)),
+        "inpaint_same": tally(after == before),
+        "extend_same": tally(seen == before),
     }
 
 

@@ -29,7 +29,7 @@ from mmada_lite.quant.convert import Request, quantize_model
 from mmada_lite.quant.prompts import TASKS, Prompt, built_in
 
 FORMATS = ("fp16", "int8", "int8-b64", "int4-b32", "int4-b64", "int4-b128", "int4-b32-asym", "int4-b64-asym", "int4-b128-asym")
-METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq")
+METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq", "rotate+gptaq")
 _ONCE = ("fp16", "int8-b64")  # formats whose rtn alone is of interest
 _DRAWS = 1000  # of a bootstrap
 

@@ -177,7 +177,10 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
         "--format", default="int4", metavar="NAME", help="int4, int8, or one format such as int4-b32-asym (default: int4)"
     )
     parser.add_argument(
-        "--method", default="gptq", metavar="NAME", help="rtn, clip or gptq, with smooth+ or rotate+ before it (default: gptq)"
+        "--method",
+        default="gptq",
+        metavar="NAME",
+        help="rtn, clip, gptq or gptaq, with smooth+ or rotate+ before it (default: gptq)",
     )
     _add_stored(parser)
     parser.add_argument("--prompts", metavar="FILE", help="calibrate on these: a JSON object with task and text a line")

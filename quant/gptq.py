@@ -20,6 +20,7 @@ from mmada_lite.quant.search import clipped_scales
 _TOGETHER = 128  # columns whose errors reach the rest in one product
 _ROWS = 4096  # outputs that are rounded at once, for the memory's sake
 _DOUBLE_UP_TO = 4096  # inputs up to which moments are factored in double precision
+_SINGULAR = "the moments of what it multiplies cannot be factored; calibrate on more prompts"
 DAMPING = 0.1  # on the small model 0.1 came nearer to fp32 than the usual 0.01, in backbone and heads alike
 
 
@@ -56,7 +57,25 @@ def prepare(moments: Tensor, name: str, damping: float = DAMPING) -> Moments:
             if not failed:
                 return Moments(order, upper.float(), importance)
         damping *= 10
-    raise Error(f"{name}: the moments of what it multiplies cannot be factored; calibrate on more prompts")
+    raise Error(f"{name}: {_SINGULAR}")
+
+
+def aimed(weight: Tensor, wanted: Tensor, moments: Tensor, name: str, damping: float = DAMPING) -> Tensor:
+    """The matrix [N, K] whose products with what is read, x, come nearest to given ones, y, in squares (as in GPTAQ, arXiv
+    2504.02692). wanted [N, K] and moments [K, K] = sum over tokens of weight * y x^T and of weight * x x^T. damping: share of
+    the mean of the diagonal by which the matrix is held to `weight`, which an input that was always zero keeps; ten times
+    more at a time while the moments cannot be factored."""
+    wide = torch.float64 if len(moments) <= _DOUBLE_UP_TO else torch.float32
+    mean = float(moments.diagonal().mean()) or 1.0
+    for _ in range(6):
+        system = moments.to(wide, copy=True)
+        system.diagonal().add_(damping * mean)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not failed:
+            pulled = wanted.to(wide).add(weight, alpha=damping * mean)
+            return torch.cholesky_solve(pulled.T, factor).T.to(weight.dtype).contiguous()
+        damping *= 10
+    raise Error(f"{name}: {_SINGULAR}")
 
 
 def gptq(weight: Tensor, moments: Moments, form: Format, name: str) -> Quantized:

@@ -13,7 +13,7 @@ import torch
 from mmada_lite.export.lowering import Form
 from mmada_lite.quant.calibration import Sample, grouped_by_length
 from mmada_lite.quant.folding import ROOT, SITES, Folded
-from mmada_lite.quant.layers import Batch, Layer, aligned, embedded, load_block, round_head
+from mmada_lite.quant.layers import Batch, HeadRead, Layer, aligned, embedded, load_block, round_head
 from mmada_lite.quant.prepared import packed
 from mmada_lite.quant.search import Method
 from mmada_lite.quant.work import Work
@@ -41,31 +41,47 @@ def prepare_layers(
             if work.has(f"states-{layer + 1}") or work.has(f"layer-{layer + 1}"):
                 continue
         report(f"layer {layer + 1} of {source.config.n_layers}")
-        states = _states(work, source, batches, layer)
-        _advance(source, method, forms["backbone"], layer, states, batches, work)
-        _save_states(work, states, layer + 1)
+        states, aims = _states(work, source, method, batches, layer)
+        _advance(source, method, forms["backbone"], layer, states, aims, batches, work)
+        _save_states(work, states, aims, layer + 1)
         work.drop(f"states-{layer}")
-    if method.rounding == "gptq":
-        _heads(source, forms, codes, batches, work, report)
+    if method.compensates:
+        _heads(source, method, forms, codes, batches, work, report)
 
 
-def _heads(source: Folded, forms: Mapping[str, Form], codes: slice, batches: list[Batch], work: Work, report: Report) -> None:
+def _heads(
+    source: Folded,
+    method: Method,
+    forms: Mapping[str, Form],
+    codes: slice,
+    batches: list[Batch],
+    work: Work,
+    report: Report,
+) -> None:
     """Each head for the tasks that read it. One that no task reads is left to be rounded alone."""
     rows = {"text_head": slice(0, source.shape(_HEAD)[0]), "image_head": codes}
     for head, tasks in (("text_head", ("ask", "chat")), ("image_head", ("paint",))):
         if forms[head].format.floating or work.has(head):
             continue
-        states = _states(work, source, batches, source.config.n_layers)
-        read = [(x, batch) for x, batch in zip(states, batches, strict=True) if batch.task in tasks]
+        states, aims = _states(work, source, method, batches, source.config.n_layers)
+        every = [HeadRead(batch, states[i], aims[i] if aims else None) for i, batch in enumerate(batches)]
+        read = [each for each in every if each.batch.task in tasks]
         if read:
             report(head.replace("_", " "))
             work.save(head, packed("ff_out", round_head(source, read, rows[head], forms[head])))
 
 
 def _advance(
-    source: Folded, method: Method, form: Form, layer: int, states: list[torch.Tensor], batches: Sequence[Batch], work: Work
+    source: Folded,
+    method: Method,
+    form: Form,
+    layer: int,
+    states: list[torch.Tensor],
+    aims: list[torch.Tensor] | None,
+    batches: Sequence[Batch],
+    work: Work,
 ) -> None:
-    """Round one layer and save it; states become those that the next one reads."""
+    """Round one layer and save it; states and aims become those of the next one."""
     name, config = f"{ROOT}.blocks.{layer}", source.config
     done = work.has(f"layer-{layer}")
     factors: dict[str, np.ndarray] = {}
@@ -73,7 +89,7 @@ def _advance(
         factors = Layer(load_block(source, config, layer), config, method, form, name).factors(states, batches)
         source.folds.factors.update({(layer, site): values for site, values in factors.items()})
         source.forget()
-    found = Layer(load_block(source, config, layer), config, method, form, name).advance(states, batches)
+    found = Layer(load_block(source, config, layer), config, method, form, name).advance(states, batches, aims)
     source.forget()
     if not done:
         arrays = {f"factors.{site}": values for site, values in factors.items()}
@@ -107,12 +123,18 @@ def _batches(samples: Sequence[Sample]) -> list[Batch]:
     return [Batch.of(group) for group in grouped_by_length(samples)]
 
 
-def _states(work: Work, source: Folded, batches: Sequence[Batch], layer: int) -> list[torch.Tensor]:
+def _states(
+    work: Work, source: Folded, method: Method, batches: Sequence[Batch], layer: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """What the layer reads, and with gptaq what it would read if none before it were rounded."""
     if layer == 0:
-        return embedded(source, batches)
+        states = embedded(source, batches)
+        return states, list(states) if method.rounding == "gptaq" else None
     arrays = work.load(f"states-{layer}")
-    return [aligned(np.asarray(arrays[name])) for name in sorted(arrays)]
+    held = [aligned(np.asarray(arrays[name])) for name in sorted(arrays)]
+    return held[: len(batches)], held[len(batches) :] or None
 
 
-def _save_states(work: Work, states: Sequence[torch.Tensor], layer: int) -> None:
-    work.save(f"states-{layer}", {f"{number:05d}": x.numpy() for number, x in enumerate(states)})
+def _save_states(work: Work, states: Sequence[torch.Tensor], aims: Sequence[torch.Tensor] | None, layer: int) -> None:
+    """The states of all batches, then their aims."""
+    work.save(f"states-{layer}", {f"{number:05d}": x.numpy() for number, x in enumerate([*states, *(aims or ())])})

@@ -1,6 +1,6 @@
 """Which codes stand for a matrix: methods by name, and those that need the matrix alone. Pure numpy, on any chunk of rows.
 
-A method is words joined by `+`: at most one way to round (rtn, clip, gptq) and any of the changes that leave the
+A method is words joined by `+`: at most one way to round (rtn, clip, gptq, gptaq) and any of the changes that leave the
 model's function as it is and make it easier to round (smooth, rotate). How GPTQ rounds is `gptq`, how a change is folded
 into weights is `folding`; nothing here knows a layer or a file.
 """
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mmada_lite.errors import Error
 from mmada_lite.quant.formats import Format, Quantized, encode, fit, require_finite
 
-Rounding = Literal["rtn", "clip", "gptq"]
-ROUNDINGS: tuple[Rounding, ...] = ("rtn", "clip", "gptq")
+Rounding = Literal["rtn", "clip", "gptq", "gptaq"]
+ROUNDINGS: tuple[Rounding, ...] = ("rtn", "clip", "gptq", "gptaq")
 CHANGES = ("smooth", "rotate")
 SHRINKS = tuple(1 - 0.04 * step for step in range(12))  # shares of a block's range that a clipping search tries
 
@@ -26,7 +26,8 @@ class Method:
     """How codes are found.
 
     rounding: rtn, to the nearest code; clip, the same after a search for the share of each block's range that is worth
-    covering; gptq, column after column, each error passed on to the columns that are still to come, with clip's scales.
+    covering; gptq, column after column, each error passed on to the columns that are still to come, with clip's scales;
+    gptaq, the same, of matrices that were first moved to make up for the errors of the layers before them.
     smooth: channels that are hard to round trade size with the weights that read them. rotate: the residual stream and
     the heads' values are rotated, so that no channel stands out. Both are folded into the weights.
     """
@@ -42,7 +43,12 @@ class Method:
     @property
     def calibrated(self) -> bool:
         """Whether it needs to see what the layers read."""
-        return self.smooth or self.rounding == "gptq"
+        return self.smooth or self.compensates
+
+    @property
+    def compensates(self) -> bool:
+        """Whether the errors of some columns are made up for by others."""
+        return self.rounding in ("gptq", "gptaq")
 
     @property
     def layerwise(self) -> bool:

@@ -2,15 +2,17 @@
 line. The model is tiny and means nothing; icons are noise; the judge has its first weights."""
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toys import write_place
 
 from mmada_lite.bench import quality
 from mmada_lite.bench.quality_tasks import TASKS
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.train.intervals import interval
+from mmada_lite.train.intervals import interval, paired
 
 COUNT = 6
 
@@ -41,7 +43,9 @@ def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
     for value in counted.values():
         assert 0 <= value["right"] <= value["total"]
         assert value["low"] <= value["share"] <= value["high"]
-        assert value == interval(value["right"], value["total"])
+        assert {**value, "cases": ""} == {**interval(value["right"], value["total"]), "cases": ""}
+        if "cases" in value:
+            assert (len(value["cases"]), value["cases"].count("1")) == (value["total"], value["right"])
     totals = {key: value["total"] for key, value in counted.items()}
     assert totals["what", "what_test"] == 2 * COUNT
     assert totals["what", "what_validation"] == totals["drawing", "concept"] == totals["drawing", "background"] == COUNT
@@ -155,3 +159,30 @@ def test_wilson_intervals_are_those_of_the_tables() -> None:
     assert interval(0, 0) == {"right": 0, "total": 0, "share": 0.0, "low": 0.0, "high": 1.0}
     widths = [interval(n // 2, n)["high"] - interval(n // 2, n)["low"] for n in (10, 100, 1000)]
     assert widths == sorted(widths, reverse=True)
+
+
+def test_paired_intervals_know_that_the_same_cases_were_asked() -> None:
+    """Newcombe 1998: with nothing in common they are as wide as those of two groups; what both answer alike narrows them."""
+
+    def cases(both: int, first: int, second: int, neither: int) -> tuple[str, str]:
+        """How many are right in both, in the first alone, in the second alone, in neither."""
+        return "1" * (both + first) + "0" * (second + neither), "1" * both + "0" * first + "1" * second + "0" * neither
+
+    change, low, high = paired(*cases(25, 25, 25, 25))  # no correlation
+    apart = math.hypot(0.5 - interval(50, 100)["low"], interval(50, 100)["high"] - 0.5)
+    assert (change, low, high) == pytest.approx((0, -apart, apart))
+    assert paired(*cases(90, 0, 0, 10))[0] == 0
+    change, low, high = paired(*cases(85, 5, 0, 10))
+    assert change == pytest.approx(-0.05)
+    # Wilson's limits of 90 and of 85 in 100, and the correlation (85 * 10 - 0 * 5 - 50) / sqrt(90 * 10 * 85 * 15)
+    phi = 800 / math.sqrt(90 * 10 * 85 * 15)
+    assert low == pytest.approx(-0.05 - math.sqrt(0.0828**2 - 2 * phi * 0.0828 * 0.0448 + 0.0448**2), abs=2e-3)
+    assert high == pytest.approx(-0.05 + math.sqrt(0.0569**2 - 2 * phi * 0.0569 * 0.0744 + 0.0744**2), abs=2e-3)
+    assert paired("111", "111")[0] == 0
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):  # the change that is true for cases drawn so lies inside nineteen times in twenty
+        before, luck = rng.random(120) < 0.9, rng.random(120)
+        after = np.where(before, luck > 0.05, luck < 0.3)
+        _, low, high = paired(*("".join("01"[int(right)] for right in each) for each in (before, after)))
+        held += low <= 0.9 * 0.95 + 0.1 * 0.3 - 0.9 <= high
+    assert held / 400 > 0.92

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmada_lite.errors import Error
 from mmada_lite.quant.formats import FORMATS, dequantize, quantize
-from mmada_lite.quant.gptq import gptq, prepare
+from mmada_lite.quant.gptq import aimed, gptq, prepare
 from mmada_lite.quant.search import CHANGES, ROUNDINGS, Method, block_errors, clipped, method_named
 
 INTEGERS = sorted(name for name, form in FORMATS.items() if not form.floating)
@@ -69,6 +69,26 @@ def test_columns_without_weights_or_inputs_are_harmless(name: str) -> None:
     assert np.isfinite(dequantize(held)).all()
     nothing = gptq(torch.from_numpy(values), prepare(torch.zeros(70, 70), "w"), FORMATS[name], "w")
     np.testing.assert_array_equal(nothing.codes, clipped(values, FORMATS[name], "w").codes)
+
+
+def test_an_aimed_matrix_gives_from_what_is_read_what_was_wanted() -> None:
+    """Errors of 10% in what is read, which a matrix can undo where they are linear in it; and what no token shows is kept."""
+    rng = np.random.default_rng(4)
+    read = torch.from_numpy(correlated(600, 40, 3)).double()
+    turned = read @ (torch.eye(40) + 0.1 * torch.from_numpy(rng.standard_normal((40, 40)))).double()
+    weight = torch.from_numpy(rng.standard_normal((7, 40)))
+    given = turned @ weight.T  # of the model that is not rounded
+    moved = aimed(weight, given.T @ read, read.T @ read, "w", damping=1e-6)
+    assert float((read @ moved.T - given).square().mean()) < 1e-6 * float((read @ weight.T - given).square().mean())
+    torch.testing.assert_close(aimed(weight, weight @ (read.T @ read), read.T @ read, "w"), weight)
+    read[:, 5] = 0
+    moved = aimed(weight, given.T @ read, read.T @ read, "w")
+    torch.testing.assert_close(moved[:, 5], weight[:, 5])
+    assert float((read @ moved.T - given).square().mean()) < 0.2 * float((read @ weight.T - given).square().mean())
+    held = [aimed(weight, given.T @ read, read.T @ read, "w", damping) for damping in (0.01, 1.0, 100.0)]
+    distances = [float((each - weight).norm()) for each in held]
+    assert distances == sorted(distances, reverse=True)
+    torch.testing.assert_close(aimed(weight, torch.zeros(7, 40), torch.zeros(40, 40), "w"), weight)
 
 
 def test_fewer_tokens_than_inputs_can_be_factored() -> None:
