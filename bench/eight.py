@@ -1,9 +1,10 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
-picture, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
+picture, told to draw one, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
 
 `load` is the median of three, each in a process of its own: the first may find memory that the system has yet to provide.
 `answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and
-`int8-answer` are asked as `--cache` and `--steps` say, and tell where their time goes.
+`int8-answer` are asked as `--cache` and `--steps` say, and tell where their time goes. `drawing` takes one guided step. Beside
+their peaks stand what `mmada-lite plan` counts for them.
 
 Weights are random (`quant.synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
 that is done is kept in FOLDER/eight.json and not done again, so that a run that was cut off goes on. It knows commands and
@@ -33,7 +34,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of
     "answer": {"peak_gb": 5.6},
     "int8": {"bundle_gb": 8.6},
 }
-PARTS = ("checkpoint", "int4", "load", "answer", "int4-answer", "int8", "int8-answer", "gptq")
+PARTS = ("checkpoint", "int4", "load", "answer", "drawing", "int4-answer", "int8", "int8-answer", "gptq")
 Found = dict[str, Any]
 
 
@@ -101,6 +102,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         "int4": lambda: converted("checkpoint", "int4", "int4"),
         "load": loaded,
         "answer": lambda: answered("int4", 1, "none"),
+        "drawing": lambda: run(inner, "draw", work / "int4", "--threads", str(options.threads)),
         "int4-answer": lambda: answered("int4", options.steps, options.cache),
         "int8": lambda: converted("checkpoint", "int8", "int8"),
         "int8-answer": lambda: answered("int8", options.steps, options.cache),

@@ -1,17 +1,19 @@
-"""What `bench eight` runs in processes of their own: load a bundle, ask it about a picture, round layers by GPTQ. Each prints
-one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
+"""What `bench eight` runs in processes of their own: load a bundle, ask it about a picture, have it draw one, round layers by
+GPTQ. Each prints one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import mmada_lite
+from mmada_lite import planning
 from mmada_lite.bench.timed import open_timed, timed
 from mmada_lite.canvas import picture_prompt
 from mmada_lite.denoiser import Window
@@ -55,11 +57,32 @@ def answer(options: argparse.Namespace) -> dict[str, object]:
         "answer_tokens": ANSWER,
         "steps": run.steps,
         "cache": options.cache,
+        "planned_gb": planned(model, "answer", text),
         "answer_seconds": round(reading + opening + run.seconds, 1),
         "first_step_seconds": round(reading + opening + run.first, 1),
         "seconds_of": {"picture": round(reading, 3), "opening": round(opening, 3)}
         | {part: round(taken, 4) for part, taken in run.parts.items()},
     }
+
+
+def draw(options: argparse.Namespace) -> dict[str, object]:
+    """A picture in one guided step, to its pixels: no later step takes more memory."""
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    image = replace(model.image_defaults, steps=1, refresh=1)
+    started = time.perf_counter()
+    model.paint("a cat left of a car", image).picture  # noqa: B018
+    return {
+        "steps": 1,
+        "guidance": image.guidance,
+        "planned_gb": planned(model, "drawing", model.text_defaults),
+        "drawing_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def planned(model: mmada_lite.Model, task: planning.Task, text: mmada_lite.TextSettings) -> float:
+    """Gigabytes that a plan counts for a task."""
+    shape, bundle = planning.Shape.of(model.bundle), model.bundle
+    return round(planning.need(shape, bundle.quantization, text, target=bundle.target, tasks=(task,)).peak / 1e9, 3)
 
 
 def gptq(options: argparse.Namespace) -> dict[str, object]:
@@ -90,7 +113,7 @@ def gptq(options: argparse.Namespace) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mmada_lite.bench.eight_parts", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="part", required=True)
-    for name, does in (("load", load), ("answer", answer)):
+    for name, does in (("load", load), ("answer", answer), ("draw", draw)):
         one = kinds.add_parser(name)
         one.set_defaults(does=does)
         one.add_argument("bundle", type=Path)

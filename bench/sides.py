@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmada_lite.bench import policies, rivals
+from mmada_lite.bench import llama, policies, rivals
 from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
 from mmada_lite.bench.synthetic import RandomTensors, Size, cached_bundle, config_of
 from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
 from mmada_lite.decoding import decode_image, decode_text
 from mmada_lite.denoiser import Denoiser, Window
-from mmada_lite.errors import Error
 from mmada_lite.opening import open_denoiser
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.sessions import choose_device
@@ -147,7 +146,8 @@ def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> 
     for kind in ("int8", "nf4"):
         yield f"bitsandbytes {kind}", lambda kind=kind: _bitsandbytes(size, plan, kind)  # type: ignore[misc]
     yield "optimum dynamic int8", lambda: _optimum(size_name, size, plan, work, threads)
-    yield "llama.cpp", _llama
+    for kind in llama.KINDS:
+        yield f"llama.cpp {kind}", lambda kind=kind: _llama(size_name, size, plan, work, kind, threads)  # type: ignore[misc]
 
 
 def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Side:
@@ -172,10 +172,13 @@ def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -
     return reference("optimum dynamic int8", logits, size, plan, "other")
 
 
-def _llama() -> Side:
-    """llama.cpp reads its own files alone, and nothing here writes the random model as one: it is named, and never measured."""
-    rivals.need("llama_cpp", "llama-cpp-python")
-    raise Error("llama-cpp-python is installed, but this benchmark does not write the GGUF file that it reads")
+def _llama(size_name: str, size: Size, plan: Plan, work: Path, kind: str, threads: int) -> Side:
+    """The published loop over the forward of llama.cpp. It draws nothing: a guided pair has masked pads, which it cannot do."""
+    llama.needed()
+    longest = max(*plan.forwards, len(_seen(size)) + plan.answer)
+    path = llama.cached_file(size, size_name, kind, work)
+    logits = llama.logits_of(path, longest, threads)
+    return reference(f"llama.cpp {kind}", logits, size, plan, "other", pictures=False)
 
 
 def _forward(denoiser: Denoiser, tokens: np.ndarray) -> Iterator[object]:

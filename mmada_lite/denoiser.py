@@ -77,10 +77,11 @@ class OnnxDenoiser:
         head_dim: int,
         guard: Callable[[Callable[[], Any]], Any] = lambda run: run(),
         most_logits: int | None = None,
+        options: "onnxruntime.RunOptions | None" = None,
     ) -> None:
         """guard: runs something and turns its failures into ours; most_logits: bytes of logits that a head makes in one run,
-        which further rows then wait for (None: all rows in one, which is a tenth faster)."""
-        self._sessions, self._guard, self._most_logits = sessions, guard, most_logits
+        which further rows then wait for (None: all rows in one, which is a tenth faster); options: of every run."""
+        self._sessions, self._guard, self._most_logits, self._options = sessions, guard, most_logits, options
         self._shape = (layers, heads, head_dim)
         types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
         self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
@@ -98,7 +99,7 @@ class OnnxDenoiser:
         if binding is None:
             over = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
             kept = over if keep else [over[0]] * layers + [over[1]] * layers
-            binding = _Binding(self._sessions["backbone"], past, dict(zip(self._cache_names, kept, strict=True)))
+            binding = _Binding(self._sessions["backbone"], past, dict(zip(self._cache_names, kept, strict=True)), self._options)
         self._last = None if keep or window.past is None else binding
         positions = np.broadcast_to(window.positions, window.tokens.shape)
         self._guard(lambda: binding.run({"embeddings": embeddings, "positions": positions, "rows": window.rows}, hidden))
@@ -122,7 +123,7 @@ class OnnxDenoiser:
         return int(shapes["logits"][-1])
 
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
-        found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds))
+        found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds, self._options))
         return found
 
 
@@ -130,8 +131,14 @@ class _Binding:
     """A past and the arrays that the window's own keys and values are written to, bound to the backbone: one after another,
     the steps of a block lean on the same. It keeps no past alive, and fits none that came after its own."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession", past: KeyValues, outputs: dict[str, NDArray]) -> None:
-        self._session, self._outputs = session, outputs  # a binding keeps no array alive
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        past: KeyValues,
+        outputs: dict[str, NDArray],
+        options: "onnxruntime.RunOptions | None",
+    ) -> None:
+        self._session, self._outputs, self._options = session, outputs, options  # a binding keeps no array alive
         self._binding = session.io_binding()
         given = (*past.keys, *past.values)
         self._past = [weakref.ref(array) for array in given]
@@ -155,7 +162,7 @@ class _Binding:
         for name, array in held.items():
             self._binding.bind_cpu_input(name, array)
         self._bind_output("hidden", hidden)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._options)
 
     def _bind_output(self, name: str, array: NDArray) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

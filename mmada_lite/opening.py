@@ -24,7 +24,7 @@ from mmada_lite.cache import KeyValues
 from mmada_lite.denoiser import Denoiser, Floats, Head, OnnxDenoiser, Prediction, Window
 from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 from mmada_lite.errors import Error
-from mmada_lite.sessions import Device, OutOfMemory, choose_device, is_out_of_memory, open_session
+from mmada_lite.sessions import Device, OutOfMemory, choose_device, giving_back, is_out_of_memory, open_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -125,8 +125,8 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Ca
     sessions = {name: wrap(name, session) for name, session in opened.items()}
     guard = _guard(bundle, device)
     if device.name == "cpu":
-        most = planning.LOGITS if is_large(bundle, device) else None
-        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard, most)
+        sparing = (planning.LOGITS, giving_back()) if is_large(bundle, device) else ()
+        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard, *sparing)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     return BoundDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 

@@ -18,17 +18,24 @@ computes in half precision.
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
+A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
+computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
+quarter* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
+
 It knows no session and opens no graph.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from mmada_lite.bundle import Architecture, Bundle, ImageInfo, WeightGroup
 from mmada_lite.settings import ImageSettings, TextSettings
 
+Task = Literal["answer", "drawing"]
+TASKS: tuple[Task, ...] = get_args(Task)
 MB = 10**6
 RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
 LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
@@ -140,51 +147,77 @@ def need(
     target: str = "cpu",
     prompt: int = _PROMPT,
     image: ImageSettings = _WHOLE_STEPS,
+    tasks: Sequence[Task] = TASKS,
 ) -> Need:
-    """What answering about a picture and drawing one take at the highest, with these settings."""
+    """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings."""
     on_card = device != "cpu"
     sizes = {name: group.bytes or 0 for name, group in groups.items()}
-    held = {
-        name: sizes[name] if on_card else _held(name, group, target) for name, group in groups.items() if name != "embedder"
-    }
-    codec = held.pop("codec", 0)
-    if codec:
-        codec = sizes["codec"] * (1 if groups["codec"].format == "fp32" else 2 if on_card else 3)
-        codec += (0 if on_card else SESSION) + _codec_activations(shape)
-    few = LOGITS if not on_card and sum(sizes.values()) >= LARGE else None
-    rounded = not on_card and _rounds(groups, target)
-    work = {
-        "weights": sum(held.values()),
-        "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few),
-        "caches": caches(shape, text, image, prompt, half=on_card),
-        "codec": codec,
-    }
     disk = {"weights": sum(sizes.values()) - sizes.get("embedder", 0), "embedding": sizes.get("embedder", 0)}
+    large = not on_card and sum(sizes.values()) >= LARGE
+    rounded = not on_card and _rounds(groups, target)
+
+    def work(tasks: Sequence[Task]) -> dict[str, int]:
+        held = {n: sizes[n] if on_card else _held(n, g, target) for n, g in groups.items() if n not in ("embedder", "codec")}
+        few = LOGITS if large else None
+        return {
+            "weights": sum(held.values()),
+            "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few, tasks=tasks),
+            "caches": caches(shape, text, image, prompt, half=on_card, tasks=tasks),
+            "codec": _codec(shape, groups, on_card, large, tasks),
+        }
+
+    counted = max((work([task]) for task in tasks), key=lambda parts: sum(parts.values())) if large else work(tasks)
     if not on_card:
-        return Need({"runtime": RUNTIME, **work}, {}, disk)
-    return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **work}, disk)
+        return Need({"runtime": RUNTIME, **counted}, {}, disk)
+    return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **counted}, disk)
+
+
+def _codec(shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large: bool, tasks: Sequence[Task]) -> int:
+    """Both of its graphs, open from beginning to end; of a large model the decoder alone, behind a drawing."""
+    codec = groups.get("codec")
+    if codec is None or not codec.bytes:
+        return 0
+    weights = codec.bytes * (1 if codec.format == "fp32" else 2 if on_card else 3)
+    if large:
+        return weights // 2 + SESSION + round(0.25 * _codec_activations(shape)) if "drawing" in tasks else 0
+    return weights + (0 if on_card else SESSION) + _codec_activations(shape)
 
 
 def activations(
-    shape: Shape, text: TextSettings, prompt: int, *, half: bool, rounded: bool, most_logits: int | None = None
+    shape: Shape,
+    text: TextSettings,
+    prompt: int,
+    *,
+    half: bool,
+    rounded: bool,
+    most_logits: int | None = None,
+    tasks: Sequence[Task] = TASKS,
 ) -> int:
     a, codes = shape.architecture, _grid(shape)
     answer = codes + prompt + text.answer_length
     short = text.cache != "none" and text.block_length  # later steps are short; the first of a block is still whole
     past = answer - text.block_length if short else 0
-    windows = [(answer, 0), (codes + prompt, 0)] + ([(text.block_length, past)] if short else [])
+    windows, logits = [], []
+    if "answer" in tasks:
+        windows += [(answer, 0)] + ([(text.block_length, past)] if short else [])
+        logits.append(4 * min(text.block_length, text.answer_length) * a.vocab_size)
+    if "drawing" in tasks:
+        windows.append((codes + prompt, 0))
+        logits.append(4 * codes * shape.codes)
     most = max(_backbone(a, window, leant, 2 if half else 4) for window, leant in windows)
-    logits = 4 * min(text.block_length, text.answer_length) * a.vocab_size, 4 * codes * shape.codes
     heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
     return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
 
 
-def caches(shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool) -> int:
+def caches(
+    shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool, tasks: Sequence[Task] = TASKS
+) -> int:
     a = shape.architecture
     position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
     seen = _grid(shape) + prompt
-    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if text.cache != "none" else 0
-    drawn = position * seen * _copies(image.guidance, half) if image.refresh > 1 and _grid(shape) else 0
+    keeps, light = text.cache != "none" and "answer" in tasks, image.refresh > 1 and _grid(shape) and "drawing" in tasks
+    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if keeps else 0
+    drawn = position * seen * _copies(image.guidance, half) if light else 0
     return max(written, drawn)
 
 

@@ -137,6 +137,13 @@ def open_session(
     return opened
 
 
+def giving_back() -> "onnxruntime.RunOptions":
+    """Options of a run on a CPU behind which its session keeps none of the memory that it took beside the weights."""
+    options = providers.onnxruntime().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of onnxruntime, CUDA or the system means that memory ran out."""
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None

@@ -49,6 +49,7 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
         "load",
         "load",
         "answer",
+        "draw",
         "answer",
         "quantize",
         "answer",
@@ -59,7 +60,7 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
     answers = [(words[2], words[words.index("--cache") + 1]) for words in map(str.split, planted) if words[1] == "answer"]
     assert answers == [("int4", "none"), ("int4", "dual"), ("int8", "dual")]
     assert main(words) == 0
-    assert len(planted) == 12
+    assert len(planted) == 13
     said = json.loads((tmp_path / "8b.json").read_text())
     assert said["parts"]["int4"]["bundle_gb"] == 0.002
     assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
@@ -108,6 +109,11 @@ def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
     assert spent["backbone"] > 0
     assert {"picture", "opening", "head", "copying", "selection"} <= set(spent)
     assert sum(spent.values()) == pytest.approx(found["answer_seconds"], abs=0.2)
+    assert 0.07 < found["planned_gb"] < 0.2  # type: ignore[operator]
+    drawn = eight_parts.draw(options)
+    assert drawn["steps"] == 1
+    assert drawn["drawing_seconds"] >= 0  # type: ignore[operator]
+    assert 0.07 < drawn["planned_gb"] < 0.2  # type: ignore[operator]
 
 
 def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

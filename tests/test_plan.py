@@ -17,7 +17,7 @@ from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.recipe import PRESETS
 from mmada_lite.export.vq_layout import Tower, VQConfig
-from mmada_lite.planning import PRECISIONS, PUBLISHED, Shape, caches, need, stored
+from mmada_lite.planning import PRECISIONS, PUBLISHED, TASKS, Shape, caches, need, stored
 from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.verbs.plan import bytes_of
 
@@ -131,7 +131,11 @@ def test_more_of_anything_takes_more() -> None:
     assert caches(shape, none, replace(light, guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
     assert need(shape, groups, text, image=light).peak > least  # two rows of a drawing hold more than one of an answer
     card = need(shape, groups, text, device="cuda")
-    assert card.peak < card.card_peak < least
+    assert card.peak < card.card_peak
+    answer, drawing = (need(shape, groups, text, tasks=(task,)) for task in TASKS)  # a large model's, one at a time
+    assert (answer.host["codec"], drawing.host["caches"]) == (0, 0)
+    assert drawing.host["codec"] > 0 < answer.host["caches"]
+    assert need(shape, groups, text) == max(answer, drawing, key=lambda one: one.peak)
     assert sum(card.disk.values()) == sum(group.bytes or 0 for group in groups.values())
 
 
