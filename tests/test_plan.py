@@ -190,8 +190,12 @@ def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(word in out for word in ("weights", "embedding on disk", "activations", "caches", "codec", "int4", "fp16"))
     assert "the finest that fits: fp32" in out
-    for speed, said in (("exact", "a shorter --answer-length takes less"), ("fast", "--speed exact keeps less of drawings")):
-        assert main(["plan", "-m", "8b", "--memory", "1GB", "--speed", speed]) == 1
+    for words, said in (
+        (["--speed", "fast"], "--speed exact keeps less of drawings"),
+        ([], "--cache none keeps nothing between steps"),
+        (["--cache", "none"], "a shorter --answer-length takes less"),
+    ):
+        assert main(["plan", "-m", "8b", "--memory", "1GB", *words]) == 1
         assert said in capsys.readouterr().out
 
 

@@ -198,7 +198,11 @@ def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
     best = content["best"]
     if best is None:
         least = max(rows, key=lambda row: row.spare)
-        less = "a shorter --answer-length takes less" if content["speed"] == "exact" else "--speed exact keeps less of drawings"
+        less = "a shorter --answer-length takes less"
+        if content["speed"] != "exact":
+            less = "--speed exact keeps less of drawings"
+        elif content["text"]["cache"] != "none":
+            less = "--cache none keeps nothing between steps, and takes longer"
         return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
     row = next(row for row in rows if row.precision == best)
     target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
