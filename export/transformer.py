@@ -62,7 +62,8 @@ class _Block:
         normed = self._normed("ff_norm", x)
         gate = self._linear("ff_proj", normed)
         silu = graph.op("Mul", gate, graph.op("Sigmoid", gate))
-        return self._added(x, self._linear("ff_out", graph.op("Mul", silu, self._linear("up_proj", normed))))
+        up = Weight(self.source, self._name("up_proj"))
+        return self._added(x, self._linear("ff_out", lowering.gated(graph, silu, normed, up, self.form)))
 
     def _normed(self, name: str, x: str) -> str:
         """The sum x is float32 throughout; what is multiplied is in the computed type."""
