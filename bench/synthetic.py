@@ -5,7 +5,10 @@ ones would be stored once, and memory and speed would be fiction). `cached_bundl
 again. It knows what a bundle holds; it measures nothing.
 """
 
+import hashlib
 import math
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +19,12 @@ import numpy as np
 import mmada_lite
 from mmada_lite.bundle import MANIFEST, Architecture, Bundle, BundleWriter, ImageInfo
 from mmada_lite.errors import Error
-from mmada_lite.export import codec, heads, transformer
+from mmada_lite.export import codec, graph, heads, lowering, recipe, transformer
 from mmada_lite.export.checkpoint import Tower, TransformerConfig, VQConfig
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Form, Weight
-from mmada_lite.export.recipe import described, recipe
 from mmada_lite.planning import PUBLISHED, Shape, stored
+from mmada_lite.quant import formats, packing
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 _HEAD = "model.transformer.ff_out.weight"
@@ -82,7 +85,8 @@ class RandomTensors:
 
 
 def cached_bundle(name: str, precision: str, work: Path, *, pictures: bool = False) -> Bundle:
-    """The bundle of a size of SIZES in the folder `work`: opened where it is there, else made, whole or not at all.
+    """The bundle of a size of SIZES in the folder `work`: opened where it is there, else made, whole or not at all; one that
+    another version of the exporter made is made anew, since it would be measured in place of this one.
 
     pictures: with an image tokenizer of the published shape. Raises Error for an unknown size or precision, when the disk is
     too small, and when something else lies in its place.
@@ -90,12 +94,23 @@ def cached_bundle(name: str, precision: str, work: Path, *, pictures: bool = Fal
     size = size_named(name)
     folder = work / "-".join([name.lower(), precision, *(["pictures"] if pictures else [])])
     if not (folder / MANIFEST).is_file():
-        formats = {"backbone": "int4-b64", "text_head": "int4-b64"} if precision == "int4" and name == "tiny" else None
-        return write_bundle(size, folder, precision, "cpu", formats, pictures=pictures)
+        chosen = {"backbone": "int4-b64", "text_head": "int4-b64"} if precision == "int4" and name == "tiny" else None
+        return write_bundle(size, folder, precision, "cpu", chosen, pictures=pictures)
     bundle = Bundle.open(folder)
     if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
         raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
+    if bundle.provenance.versions.get("exporter") != exporter():
+        print(f"{folder} is of another exporter: it is made anew", file=sys.stderr, flush=True)
+        shutil.rmtree(folder)
+        return cached_bundle(name, precision, work, pictures=pictures)
     return bundle
+
+
+def exporter() -> str:
+    """A word for the code that makes graphs and weights of a bundle: it changes whenever that does."""
+    files = (codec.__file__, graph.__file__, heads.__file__, lowering.__file__, recipe.__file__, transformer.__file__)
+    code = [Path(file).read_bytes() for file in (*files, formats.__file__, packing.__file__) if file]
+    return hashlib.sha256(b"".join(code)).hexdigest()[:16]
 
 
 def size_named(name: str) -> Size:
@@ -110,12 +125,12 @@ def write_bundle(
     folder: Path,
     precision: str,
     target: str,
-    formats: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
     *,
     pictures: bool = False,
 ) -> Bundle:
     """Embedder, backbone and heads of a size, and with `pictures` an image tokenizer. Returns the bundle, opened."""
-    forms = recipe(precision, target, formats)
+    forms = recipe.recipe(precision, target, chosen)
     sizes = dict.fromkeys(("embedder", "backbone", "text_head", "image_head", *(["codec"] if pictures else [])), 0)
     graphs: dict[str, dict[str, Any]] = {}
     with BundleWriter(folder, needed=_needed(size, precision)) as writer:
@@ -127,29 +142,29 @@ def write_bundle(
         with WeightFile(writer.folder / "weights.bin", count) as weights:
             for group in sizes:
                 for name in ("image_encoder", "image_decoder") if group == "codec" else (group,):
-                    graph = Graph(name, weights)
-                    _build(graph, name, size, forms[group])
-                    inputs, outputs = graph.save(writer.folder / f"{name}.onnx")
+                    made = Graph(name, weights)
+                    _build(made, name, size, forms[group])
+                    inputs, outputs = made.save(writer.folder / f"{name}.onnx")
                     graphs[name] = {"file": f"{name}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
-        groups = {name: asdict(described(name, forms[name], taken)) for name, taken in sizes.items()}
+        groups = {name: asdict(recipe.described(name, forms[name], taken)) for name, taken in sizes.items()}
         return Bundle.open(writer.finish(_description(size, groups, graphs, target)))
 
 
-def _build(graph: Graph, name: str, size: Size, form: Form) -> None:
+def _build(made: Graph, name: str, size: Size, form: Form) -> None:
     config, vq = config_of(size), vq_of(size)
     source, pixels = RandomTensors(config.expected_tensors()), RandomTensors(vq.expected_tensors())
     first = size.vocabulary.image_code_offset
     if name == "embedder":
-        transformer.build_embedder(graph, source, form, config.d_model)
+        transformer.build_embedder(made, source, form, config.d_model)
     elif name == "backbone":
-        transformer.build_backbone(graph, source, form, config)
+        transformer.build_backbone(made, source, form, config)
     elif name == "image_encoder":
-        codec.build_image_encoder(graph, pixels, form, vq)
+        codec.build_image_encoder(made, pixels, form, vq)
     elif name == "image_decoder":
-        codec.build_image_decoder(graph, pixels, form, vq)
+        codec.build_image_decoder(made, pixels, form, vq)
     else:
         columns = (first, first + size.codes) if name == "image_head" else None
-        heads.build_head(graph, Weight(source, _HEAD, columns), form)
+        heads.build_head(made, Weight(source, _HEAD, columns), form)
 
 
 def _needed(size: Size, precision: str) -> int:
@@ -194,7 +209,7 @@ def _description(size: Size, groups: Mapping[str, Any], graphs: Mapping[str, Any
         "provenance": {
             "source": _RANDOM,
             "exporter": f"mmada-lite {mmada_lite.__version__}",
-            "versions": {"numpy": np.__version__},
+            "versions": {"numpy": np.__version__, "exporter": exporter()},
             "created": "",
         },
     }

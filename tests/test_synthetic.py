@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmada_lite
-from mmada_lite.bench.synthetic import SIZES, cached_bundle
+from mmada_lite.bench.synthetic import SIZES, cached_bundle, exporter
 from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TensorSource, TransformerConfig
@@ -73,6 +73,9 @@ def test_a_bundle_of_a_named_size_is_made_once_and_never_mistaken(tmp_path: Path
     codes = codec.encode(np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32))
     assert codes.shape == (1, 4, 4)
     assert codec.decode(codes[0]).size == (64, 64)
+    manifest = made.path / "bundle.json"
+    manifest.write_text(manifest.read_text().replace(exporter(), "an older one"))
+    assert cached_bundle("tiny", "int8", tmp_path, pictures=True).provenance.versions["exporter"] == exporter()
     (tmp_path / "s-int8").mkdir()
     for name in ("bundle.json", "weights.bin"):
         shutil.copy(made.path / name, tmp_path / "s-int8" / name)
