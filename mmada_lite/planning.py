@@ -20,7 +20,7 @@ computes in half precision.
 
 A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
 computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
-quarter* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
+fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
 
 It knows no session and opens no graph.
 """
@@ -179,7 +179,7 @@ def _codec(shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large
         return 0
     weights = codec.bytes * (1 if codec.format == "fp32" else 2 if on_card else 3)
     if large:
-        return weights // 2 + SESSION + round(0.25 * _codec_activations(shape)) if "drawing" in tasks else 0
+        return weights // 2 + SESSION + round(0.2 * _codec_activations(shape)) if "drawing" in tasks else 0
     return weights + (0 if on_card else SESSION) + _codec_activations(shape)
 
 
