@@ -174,7 +174,8 @@ def measure(options: argparse.Namespace, argv: Sequence[str], work: Path) -> dic
     with threads_of_torch(options.threads):
         made, missing = gather(options, size, plan, work)
         if not made:
-            raise Error("no side of that name can run here; see --help for --sides")
+            why = "".join(f"; {name}: {reason}" for name, reason in missing.items())
+            raise Error(f"no side of that name can run here{why or '; see --help for --sides'}")
         found = list(rows(made, size, plan, tasks, options.rounds, None if options.whole else options.steps))
     about = {"shape": options.shape.lower(), "threads": options.threads, "rounds": options.rounds, "plan": asdict(plan)}
     return record.record("peers", argv, found, missing=missing, weights="random", **about)

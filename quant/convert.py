@@ -78,7 +78,9 @@ def quantize_model(
     if not method.calibrated:
         return _written(checkpoint, folded if method.rotate else checkpoint.tensors, method, None, forms, output, force, report)
     from mmada_lite.quant.calibrated import find_codes
+    from mmada_lite.quant.calibration import Calibration
 
+    Calibration(request.prompts, request.steps)  # refused before there is a work folder
     place = request.work or output.absolute().with_name(f".{output.name}.quantizing")
     work = Work(place, _key(source, checkpoint, request, given))
     find_codes(checkpoint, folded, method, forms, work, request, given, report)

@@ -122,11 +122,20 @@ def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch
     assert "--bf16" in said["missing"]["torch bf16"]
 
 
+def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def absent() -> None:
+        raise Error("llama_cpp is not installed; pip install llama-cpp-python")
+
+    monkeypatch.setattr(sides.llama, "needed", absent)
+    assert peers.main(["--shape", "tiny", "--work", str(work), "--sides", "llama.cpp q8_0", "-o", str(work / "no.json")]) == 2
+    assert "here; llama.cpp q8_0: llama_cpp is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--only", "singing"], "no task of this shape is called 'singing'"),
-        (["--sides", "nobody"], "no side of that name"),
+        (["--sides", "nobody"], "no side of that name can run here; see --help"),
         (["--shape", "huge"], "no shape is called 'huge'"),
         (["--rounds", "0"], "at least 1"),
         (["--precisions", "int9"], "no precision is called 'int9'"),

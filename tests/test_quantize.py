@@ -374,7 +374,7 @@ def test_what_is_asked_wrongly_is_said_in_one_line(
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
-    assert not (tmp_path / "b").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]  # no bundle, and no conversion in progress
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
 
 
