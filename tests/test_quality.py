@@ -15,6 +15,7 @@ from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.train.intervals import interval, paired
 
 COUNT = 6
+PROBLEMS = ("sum2", "difference2", "sum3", "difference3")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,10 @@ def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
     assert totals["what", "what_test"] == 2 * COUNT
     assert totals["what", "what_validation"] == totals["drawing", "concept"] == totals["drawing", "background"] == COUNT
     assert {totals["scenes", f"{k}_train"] for k in ("background", "position", "count", "compare")} == {COUNT // 2}
-    assert {totals["arithmetic", kind] for kind in ("sum2", "difference2", "sum3")} == {COUNT // 2}
+    assert {totals["arithmetic", kind] for kind in PROBLEMS} == {COUNT // 2}
     assert {totals["editing", name] for name in ("inpaint_same", "extend_same")} == {COUNT // 2}
     assert {totals["thinking", name] for name in report["thinking"]} == {COUNT // 2}
-    arithmetic = sum(counted["arithmetic", kind]["right"] for kind in ("sum2", "difference2", "sum3"))
+    arithmetic = sum(counted["arithmetic", kind]["right"] for kind in PROBLEMS)
     assert totals["arithmetic", "thought_exact_where_right"] == arithmetic
     per_concept = [tuple(map(int, value.split("/"))) for value in report["drawing"]["per_concept"].values()]
     assert sum(right for right, _ in per_concept) == counted["drawing", "concept"]["right"]

@@ -45,6 +45,25 @@ def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path
     assert records(tmp_path)[0]["divergence"] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_groups_that_earn_alike_can_be_left_out(
+    toy_sequences: Sequences, model: MMaDA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(policy_settings(("letters",), 4), skip_ties=True)
+    run = stage_three(model, toy_sequences.tokenizer, tmp_path, settings)
+    earned = torch.zeros(settings.prompts, settings.group)
+    monkeypatch.setattr(run, "_reward", lambda *_: earned)
+    assert run._respond(0) == [[], []]
+    earned[1, 2] = 1.0
+    for (piece,) in run._respond(0):
+        assert settings.group < len(piece["tokens"]) <= settings.group * settings.copies  # one prompt of the two
+        assert (piece["advantages"] > 0).sum() <= settings.copies
+        assert (piece["advantages"] != 0).all()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    earned[:] = 1.0
+    run.train(until=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(("task", "length"), [("letters", 8), ("shades", SIDE * SIDE)])
 def test_groups_copies_and_advantages_have_their_shapes(
     toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, length: int
@@ -170,7 +189,9 @@ def test_the_recipe_s_tasks_have_rewards_and_a_hurry(toy_sequences: Sequences) -
     assert hurried.image.steps == settings.image.steps // 4
     assert [recipe.policy_settings(["sum"], 0, 4, hurry, trace=True).trace for hurry in (False, True)] == [4, 1]
     assert settings.trace is None
-    assert hurried.text.temperature > 0  # or a group would be one response, many times
+    assert not settings.skip_ties
+    assert recipe.policy_settings(["sum"], 0, 4, hurry=True, skip_ties=True).skip_ties
+    assert hurried.text.temperature == 1  # the log-probabilities that are learned from know no other
 
 
 WORDS = {"count": "how many", "compare": "more"}  # what every question of a kind says

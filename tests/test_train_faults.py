@@ -23,7 +23,7 @@ from mmada_lite.train.data.sequences import Sequences
 from mmada_lite.train.data.sources import STYLES
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.loop import trained_weights
-from mmada_lite.train.model import Block
+from mmada_lite.train.model import Block, MMaDA
 from mmada_lite.train.recipe import Workplace
 from mmada_lite.train.vq import MagViT
 from mmada_lite.vocabulary import Vocabulary
@@ -269,3 +269,18 @@ def test_numbers_that_cannot_be(option: str, least: int, tmp_path: Path, capsys:
     assert verbs.main(["two", "--folder", str(tmp_path), option, str(least - 1)]) == 2
     assert f"{option} {least - 1} cannot be; give a whole number from {least} on" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_only_written_needs_neither_pool_nor_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start, bare = ROOT / "train" / "shipped" / "emoji", tmp_path / "bare"
+    few = ("--hurry", "--trace", "--prompts", "1", "--copies", "1", "--steps", "2")
+    assert train(bare, "three", "--from", str(start), "--tasks", "difference3", *few) == 0
+    assert "no stage 'last' was trained" in (line := fails(capsys, bare, "export"))
+    assert line.endswith("there are seed-0")
+    assert train(bare, "export", "--stage", "seed-0") == 0
+    assert (bare / "emoji" / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
+    before, after = MMaDA.load(start).state_dict(), MMaDA.load(bare / "emoji").state_dict()
+    assert before.keys() == after.keys()
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) < 1e-3
+    theirs, ours = MagViT.load(start / "vq").state_dict(), MagViT.load(bare / "emoji" / "vq").state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)

@@ -198,22 +198,43 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
         arguments.trace,
         arguments.prompts,
         arguments.copies,
+        arguments.skip_ties,
         on_gpu=device == "cuda",
     )
+    if arguments.start is not None:
+        _adopt(place, arguments.start)
     model, tokenizer, vocabulary = fresh(place)
     if arguments.start is not None:
         print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
     else:
         load_trained(place.stage_two, model)
-    image_tokenizer = MagViT.load(place.best_vq).eval().to(device)
+    looks = any(task not in sources() for task in settings.tasks)  # the pool, a tokenizer and a judge only where they serve
+    decode, classify = None, None
+    if any("concept" in settings.rewards[task] for task in settings.tasks):
+        image_tokenizer = MagViT.load(place.best_vq).eval().to(device)
+        classify = Judge.load(place.judge).to(device).classify
+
+        def decode(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())
+
     StageThree(
         Policy(model, tokenizer, vocabulary),
         place.policy / f"seed-{seed}",
         settings,
-        sources(place.pool),
-        lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu()),
-        Judge.load(place.judge).to(device).classify,
+        sources(place.pool if looks else None),
+        decode,
+        classify,
     ).train()
+
+
+def _adopt(place: Workplace, start: Path) -> None:
+    """A folder without tokenizers of its own takes those of the checkpoint that a run begins with."""
+    from mmada_lite.train.vq import MagViT
+
+    if not place.vq_model.exists():
+        MagViT.load(start / "vq").save(place.vq_model, "float32")
+    if not place.tokenizer.exists() and (start / "tokenizer.json").is_file():
+        shutil.copyfile(start / "tokenizer.json", place.tokenizer)
 
 
 def export(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -296,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--copies", type=int, default=2, help="three: masked copies of a response (%(default)s)")
     parser.add_argument("--hurry", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
+    parser.add_argument("--skip-ties", action="store_true", help="three: learn from no prompt whose responses all earn alike")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
     parser.add_argument("--mean-with", type=Path, help="export: a checkpoint to take the mean with, such as the run's start")
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")

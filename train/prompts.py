@@ -136,7 +136,12 @@ def sources(pool: Path | None = None) -> dict[str, Source]:
     """Every task by name; those that look need a folder of encoded pictures."""
     from mmada_lite.train.data.pool import read_pool
 
-    found: dict[str, Source] = {"sum": sums("sum2", "difference2", "sum3"), "paint": paint, "drawn": drawn}
+    found: dict[str, Source] = {
+        "sum": sums("sum2", "difference2", "sum3"),
+        "difference3": sums("difference3"),
+        "paint": paint,
+        "drawn": drawn,
+    }
     if pool is not None:
         found |= looking(Shown(read_pool(pool, "single"), read_pool(pool, "scene")))
     return found

@@ -99,12 +99,13 @@ class Workplace:
         return self.sharp_model if self.sharp_model.exists() else self.vq_model
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage: one, two, or a run of stage three (seed-0); last is the latest that was trained."""
+        """The folder of a stage: one, two, or a run of stage three (seed-0); last is two, or one where that is all there is.
+        Raises Error for one that was not trained."""
         known = {"one": self.stage_one, "two": self.stage_two}
         known |= {folder.name: folder for folder in sorted(self.policy.glob("seed-*"))}
         trained = {key: folder for key, folder in known.items() if whole_state(folder)}
-        if name == "last" and trained:
-            return trained["two"] if "two" in trained else trained["one"]
+        if name == "last":
+            name = next((latest for latest in ("two", "one") if latest in trained), name)
         if name not in trained:
             raise Error(f"no stage {name!r} was trained in {self.root}; there are {', '.join(trained) or 'none'}")
         return trained[name]
@@ -117,6 +118,7 @@ class Workplace:
 
 REWARDS: dict[str, dict[str, float]] = {
     "sum": {"answer": 1.0, "thought": 0.5, "format": 0.25},
+    "difference3": {"answer": 1.0, "thought": 0.5, "format": 0.25},
     "scene": {"answer": 1.0, "format": 0.25},
     "count": {"answer": 1.0, "format": 0.25},
     "compare": {"answer": 1.0, "format": 0.25},
@@ -135,24 +137,26 @@ def policy_settings(
     trace: bool = False,
     prompts: int = 8,
     copies: int = 2,
+    skip_ties: bool = False,
     on_gpu: bool = False,
 ) -> PolicySettings:
     """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps; with a trace, masked copies
     are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text. On a GPU all responses
     of a batch are decoded at once, and keys and values are computed again rather than copied."""
     share = 4 if hurry else 1
-    loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.9, clip=1.0).scaled(steps, rate)
+    loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.97, clip=1.0).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
         rewards=REWARDS,
         loop=loop,
-        text=replace(TEXT, steps=TEXT.steps // share, temperature=0.8, cache="none" if on_gpu else "prefix"),
+        text=replace(TEXT, steps=TEXT.steps // share, temperature=1.0, cache="none" if on_gpu else "prefix"),
         image=replace(IMAGE, steps=IMAGE.steps // share),
         prompts=prompts,
         copies=copies,
         group=RESPONSES,
         together=prompts * RESPONSES if on_gpu else ROWS,
         trace=4 // share if trace else None,
+        skip_ties=skip_ties,
         seed=seed,
     )
 

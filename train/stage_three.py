@@ -50,7 +50,8 @@ class PolicySettings:
     tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. prompts, group:
     prompts of a batch and responses to each. together: responses decoded at once, more on a GPU. updates: steps on the same
     responses. copies: masked copies of a response. trace: copies hide at random, at ratios of their own (None, as in UniGRPO),
-    or they are what the decoding had before it when it took so many steps, which alone are counted (TraceRL).
+    or they are what the decoding had before it when it took so many steps, which alone are counted (TraceRL). skip_ties: groups
+    whose responses all earn alike are left out of the updates, which they could only hold back (DAPO, arXiv 2503.14476).
     """
 
     tasks: tuple[str, ...]
@@ -64,6 +65,7 @@ class PolicySettings:
     updates: int = 2
     copies: int = 2
     trace: int | None = None
+    skip_ties: bool = False
     objective: Objective = field(default_factory=lambda: replace(UNIGRPO, unit="token"))
     seed: int = 0
 
@@ -185,7 +187,14 @@ class StageThree:
         prompts = self.sources[task](self.policy, settings.prompts, rng)
         responses, rewards = self._shared(task, prompts, seed=int(rng.integers(1 << 31)))
         self.loop.note({f"reward_{task}": float(rewards.mean())})
-        advantages = group_advantages(rewards).flatten()
+        advantages = group_advantages(rewards)
+        if settings.skip_ties:
+            differ = (advantages != 0).any(-1)
+            rows = differ.repeat_interleave(settings.group)
+            responses, advantages = Responses(*(part[rows] for part in responses)), advantages[differ]
+            if not len(advantages):
+                return [[] for _ in range(settings.updates)]
+        advantages = advantages.flatten()
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
         first = torch.rand(len(responses.targets) * settings.copies, generator=generator)
         found = []
