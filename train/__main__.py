@@ -23,6 +23,8 @@ LEAST = {"seed": 0, "threads": 1, "shards": 1, "rows": 1, "workers": 0, "prompts
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.rewards import Classifier
+    from mmada_lite.train.stage_three import Decode
     from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.vq import MagViT
     from mmada_lite.vocabulary import Tokenizer, Vocabulary
@@ -209,22 +211,14 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
     else:
         load_trained(place.stage_two, model)
     looks = any(task not in sources() for task in settings.tasks)  # the pool, a tokenizer and a judge only where they serve
-    decode, classify = None, None
+    decode: Decode | None = None
+    classify: Classifier | None = None
     if any("concept" in settings.rewards[task] for task in settings.tasks):
         image_tokenizer = MagViT.load(place.best_vq).eval().to(device)
+        decode = lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())  # noqa: E731
         classify = Judge.load(place.judge).to(device).classify
-
-        def decode(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())
-
-    StageThree(
-        Policy(model, tokenizer, vocabulary),
-        place.policy / f"seed-{seed}",
-        settings,
-        sources(place.pool if looks else None),
-        decode,
-        classify,
-    ).train()
+    policy, folder = Policy(model, tokenizer, vocabulary), place.policy / f"seed-{seed}"
+    StageThree(policy, folder, settings, sources(place.pool if looks else None), decode, classify).train()
 
 
 def _adopt(place: Workplace, start: Path) -> None:
