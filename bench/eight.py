@@ -1,5 +1,5 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
-picture, told to draw one, two of its layers rounded by GPTQ; what each part took of memory, time and disk, beside its target.
+picture, told to draw one, two of its layers rounded by GPTQ and by GPTAQ; what each part took of memory, time and disk, beside its target.
 
 `load` is the median of three, each in a process of its own: the first may find memory that the system has yet to provide.
 `answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and
@@ -34,7 +34,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of
     "answer": {"peak_gb": 5.6},
     "int8": {"bundle_gb": 8.6},
 }
-PARTS = ("checkpoint", "int4", "load", "answer", "drawing", "int4-answer", "int8", "int8-answer", "gptq")
+PARTS = ("checkpoint", "int4", "load", "answer", "drawing", "int4-answer", "int8", "int8-answer", "gptq", "gptaq")
 Found = dict[str, Any]
 
 
@@ -90,12 +90,14 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         middle = sorted(runs, key=lambda one: one["load_seconds"])[LOADS // 2]
         return {**middle, "peak_gb": max(one["peak_gb"] for one in runs), "each_load": each}
 
-    def gptq() -> Found:
-        if options.layers != ROUNDED:
-            checkpoint("layers", ROUNDED)
+    def calibrated(method: str) -> Found:
         source = "layers" if options.layers != ROUNDED else "checkpoint"
-        converted(source, "layers-rtn", "int4")
-        return run(inner, "gptq", work / source, work / "layers-rtn", work / "layers-gptq", "--prompts", str(options.prompts))
+        if not (work / "layers-rtn").is_dir():
+            if source == "layers":
+                checkpoint(source, ROUNDED)
+            converted(source, "layers-rtn", "int4")
+        words = ("--method", method, "--prompts", str(options.prompts))
+        return run(inner, "calibrated", work / source, work / "layers-rtn", work / f"layers-{method}", *words)
 
     return {
         "checkpoint": lambda: checkpoint("checkpoint", options.layers),
@@ -106,7 +108,8 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
         "int4-answer": lambda: answered("int4", options.steps, options.cache),
         "int8": lambda: converted("checkpoint", "int8", "int8"),
         "int8-answer": lambda: answered("int8", options.steps, options.cache),
-        "gptq": gptq,
+        "gptq": lambda: calibrated("gptq"),
+        "gptaq": lambda: calibrated("gptaq"),
     }
 
 

@@ -1,5 +1,5 @@
 """What `bench eight` runs in processes of their own: load a bundle, ask it about a picture, have it draw one, round layers by
-GPTQ. Each prints one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
+a calibrated method. Each prints one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
 """
 
 import argparse
@@ -85,12 +85,12 @@ def planned(model: mmada_lite.Model, task: planning.Task, text: mmada_lite.TextS
     return round(planning.need(shape, bundle.quantization, text, target=bundle.target, tasks=(task,)).peak / 1e9, 3)
 
 
-def gptq(options: argparse.Namespace) -> dict[str, object]:
+def calibrated(options: argparse.Namespace) -> dict[str, object]:
     """Seconds a layer and of the heads, from the lines of progress; the time of 32 layers follows from them."""
     from mmada_lite.quant.convert import Request, quantize_model
 
     seen: list[tuple[float, str]] = []
-    request = Request("int4", "gptq", prompts=options.prompts, record_with=options.recorder)
+    request = Request("int4", options.method, prompts=options.prompts, record_with=options.recorder)
     quantize_model(
         *(options.checkpoint, options.bundle, request), force=True, report=lambda line: seen.append((time.perf_counter(), line))
     )
@@ -121,10 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "answer":
             one.add_argument("--steps", type=int, required=True)
             one.add_argument("--cache", required=True)
-    one = kinds.add_parser("gptq")
-    one.set_defaults(does=gptq)
+    one = kinds.add_parser("calibrated")
+    one.set_defaults(does=calibrated)
     for argument in ("checkpoint", "recorder", "bundle"):
         one.add_argument(argument, type=Path)
+    one.add_argument("--method", default="gptq")
     one.add_argument("--prompts", type=int, default=1)
     options = parser.parse_args(arguments)
     try:

@@ -55,12 +55,14 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
         "answer",
         "layers",
         "quantize",
-        "gptq",
+        "calibrated",
+        "calibrated",
     ]
     answers = [(words[2], words[words.index("--cache") + 1]) for words in map(str.split, planted) if words[1] == "answer"]
     assert answers == [("int4", "none"), ("int4", "dual"), ("int8", "dual")]
     assert main(words) == 0
-    assert len(planted) == 13
+    assert len(planted) == 14
+    assert [words.split()[6] for words in planted[-2:]] == ["gptq", "gptaq"]
     said = json.loads((tmp_path / "8b.json").read_text())
     assert said["parts"]["int4"]["bundle_gb"] == 0.002
     assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
@@ -116,9 +118,10 @@ def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
     assert 0.07 < drawn["planned_gb"] < 0.2  # type: ignore[operator]
 
 
-def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = Namespace(checkpoint=tiny_checkpoint, recorder=tiny_bundle, bundle=tmp_path / "b", prompts=1)
-    found = eight_parts.gptq(options)
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, method: str) -> None:
+    options = Namespace(checkpoint=tiny_checkpoint, recorder=tiny_bundle, bundle=tmp_path / "b", prompts=1, method=method)
+    found = eight_parts.calibrated(options)
     assert found["layers_rounded"] == 2
     assert found["seconds_a_layer"] + found["seconds_of_heads"] > 0  # type: ignore[operator]
     assert (tmp_path / "b" / "bundle.json").is_file()
