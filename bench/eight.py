@@ -1,5 +1,6 @@
 """The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
-picture, told to draw one, two of its layers rounded by GPTQ and by GPTAQ; what each part took of memory, time and disk, beside its target.
+picture, told to draw one, two of its layers rounded by GPTQ and by GPTAQ; what each part took of memory, time and disk,
+beside its target.
 
 `load` is the median of three, each in a process of its own: the first may find memory that the system has yet to provide.
 `answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and

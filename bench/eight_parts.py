@@ -1,5 +1,6 @@
 """What `bench eight` runs in processes of their own: load a bundle, ask it about a picture, have it draw one, round layers by
-a calibrated method. Each prints one line of JSON. It knows the public API and one clock; what a process took is seen from outside.
+a calibrated method. Each prints one line of JSON. It knows the public API and one clock; what a process took is seen from
+outside.
 """
 
 import argparse
