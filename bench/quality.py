@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmada_lite.bench.quality_tasks import Exam
     from mmada_lite.bench.truth import Row
 
+MOST = 20_000  # cases of a task: their pictures are held in memory together
 TARGETS: dict[tuple[str, str], float] = {
     ("tokenizer", "psnr_validation"): 22.0,
     ("tokenizer", "codebook_used"): 0.80,
@@ -177,8 +178,8 @@ def open_exam(arguments: argparse.Namespace, path: Path) -> Exam:
     from mmada_lite.train.judge import Judge
     from mmada_lite.train.recipe import Workplace
 
-    if arguments.count < 4:
-        raise Error(f"--count is {arguments.count}; use at least 4 cases")
+    if not 4 <= arguments.count <= MOST:
+        raise Error(f"--count is {arguments.count}; use 4 cases or more, {MOST} at most")
     concepts = Workplace(arguments.folder).concepts
     icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
     subject = open_subject(path, arguments.device)

@@ -271,6 +271,16 @@ def test_numbers_that_cannot_be(option: str, least: int, tmp_path: Path, capsys:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("wrong", ["model.safetensors", "vq/model.safetensors", "tokenizer.json"])
+def test_a_start_that_is_cut_leaves_nothing(tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    start, bare = tmp_path / "start", tmp_path / "bare"
+    shutil.copytree(ROOT / "train" / "shipped" / "emoji", start)
+    (start / wrong).write_bytes((start / wrong).read_bytes()[:1000])
+    assert train(bare, "three", "--from", str(start), "--tasks", "difference3") == 2
+    assert str(start / wrong) in capsys.readouterr().err
+    assert not bare.exists() or not list(bare.rglob("*.*"))
+
+
 def test_what_is_only_written_needs_neither_pool_nor_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start, bare = ROOT / "train" / "shipped" / "emoji", tmp_path / "bare"
     few = ("--hurry", "--trace", "--prompts", "1", "--copies", "1", "--steps", "2")

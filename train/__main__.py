@@ -157,18 +157,18 @@ def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
     from mmada_lite.train.data.pool import read_pool
     from mmada_lite.train.data.sequences import Sequences
 
-    model, tokenizer, vocabulary = fresh(place)
+    model, tokenizer, vocabulary = fresh(place.tokenizer)
     return model, Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"), read_pool(place.pool, "scene"))
 
 
-def fresh(place: Workplace) -> tuple[MMaDA, Tokenizer, Vocabulary]:
-    """The small transformer with its first weights, and the vocabulary that it speaks."""
+def fresh(names: Path) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+    """The small transformer with its first weights, and the vocabulary that it speaks, of a tokenizer.json."""
     import torch
 
     from mmada_lite.train.model import MMaDA
     from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
-    tokenizer = Tokenizer.from_file(place.tokenizer)
+    tokenizer = Tokenizer.from_file(names)
     mask, eos = tokenizer.find("<|mdm_mask|>", -1), tokenizer.find("<|endoftext|>", -1)
     config = transformer_config(len(tokenizer), mask, eos)
     torch.manual_seed(0)
@@ -203,22 +203,27 @@ def three(place: Workplace, arguments: argparse.Namespace) -> None:
         arguments.skip_ties,
         on_gpu=device == "cuda",
     )
+    names = place.tokenizer
+    if arguments.start is not None and not names.exists():
+        names = arguments.start / "tokenizer.json"
+    model, tokenizer, vocabulary = fresh(names)
     if arguments.start is not None:
-        _adopt(place, arguments.start)
-    model, tokenizer, vocabulary = fresh(place)
-    if arguments.start is not None:
-        print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
+        print(f"{grow(model, names, arguments.start)} text tokens known from {arguments.start}")
     else:
         load_trained(place.stage_two, model)
-    looks = any(task not in sources() for task in settings.tasks)  # the pool, a tokenizer and a judge only where they serve
+    known = sources()
+    if any(task not in known for task in settings.tasks):  # the pool and the judge only where they serve
+        known = sources(place.pool)
+    draws = any("concept" in settings.rewards[task] for task in settings.tasks)
+    classify: Classifier | None = Judge.load(place.judge).to(device).classify if draws else None
+    if arguments.start is not None:
+        _adopt(place, arguments.start)
     decode: Decode | None = None
-    classify: Classifier | None = None
-    if any("concept" in settings.rewards[task] for task in settings.tasks):
+    if draws:
         image_tokenizer = MagViT.load(place.best_vq).eval().to(device)
         decode = lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())  # noqa: E731
-        classify = Judge.load(place.judge).to(device).classify
     policy, folder = Policy(model, tokenizer, vocabulary), place.policy / f"seed-{seed}"
-    StageThree(policy, folder, settings, sources(place.pool if looks else None), decode, classify).train()
+    StageThree(policy, folder, settings, known, decode, classify).train()
 
 
 def _adopt(place: Workplace, start: Path) -> None:
@@ -226,8 +231,10 @@ def _adopt(place: Workplace, start: Path) -> None:
     from mmada_lite.train.vq import MagViT
 
     if not place.vq_model.exists():
-        MagViT.load(start / "vq").save(place.vq_model, "float32")
-    if not place.tokenizer.exists() and (start / "tokenizer.json").is_file():
+        with AtomicFolder(place.vq_model, marker="config.json") as writer:
+            MagViT.load(start / "vq").save(writer.folder, "float32")
+            writer.commit()
+    if not place.tokenizer.exists():
         shutil.copyfile(start / "tokenizer.json", place.tokenizer)
 
 
@@ -239,7 +246,7 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import load_trained
     from mmada_lite.train.vq import MagViT
 
-    model, _, _ = fresh(place)
+    model, _, _ = fresh(place.tokenizer)
     stage = place.stage(arguments.stage)
     steps = load_trained(stage, model)
     if arguments.mean_with is not None:
