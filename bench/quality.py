@@ -179,7 +179,7 @@ def open_exam(arguments: argparse.Namespace, path: Path) -> Exam:
     from mmada_lite.train.recipe import Workplace
 
     if not 4 <= arguments.count <= MOST:
-        raise Error(f"--count is {arguments.count}; use 4 cases or more, {MOST} at most")
+        raise Error(f"--count is {arguments.count}; use at least 4 cases, {MOST} at most")
     concepts = Workplace(arguments.folder).concepts
     icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
     subject = open_subject(path, arguments.device)

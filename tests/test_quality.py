@@ -129,8 +129,8 @@ def test_what_is_along_decodings_needs_neither_icons_nor_a_judge(place: Path, ca
     [
         ("checkpoint", ("--only", "drawings"), "no task is called 'drawings'; did you mean 'drawing'"),
         ("checkpoint", ("--only", "zzz"), "use some of tokenizer, what"),
-        ("checkpoint", ("--count", "3"), "--count is 3; use 4 cases or more"),
-        ("checkpoint", ("--count", "2000000"), "4 cases or more, 20000 at most"),
+        ("checkpoint", ("--count", "3"), "--count is 3; use at least 4 cases"),
+        ("checkpoint", ("--count", "2000000"), "at least 4 cases, 20000 at most"),
         ("judge", (), "is neither a bundle"),
         ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
         ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),
