@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from mmada_lite import __version__, driver, providers
-from mmada_lite.bench.synthetic import SIZES, Size, write_bundle
+from mmada_lite.bench.synthetic import SIZES, Size, cached_bundle
 from mmada_lite.bundle import Bundle
 from mmada_lite.canvas import Canvas, image_canvas, picture_prompt, text_canvas
 from mmada_lite.decoding import decode_image, decode_text
@@ -181,20 +181,18 @@ def side(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def compare(shape: str, devices: Sequence[str], rounds: int, scratch: Path) -> dict[str, Any]:
+def compare(shape: str, devices: Sequence[str], precisions: Sequence[str], rounds: int, work: Path) -> dict[str, Any]:
     """Every side, and how many times as fast as the reference each is."""
     common = ["--shape", shape, "--rounds", str(rounds)]
     print("torch reference", flush=True)
     sides: dict[str, Any] = {"reference": side([*common, "--one", "reference", "--device", devices[0]])}
     for target in dict.fromkeys(TARGETS[device] for device in devices):
-        for precision in PRECISIONS:
-            folder = scratch / f"{target}-{precision}"
-            changes = {"backbone": "int4-b64"} if shape == "tiny" and precision == "int4" else None
-            write_bundle(SIZES[shape], folder, precision, target, changes)
+        for precision in precisions:
+            folder = cached_bundle(shape, precision, work, target=target).path
             for device in (device for device in devices if TARGETS[device] == target):
                 print(f"{device}, {precision}", flush=True)
                 found = side([*common, "--one", str(folder), "--device", device])
-                sides[f"{device} {precision}"] = found | validated(device, precision, scratch)
+                sides[f"{device} {precision}"] = found | validated(device, precision, work)
     against = sides["reference"]
     for name, found in sides.items():
         if name != "reference" and "failed" not in found and "failed" not in against:
@@ -204,11 +202,9 @@ def compare(shape: str, devices: Sequence[str], rounds: int, scratch: Path) -> d
     return sides
 
 
-def validated(device: str, precision: str, scratch: Path) -> dict[str, Any]:
+def validated(device: str, precision: str, work: Path) -> dict[str, Any]:
     """Whether a provider computes what the CPU's does, on a tiny bundle: a failure is data too."""
-    folder = scratch / f"tiny-{device}-{precision}"
-    changes = {"backbone": "int4-b64"} if precision == "int4" else None
-    write_bundle(SIZES["tiny"], folder, precision, TARGETS[device], changes)
+    folder = cached_bundle("tiny", precision, work, target=TARGETS[device]).path
     return side(["--shape", "tiny", "--agree", str(folder), "--device", device])
 
 
@@ -228,7 +224,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SIZES, default="8b", help="of the model (default 8b)")
     parser.add_argument("--device", default="auto", help="cuda, rtx, tensorrt or cpu (default: every GPU provider that works)")
     parser.add_argument("--rounds", type=int, default=3, help="counted runs, after one warm-up (default 3)")
-    parser.add_argument("--scratch", type=Path, help="where bundles are written: 21 GB a target at 8b (default: temporary)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of ours (default: both)")
+    parser.add_argument(
+        "--work", type=Path, help="where bundles are made and found again: 21 GB a target at 8b (default: temporary)"
+    )
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/gpu-SHAPE.json)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--agree", type=Path, help=argparse.SUPPRESS)
@@ -246,8 +245,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        sides = compare(options.shape, devices, options.rounds, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch:
+        sides = compare(options.shape, devices, options.precisions, options.rounds, options.work or Path(scratch))
     result = {
         "benchmark": "gpu",
         "command": " ".join(["python -m mmada_lite.bench.gpu", *(sys.argv[1:] if words is None else words)]),

@@ -1,48 +1,104 @@
 """Do tasks help each other? One joint run against one run a task, the same number of updates for each task, the same first
 weights; cross-entropy at hidden positions on pictures of the validation style and problems that were held out, along the way.
 
-`python -m mmada_lite.bench.synergy --folder runs/emoji-work -o bench/results/synergy.json` (some minutes on two cores).
+    mmada-lite bench synergy --plot docs/synergy.png
+    mmada-lite bench synergy --updates 1500 --every 150 --rows 48 --seeds 0 1 --jobs 4    # on a GPU
+
+The model is the recipe's small transformer from nothing. A run that is cut goes on where it was (in FOLDER/synergy).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import platform
+import statistics
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmada_lite.bench.record import record, save
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.model import MMaDA
-    from mmada_lite.train.stages import StageSettings
 
 TASKS = ("paint", "ask", "sum")
-Curve = list[dict[str, float]]  # a record every few steps: step, and the mean cross-entropy of each task, nats
+JOINT = "joint"
+HELD_PICTURES = 1024
+Curve = list[dict[str, float]]  # a record every few updates: update, and the mean cross-entropy of each task, nats
+Curves = Mapping[str, Sequence[Mapping[str, float]]]  # by run: joint, or the task that it has alone
 
 
-def run(
-    tasks: Sequence[str], model: MMaDA, train: Sequences, held: Sequences, settings: StageSettings, every: int, folder: Path
-) -> Curve:
-    """Train on these tasks, a group of each per update, and measure them all every `every` updates."""
-    from mmada_lite.train.stages import Share, load_trained, train_stage
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: `name` is a task, or joint. every: updates between measurements; rows: of a task in an update."""
 
-    measured = copy.deepcopy(model)
-    own = replace(settings, mixture={task: Share(1.0) for task in tasks})
-    curve = []
-    for step in range(every, settings.loop.steps + 1, every):
-        train_stage(model, train, folder, own, until=step)
-        load_trained(folder, measured)
-        curve.append({"step": float(step)} | {task: held_loss(measured, held, task) for task in tasks})
-        print(f"{'+'.join(tasks)} {curve[-1]}", file=sys.stderr, flush=True)
+    folder: Path  # working folder of the training
+    name: str
+    seed: int
+    updates: int
+    every: int
+    rows: int
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return TASKS if self.name == JOINT else (self.name,)
+
+    @property
+    def place(self) -> Path:
+        """Where its state is kept."""
+        return self.folder / "synergy" / f"updates-{self.updates}-rows-{self.rows}" / f"{self.name}-{self.seed}"
+
+
+def train(run: Run, threads: int | None = None) -> Curve:
+    """Train, or go on where the run was left, and measure its tasks every so many updates."""
+    import torch
+
+    from mmada_lite.train.__main__ import fresh
+    from mmada_lite.train.data.pool import read_pool
+    from mmada_lite.train.data.sequences import Sequences
+    from mmada_lite.train.loop import LoopSettings
+    from mmada_lite.train.recipe import Workplace
+    from mmada_lite.train.stages import Share, StageSettings, load_trained, train_stage
+
+    if threads:
+        torch.set_num_threads(threads)
+    place, curve = Workplace(run.folder), _read(run.place / "curve.json")
+    model, tokenizer, vocabulary = fresh(place.tokenizer, run.seed)
+    measured, _, _ = fresh(place.tokenizer)
+    seen = Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"))
+    held = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held=True)
+    settings = StageSettings(
+        {task: Share(1.0) for task in run.tasks},
+        LoopSettings(run.updates, save_seconds=1e9),
+        rows=run.rows,
+        warmup=30,
+        seed=5 + run.seed,
+    )
+    for update in range(run.every, run.updates + 1, run.every):
+        if curve and update <= curve[-1]["update"]:
+            continue
+        train_stage(model, seen, run.place, settings, until=update)
+        load_trained(run.place, measured)
+        curve.append({"update": float(update)} | {task: held_loss(measured, held, task) for task in run.tasks})
+        partial = run.place / "curve.json.partial"
+        partial.write_text(json.dumps(curve), encoding="utf-8")
+        partial.replace(run.place / "curve.json")
+        print(f"{run.name}, seed {run.seed}: {json.dumps(curve[-1])}", file=sys.stderr, flush=True)
     return curve
+
+
+def _read(file: Path) -> Curve:
+    try:
+        found: Curve = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    except ValueError as error:
+        raise Error(f"{file} cannot be read ({error}): remove its folder, and the run begins anew") from error
+    return found
 
 
 def held_loss(model: MMaDA, held: Sequences, task: str, groups: int = 12) -> float:
@@ -63,59 +119,116 @@ def held_loss(model: MMaDA, held: Sequences, task: str, groups: int = 12) -> flo
     return round(total / count, 4)
 
 
+def _held(folder: Path) -> Path:
+    return folder / "synergy" / "held"
+
+
+def prepare(folder: Path) -> None:
+    """Encode pictures of the validation style, which no training sees, once."""
+    from mmada_lite.train.data import emoji
+    from mmada_lite.train.data.pool import read_pool, write_shard
+    from mmada_lite.train.recipe import Workplace
+    from mmada_lite.train.vq import MagViT
+    from mmada_lite.vocabulary import Tokenizer
+
+    place, file = Workplace(folder), _held(folder) / "single-00000.npz"
+    Tokenizer.from_file(place.tokenizer)
+    read_pool(place.pool, "single", limit=1)  # what is missing is said before anything is made
+    if not file.exists():
+        icons = emoji.load_concepts(place.concepts, "validation").pixels
+        write_shard(file, "single", icons, MagViT.load(place.vq_model).eval(), HELD_PICTURES, 1)
+
+
+def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
+    """The table: a row a task, the last losses alone and jointly, nats, the mean over seeds and the difference of each."""
+    found = []
+    for task in TASKS:
+        alone = [by_run[task][-1][task] for by_run in curves.values()]
+        joint = [by_run[JOINT][-1][task] for by_run in curves.values()]
+        differences = [round(j - a, 4) for a, j in zip(alone, joint, strict=True)]
+        means = {"alone": statistics.fmean(alone), "joint": statistics.fmean(joint)}
+        found.append({"task": task, **{name: round(value, 4) for name, value in means.items()}, "differences": differences})
+    return found
+
+
+def plot(curves: Mapping[int, Curves], target: Path) -> None:
+    """A panel a task: held-out cross-entropy against updates, alone and jointly, a line a seed. Raises Error where matplotlib
+    is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Error('drawing curves needs matplotlib: pip install "mmada-lite[bench]"') from error
+    figure = Figure(figsize=(4.4 * len(TASKS), 3.6), layout="constrained")
+    for panel, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for seed, by_run in curves.items():
+            for name, label, colour in ((task, "alone", "tab:blue"), (JOINT, "jointly", "tab:red")):
+                places = [point["update"] for point in by_run[name]]
+                said = label if seed == next(iter(curves)) else None
+                panel.plot(places, [point[task] for point in by_run[name]], "o-", ms=3, lw=1.2, color=colour, label=said)
+        panel.set(title=task, xlabel="updates of this task", ylabel="held-out cross-entropy, nats")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+
+
+def compare(arguments: argparse.Namespace) -> dict[int, dict[str, Curve]]:
+    """Every run, some at once: by seed and by name, the curve."""
+    prepare(arguments.folder)
+    runs = [
+        Run(arguments.folder, name, seed, arguments.updates, arguments.every, arguments.rows)
+        for seed in arguments.seeds
+        for name in (JOINT, *TASKS)
+    ]
+    if arguments.jobs == 1:
+        curves = list(map(train, runs))
+    else:
+        with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as workers:
+            curves = list(workers.map(train, runs, [1] * len(runs)))
+    found: dict[int, dict[str, Curve]] = {seed: {} for seed in arguments.seeds}
+    for run, curve in zip(runs, curves, strict=True):
+        found[run.seed][run.name] = curve
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all four, print the table, write JSON. 0, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="python -m mmada_lite.bench.synergy", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training")
+    """Run all, print the table, write JSON and the plot. 0, or 2 after a fault of the user."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="mmada-lite bench synergy", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training (%(default)s)"
+    )
     parser.add_argument("--updates", type=int, default=400, help="updates a task (%(default)s)")
     parser.add_argument("--every", type=int, default=50, help="updates between measurements (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--rows", type=int, default=12, help="rows of a task in an update (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="first weights and draws of the runs (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each beside a GPU (%(default)s)")
+    parser.add_argument("--plot", type=Path, help="draw the curves here (PNG)")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file (bench/results/synergy.json of a checkout)")
+    arguments = parser.parse_args(words)
     try:
-        content = _compare(arguments)
+        for name in ("updates", "every", "rows", "jobs"):
+            if getattr(arguments, name) < 1:
+                raise Error(f"--{name} {getattr(arguments, name)} cannot be; give a whole number from 1 on")
+        if arguments.updates % arguments.every:
+            raise Error(f"--updates {arguments.updates} is no multiple of --every {arguments.every}; use one")
+        if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
+            raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
+        curves = compare(arguments)
+        rows = rows_of(curves)
+        saved = save(record("synergy", words, rows, curves=curves), arguments.output)
+        if arguments.plot:
+            plot(curves, arguments.plot)
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)
         return 2
-    print("| task | alone | jointly | difference, nats |\n|---|---|---|---|")
-    for task in TASKS:
-        alone, joint = content["curves"][task][-1][task], content["curves"]["joint"][-1][task]
-        print(f"| {task} | {alone:.3f} | {joint:.3f} | {joint - alone:+.3f} |")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("| task | alone | jointly | difference by seed, nats |\n|---|---|---|---|")
+    for row in rows:
+        differences = ", ".join(f"{value:+.3f}" for value in row["differences"])
+        print(f"| {row['task']} | {row['alone']:.3f} | {row['joint']:.3f} | {differences} |")
+    if saved:
+        print(f"\n{saved}")
     return 0
-
-
-def _compare(arguments: argparse.Namespace) -> dict:
-    import torch
-
-    from mmada_lite.train.data import emoji
-    from mmada_lite.train.data.pool import read_pool, write_shard
-    from mmada_lite.train.data.sequences import Sequences
-    from mmada_lite.train.loop import LoopSettings
-    from mmada_lite.train.model import MMaDA
-    from mmada_lite.train.recipe import Workplace, transformer_config
-    from mmada_lite.train.stages import Share, StageSettings
-    from mmada_lite.train.vq import MagViT
-    from mmada_lite.vocabulary import Tokenizer, Vocabulary
-
-    place = Workplace(arguments.folder)
-    tokenizer = Tokenizer.from_file(place.tokenizer)
-    config = transformer_config(len(tokenizer), tokenizer.find("<|mdm_mask|>", -1), tokenizer.find("<|endoftext|>", -1))
-    config = replace(config, d_model=128, n_layers=4, n_heads=4, n_kv_heads=4, mlp_hidden_size=320)
-    vocabulary = Vocabulary.from_tokenizer(tokenizer, codebook_size=config.codebook_size, size=config.vocab_size)
-    settings = StageSettings({"paint": Share(1.0)}, LoopSettings(arguments.updates, save_seconds=1e9), warmup=30, seed=5)
-    curves = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        icons = emoji.load_concepts(place.concepts, "validation").pixels
-        write_shard(Path(scratch) / "single-00000.npz", "single", icons, MagViT.load(place.vq_model).eval(), 1024, 1)
-        train = Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"))
-        held = Sequences(tokenizer, vocabulary, read_pool(Path(scratch), "single"), held=True)
-        for name, tasks in (("joint", TASKS), *((task, (task,)) for task in TASKS)):
-            torch.manual_seed(0)
-            curves[name] = run(tasks, MMaDA(config), train, held, settings, arguments.every, Path(scratch) / name)
-    command = f"python -m mmada_lite.bench.synergy --updates {arguments.updates} --every {arguments.every}"
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"command": command, "versions": versions, "rows a group": settings.rows, "curves": curves}
 
 
 if __name__ == "__main__":

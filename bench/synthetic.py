@@ -84,25 +84,26 @@ class RandomTensors:
         return random.standard_normal((stop - first, *shape[1:]), dtype=np.float32) * np.float32(deviation)
 
 
-def cached_bundle(name: str, precision: str, work: Path, *, pictures: bool = False) -> Bundle:
+def cached_bundle(name: str, precision: str, work: Path, *, target: str = "cpu", pictures: bool = False) -> Bundle:
     """The bundle of a size of SIZES in the folder `work`: opened where it is there, else made, whole or not at all; one that
     another version of the exporter made is made anew, since it would be measured in place of this one.
 
-    pictures: with an image tokenizer of the published shape. Raises Error for an unknown size or precision, when the disk is
-    too small, and when something else lies in its place.
+    target: what it is lowered for; pictures: with an image tokenizer of the published shape.
+    Raises Error for an unknown size or precision, when the disk is too small, and when something else lies in its place.
     """
     size = size_named(name)
-    folder = work / "-".join([name.lower(), precision, *(["pictures"] if pictures else [])])
+    own = [] if target == "cpu" else [target]
+    folder = work / "-".join([name.lower(), precision, *own, *(["pictures"] if pictures else [])])
     if not (folder / MANIFEST).is_file():
         chosen = {"backbone": "int4-b64", "text_head": "int4-b64"} if precision == "int4" and name == "tiny" else None
-        return write_bundle(size, folder, precision, "cpu", chosen, pictures=pictures)
+        return write_bundle(size, folder, precision, target, chosen, pictures=pictures)
     bundle = Bundle.open(folder)
     if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
         raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
     if bundle.provenance.versions.get("exporter") != exporter():
         print(f"{folder} is of another exporter: it is made anew", file=sys.stderr, flush=True)
         shutil.rmtree(folder)
-        return cached_bundle(name, precision, work, pictures=pictures)
+        return cached_bundle(name, precision, work, target=target, pictures=pictures)
     return bundle
 
 

@@ -86,7 +86,7 @@ def test_codes_of_another_number_are_no_start(toy_sequences: Sequences, toy_toke
         grow(tiny_model(toy_sequences.vocabulary), toy_tokenizer, checkpoint(tmp_path, smaller, toy_tokenizer))
 
 
-def test_the_mean_of_two_runs(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path) -> None:
+def test_the_mean_of_runs(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path) -> None:
     ours, other = tiny_model(toy_sequences.vocabulary), tiny_model(toy_sequences.vocabulary)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -95,6 +95,14 @@ def test_the_mean_of_two_runs(toy_sequences: Sequences, toy_tokenizer: Path, tmp
     average(ours, checkpoint(tmp_path / "other", other, toy_tokenizer))
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(tensor, (before[name] + other.state_dict()[name]) / 2)
+    third = tiny_model(toy_sequences.vocabulary)
+    with torch.no_grad():
+        for parameter in third.parameters():
+            parameter.mul_(-2.0)
+    average(ours, tmp_path / "other", checkpoint(tmp_path / "third", third, toy_tokenizer))
+    for name, tensor in ours.state_dict().items():
+        halves = (before[name] + other.state_dict()[name]) / 2
+        torch.testing.assert_close(tensor, (halves + other.state_dict()[name] + third.state_dict()[name]) / 3)
     wider = MMaDA(replace(ours.config, mlp_hidden_size=2 * ours.config.mlp_hidden_size))
     with pytest.raises(Error, match="give --mean-with a checkpoint of the same sizes"):
         average(wider, tmp_path / "other")

@@ -161,8 +161,8 @@ def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
     return model, Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"), read_pool(place.pool, "scene"))
 
 
-def fresh(names: Path) -> tuple[MMaDA, Tokenizer, Vocabulary]:
-    """The small transformer with its first weights, and the vocabulary that it speaks, of a tokenizer.json."""
+def fresh(names: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+    """The small transformer with the first weights of a seed, and the vocabulary that it speaks, of a tokenizer.json."""
     import torch
 
     from mmada_lite.train.model import MMaDA
@@ -171,7 +171,7 @@ def fresh(names: Path) -> tuple[MMaDA, Tokenizer, Vocabulary]:
     tokenizer = Tokenizer.from_file(names)
     mask, eos = tokenizer.find("<|mdm_mask|>", -1), tokenizer.find("<|endoftext|>", -1)
     config = transformer_config(len(tokenizer), mask, eos)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, codebook_size=config.codebook_size, size=config.vocab_size)
     return MMaDA(config), tokenizer, vocabulary
 
@@ -249,8 +249,7 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
     model, _, _ = fresh(place.tokenizer)
     stage = place.stage(arguments.stage)
     steps = load_trained(stage, model)
-    if arguments.mean_with is not None:
-        average(model, arguments.mean_with)
+    average(model, *arguments.mean_with)
     with AtomicFolder(arguments.output or place.checkpoint, marker="config.json", force=True) as writer:
         model.save(writer.folder, "float16")
         MagViT.load(place.best_vq).save(writer.folder / "vq", "float16")
@@ -320,7 +319,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
     parser.add_argument("--skip-ties", action="store_true", help="three: learn from no prompt whose responses all earn alike")
     parser.add_argument("--stage", default="last", help="export: one, two, seed-0 and so on, or last (%(default)s)")
-    parser.add_argument("--mean-with", type=Path, help="export: a checkpoint to take the mean with, such as the run's start")
+    parser.add_argument(
+        "--mean-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="export: checkpoints to take the mean with, such as the run's start, or other seeds",
+    )
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")
     parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
     arguments = parser.parse_args(argv)

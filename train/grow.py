@@ -45,14 +45,16 @@ def grow(model: MMaDA, tokenizer: Path, start: Path) -> int:
 
 
 @torch.no_grad()
-def average(model: MMaDA, other: Path) -> None:
-    """Put the mean of `model`'s weights and those of a checkpoint that it was continued from into `model` ("model soups",
-    arXiv 2203.05482): what one run gained and the other kept. Raises Error where shapes differ."""
-    source, target = MMaDA.load(other).state_dict(), model.state_dict()
-    for name, tensor in target.items():
-        if name not in source or source[name].shape != tensor.shape:
-            raise Error(f"{other} has no {name} of {list(tensor.shape)}; give --mean-with a checkpoint of the same sizes")
-        tensor.lerp_(source[name], 0.5)
+def average(model: MMaDA, *others: Path) -> None:
+    """Put the mean of `model`'s weights and those of checkpoints of its kind into `model` ("model soups", arXiv
+    2203.05482): what one run gained and another, or what it was continued from, kept. Raises Error where shapes differ."""
+    target = model.state_dict()
+    for number, other in enumerate(others):
+        source = MMaDA.load(other).state_dict()
+        for name, tensor in target.items():
+            if name not in source or source[name].shape != tensor.shape:
+                raise Error(f"{other} has no {name} of {list(tensor.shape)}; give --mean-with a checkpoint of the same sizes")
+            tensor.lerp_(source[name], 1 / (number + 2))
 
 
 def _ids(file: Path) -> dict[str, int]:
