@@ -10,6 +10,7 @@ pair of guidance as one batch, the head over all columns of all rows at every st
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -252,6 +253,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "command": " ".join(["python -m mmada_lite.bench.gpu", *(sys.argv[1:] if words is None else words)]),
         "version": __version__,
         "onnxruntime": providers.onnxruntime().__version__,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith("ORT_")},  # its kernels' switches
         "cards": [asdict(card) for card in driver.cards()],
         "shape": options.shape,
         "wanted_times_reference": WANTED,

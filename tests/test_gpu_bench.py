@@ -11,7 +11,10 @@ from mmada_lite.bench.synthetic import SIZES, write_bundle
 from mmada_lite.planning import PUBLISHED, Shape
 
 
-def test_the_whole_path_at_a_tiny_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_path_at_a_tiny_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORT_FPA_INTB_GEMM", "1")
     target = tmp_path / "gpu.json"
     assert gpu.main(["--shape", "tiny", "--device", "cpu", "--rounds", "1", "-o", str(target)]) == 0
     result = json.loads(target.read_text())
@@ -24,6 +27,31 @@ def test_the_whole_path_at_a_tiny_shape(tmp_path: Path, capsys: pytest.CaptureFi
         assert (name == "reference") == ("times_reference" not in side)
         assert name == "reference" or side["agreement"] == 1.0
     assert result["command"].startswith("python -m mmada_lite.bench.gpu --shape tiny")
+    assert result["environment"]["ORT_FPA_INTB_GEMM"] == "1"
+
+
+def test_bundles_are_kept_and_found_again_in_the_precisions_asked_for(tmp_path: Path) -> None:
+    work, target = tmp_path / "work", tmp_path / "gpu.json"
+    words = [
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--precisions",
+        "int4",
+        "--work",
+        str(work),
+        "-o",
+        str(target),
+    ]
+    assert gpu.main(words) == 0
+    assert set(json.loads(target.read_text())["sides"]) == {"reference", "cpu int4"}
+    assert [path.name for path in work.iterdir()] == ["tiny-int4"]
+    made = (work / "tiny-int4" / "bundle.json").stat().st_mtime_ns
+    assert gpu.main(words) == 0
+    assert (work / "tiny-int4" / "bundle.json").stat().st_mtime_ns == made
 
 
 def test_a_side_that_fails_is_data(tmp_path: Path) -> None:
