@@ -40,6 +40,8 @@ class Course:
     _left: Guesses | None = None  # the last guesses, less what was written
     _then: tuple[Ints, NDArray[np.floating]] | None = None  # tokens and probabilities [B, L] when all was computed; -1: none
     _moved: float = 0.0
+    _thought: int = 0  # rows whose thought was over when all was computed
+    _concludes: bool = False  # more are now, and what follows is to be read with the whole thought
 
     def __post_init__(self) -> None:
         """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
@@ -78,6 +80,8 @@ class Course:
             return False
         if self.turn == 0 or (self.settings.refresh is not None and self.turn % self.settings.refresh == 0):
             return True
+        if self._concludes:
+            return True
         return self.settings.drift is not None and self._moved > self.settings.drift
 
     def leaning(self, computes_all: bool) -> Memory | None:
@@ -96,7 +100,7 @@ class Course:
         if settings.cache == "prompt" and leant is None:
             first = min(self.canvas.start, start)
             self.prompt = Memory(tuple(branch.without(first, self.end, Room()) for branch in kept), first, self.end)
-        self._then = None
+        self._then, self._thought, self._concludes = None, self._thoughts_over(), False
 
     def settling(self) -> bool:
         """Whether so many positions of the window are done, before the next call, that they leave it then."""
@@ -128,6 +132,7 @@ class Course:
         """A step is done: what is left of its guesses serves the next draft, and how far they moved the next refresh."""
         self.turn += 1
         self._left = guesses.without(chosen)
+        self._concludes = self.memory is not None and self._thoughts_over() > self._thought
         if self.settings.drift is not None:
             self._measure_drift(self._left)
 
@@ -184,13 +189,26 @@ class Course:
         tokens = self.canvas.tokens.copy()
         rows, slots = np.nonzero(guesses.positions >= self.canvas.start)
         tokens[rows, guesses.positions[rows, slots]] = guesses.token[rows, slots]
+        behind = self._behind_thoughts(tokens)[:, None]
+        thinks = (guesses.valid & (guesses.positions < behind)).any(axis=1, keepdims=True)
+        return replace(guesses, valid=guesses.valid & ((guesses.positions < behind) | ~thinks))
+
+    def _behind_thoughts(self, tokens: Ints) -> Ints:
+        """Where what follows a thought begins, [B]: behind the first end of one; the length of the row where there is none."""
         last = tokens.shape[1] - self.closing.size + 1
         found = np.stack([tokens[:, n : last + n] == token for n, token in enumerate(self.closing)])
         ends: Bools = np.logical_and.reduce(found, axis=0)
         ends[:, : self.canvas.start] = False
-        behind = np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])[:, None]
-        thinks = (guesses.valid & (guesses.positions < behind)).any(axis=1, keepdims=True)
-        return replace(guesses, valid=guesses.valid & ((guesses.positions < behind) | ~thinks))
+        return np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])
+
+    def _thoughts_over(self) -> int:
+        """Rows whose thought is written to its end, where what follows waits for it."""
+        if not (self.settings.thought_first and self.closing.size):
+            return 0
+        tokens = self.canvas.tokens
+        behind = self._behind_thoughts(tokens)[:, None]
+        thought = np.arange(tokens.shape[1]) < behind
+        return int(((behind[:, 0] < tokens.shape[1]) & ~(self.canvas.masked() & thought).any(axis=1)).sum())
 
     def _coming_end(self, guesses: Guesses, least: float) -> Bools:
         """The first open position of a row where all guesses are stop tokens and that one is surer than `least`, [B, Q]."""

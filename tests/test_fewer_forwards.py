@@ -249,6 +249,37 @@ def test_what_follows_a_thought_waits_for_it(closing):
     assert [step.of for step in steps] == [None] * len(steps)  # quotas may come a step late
 
 
+def test_what_follows_a_thought_is_read_with_all_of_it_anew():
+    """One position a step, in order: 8 at position 8 ends the thought, so that the call after that one computes all, once."""
+
+    def spans(**change):
+        chosen = TextSettings(12, 12, 12, cache="dual", thought_first=True, **change)
+        _, denoiser, steps = text(chosen, certainty={p: 0.9 - p / 50 for p in range(20)}, closing=[8])
+        assert [step.positions.tolist() for step in steps] == [[p] for p in range(3, 15)]
+        return [len(window.positions) for window in denoiser.windows]
+
+    assert spans() == [15, *[12] * 5, 15, *[12] * 5]
+    assert spans(refresh=4) == [15, 12, 12, 12, 15, 12, 15, 12, 15, 12, 12, 12]  # beside what is renewed by count
+    _, denoiser, _ = text(
+        TextSettings(12, 12, 6, cache="dual", thought_first=True), certainty={p: 0.9 - p / 50 for p in range(20)}, closing=[8]
+    )  # the thought ends with its block, and the next block begins anew as ever
+    assert [len(window.positions) for window in denoiser.windows] == [15, *[6] * 5, 15, *[6] * 5]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "prompt"])
+def test_drafts_are_lossless_across_the_end_of_a_thought(cache):
+    renewed = 0
+    for prompt in prompts(60, seed=5):
+        chosen = replace(PLAIN, cache=cache, thought_first=True)
+        row, steps, model = decoded(chosen, prompt, closing=[END])
+        same, again, _ = decoded(replace(chosen, draft=4), prompt, closing=[END])
+        assert row == same
+        assert [step.positions.tolist() for step in steps] == [step.positions.tolist() for step in again]
+        begun = 1 if cache == "prompt" else 2  # blocks that begin with the whole row
+        renewed += sum(first == 0 for _, first, _ in model.windows) > begun
+    assert renewed > 0
+
+
 def test_behind_the_end_of_a_thought_nothing_is_written_while_it_has_masks():
     waited = 0
     for prompt in prompts(60):
