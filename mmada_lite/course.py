@@ -199,7 +199,8 @@ class Course:
         found = np.stack([tokens[:, n : last + n] == token for n, token in enumerate(self.closing)])
         ends: Bools = np.logical_and.reduce(found, axis=0)
         ends[:, : self.canvas.start] = False
-        return np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])
+        behind: Ints = np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])
+        return behind
 
     def _thoughts_over(self) -> int:
         """Rows whose thought is written to its end, where what follows waits for it."""
