@@ -129,10 +129,10 @@ def prepare(folder: Path) -> None:
     from mmada_lite.train.data.pool import read_pool, write_shard
     from mmada_lite.train.recipe import Workplace
     from mmada_lite.train.vq import MagViT
-    from mmada_lite.vocabulary import Tokenizer
 
     place, file = Workplace(folder), _held(folder) / "single-00000.npz"
-    Tokenizer.from_file(place.tokenizer)
+    if not place.tokenizer.exists():
+        raise Error(f"{place.tokenizer} is missing: run `python -m mmada_lite.train render` first, or give the training's --folder")
     read_pool(place.pool, "single", limit=1)  # what is missing is said before anything is made
     if not file.exists():
         icons = emoji.load_concepts(place.concepts, "validation").pixels
