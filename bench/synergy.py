@@ -132,7 +132,7 @@ def prepare(folder: Path) -> None:
 
     place, file = Workplace(folder), _held(folder) / "single-00000.npz"
     if not place.tokenizer.exists():
-        raise Error(f"{place.tokenizer} is missing: run `python -m mmada_lite.train render` first, or give the training's --folder")
+        raise Error(f"{place.tokenizer} is missing: run `python -m mmada_lite.train render` first")
     read_pool(place.pool, "single", limit=1)  # what is missing is said before anything is made
     if not file.exists():
         icons = emoji.load_concepts(place.concepts, "validation").pixels
