@@ -242,6 +242,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(json.dumps(one or ours(size, Path(options.one), options.device, options.rounds)))
         return 0
     try:
+        if options.rounds < 1:
+            raise Error(f"--rounds {options.rounds} cannot be; give a whole number from 1 on")
         devices = usable(options.device)
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 TASKS = ("paint", "ask", "sum")
 JOINT = "joint"
 HELD_PICTURES = 1024
+MOST_ROWS = 4096  # of a task in an update: they are made and computed together
 Curve = list[dict[str, float]]  # a record every few updates: update, and the mean cross-entropy of each task, nats
 Curves = Mapping[str, Sequence[Mapping[str, float]]]  # by run: joint, or the task that it has alone
 
@@ -151,13 +153,20 @@ def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
     return found
 
 
-def plot(curves: Mapping[int, Curves], target: Path) -> None:
-    """A panel a task: held-out cross-entropy against updates, alone and jointly, a line a seed. Raises Error where matplotlib
-    is not installed."""
+def check_plot(target: Path) -> None:
+    """Say before the training what would keep its plot from being drawn. Raises Error without matplotlib or a folder."""
+    if find_spec("matplotlib") is None:
+        raise Error('drawing curves needs matplotlib: pip install "mmada-lite[bench]"')
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise Error('drawing curves needs matplotlib: pip install "mmada-lite[bench]"') from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{target}: its folder cannot be made ({error.strerror}); choose another --plot") from error
+
+
+def plot(curves: Mapping[int, Curves], target: Path) -> None:
+    """A panel a task: held-out cross-entropy against updates, alone and jointly, a line a seed."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.4 * len(TASKS), 3.6), layout="constrained")
     for panel, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
         for seed, by_run in curves.items():
@@ -168,7 +177,6 @@ def plot(curves: Mapping[int, Curves], target: Path) -> None:
         panel.set(title=task, xlabel="updates of this task", ylabel="held-out cross-entropy, nats")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
 
 
@@ -214,6 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise Error(f"--updates {arguments.updates} is no multiple of --every {arguments.every}; use one")
         if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
             raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
+        if arguments.rows > MOST_ROWS:
+            raise Error(f"--rows {arguments.rows} is more than an update holds; give {MOST_ROWS} at most")
+        if arguments.plot:
+            check_plot(arguments.plot)
         curves = compare(arguments)
         rows = rows_of(curves)
         saved = save(record("synergy", words, rows, curves=curves), arguments.output)

@@ -59,6 +59,13 @@ def test_a_side_that_fails_is_data(tmp_path: Path) -> None:
     assert "no such bundle folder" in found["failed"]
 
 
+def test_no_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "gpu.json"
+    assert gpu.main(["--shape", "tiny", "--device", "cpu", "--rounds", "0", "-o", str(target)]) == 2
+    assert "--rounds 0 cannot be" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_without_a_gpu_it_says_how_to_try(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "fault", lambda device: f"no {device} here")
     assert gpu.main(["--shape", "tiny"]) == 2

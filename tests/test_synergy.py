@@ -103,6 +103,8 @@ def test_pictures_to_measure_with_are_made_once(place: Path) -> None:
     [
         (("--every", "3"), "--updates 4 is no multiple of --every 3"),
         (("--rows", "0"), "--rows 0 cannot be"),
+        (("--rows", "99999999999"), "give 4096 at most"),
+        (("--plot", "/dev/null/curves.png"), "choose another --plot"),
         (("--seeds", "1", "1"), "--seeds 1 1: give different whole numbers"),
         (("--folder", "nowhere"), "nowhere"),
     ],
