@@ -368,6 +368,15 @@ def test_pool_is_written_in_shards_and_read_back(tmp_path: Path) -> None:
         read_pool(tmp_path / "nowhere", "single")
 
 
+def test_processes_make_the_same_shards_of_the_pool(tmp_path: Path) -> None:
+    model = MagViT(TINY_VQ).eval()
+    for name, workers in (("alone", 0), ("shared", 2)):
+        extend_pool(tmp_path / name, "single", discs(), model, 10, range(3), workers=workers)
+    alone, shared = (read_pool(tmp_path / name, "single") for name in ("alone", "shared"))
+    assert (alone.names == shared.names).all()
+    assert (alone.codes == shared.codes).mean() > 0.99  # of so few threads sums may be taken in another order
+
+
 def test_judge_is_saved_and_loaded_alike(tmp_path: Path) -> None:
     torch.manual_seed(4)
     judge = Judge().eval()

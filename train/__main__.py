@@ -115,9 +115,9 @@ def pool(place: Workplace, arguments: argparse.Namespace) -> None:
 
     icons, model = emoji.load_concepts(place.concepts, "train").pixels, MagViT.load(place.vq_model)
     signs = emoji.load_concepts(place.concepts, "sign").pixels
-    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards), signs, arguments.asked)
+    extend_pool(place.pool, "single", icons, model, SHARD, range(arguments.shards), signs, arguments.asked, arguments.workers)
     if not arguments.asked:
-        extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2))
+        extend_pool(place.pool, "scene", icons, model, SHARD, range(arguments.shards // 2), workers=arguments.workers)
 
 
 def one(place: Workplace, arguments: argparse.Namespace) -> None:
@@ -303,7 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="one, two: groups of these tasks in a batch instead of the recipe's, such as ask=8 paint=0.5",
     )
     parser.add_argument("--rows", type=int, help="one, two: rows of a group instead of the recipe's; a GPU wants more (128)")
-    parser.add_argument("--workers", type=int, default=0, help="one, two: processes that make batches for a GPU (%(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="pool: processes that make shards; one, two: that make batches for a GPU (%(default)s)",
+    )
     parser.add_argument("--compile", action="store_true", help="one, two: torch.compile for the blocks: a minute, then faster")
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--asked", action="store_true", help="pool: more single things to be asked about, none to be drawn")

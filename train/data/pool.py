@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
@@ -157,9 +160,24 @@ def extend_pool(
     numbers: Sequence[int],
     signs: NDArray[np.uint8] | None = None,
     asked: bool = False,
+    workers: int = 0,
 ) -> None:
-    """Write the shards of those numbers, `count` pictures each; those that exist stay."""
-    for number in numbers:
-        file = folder / f"{kind}-{number:05d}.npz"
-        if not file.exists():
+    """Write the shards of those numbers, `count` pictures each; those that exist stay. `workers`: so many processes, a shard
+    each at a time, one thread each; the shards are the same."""
+    files = {number: folder / f"{kind}-{number:05d}.npz" for number in numbers}
+    left = {number: file for number, file in files.items() if not file.exists()}
+    if workers < 2:
+        for number, file in left.items():
             write_shard(file, kind, icons, model, count, number, signs, asked)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
+        jobs = [
+            pool.submit(write_shard, file, kind, icons, model, count, number, signs, asked) for number, file in left.items()
+        ]
+        for job in as_completed(jobs):
+            job.result()
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
