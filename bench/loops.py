@@ -37,6 +37,8 @@ PICTURES: dict[str, dict[str, Any]] = {
     "guidance to 0.6": {"guidance_to": 0.6},
     "refresh 4, shortlist 2": {"refresh": 4, "shortlist": 2.0},
     "refresh 3, shortlist 1.5": {"refresh": 3, "shortlist": 1.5},
+    "refresh 2, shortlist 2, unconditional every 2": {"refresh": 2, "shortlist": 2.0, "unconditional_every": 2},
+    "refresh 3, shortlist 2, unconditional every 2": {"refresh": 3, "shortlist": 2.0, "unconditional_every": 2},
     "refresh 4, shortlist 2, unconditional every 2": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 2},
     "refresh 4, shortlist 2, unconditional every 4": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 4},
 }

@@ -14,7 +14,7 @@ from mmada_lite.settings import ImageSettings, TextSettings
 
 # speed -> changes of the text settings, changes of the image settings
 _NO_PICTURE_CHANGE: Mapping[str, Any] = MappingProxyType({})
-_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 4, "shortlist": 2.0, "unconditional_every": 2})
+_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "shortlist": 2.0, "unconditional_every": 2})
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
@@ -35,7 +35,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
             MappingProxyType(
                 {
                     "cache": "dual",
-                    "threshold": 0.9,
+                    "threshold": 0.8,
                     "entropy_bound": None,
                     "early_stop": 1.0,
                     "suffix": 8,
