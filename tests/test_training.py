@@ -3,6 +3,7 @@ model grows without losing what it knew, the judge counts right. Everything is t
 are in test_processes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -375,6 +376,20 @@ def test_processes_make_the_same_shards_of_the_pool(tmp_path: Path) -> None:
     alone, shared = (read_pool(tmp_path / name, "single") for name in ("alone", "shared"))
     assert (alone.names == shared.names).all()
     assert (alone.codes == shared.codes).mean() > 0.99  # of so few threads sums may be taken in another order
+
+
+class Deadly:
+    """What ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_is_ended_is_told_and_leaves_no_half_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(Error, match="with fewer than --workers 2"):
+        extend_pool(tmp_path, "single", discs(), Deadly(), 10, range(3), workers=9)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_judge_is_saved_and_loaded_alike(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ tokenizer. Shards are written one by one and can be added later. Knows the conce
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -163,9 +165,11 @@ def extend_pool(
     workers: int = 0,
 ) -> None:
     """Write the shards of those numbers, `count` pictures each; those that exist stay. `workers`: so many processes, a shard
-    each at a time, one thread each; the shards are the same."""
+    each at a time, one thread each, and no more than there are cores; the shards are the same. Raises Error where one of them
+    is ended."""
     files = {number: folder / f"{kind}-{number:05d}.npz" for number in numbers}
     left = {number: file for number, file in files.items() if not file.exists()}
+    workers = min(workers, len(left), os.cpu_count() or 1)
     if workers < 2:
         for number, file in left.items():
             write_shard(file, kind, icons, model, count, number, signs, asked)
@@ -174,8 +178,14 @@ def extend_pool(
         jobs = [
             pool.submit(write_shard, file, kind, icons, model, count, number, signs, asked) for number, file in left.items()
         ]
-        for job in as_completed(jobs):
-            job.result()
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BrokenProcessPool as fault:
+            raise Error(
+                f"{folder}: a process that made shards was ended, as for want of memory; what is done stays: run `pool` again, "
+                f"with fewer than --workers {workers}"
+            ) from fault
 
 
 def _start_worker() -> None:
