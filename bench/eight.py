@@ -182,16 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmada-lite: {fault}", file=sys.stderr)
         return 2
     words = list(sys.argv[1:] if arguments is None else arguments)
-    content = {
-        "command": " ".join(["mmada-lite bench eight", *words]),
-        "versions": record.versions(),
-        "hardware": record.hardware(),
-        "layers": options.layers,
-        "parts": found,
-    }
+    rows = [{"part": name, **part} for name, part in found.items()]
+    content = record.record("eight", words, rows, shape="8b", layers=options.layers)
     print(table(found))
-    if options.output:
-        _write(options.output, content)
+    try:
+        if options.output:
+            record.save(content, options.output)
+    except Error as fault:
+        print(f"mmada-lite: {fault}", file=sys.stderr)
+        return 2
     print(json.dumps(content))
     return 0
 

@@ -18,6 +18,7 @@ _TITLES = {
     "latency": "Where the time goes",
     "frontier": "Quality against latency",
     "presets": "The named speeds, on the small model",
+    "eight": "A model of the published size, from its checkpoint to its answers",
 }
 
 
@@ -205,12 +206,27 @@ def _cell(value: object) -> str | None:
     return None if value is None or isinstance(value, list) else str(value)
 
 
+def _eight(record: Record) -> str:
+    """Where the time of answers goes; what every part took, and what it is held to."""
+    shown = {row["part"]: row["seconds_of"] for row in record["rows"] if "seconds_of" in row}
+    notes = {row["part"]: f"{show(row['answer_seconds'])} s" for row in record["rows"] if row["part"] in shown}
+    head = ["part", "peak GB", "minutes", "processor minutes", "bundle GB", "loads in s", "answers in s", "held to"]
+    keys = ("peak_gb", "minutes", "processor_minutes", "bundle_gb", "load_seconds", "answer_seconds")
+    cells = []
+    for row in record["rows"]:
+        held = (f"{key} < {one['at_most']:g}: {'met' if one['met'] else 'missed'}" for key, one in row["targets"].items())
+        cells.append([row["part"], *(show(row[key]) if key in row else "" for key in keys), ", ".join(held)])
+    plot = f"<h3>Answers, seconds by part</h3>{stacked(shown, 's', notes)}" if shown else ""
+    return plot + table(head, cells, words=1)
+
+
 SECTIONS: Mapping[str, Callable[[Record], str]] = {
     "ceiling": _ceiling,
     "peers": _peers,
     "latency": _latency,
     "frontier": _frontier,
     "presets": _presets,
+    "eight": _eight,
 }
 
 

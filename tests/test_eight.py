@@ -1,12 +1,11 @@
 """Laws of `bench eight`, on tiny models: parts are done once, costs are those of the process, targets are of the whole."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from mmada_lite.bench import eight, eight_parts
+from mmada_lite.bench import eight, eight_parts, record
 from mmada_lite.bench.eight import Found, judged, main, run, table
 from mmada_lite.cli import main as command
 from mmada_lite.errors import Error
@@ -63,11 +62,13 @@ def test_parts_are_done_once_and_a_run_goes_on(planted: list[str], tmp_path: Pat
     assert main(words) == 0
     assert len(planted) == 14
     assert [words.split()[6] for words in planted[-2:]] == ["gptq", "gptaq"]
-    said = json.loads((tmp_path / "8b.json").read_text())
-    assert said["parts"]["int4"]["bundle_gb"] == 0.002
-    assert said["parts"]["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
-    assert said["parts"]["load"]["targets"]["load_seconds"]["met"] is False
-    assert said["parts"]["load"]["each_load"] == [12.0] * 3
+    saved = record.load(tmp_path / "8b.json")
+    assert (saved["bench"], saved["shape"], saved["layers"]) == ("eight", "8b", 32)
+    said = {row["part"]: row for row in saved["rows"]}
+    assert said["int4"]["bundle_gb"] == 0.002
+    assert said["int4"]["targets"]["bundle_gb"] == {"at_most": 4.7, "met": True}
+    assert said["load"]["targets"]["load_seconds"]["met"] is False
+    assert said["load"]["each_load"] == [12.0] * 3
     assert "load_seconds < 10: missed" in capsys.readouterr().out
     assert main([*words, "--steps", "9"]) == 2
     assert "is of a run with other options" in capsys.readouterr().err
@@ -81,7 +82,7 @@ def test_of_three_loads_the_middle_one_counts(
         eight, "run", lambda *words: {**take(*words), "load_seconds": next(seconds), "peak_gb": next(peaks)} | {"said": 1}
     )
     assert main(["--work", str(tmp_path / "work"), "-o", str(tmp_path / "8b.json"), "--only", "load"]) == 0
-    load = json.loads((tmp_path / "8b.json").read_text())["parts"]["load"]
+    (load,) = record.load(tmp_path / "8b.json")["rows"]
     assert (load["load_seconds"], load["each_load"], load["peak_gb"]) == (9.0, [14.0, 8.0, 9.0], 0.7)
     assert load["targets"]["load_seconds"]["met"] is True
 
@@ -90,6 +91,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert main(["--work", str(tmp_path / "file" / "work")]) == 2
     assert "file/work cannot be made (Not a directory); give --work a folder that you may write" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written(planted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--work", str(tmp_path / "work"), "--only", "int4", "-o", str(tmp_path / "file" / "8b.json")]) == 2
+    assert "file/8b.json: cannot be written (File exists); choose another --output" in capsys.readouterr().err
 
 
 def test_a_trial_of_fewer_layers_is_not_held_to_targets() -> None:

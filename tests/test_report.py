@@ -46,7 +46,7 @@ def test_every_row_is_on_the_page() -> None:
     for each in records:
         assert each["command"] in said
         for row in each["rows"]:
-            words = {"peers": "side", "frontier": "policy", "presets": "policy", "ceiling": "form", "latency": "task"}
+            words = {"peers": "side", "frontier": "policy", "presets": "policy", "ceiling": "form", "latency": "task", "eight": "part"}
             name = row[words[each["bench"]]]
             assert any(name in text for text in said) or row.get("what") in ("attention", "elementwise", "node")
 
@@ -92,6 +92,17 @@ def test_without_records_nothing_is_claimed() -> None:
     assert {each.met for each in verdicts([])} == {None}
     assert all(each.left == "" for each in verdicts([]))
     assert Balance(page([])).open == []
+
+
+def test_answers_of_the_whole_model_are_told_by_either_record() -> None:
+    found = [each for each in verdicts([made.eight()]) if each.met is not None]
+    assert [each.met for each in found] == [True, True]
+    assert "128 tokens in 16 steps, dual: 150.0 s, 7.90 GB at most; picture 5%, backbone 93%, head 1%" in found[0].found
+    assert all(each.met is None for each in verdicts([made.eight(layers=2)]))
+    text = section(made.eight())
+    assert "bundle_gb &lt; 4.7: met, peak_gb &lt; 3: missed" in text
+    assert "150 s" in text
+    assert "svg" not in section({**made.eight(), "rows": made.eight()["rows"][2:]})
 
 
 def test_fp32_in_place_of_bf16_is_said() -> None:
