@@ -36,9 +36,12 @@ class KeyValues:
 
     def behind(self, past: "KeyValues", start: int, stop: int, room: "Room") -> "KeyValues":
         """`past`, then these but for positions start..stop-1: what a window over those leans on that lies behind `past`. They
-        stand in `room` until it is used again."""
+        stand in `room` until it is used again; where `past` stands in it already it is not written again."""
+        length = past.length + self.length - (stop - start)
+        there = past.length if room.begins_with(past, length) else 0
         pairs = zip((*past.keys, *past.values), (*self.keys, *self.values), strict=True)
-        cut = [_cut(array, start, stop, room, number, before) for number, (before, array) in enumerate(pairs)]
+        cut = [_cut(array, start, stop, room, number, before, there) for number, (before, array) in enumerate(pairs)]
+        room.begun(past, length)
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
     def at(self, places: NDArray[np.int64], room: "Room") -> "KeyValues":
@@ -76,24 +79,35 @@ class Room:
 
     def __init__(self) -> None:
         self._flat: dict[int, NDArray] = {}
+        self._begins: tuple[KeyValues, int] | None = None
 
     def array(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-        """An array of a shape, number by number; what it held before is lost."""
+        """An array of a shape, number by number, to be written to."""
+        self._begins = None
         size, flat = math.prod(shape), self._flat.get(number)
         if flat is None or flat.size < size or flat.dtype != dtype:
             flat = self._flat[number] = np.empty(size, dtype)
         return flat[:size].reshape(shape)
 
+    def begun(self, past: KeyValues, length: int) -> None:
+        """What was written last, of so many positions, begins with `past`."""
+        self._begins = past, length
 
-def _cut(array: Floats, start: int, stop: int, room: Room, number: int, before: Floats | None = None) -> Floats:
-    parts = [] if before is None else [before]
-    return _joined([*parts, array[:, :, :start], array[:, :, stop:]], room, number)
+    def begins_with(self, past: KeyValues, length: int) -> bool:
+        return self._begins is not None and self._begins[0] is past and self._begins[1] == length
 
 
-def _joined(parts: Sequence[Floats], room: Room, number: int) -> Floats:
+def _cut(array: Floats, start: int, stop: int, room: Room, number: int, before: Floats | None = None, there: int = 0) -> Floats:
+    parts = [] if before is None or there else [before]
+    return _joined([*parts, array[:, :, :start], array[:, :, stop:]], room, number, there)
+
+
+def _joined(parts: Sequence[Floats], room: Room, number: int, there: int = 0) -> Floats:
+    """there: positions before these that stand in the room as they should."""
     rows, heads, _, size = parts[0].shape
-    into = room.array(number, (rows, heads, sum(part.shape[2] for part in parts), size), parts[0].dtype)
-    return np.concatenate(parts, axis=2, out=into)
+    into = room.array(number, (rows, heads, there + sum(part.shape[2] for part in parts), size), parts[0].dtype)
+    np.concatenate(parts, axis=2, out=into[:, :, there:])
+    return into
 
 
 def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:

@@ -100,6 +100,8 @@ class Course:
         if settings.cache == "prompt" and leant is None:
             first = min(self.canvas.start, start)
             self.prompt = Memory(tuple(branch.without(first, self.end, Room()) for branch in kept), first, self.end)
+            for room, past in zip(self.rooms, self.prompt.pasts, strict=False):
+                room.begun(past, self.end - self.memory.stop + self.memory.start)  # this block's cut does, later ones will
         self._then, self._thought, self._concludes = None, self._thoughts_over(), False
 
     def settling(self) -> bool:

@@ -13,6 +13,7 @@ from small_attention import SmallAttention
 from test_decoding import GREEDY, SPECIAL, text
 
 from mmada_lite import Error
+from mmada_lite.cache import KeyValues, Room
 from mmada_lite.canvas import Canvas
 from mmada_lite.decoding import Step, decode_text
 from mmada_lite.sampling import PhiloxSampler
@@ -84,6 +85,26 @@ def test_every_mask_is_written_once_and_calls_are_counted(
     row_again, _, model = decoded(replace(chosen, draft=1), closing=closing)
     assert row == row_again
     assert calls[-1] <= len(model.windows) // (2 if guidance else 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "again"),
+    [({}, 2), ({"guidance": 0.5}, 4), ({"refresh": 3}, 2), ({"settle": 3}, 2), ({"suffix": 3}, 0), ({"draft": 2}, 2)],
+)
+def test_a_prompt_that_stands_in_its_room_is_not_copied_again(monkeypatch, more, again):
+    """Of three blocks the second and the third lean on the prompt anew; nothing else changes for it."""
+    chosen = TextSettings(answer_length=12, steps=12, block_length=4, cache="prompt", **more)
+    spared, asked = [], Room.begins_with
+
+    def looked(room: Room, past: KeyValues, length: int) -> bool:
+        spared.append(asked(room, past, length))
+        return spared[-1]
+
+    monkeypatch.setattr(Room, "begins_with", looked)
+    rows = [decoded(chosen, prompt)[0] for prompt in prompts(20)]
+    assert sum(spared) >= 20 * again
+    monkeypatch.setattr(Room, "begins_with", lambda room, past, length: False)
+    assert rows == [decoded(chosen, prompt)[0] for prompt in prompts(20)]
 
 
 QUOTAS = (PLAIN, replace(PLAIN, steps=8), replace(PLAIN, steps=11, block_length=5))

@@ -46,7 +46,14 @@ def test_every_row_is_on_the_page() -> None:
     for each in records:
         assert each["command"] in said
         for row in each["rows"]:
-            words = {"peers": "side", "frontier": "policy", "presets": "policy", "ceiling": "form", "latency": "task", "eight": "part"}
+            words = {
+                "peers": "side",
+                "frontier": "policy",
+                "presets": "policy",
+                "ceiling": "form",
+                "latency": "task",
+                "eight": "part",
+            }
             name = row[words[each["bench"]]]
             assert any(name in text for text in said) or row.get("what") in ("attention", "elementwise", "node")
 
