@@ -26,7 +26,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser
 from mmada_lite.errors import Error
 from mmada_lite.quant.convert import Request, quantize_model
-from mmada_lite.quant.prompts import TASKS, Prompt, built_in
+from mmada_lite.quant.prompts import NEEDED, Prompt, built_in
 
 FORMATS = ("fp16", "int8", "int8-b64", "int4-b32", "int4-b64", "int4-b128", "int4-b32-asym", "int4-b64-asym", "int4-b128-asym")
 METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq", "rotate+gptaq")
@@ -76,7 +76,7 @@ def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states
 def fresh_prompts(count: int, pictures: bool = True, seeds: int = 8) -> list[Prompt]:
     """`count` of each task; what is painted and said, calibration with any seed below `seeds` never sees."""
     found: list[Prompt] = []
-    for task in TASKS if pictures else ("chat",):
+    for task in NEEDED if pictures else ("chat",):
         known = {prompt.text for seed in range(seeds) for prompt in built_in(task, 64, seed)} if task != "ask" else set()
         found += [prompt for prompt in built_in(task, 20 * count, 0x7E57) if prompt.text not in known][:count]
     return found

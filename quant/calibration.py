@@ -2,8 +2,9 @@
 error has.
 
 Prompts of all three tasks are decoded by a denoiser with the project's own loops, and some of the steps kept: so mask
-ratios come as decoding meets them, and it is known which masks were about to be written. A given token is seen by the
-others alone; a mask counts for itself, the more the sooner it is written. It knows no weights, layers or formats.
+ratios come as decoding meets them, and it is known which masks were about to be written. A model that thinks before it draws
+is watched while it does both. A given token is seen by the others alone; a mask counts for itself, the more the sooner it is
+written. It knows no weights, layers or formats.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
 from mmada_lite.decoding import Step, decode_image, decode_text
 from mmada_lite.denoiser import Denoiser
 from mmada_lite.errors import Error
-from mmada_lite.quant.prompts import TASKS, Prompt, Task, built_in, taken
+from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, taken
 from mmada_lite.sampling import PhiloxSampler
 from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.streams import Answer, Thinking
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
 Ints = NDArray[np.int64]
@@ -83,22 +85,28 @@ class Reader:
 def collect(
     reader: Reader, calibration: Calibration, prompts: list[Prompt] | None = None, progress: Progress | None = None
 ) -> list[Sample]:
-    """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew."""
+    """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew. A model
+    that answers the first of the prompts to think about without a thought is asked no more of those."""
     rng = np.random.default_rng([calibration.seed, 0xCA11])
-    tasks: tuple[Task, ...] = ("paint", "ask", "chat") if reader.codes else ("chat",)
+    tasks: tuple[Task, ...] = ("paint", "ask", "chat", "think") if reader.codes else ("chat",)
     chosen = {task: _chosen(prompts, task, calibration) for task in tasks}
-    total = sum(map(len, chosen.values()))
+    total, done = sum(map(len, chosen.values())), 0
     pictures: list[Ints] = []
     samples: list[Sample] = []
     for task in tasks:
         for number, prompt in enumerate(chosen[task]):
             picture = pictures[number % len(pictures)] if pictures else np.zeros(reader.codes, np.int64)
-            canvas, steps = _decoding(reader, prompt, picture, calibration.seed * 1000 + number)
-            samples += _watched(canvas, steps, prompt.task, calibration, rng)
-            if task == "paint":
-                pictures.append(canvas.tokens[0, canvas.region] - canvas.code_offset)
+            found: list[Sample] = []
+            for kind, canvas, steps in _decodings(reader, prompt, picture, calibration.seed * 1000 + number):
+                found += _watched(canvas, steps, kind, calibration, rng)
+                if task == "paint":
+                    pictures.append(canvas.tokens[0, canvas.region] - canvas.code_offset)
+            drawn = task != "think" or len(found) > calibration.steps
+            if not drawn and number == 0:
+                break
+            samples, done = samples + (found if drawn else []), done + 1
             if progress:
-                progress(len(samples) // calibration.steps, total)
+                progress(done, total)
     return samples
 
 
@@ -112,26 +120,50 @@ def _chosen(prompts: list[Prompt] | None, task: Task, calibration: Calibration) 
     if prompts is None:
         return built_in(task, calibration.prompts, calibration.seed)
     found = taken(prompts, task, calibration.prompts)
-    if not found:
-        raise Error(f"there is no prompt for {task} among those given; calibration needs all of {', '.join(TASKS)}")
+    if not found and task in NEEDED:
+        raise Error(f"there is no prompt for {task} among those given; calibration needs all of {', '.join(NEEDED)}")
     return found
 
 
-def _decoding(reader: Reader, prompt: Prompt, picture: Ints, seed: int) -> tuple[Canvas, Iterator[Step]]:
-    special, vocabulary = reader.vocabulary.special, reader.vocabulary
+def _decodings(reader: Reader, prompt: Prompt, picture: Ints, seed: int) -> Iterator[tuple[Task, Canvas, Iterator[Step]]]:
+    """What a prompt takes: an answer, a picture, or a thought and then, once its steps are done, the picture that it describes
+    if it does describe one."""
+    encoded, special = reader.tokenizer.encode(prompt.text), reader.vocabulary.special
     if prompt.task == "paint":
-        image = replace(reader.image, steps=min(reader.image.steps, reader.codes))
-        ids, nothing = paint_prompt(reader.tokenizer.encode(prompt.text), special), paint_prompt([], special)
-        unknown = np.ones(reader.codes, dtype=bool)
-        unconditional = nothing if image.guidance > 0 else None
-        canvas = image_canvas(ids, np.zeros(reader.codes), unknown, vocabulary, unconditional_prompt=unconditional)
-        _fits(canvas.length, reader)
-        sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
-        return canvas, decode_image(reader.denoiser, canvas, image, sampler)
-    before = picture_prompt(picture, vocabulary) if prompt.task == "ask" else []
-    row = before + chat_ids(reader.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        yield "paint", *_drawing(reader, paint_prompt(encoded, special), seed)
+    elif prompt.task == "think":
+        yield from _thought_through(reader, encoded, seed)
+    else:
+        before = picture_prompt(picture, reader.vocabulary) if prompt.task == "ask" else []
+        row = before + chat_ids(reader.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        yield prompt.task, *_writing(reader, row, seed)
+
+
+def _thought_through(reader: Reader, text: list[int], seed: int) -> Iterator[tuple[Task, Canvas, Iterator[Step]]]:
+    special = reader.vocabulary.special
+    row = thinking_prompt(text, special)
+    if len(row) + _shortened(reader.text).answer_length > reader.longest:
+        return
+    canvas, steps = _writing(reader, row, seed)
+    yield "chat", canvas, steps
+    written = Answer((), canvas, reader.tokenizer, frozenset({special.eos, special.eot}))
+    thinking = Thinking(written, reader.tokenizer, reader.longest - len(row) - reader.codes - 3)  # eos, soi, eoi
+    if thinking.fault is None:
+        yield "paint", *_drawing(reader, thought_prompt(text, thinking.ids, special), seed)
+
+
+def _drawing(reader: Reader, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
+    image = replace(reader.image, steps=min(reader.image.steps, reader.codes))
+    unknown = np.ones(reader.codes, dtype=bool)
+    unconditional = paint_prompt([], reader.vocabulary.special) if image.guidance > 0 else None
+    canvas = image_canvas(ids, np.zeros(reader.codes), unknown, reader.vocabulary, unconditional_prompt=unconditional)
+    _fits(canvas.length, reader)
+    return canvas, decode_image(reader.denoiser, canvas, image, PhiloxSampler(seed, image.sampling_temperature, canvas.start))
+
+
+def _writing(reader: Reader, row: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
     text = _shortened(reader.text)
-    canvas = text_canvas(row, text.answer_length, special)
+    canvas = text_canvas(row, text.answer_length, reader.vocabulary.special)
     _fits(canvas.length, reader)
     return canvas, decode_text(reader.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
 

@@ -1,7 +1,8 @@
-"""What the model is asked while it is watched for calibration: prompts of the three tasks, built in or from a file.
+"""What the model is asked while it is watched for calibration: prompts of the three tasks, and of drawing after a thought,
+built in or from a file.
 
 The built-in ones are short, of no particular model, and fixed: prompt n of a task is always the same sentence. A file
-holds a JSON object a line: {"task": "chat", "ask" or "paint", "text": ...}. It knows no tokens and no model.
+holds a JSON object a line: {"task": "chat", "ask", "paint" or "think", "text": ...}. It knows no tokens and no model.
 """
 
 import json
@@ -14,13 +15,15 @@ import numpy as np
 
 from mmada_lite.errors import Error
 
-Task = Literal["chat", "ask", "paint"]
+Task = Literal["chat", "ask", "paint", "think"]  # think: a thought, then the picture that it describes
 TASKS: tuple[Task, ...] = get_args(Task)
+NEEDED: tuple[Task, ...] = ("chat", "ask", "paint")  # think: of models that do so
 THINGS = (
     *("an apple", "a banana", "a cat", "a dog", "a house", "a tree", "a car", "a star", "the sun", "the moon", "a heart"),
     *("a fish", "a frog", "a cloud", "a flower", "a strawberry", "a penguin", "a cactus", "an umbrella", "a key", "a cup"),
 )
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "purple", "orange", "pink", "grey")
+RELATIONS = ("left of", "right of", "above", "below")
 QUESTIONS = (
     *("what is this?", "what colour is the background?", "describe the picture", "what do you see?", "is this {thing}?"),
     *("what is in the picture?", "which colour is behind it?", "is the background {colour}?", "name the object"),
@@ -75,6 +78,10 @@ def _parsed(line: str, where: str) -> Prompt:
 def _sentence(task: Task, rng: np.random.Generator) -> str:
     thing, colour = THINGS[rng.integers(len(THINGS))], COLOURS[rng.integers(len(COLOURS))]
     a, b = rng.integers(0, 20, 2)
+    if task == "think":
+        article, other = "an" if colour[0] in "aeiou" else "a", THINGS[rng.integers(len(THINGS))]
+        said = f"{thing} {RELATIONS[rng.integers(len(RELATIONS))]} {other}"
+        return f"{said} on {article} {colour} background" if rng.random() < 0.5 else said
     if task == "paint":
         article = "an" if colour[0] in "aeiou" else "a"
         return f"{thing} on {article} {colour} background" if rng.random() < 0.8 else thing

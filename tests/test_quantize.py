@@ -29,14 +29,14 @@ from mmada_lite.export.bundle import export_checkpoint, open_checkpoint
 from mmada_lite.export.lowering import Form
 from mmada_lite.quant import layerwise
 from mmada_lite.quant.calibrated import reader_of
-from mmada_lite.quant.calibration import Calibration, Weighting, collect, position_weights
+from mmada_lite.quant.calibration import Calibration, Reader, Weighting, collect, position_weights
 from mmada_lite.quant.convert import Request, forms_named, open_source, quantize_model
 from mmada_lite.quant.folding import SITES, Folded, Folds
 from mmada_lite.quant.formats import FORMATS, dequantize, quantize
 from mmada_lite.quant.layers import Batch, Layer, embedded, load_block
 from mmada_lite.quant.passage import Passage
 from mmada_lite.quant.prepared import Prepared, packed
-from mmada_lite.quant.prompts import TASKS, Prompt, built_in, from_file
+from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, built_in, from_file
 from mmada_lite.quant.search import Method, method_named
 from mmada_lite.quant.work import KEY, Work
 
@@ -245,8 +245,8 @@ def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
     reader = reader_of(checkpoint, slice(first, first + checkpoint.vocabulary.codebook_size), None)
     mask, settings = checkpoint.vocabulary.special.mask, Calibration(prompts=2, steps=4)
     samples = collect(reader, settings)
-    assert {sample.task for sample in samples} == set(TASKS)
-    assert len(samples) == 2 * 4 * 3
+    assert {sample.task for sample in samples} == set(NEEDED)
+    assert len(samples) == 2 * 4 * 3  # random weights think of nothing
     for sample in samples:
         masked = sample.tokens == mask
         assert masked.any()
@@ -259,6 +259,28 @@ def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
         assert (sample.weight == 1).all()
     again = collect(reader, settings)
     assert all((a.tokens == b.tokens).all() and (a.weight == b.weight).all() for a, b in zip(samples, again, strict=True))
+
+
+def test_a_model_that_thinks_before_it_draws_is_watched_while_it_does() -> None:
+    model = mmada_lite.load(device="cpu", threads=1)
+    codes, longest = model.codec.grid**2, model.bundle.architecture.max_sequence_length
+    reader = Reader(
+        *(model.denoiser, model.tokenizer, model.vocabulary, codes, longest, model.text_defaults, model.image_defaults)
+    )
+    prompts = [Prompt(task, "what is this?") for task in NEEDED]
+    prompts += [Prompt("think", text) for text in ("a cat left of a car", "an apple above a star on a red background")]
+    told: list[tuple[int, int]] = []
+    samples = collect(reader, Calibration(prompts=2, steps=3), prompts, lambda done, total: told.append((done, total)))
+    special = model.vocabulary.special
+    thought = [sample for sample in samples if sample.tokens[0] == special.r2i]
+    assert [sample.task for sample in thought if sample.task == "chat"] == ["chat"] * 6
+    drawn = [sample for sample in thought if sample.task == "paint"]
+    assert 0 < len(drawn) <= 6  # the others are rows of guidance, without a prompt
+    for sample in drawn:
+        before = sample.tokens.tolist()[2 : sample.tokens.tolist().index(special.soi)]
+        assert "</think>" in model.tokenizer.decode(before)
+    assert len(samples) == 3 * 3 + 2 * 2 * 3
+    assert told == [(n, 5) for n in range(1, 6)]
 
 
 @pytest.mark.parametrize("name", sorted(name for name, form in FORMATS.items() if not form.floating))

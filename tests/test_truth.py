@@ -13,7 +13,7 @@ from mmada_lite.bench.trajectories import State, answer, compare, log_softmax, t
 from mmada_lite.bench.truth import Row, against, difference, fresh_prompts, interval, main, plot, requests, table
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.quant.prompts import TASKS, Prompt, built_in
+from mmada_lite.quant.prompts import NEEDED, Prompt, built_in
 
 PROMPTS = [Prompt("chat", "hello"), Prompt("paint", "a cat"), Prompt("ask", "what is this?"), Prompt("paint", "a red apple")]
 
@@ -29,7 +29,7 @@ def states(model: mmada_lite.Model) -> list[State]:
 
 
 def test_states_are_those_of_decoding(model: mmada_lite.Model, states: list[State]) -> None:
-    assert {state.task for state in states} == set(TASKS)
+    assert {state.task for state in states} == set(NEEDED)
     assert {len(state.windows) for state in states if state.task == "paint"} == {2}  # with guidance
     mask = model.vocabulary.special.mask
     for state in states:
@@ -74,7 +74,7 @@ def test_bundles_of_another_model_are_refused(tiny_bundle: Path) -> None:
 
 def test_prompts_of_the_comparison_are_not_those_of_calibration() -> None:
     asked = fresh_prompts(20)
-    assert {task: sum(prompt.task == task for prompt in asked) for task in TASKS} == dict.fromkeys(TASKS, 20)
+    assert {task: sum(prompt.task == task for prompt in asked) for task in NEEDED} == dict.fromkeys(NEEDED, 20)
     seen = {prompt.text for seed in range(3) for task in ("paint", "chat") for prompt in built_in(task, 32, seed)}  # type: ignore[arg-type]
     assert not seen & {prompt.text for prompt in asked if prompt.task != "ask"}
 
