@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.cache import KeyValues
-from mmada_lite.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas, thought_prompt
 from mmada_lite.decoding import decode_image, decode_text
 from mmada_lite.denoiser import Denoiser, Floats, Head, Prediction, Window
+from mmada_lite.errors import Error
 from mmada_lite.model import Model
 from mmada_lite.quant.prompts import Prompt
 from mmada_lite.sampling import PhiloxSampler
+from mmada_lite.thoughts import with_tags
 from mmada_lite.vocabulary import chat_ids
 
 Ints = NDArray[np.int64]
@@ -77,11 +79,12 @@ class Overheard:
 def trajectories(model: Model, prompts: Sequence[Prompt], kept: int, seed: int = 0) -> list[State]:
     """Decode prompts with a bundle's own settings, without a cache; `kept` states of each, spread evenly over its steps.
 
-    Paint first: pictures that are asked about are those just drawn, in turn.
+    Paint first: pictures that are asked about are those just drawn, in turn. Of what is thought about before it is drawn the
+    states are the drawing's; a thought that cannot be drawn from leaves the prompt alone, as it does for a user.
     """
     states: list[State] = []
     pictures: list[Ints] = []
-    order = {"paint": 0, "ask": 1, "chat": 2}
+    order = {"paint": 0, "ask": 1, "chat": 2, "think": 3}
     numbered = sorted(enumerate(prompts), key=lambda pair: order[pair[1].task])
     for number, prompt in numbered:
         picture = pictures[number % len(pictures)] if pictures else None
@@ -93,11 +96,26 @@ def trajectories(model: Model, prompts: Sequence[Prompt], kept: int, seed: int =
     return states
 
 
+def thinks(model: Model) -> bool:
+    """Whether a model writes a thought that it can draw from."""
+    return model.bundle.image is not None and _thought(model, "a cat left of a car", 0) is not None
+
+
+def _thought(model: Model, text: str, seed: int) -> str | None:
+    try:
+        return model.paint(text, seed=seed, think=True).thought
+    except Error:  # no room for one
+        return None
+
+
 def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, seed: int) -> tuple[list[State], Ints | None]:
     special, overheard = model.vocabulary.special, Overheard(model.denoiser)
-    if prompt.task == "paint":
-        count, image = model.codec.grid**2, model.image_defaults
-        ids = paint_prompt(model.tokenizer.encode(prompt.text), special)
+    if prompt.task in ("paint", "think"):
+        count, image, text = model.codec.grid**2, model.image_defaults, model.tokenizer.encode(prompt.text)
+        thought = _thought(model, prompt.text, seed) if prompt.task == "think" else None
+        ids = paint_prompt(text, special)
+        if thought is not None:
+            ids = thought_prompt(text, model.tokenizer.encode(with_tags(thought)), special)
         nothing = paint_prompt([], special) if image.guidance > 0 else None
         every = np.ones(count, dtype=bool)
         canvas = image_canvas(ids, np.zeros(count), every, model.vocabulary, unconditional_prompt=nothing)
@@ -109,9 +127,9 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
     else:
         before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
         row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
-        text = replace(model.text_defaults, cache="none")
-        canvas = text_canvas(row, text.answer_length, special, guided=text.guidance > 0)
-        steps = decode_text(overheard, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
+        chosen = replace(model.text_defaults, cache="none")
+        canvas = text_canvas(row, chosen.answer_length, special, guided=chosen.guidance > 0)
+        steps = decode_text(overheard, canvas, chosen, PhiloxSampler(seed, chosen.temperature, canvas.start))
     states = []
     for step in steps:
         assert overheard.call is not None

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 import mmada_lite
 from mmada_lite.bench import record
 from mmada_lite.bench.rivals import rivals
-from mmada_lite.bench.trajectories import Answers, compare, trajectories
+from mmada_lite.bench.trajectories import Answers, compare, thinks, trajectories
 from mmada_lite.bundle import Bundle
 from mmada_lite.denoiser import Denoiser
 from mmada_lite.errors import Error
+from mmada_lite.model import Model
 from mmada_lite.quant.convert import Request, quantize_model
-from mmada_lite.quant.prompts import NEEDED, Prompt, built_in
+from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, Task, built_in
 
 FORMATS = ("fp16", "int8", "int8-b64", "int4-b32", "int4-b64", "int4-b128", "int4-b32-asym", "int4-b64-asym", "int4-b128-asym")
 METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq", "rotate+gptaq")
@@ -62,7 +63,7 @@ class Row:
 def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states: int = 4, threads: int = 1) -> list[Row]:
     """The rows of bundles of one model, told against the bundle `reference` (fp32, or the finest there is)."""
     model = mmada_lite.load(reference, device="cpu", threads=threads)
-    asked = fresh_prompts(prompts, pictures=model.bundle.image is not None)
+    asked = fresh_prompts(prompts, tasks_of(model))
     followed = trajectories(model, asked, states)
     loaded = {str(path): mmada_lite.load(path, device="cpu", threads=threads) for path in bundles}
     for path, other in loaded.items():
@@ -73,10 +74,17 @@ def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states
     return [row(name, found[name], sizes[name], weights, asked) for name in loaded]
 
 
-def fresh_prompts(count: int, pictures: bool = True, seeds: int = 8) -> list[Prompt]:
+def tasks_of(model: Model) -> tuple[Task, ...]:
+    """What a model can be asked."""
+    if model.bundle.image is None:
+        return ("chat",)
+    return TASKS if thinks(model) else NEEDED
+
+
+def fresh_prompts(count: int, tasks: Sequence[Task] = NEEDED, seeds: int = 8) -> list[Prompt]:
     """`count` of each task; what is painted and said, calibration with any seed below `seeds` never sees."""
     found: list[Prompt] = []
-    for task in NEEDED if pictures else ("chat",):
+    for task in tasks:
         known = {prompt.text for seed in range(seeds) for prompt in built_in(task, 64, seed)} if task != "ask" else set()
         found += [prompt for prompt in built_in(task, 20 * count, 0x7E57) if prompt.text not in known][:count]
     return found
@@ -217,7 +225,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict
             missing[name] = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
             continue
         candidates[name], sizes[name] = rival.denoiser, rival.bytes
-    asked = fresh_prompts(options.prompts, pictures=model.bundle.image is not None)
+    asked = fresh_prompts(options.prompts, tasks_of(model))
     states = trajectories(model, asked, options.states)
     _say(f"{len(candidates)} candidates on {len(states)} states of {len(asked)} prompts")
     found = compare(model.denoiser, candidates, states, len(asked))

@@ -10,10 +10,10 @@ import pytest
 
 import mmada_lite
 from mmada_lite.bench.trajectories import State, answer, compare, log_softmax, trajectories, written_tokens
-from mmada_lite.bench.truth import Row, against, difference, fresh_prompts, interval, main, plot, requests, table
+from mmada_lite.bench.truth import Row, against, difference, fresh_prompts, interval, main, plot, requests, table, tasks_of
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.quant.prompts import NEEDED, Prompt, built_in
+from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, built_in
 
 PROMPTS = [Prompt("chat", "hello"), Prompt("paint", "a cat"), Prompt("ask", "what is this?"), Prompt("paint", "a red apple")]
 
@@ -35,6 +35,20 @@ def test_states_are_those_of_decoding(model: mmada_lite.Model, states: list[Stat
     for state in states:
         assert state.written.any()
         assert (state.windows[0].tokens[0, state.windows[0].rows[0]] == mask).all()
+
+
+def test_what_is_drawn_from_a_thought_is_told_apart(model: mmada_lite.Model) -> None:
+    """The packaged model thinks, random weights do not."""
+    known = mmada_lite.load(device="cpu", threads=1)
+    assert (tasks_of(known), tasks_of(model)) == (TASKS, NEEDED)
+    prompt = Prompt("think", "a cat left of a car")
+    followed = trajectories(known, [prompt, Prompt("paint", "a cat")], 4)
+    assert [(state.prompt, state.task, state.head) for state in followed[-4:]] == [(0, "think", "image")] * 4
+    row = followed[-1].windows[0].tokens[0].tolist()
+    assert row[0] == known.vocabulary.special.r2i
+    assert "left cat, right car" in known.tokenizer.decode(row[: row.index(known.vocabulary.special.soi)])
+    plain = trajectories(model, [prompt], 4)
+    assert plain[0].windows[0].tokens[0, 0] == model.vocabulary.special.t2i
 
 
 def test_what_is_written_is_what_decoding_wrote(model: mmada_lite.Model) -> None:
