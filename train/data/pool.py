@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -174,11 +176,18 @@ def extend_pool(
         for number, file in left.items():
             write_shard(file, kind, icons, model, count, number, signs, asked)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
-        jobs = [
-            pool.submit(write_shard, file, kind, icons, model, count, number, signs, asked) for number, file in left.items()
-        ]
+    with tempfile.TemporaryDirectory() as shared:
+        given = (
+            Path(shared) / "given.pickle"
+        )  # once, by a file: sent with every job, it would hang where a process ends as it is read
+        given.write_bytes(pickle.dumps((icons, model, signs)))
+        _share_out(folder, kind, given, count, left, asked, workers)
+
+
+def _share_out(folder: Path, kind: Kind, given: Path, count: int, left: Mapping[int, Path], asked: bool, workers: int) -> None:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(given,)) as pool:
         try:
+            jobs = [pool.submit(_make_shard, file, kind, count, number, asked) for number, file in left.items()]
             for job in as_completed(jobs):
                 job.result()
         except BrokenProcessPool as fault:
@@ -188,6 +197,16 @@ def extend_pool(
             ) from fault
 
 
-def _start_worker() -> None:
+_given: tuple[NDArray[np.uint8], MagViT, NDArray[np.uint8] | None]  # of a process that makes shards: icons, model, signs
+
+
+def _start_worker(given: Path) -> None:
+    global _given
+    _given = pickle.loads(given.read_bytes())
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def _make_shard(file: Path, kind: Kind, count: int, number: int, asked: bool) -> None:
+    icons, model, signs = _given
+    write_shard(file, kind, icons, model, count, number, signs, asked)
