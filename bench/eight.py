@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> Found:
     except OSError as fault:
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
     asked = {name: value for name, value in vars(options).items() if name in ("layers", "steps", "cache", "prompts")}
-    done = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {"asked": asked}
+    done = _done(state) if state.is_file() else {"asked": asked}
     if done.pop("asked") != asked:
         raise Error(f"{state} is of a run with other options; give another --work, or remove it")
     for name in options.only or made:
@@ -134,6 +134,17 @@ def measure(options: argparse.Namespace) -> Found:
             _write(state, {"asked": asked, **done})
     whole = options.layers == LAYERS
     return {name: judged(name, done[name], whole) for name in made if name in done}
+
+
+def _done(state: Path) -> Found:
+    """What an earlier run kept."""
+    try:
+        done = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise Error(f"{state} cannot be read ({fault}); remove it, or give another --work") from fault
+    if not isinstance(done, dict) or "asked" not in done:
+        raise Error(f"{state} is not what `bench eight` keeps; remove it, or give another --work")
+    return done
 
 
 def judged(part: str, found: Found, whole: bool) -> Found:
@@ -171,12 +182,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone, in this order")
     parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
-    parser.add_argument("--cache", default="dual", help="of the timed answers: none, prefix or dual (default: dual)")
+    parser.add_argument(
+        "--cache",
+        default="dual",
+        choices=("none", "prefix", "dual"),
+        help="of the timed answers: none, prefix or dual (default: dual)",
+    )
     parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
     parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
     options = parser.parse_args(arguments)
     try:
+        if min(options.layers, options.steps, options.prompts, options.threads) < 1:
+            raise Error("--layers, --steps, --prompts and --threads are at least 1")
         found = measure(options)
     except Error as fault:
         print(f"mmada-lite: {fault}", file=sys.stderr)

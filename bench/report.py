@@ -135,12 +135,23 @@ def records(files: Sequence[Path]) -> list[Record]:
     found: list[Record] = []
     for file in files:
         try:
-            found.append(record.load(file))
+            found.append(_readable(record.load(file), file))
         except record.NoRecord as fault:
             if file == files[-1] and not found:
                 raise
             print(f"passed over: {fault}", file=sys.stderr)
     return found
+
+
+def _readable(each: Record, file: Path) -> Record:
+    """A record whose rows hold what the page shows of them."""
+    try:
+        page([each])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+        raise Error(
+            f"{file}: its rows are not those of bench {each['bench']} ({type(fault).__name__}: {fault}); measure it again"
+        ) from fault
+    return each
 
 
 def main(argv: Sequence[str] | None = None) -> int:

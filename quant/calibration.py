@@ -88,12 +88,11 @@ def collect(
     """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew. A model
     that answers the first of the prompts to think about without a thought is asked no more of those."""
     rng = np.random.default_rng([calibration.seed, 0xCA11])
-    tasks: tuple[Task, ...] = ("paint", "ask", "chat", "think") if reader.codes else ("chat",)
-    chosen = {task: _chosen(prompts, task, calibration) for task in tasks}
+    chosen = prompts_asked(prompts, calibration, pictures=reader.codes > 0)
     total, done = sum(map(len, chosen.values())), 0
     pictures: list[Ints] = []
     samples: list[Sample] = []
-    for task in tasks:
+    for task in chosen:
         for number, prompt in enumerate(chosen[task]):
             picture = pictures[number % len(pictures)] if pictures else np.zeros(reader.codes, np.int64)
             found: list[Sample] = []
@@ -108,6 +107,12 @@ def collect(
             if progress:
                 progress(done, total)
     return samples
+
+
+def prompts_asked(prompts: list[Prompt] | None, calibration: Calibration, *, pictures: bool) -> dict[Task, list[Prompt]]:
+    """What a model is asked, task by task in this order: of those given, or built in. Raises Error where a task has none."""
+    tasks: tuple[Task, ...] = ("paint", "ask", "chat", "think") if pictures else ("chat",)
+    return {task: _chosen(prompts, task, calibration) for task in tasks}
 
 
 def position_weights(left: Ints, steps: int, weighting: Weighting) -> Floats:

@@ -78,9 +78,10 @@ def quantize_model(
     if not method.calibrated:
         return _written(checkpoint, folded if method.rotate else checkpoint.tensors, method, None, forms, output, force, report)
     from mmada_lite.quant.calibrated import find_codes
-    from mmada_lite.quant.calibration import Calibration
+    from mmada_lite.quant.calibration import Calibration, prompts_asked
 
-    Calibration(request.prompts, request.steps)  # refused before there is a work folder
+    calibration = Calibration(request.prompts, request.steps)  # this and the prompts are refused before there is a work folder
+    prompts_asked(given, calibration, pictures=bool(checkpoint.image))
     place = request.work or output.absolute().with_name(f".{output.name}.quantizing")
     work = Work(place, _key(source, checkpoint, request, given))
     find_codes(checkpoint, folded, method, forms, work, request, given, report)

@@ -137,3 +137,13 @@ def test_layers_are_timed_by_their_progress(tiny_checkpoint: Path, tiny_bundle: 
 def test_it_is_one_of_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["bench", "--help"]) == 0
     assert "eight" in capsys.readouterr().out
+
+
+def test_what_cannot_be_gone_on_from_is_said(planted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, said in (('{"asked": {', "cannot be read"), ("[1]", "is not what `bench eight` keeps")):
+        (tmp_path / "eight.json").write_text(text)
+        assert main(["--work", str(tmp_path)]) == 2
+        assert f"eight.json {said}" in capsys.readouterr().err
+    assert main(["--work", str(tmp_path / "new"), "--steps", "0"]) == 2
+    assert "--threads are at least 1" in capsys.readouterr().err
+    assert (planted, (tmp_path / "new").exists()) == ([], False)

@@ -443,3 +443,11 @@ def test_a_bundle_decodes_the_prompts_for_a_checkpoint_too_large(
         quantize_model(tiny_checkpoint, tmp_path / "b", SMALL)
     recorded = Request(format="int4-b32", method="gptq", prompts=1, steps=1, record_with=tiny_bundle)
     Bundle.open(quantize_model(tiny_checkpoint, tmp_path / "b", recorded), verify="full")
+
+
+def test_prompts_that_lack_a_task_leave_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Error, match="there is no prompt for paint among those given; calibration needs all of chat, ask, paint"
+    ):
+        quantize_model(tiny_checkpoint, tmp_path / "b", SMALL, given=[Prompt("think", "a cat left of a car")])
+    assert not list(tmp_path.iterdir())

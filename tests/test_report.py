@@ -179,3 +179,12 @@ def test_the_command_writes_the_page_whole(tmp_path: Path, capsys: pytest.Captur
     assert "cannot be written" in capsys.readouterr().err
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".html"}
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_record_without_what_its_benchmark_writes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.json"
+    for each in (record("eight", [], [{}]), record("latency", [], [{"parts": {}}], shape="s")):
+        file.write_text(json.dumps(each))
+        assert report.main([str(file), "-o", str(tmp_path / "r.html")]) == 2
+        assert f"r.json: its rows are not those of bench {each['bench']}" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()

@@ -177,9 +177,7 @@ def extend_pool(
             write_shard(file, kind, icons, model, count, number, signs, asked)
         return
     with tempfile.TemporaryDirectory() as shared:
-        given = (
-            Path(shared) / "given.pickle"
-        )  # once, by a file: sent with every job, it would hang where a process ends as it is read
+        given = Path(shared) / "given.pickle"  # sent with every job it could hang for ever where a process is ended
         given.write_bytes(pickle.dumps((icons, model, signs)))
         _share_out(folder, kind, given, count, left, asked, workers)
 
