@@ -28,6 +28,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Seen = Literal["masked", "unmasked"]
 Progress = Callable[[int, int], None]  # prompts decoded, prompts in all
+_MOST = 10_000  # prompts of a task, and steps of each
 _LONGEST_ANSWER = 64  # tokens decoded for calibration; the 8B model's own default would take an hour a prompt on a CPU
 
 
@@ -56,6 +57,11 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.steps < 1:
             raise Error(f"calibration on {self.prompts} prompts and {self.steps} steps of each sees nothing; use 1 or more")
+        if max(self.prompts, self.steps) > _MOST:
+            raise Error(
+                f"calibration on {self.prompts} prompts and {self.steps} steps of each is more than a machine decodes; "
+                f"use {_MOST} at most"
+            )
 
 
 @dataclass(frozen=True, slots=True)

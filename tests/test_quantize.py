@@ -451,3 +451,9 @@ def test_prompts_that_lack_a_task_leave_nothing(tiny_checkpoint: Path, tmp_path:
     ):
         quantize_model(tiny_checkpoint, tmp_path / "b", SMALL, given=[Prompt("think", "a cat left of a car")])
     assert not list(tmp_path.iterdir())
+
+
+def test_more_prompts_than_can_be_decoded_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="is more than a machine decodes; use 10000 at most"):
+        quantize_model(tiny_checkpoint, tmp_path / "b", replace(SMALL, prompts=10**9))
+    assert not list(tmp_path.iterdir())
