@@ -76,10 +76,22 @@ def test_the_stages_run_in_order_and_go_on(place: Path, capsys: pytest.CaptureFi
 def test_what_a_gpu_wants_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
     monkeypatch.setattr(Block, "compile", lambda self, dynamic: compiled.append(dynamic))
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, sys.executable)
     assert train(place, "one", "--rows", "3", "--workers", "1", "--compile") == 0
     assert compiled
     assert all(compiled)
     assert trained_weights(place / "stage-one")[1] == 2
+
+
+def test_compiling_without_a_compiler_is_told_before_it_begins(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, "no-such-compiler")
+    line = fails(capsys, place, "one", "--compile")
+    assert "--compile needs no-such-compiler, which is not here" in line
+    assert not (place / "stage-one").exists()
 
 
 @pytest.mark.parametrize("kind", ["single", "scene"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -147,10 +148,24 @@ def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, argument
     from mmada_lite.train.stages import STAGES, train_stage
 
     if arguments.compile:
-        for block in model.transformer.blocks:
-            block.compile(dynamic=True)
+        _compile(model)
     settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups), arguments.rows)
     train_stage(model, sequences, folder, settings, workers=arguments.workers)
+
+
+def _compile(model: MMaDA) -> None:
+    """torch.compile for every block. Raises Error where the compiler that torch will call is not there."""
+    import torch
+
+    on_cpu = "clang++" if sys.platform == "darwin" else "g++"
+    variable, usual = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", (on_cpu,))
+    names = (os.environ[variable],) if os.environ.get(variable) else usual
+    if not any(shutil.which(name) for name in names):
+        raise Error(
+            f"--compile needs {' or '.join(names)}, which is not here: install it, set {variable}, or leave --compile out"
+        )
+    for block in model.transformer.blocks:
+        block.compile(dynamic=True)
 
 
 def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
@@ -309,7 +324,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0,
         help="pool: processes that make shards; one, two: that make batches for a GPU (%(default)s)",
     )
-    parser.add_argument("--compile", action="store_true", help="one, two: torch.compile for the blocks: a minute, then faster")
+    parser.add_argument(
+        "--compile", action="store_true", help="one, two: torch.compile for the blocks, with g++: a minute, then faster"
+    )
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--asked", action="store_true", help="pool: more single things to be asked about, none to be drawn")
     parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
