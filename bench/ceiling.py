@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from mmada_lite.bench.arguments import require_counts, require_seconds
 from mmada_lite.bench.cost import Rates
 from mmada_lite.bench.linears import Random, opened
 from mmada_lite.bench.record import record, save, spread
 from mmada_lite.bench.synthetic import SIZES, size_named
 from mmada_lite.bundle import Architecture
-from mmada_lite.errors import Error
 from mmada_lite.export.graph import CONTRIB, Graph, WeightFile
 from mmada_lite.sessions import choose_device, open_session, usable_cores
 
@@ -259,9 +259,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/ceiling.json in a checkout)")
     words = sys.argv[1:] if words is None else words
     options = parser.parse_args(words)
+    require_counts(options, "threads", "tokens", "rounds")
+    require_seconds(options, "slice")
     effort = QUICK if options.quick else Effort(options.rounds, options.slice)
-    if min(options.threads) < 1 or min(options.tokens) < 1 or effort.rounds < 1:
-        raise Error("--threads, --tokens and --rounds are numbers of at least 1")
     rows: list[Row] = []
     for name in options.shapes:
         for threads in options.threads:

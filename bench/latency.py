@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmada_lite.bench import ceiling
+from mmada_lite.bench.arguments import require_counts
 from mmada_lite.bench.latency_cases import TASKS, Bench, Case
 from mmada_lite.bench.latency_runs import Row, Stand, Variant, apart, doublings, measured, shares
 from mmada_lite.bench.record import default_output, record, save, spread
@@ -27,7 +28,6 @@ from mmada_lite.bench.synthetic import SIZES, cached_bundle
 from mmada_lite.bench.timed import forget_peak, peak
 from mmada_lite.bundle import Bundle
 from mmada_lite.cache import POLICIES
-from mmada_lite.errors import Error
 from mmada_lite.model import embedded_bundle
 from mmada_lite.opening import open_graph
 from mmada_lite.sessions import choose_device, usable_cores
@@ -176,6 +176,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     effort = ceiling.QUICK if options.quick else ceiling.Effort(rounds=3)
     rounds = 1 if options.quick else options.rounds
     found = bundles(options)
+    for bundle in found.values():
+        list(cases(Bench.of(bundle), options))  # what cannot be decoded is told before the ceiling is measured
     rows: list[Row] = []
     opening: list[tuple[Bundle, str, int, list[Row]]] = []
     tops: list[Row] = []
@@ -209,9 +211,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     options = parser().parse_args(words)
-    counts = (*options.threads, *options.settle, options.rounds, options.image_steps)
-    if min(*counts, options.blocks or 1, options.prompt or 1) < 1:
-        raise Error("--threads, --rounds, --blocks, --prompt, --settle and --image-steps are numbers of at least 1")
+    lengths_of = ("prompt", "answer", "block", "blocks", "forwards")
+    require_counts(options, "threads", "rounds", "steps", "settle", "image-steps", *lengths_of)
     found = measure(options)
     rows = found.pop("rows")
     content = record("latency", words, rows, quick=options.quick, **found)

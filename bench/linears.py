@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from mmada_lite.bench.arguments import require_counts, require_seconds
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Form, Weight, linear, linear_bytes
 from mmada_lite.quant.formats import format_named
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slice", type=float, default=0.05, help="seconds of one turn (default 0.05)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
+    require_counts(options, "shape", "tokens", "rounds", "threads")
+    require_seconds(options, "slice")
     inputs, columns = options.shape
     source, found = Random(columns, inputs), {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmada_lite import __version__
+from mmada_lite.bench.arguments import require_counts
 from mmada_lite.cache import KeyValues
 from mmada_lite.canvas import Canvas, image_canvas, text_canvas
 from mmada_lite.decoding import Step, decode_image, decode_text
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s, after one to warm up")
     arguments = parser.parse_args(argv)
     try:
+        require_counts(arguments, "codes", "picture-steps", "answer-length", "prompt", "layers", "width", "rounds")
         rows = [*_pictures(arguments), *_texts(arguments)]
     except Error as error:
         print(f"mmada-lite: {error}", file=sys.stderr)

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 
 from mmada_lite.bench import record, sides
+from mmada_lite.bench.arguments import require_counts
 from mmada_lite.bench.reference import torch_logits
 from mmada_lite.bench.sides import Plan, Side, Work
 from mmada_lite.bench.synthetic import SIZES, Size, size_named
 from mmada_lite.errors import Error
+from mmada_lite.export import recipe
 from mmada_lite.sessions import usable_cores
 from mmada_lite.train.loop import fast_type
 
@@ -166,6 +168,8 @@ def threads_of_torch(count: int) -> Iterator[None]:
 
 def measure(options: argparse.Namespace, argv: Sequence[str], work: Path) -> dict[str, Any]:
     size = size_named(options.shape)
+    for precision in (*options.precisions, options.decode):
+        recipe.recipe(precision)  # an unknown one is told before a model is made
     plan = Plan.of(size)
     tasks = options.only or plan.tasks
     for task in tasks:
@@ -207,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = build_parser().parse_args(words)
     try:
-        if min(options.rounds, options.steps, options.threads) < 1:
-            raise Error("--rounds, --steps and --threads are whole numbers of at least 1")
+        require_counts(options, "rounds", "steps", "threads")
         with tempfile.TemporaryDirectory() as scratch:
             content = measure(options, words, options.work or Path(scratch))
         saved = record.save(content, options.output)

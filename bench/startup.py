@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmada_lite import __version__
+from mmada_lite.bench.arguments import require_counts
 
 
 def once(folder: Path, seed: int) -> dict[str, float]:
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=7, help="counted runs, after one warm-up (default 7)")
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON here")
     options = parser.parse_args(argv)
+    require_counts(options, "runs")
     with tempfile.TemporaryDirectory() as folder:
         runs = [once(Path(folder), seed) for seed in range(options.runs + 1)][1:]
     result: dict[str, object] = {

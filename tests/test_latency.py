@@ -207,9 +207,35 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
 
 
 def test_a_count_that_cannot_be_is_refused_before_anything_is_measured() -> None:
-    for words in (["--settle", "0"], ["--threads", "0"], ["--blocks", "-1"]):
-        with pytest.raises(Error, match="numbers of at least 1"):
+    for words in (["--settle", "0"], ["--threads", "0"], ["--blocks", "-1"], ["--answer", "0"], ["--forwards", "32", "0"]):
+        with pytest.raises(Error, match=f"{words[0]} {words[-1]} cannot be measured; give whole numbers of at least 1"):
             latency.main(["--quick", *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loops", "--rounds", "0"],
+        ["loops", "--codes", "0"],
+        ["loops", "--layers", "-1"],
+        ["linears", "--tokens", "8", "0"],
+        ["linears", "--shape", "0", "5"],
+        ["linears", "--slice", "nan"],
+        ["startup", "--runs", "0"],
+        ["ceiling", "--slice", "-1"],
+        ["ceiling", "--tokens", "0"],
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mmada-lite: {words[1]} {words[-1] if words[1] != '--shape' else 0} cannot be measured; give ")
+
+
+def test_what_cannot_be_decoded_is_told_before_the_ceiling_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "apart", lambda *_: pytest.fail("the ceiling was measured"))
+    with pytest.raises(Error, match="do not fit into the"):
+        latency.main(["--quick", "--prompt", "100000"])
 
 
 def test_the_peak_is_counted_anew() -> None:

@@ -139,6 +139,7 @@ def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch
         (["--shape", "huge"], "no shape is called 'huge'"),
         (["--rounds", "0"], "at least 1"),
         (["--precisions", "int9"], "no precision is called 'int9'"),
+        (["--decode", "0"], "no precision is called '0'"),
     ],
 )
 def test_faults_are_one_line(work: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
