@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmada_lite.bench.arguments import require_counts
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, dict]]:
     from mmada_lite.bench.against import losses, tasks_table, trajectories_table
     from mmada_lite.bench.truth import against, plot
 
-    if arguments.prompts < 1 or arguments.states < 1:
-        raise Error(f"--prompts {arguments.prompts} and --states {arguments.states} show nothing; use 1 or more")
+    require_counts(arguments, "prompts", "states", "threads")
     for path in (arguments.against, *arguments.subject):
         if not (path / "bundle.json").is_file():
             raise Error(f"{path} is no bundle; make one with mmada-lite export CHECKPOINT -o BUNDLE --precision fp32")

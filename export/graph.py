@@ -110,10 +110,20 @@ class Graph:
         """Declare a value, made by `op(..., to=name)`, as an output."""
         self._outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(axes)))
 
-    def op(self, kind: str, *inputs: str, attributes: Mapping[str, Any] | None = None, to: str = "", domain: str = "") -> str:
-        """Add a node with one output and return the output's name: `to`, or a fresh one."""
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        attributes: Mapping[str, Any] | None = None,
+        to: str = "",
+        domain: str = "",
+        unused: int = 0,
+    ) -> str:
+        """Add a node and return the name of its output, `to` or a fresh one. `unused` further outputs, which kernels of the
+        operator insist on, are made and read by nothing."""
         to = to or self._fresh(kind)
-        self._nodes.append(helper.make_node(kind, list(inputs), [to], name=to, domain=domain, **(attributes or {})))
+        outputs = [to, *(f"{to}_unused_{number}" for number in range(unused))]
+        self._nodes.append(helper.make_node(kind, list(inputs), outputs, name=to, domain=domain, **(attributes or {})))
         self._domains.add(domain)
         return to
 

@@ -145,10 +145,17 @@ def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) ->
     return graph.op("Mul", rows, graph.op("Gather", units, tokens), to=to)
 
 
-def attention(graph: Graph, query: str, keys: str, values: str, form: Form) -> str:
-    """query [B, H, Q, Hd], keys and values [B, Hkv, L, Hd] -> [B, H, Q, Hd], every query seeing every key, in the form's
-    computed type. TensorRT has kernels for half precision alone."""
-    given = [query, keys, values]
+def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], form: Form) -> str:
+    """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd] -> [B, H, Q, Hd], every query
+    seeing every key, in the form's computed type.
+
+    For CPUs alone the operator joins past and window itself, on all cores: 8% of a forward of 32 tokens over a past of 1,122
+    at size S. Elsewhere they are joined before it; TensorRT has kernels for half precision alone.
+    """
+    if _kind(form) == "integer":
+        return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0}, unused=2)
+    joined = (graph.op("Concat", kept, own, attributes={"axis": 2}) for kept, own in zip(past, (key, value), strict=True))
+    given = [query, *joined]
     if form.target != "tensorrt" or form.computed == "float16":
         return graph.op("Attention", *given, attributes={"is_causal": 0})
     halves = [graph.op("Cast", value, attributes={"to": _HALF}) for value in given]

@@ -73,11 +73,10 @@ class _Block:
         return self.graph.op("Add", x, lowering.widen(self.graph, change, self.form))
 
     def _attend(self, query: str, key: str, value: str) -> str:
-        """query [B, H, Q, Hd]; keys and values: the past, then the window -> [B, Q, D]. Grouped heads repeat
-        consecutively."""
-        keys = self.graph.op("Concat", f"past_key_{self.layer}", key, attributes={"axis": 2})
-        values = self.graph.op("Concat", f"past_value_{self.layer}", value, attributes={"axis": 2})
-        mixed = lowering.attention(self.graph, query, keys, values, self.form)
+        """query [B, H, Q, Hd], key and value [B, Hkv, W, Hd] of the window, which follow the past -> [B, Q, D]. Grouped heads
+        repeat consecutively."""
+        past = f"past_key_{self.layer}", f"past_value_{self.layer}"
+        mixed = lowering.attention(self.graph, query, key, value, past, self.form)
         return self.graph.op(
             "Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1)
         )

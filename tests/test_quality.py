@@ -135,7 +135,8 @@ def test_what_is_along_decodings_needs_neither_icons_nor_a_judge(place: Path, ca
         ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
         ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),
         ("checkpoint", ("--against", "nowhere"), "nowhere is no bundle"),
-        ("checkpoint", ("--against", "nowhere", "--prompts", "0"), "show nothing"),
+        ("checkpoint", ("--against", "nowhere", "--prompts", "0"), "--prompts 0 cannot be measured"),
+        ("checkpoint", ("--against", "nowhere", "--threads", "0"), "--threads 0 cannot be measured"),
     ],
 )
 def test_faults_are_one_line(

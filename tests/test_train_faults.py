@@ -273,7 +273,9 @@ def test_a_judge_of_other_concepts_is_refused(tmp_path: Path) -> None:
         Judge.load(tmp_path)
 
 
-NUMBERS = [(f"--{name}", 1) for name in ("threads", "shards", "rows", "prompts", "copies")] + [("--seed", 0), ("--workers", 0)]
+NUMBERS = [(f"--{name}", 1) for name in ("threads", "shards", "rows", "prompts", "copies")] + [
+    (f"--{name}", 0) for name in ("steps", "seed", "workers")
+]
 
 
 @pytest.mark.parametrize(("option", "least"), NUMBERS)

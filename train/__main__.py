@@ -19,7 +19,7 @@ from mmada_lite.settings import plain
 from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
 ROLES = ("train", "validation", "test")
-LEAST = {"seed": 0, "threads": 1, "shards": 1, "rows": 1, "workers": 0, "prompts": 1, "copies": 1}  # of options
+LEAST = {"steps": 0, "seed": 0, "threads": 1, "shards": 1, "rows": 1, "workers": 0, "prompts": 1, "copies": 1}  # of options
 
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
