@@ -25,4 +25,4 @@ def test_tokens_are_those_of_the_rows_and_smaller_steps_have_fewer(capsys: pytes
 
 def test_what_cannot_be_decoded_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert loops.main([*SMALL, "--answer-length", "0"]) == 2
-    assert "answer_length" in capsys.readouterr().err
+    assert "--answer-length 0 cannot be measured" in capsys.readouterr().err
