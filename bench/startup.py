@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="also write the JSON here")
     options = parser.parse_args(argv)
     require_counts(options, "runs")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be made is told before the runs
     with tempfile.TemporaryDirectory() as folder:
         runs = [once(Path(folder), seed) for seed in range(options.runs + 1)][1:]
     result: dict[str, object] = {

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except OSError as error:
         return _complain(_explain(error), 2)
+    except MemoryError as error:
+        return _complain(f"out of memory ({str(error) or 'no more is to be had'}); ask for smaller sizes or counts", 2)
     except UnicodeEncodeError as error:
         return _complain(f"standard output is {error.encoding} and cannot show the answer; set PYTHONUTF8=1, or use --json", 2)
 

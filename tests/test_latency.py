@@ -11,7 +11,7 @@ import pytest
 from conftest import MockDenoiser
 
 from mmada_lite import cli
-from mmada_lite.bench import ceiling, latency, latency_runs, operators, record
+from mmada_lite.bench import ceiling, latency, latency_runs, operators, record, startup
 from mmada_lite.bench.latency_cases import Bench
 from mmada_lite.bench.synthetic import SIZES, cached_bundle
 from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
@@ -230,6 +230,27 @@ def test_what_cannot_be_measured_is_one_line(words: list[str], capsys: pytest.Ca
     assert cli.main(["bench", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"mmada-lite: {words[1]} {words[-1] if words[1] != '--shape' else 0} cannot be measured; give ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loops", "--codes", "1" + "0" * 15],
+        ["linears", "--shape", "1" + "0" * 7, "1" + "0" * 7],
+        ["linears", "--tokens", "1" + "0" * 15],
+    ],
+)
+def test_what_no_memory_holds_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmada-lite: out of memory (")
+    assert line.endswith("); ask for smaller sizes or counts")
+
+
+def test_a_place_that_cannot_be_made_is_told_before_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(startup, "once", lambda *_: pytest.fail("a run was made"))
+    assert cli.main(["bench", "startup", "-o", str(tmp_path / "file" / "x.json")]) == 2
 
 
 def test_what_cannot_be_decoded_is_told_before_the_ceiling_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
