@@ -91,6 +91,10 @@ class TimedKeyValues(KeyValues):
         with self.clock.of("copying"):
             return super().behind(past, start, stop, room)
 
+    def shrunk(self, stop: int) -> KeyValues:
+        with self.clock.of("copying"):
+            return super().shrunk(stop)
+
     def picked_behind(self, past: KeyValues, places: NDArray[np.int64], room: Room) -> KeyValues:
         with self.clock.of("copying"):
             return super().picked_behind(past, places, room)

@@ -63,6 +63,9 @@ class BoundKeyValues(KeyValues):
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop, pasts))
         return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
+    def shrunk(self, stop: int) -> KeyValues:
+        return self.without(stop, self.length, Room())
+
     def at(self, places: NDArray[np.int64], room: Room) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         rows, heads = handles[0].shape[:2]

@@ -44,6 +44,11 @@ class KeyValues:
         room.begun(past, length)
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
+    def shrunk(self, stop: int) -> "KeyValues":
+        """Those of the first `stop` positions, moved together in the memory of all, which are not to be read any more: fresh
+        memory costs four times what the copy does."""
+        return KeyValues(tuple(_shrunk(key, stop) for key in self.keys), tuple(_shrunk(value, stop) for value in self.values))
+
     def at(self, places: NDArray[np.int64], room: "Room") -> "KeyValues":
         """Those of the places [B, P] alone: what a window over scattered positions leans on. They stand in `room` until it is
         used again."""
@@ -108,6 +113,14 @@ def _joined(parts: Sequence[Floats], room: Room, number: int, there: int = 0) ->
     into = room.array(number, (rows, heads, there + sum(part.shape[2] for part in parts), size), parts[0].dtype)
     np.concatenate(parts, axis=2, out=into[:, :, there:])
     return into
+
+
+def _shrunk(array: Floats, stop: int) -> Floats:
+    rows, heads, length, size = array.shape
+    flat, step = array.reshape(-1), stop * size  # a copy where the array is not in one piece
+    for number in range(1, rows * heads if stop < length else 1):
+        flat[number * step : (number + 1) * step] = flat[number * length * size :][:step]
+    return flat[: rows * heads * step].reshape(rows, heads, stop, size)
 
 
 def _at(array: Floats, places: NDArray[np.int64], room: Room, number: int) -> Floats:

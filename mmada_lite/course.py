@@ -99,7 +99,7 @@ class Course:
         self.memory = Memory.after(settings.cache, kept, start, self.block.stop, self.end, self.rooms, settings.draft, leant)
         if settings.cache == "prompt" and leant is None:
             first = min(self.canvas.start, start)
-            self.prompt = Memory(tuple(branch.without(first, self.end, Room()) for branch in kept), first, self.end)
+            self.prompt = Memory(tuple(branch.shrunk(first) for branch in kept), first, self.end)
             for room, past in zip(self.rooms, self.prompt.pasts, strict=False):
                 room.begun(past, self.end - self.memory.stop + self.memory.start)  # this block's cut does, later ones will
         self._then, self._thought, self._concludes = None, self._thoughts_over(), False

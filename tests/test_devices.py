@@ -108,6 +108,7 @@ def test_states_and_caches_never_visit_the_host(tiny_bundle: Path) -> None:
             np.asarray(handle)
         with pytest.raises(TypeError):
             np.add(handle, handle)
+    assert kept.shrunk(4).length == 4
     past = kept.without(2, 5, Room())
     assert past.length == 6
     assert all(isinstance(value, Handle) for value in (*past.keys, *past.values))

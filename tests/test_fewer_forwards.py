@@ -107,6 +107,23 @@ def test_a_prompt_that_stands_in_its_room_is_not_copied_again(monkeypatch, more,
     assert rows == [decoded(chosen, prompt)[0] for prompt in prompts(20)]
 
 
+def arrays(each: KeyValues) -> tuple[np.ndarray, ...]:
+    return *each.keys, *each.values
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 9])
+def test_a_prompt_is_kept_in_the_memory_of_the_row(stop: int) -> None:
+    """Cut as any other past is, but without fresh memory."""
+    drawn = np.random.default_rng(0).standard_normal((4, 2, 3, 9, 4)).astype(np.float32)
+    kept = KeyValues(tuple(drawn[:2].copy()), tuple(drawn[2:].copy()))
+    expected = KeyValues(tuple(drawn[:2]), tuple(drawn[2:])).without(stop, 9, Room())
+    found = kept.shrunk(stop)
+    for wanted, own, before in zip(arrays(expected), arrays(found), arrays(kept), strict=True):
+        np.testing.assert_array_equal(own, wanted)
+        assert own.flags.c_contiguous
+        assert np.shares_memory(own, before) == (stop > 0)
+
+
 QUOTAS = (PLAIN, replace(PLAIN, steps=8), replace(PLAIN, steps=11, block_length=5))
 
 

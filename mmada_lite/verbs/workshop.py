@@ -14,6 +14,7 @@ BENCHES: dict[str, str] = {  # each a module of mmada_lite/bench, and what it me
     "synergy": "one joint training against one a task",
     "gallery": "a sheet of what a bundle draws",
     "truth": "what formats and methods of quantization cost, along one trajectory",
+    "bits": "how many bits a weight takes until pictures and text agree with fp32",
     "peers": "the published way in torch, and other engines, against ours, on this machine",
     "frontier": "quality against latency over ways of decoding, on the small model",
     "presets": "what each --speed costs and gains, on the small model",

@@ -1,0 +1,69 @@
+"""How many bits agreement takes: rounding keeps to its grid, more bits agree more, and what reaches an aim is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmada_lite.bench.bits import conclusions, denoiser_of, enough, main, rounded
+from mmada_lite.train.denoiser import TorchDenoiser
+
+
+def test_no_weight_is_off_by_more_than_half_a_step() -> None:
+    weight = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    for bits in (2, 4, 8, 12):
+        made = rounded(weight, bits)
+        for part, back in zip(weight.split(32, dim=1), made.split(32, dim=1), strict=True):
+            step = part.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+            assert ((part - back).abs() <= 0.5001 * step).all()
+            assert max(len(row.unique()) for row in back) <= 2**bits
+        assert not made[2].any()
+
+
+def test_matrices_are_rounded_and_nothing_else(tiny_checkpoint: Path) -> None:
+    plain, made = denoiser_of(tiny_checkpoint, None), denoiser_of(tiny_checkpoint, 4)
+    assert isinstance(plain, TorchDenoiser)
+    assert isinstance(made, TorchDenoiser)
+    changed = {
+        name
+        for (name, before), after in zip(plain.model.named_parameters(), made.model.parameters(), strict=True)
+        if not torch.equal(before, after)
+    }
+    matrices = {name for name, value in plain.model.named_parameters() if value.ndim == 2 and "wte" not in name}
+    assert changed == matrices
+
+
+def _row(bits: int, share: float) -> dict:
+    return {"bits": bits, "tasks": {"paint": {"agreement": (share, share, share)}}}
+
+
+def test_the_fewest_bits_that_stay_above_an_aim_are_named() -> None:
+    rows = [_row(4, 0.80), _row(6, 0.97), _row(8, 0.95), _row(10, 0.985), _row(12, 0.995)]
+    assert (enough(rows, "paint", 0.96), enough(rows, "paint", 0.99), enough(rows, "paint", 0.999)) == (10, 12, None)
+    assert conclusions(rows) == ["paint: 96% from 10 bits on", "paint: 99% from 12 bits on"]
+    assert conclusions(rows[:1])[1] == "paint: 99% at none of these widths"
+
+
+def test_the_command_measures_and_keeps_a_record(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bits.json"
+    assert main([str(tiny_checkpoint), "--bits", "3", "16", "--prompts", "2", "--states", "2", "-o", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [each["bits"] for each in rows] == [3, 16]
+    assert rows[0]["divergence"][0] > 100 * rows[1]["divergence"][0]
+    assert np.isclose(rows[1]["agreement"][0], 1, atol=0.02)
+    assert capsys.readouterr().out.startswith("| bits a weight | all, agreement % |")
+
+
+@pytest.mark.parametrize("words", [["--bits", "1"], ["--bits", "8", "17"], ["--prompts", "0"], ["--states", "-1"]])
+def test_widths_and_counts_that_mean_nothing_are_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), *words, "-o", str(tmp_path / "bits.json")]) == 2
+    assert "each of --bits from 2 to 16" in capsys.readouterr().err
+    assert main([str(tmp_path), "-o", str(tmp_path / "bits.json")]) == 2  # no checkpoint
+    assert not (tmp_path / "bits.json").exists()
