@@ -119,6 +119,18 @@ def test_fp32_in_place_of_bf16_is_said() -> None:
     assert all("bf16 was not run" in each.found for each in ratios)
 
 
+def test_the_faster_form_of_the_reference_is_what_counts() -> None:
+    """Where bf16 is slow, a ratio to it says little."""
+    both = made.peers({}, reference="torch fp32")
+    for row in both["rows"]:
+        if "torch fp32" in row["times"]:
+            row["times"]["torch bf16"] = {"median": 3 * row["times"]["torch fp32"]["median"]}
+    alone, found = verdicts([made.peers({}, reference="torch fp32")]), verdicts([both])
+    assert any("bf16 is slower here" in each.found for each in found)
+    assert [each.met for each in found] == [each.met for each in alone]
+    assert [each.found for each in found] == [each.found.replace("was not run", "is slower here") for each in alone]
+
+
 def test_missing_records_are_named_where_time_is_left() -> None:
     left = [each.left for each in verdicts([made.bad()[0]]) if each.met is False]
     assert any("no record of `bench ceiling`" in text for text in left)
