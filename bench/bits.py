@@ -1,6 +1,6 @@
 """How many bits a weight takes until another model answers like fp32: what no format of fewer bits can be asked for.
 
-    mmada-lite bench bits train/shipped/emoji --bits 4 6 8 9 10 11 12
+    mmada-lite bench bits train/shipped/emoji --bits 4 8 10
 
 Every matrix of the torch model's layers and its head is rounded to the nearest of 2^bits numbers, a float32 scale for 32
 weights; activations, norms and embedding stay in float32. So each row of the table leaves out what a real format adds. All
@@ -32,7 +32,7 @@ from mmada_lite.quant.convert import Request, quantize_model
 from mmada_lite.train.denoiser import TorchDenoiser
 
 Row = Mapping[str, Any]
-BITS = (4, 6, 8, 9, 10, 11, 12)
+BITS = (4, 5, 6, 7, 8, 9, 10, 11, 12)
 BLOCK = 32
 AIMS = (0.96, 0.99)  # of agreement: what is asked of four bits and of eight
 
@@ -60,13 +60,13 @@ def denoiser_of(checkpoint: Path, bits: int | None) -> Denoiser:
     return subject.denoiser
 
 
-def enough(rows: Sequence[Row], task: str, aim: float) -> int | None:
-    """The fewest bits of the measured ones from which on all agree at least so much in a task."""
+def enough(shares: Mapping[int, float], aim: float) -> int | None:
+    """The fewest bits of the measured ones from which on the share of agreement is at least so much."""
     least = None
-    for each in sorted(rows, key=lambda one: -one["bits"]):
-        if each["tasks"][task]["agreement"][0] < aim:
+    for bits in sorted(shares, reverse=True):
+        if shares[bits] < aim:
             break
-        least = each["bits"]
+        least = bits
     return least
 
 
@@ -98,20 +98,20 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
-    """For every task and aim, the fewest bits that reach it."""
-    said = []
+    """For everything together, every task and every aim, the fewest bits that reach it."""
+    shares = {"all": {each["bits"]: each["agreement"][0] for each in rows}}
     for task in rows[0]["tasks"]:
-        for aim in AIMS:
-            least = enough(rows, task, aim)
-            said.append(f"{task}: {aim:.0%} from {least} bits on" if least else f"{task}: {aim:.0%} at none of these widths")
-    return said
+        shares[task] = {each["bits"]: each["tasks"][task]["agreement"][0] for each in rows}
+    least = {(task, aim): enough(by_bits, aim) for task, by_bits in shares.items() for aim in AIMS}
+    reached = {key: f"from {bits} bits on" if bits else "at none of these widths" for key, bits in least.items()}
+    return [f"{task}: {aim:.0%} {said}" for (task, aim), said in reached.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="mmada-lite bench bits", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--bits", type=int, nargs="+", default=BITS, help="2 to 16 (default 4 6 8 9 10 11 12)")
+    parser.add_argument("--bits", type=int, nargs="+", default=BITS, help="2 to 16 (default 4 to 12)")
     parser.add_argument("--prompts", type=int, default=30, help="of each task (default 30)")
     parser.add_argument("--states", type=int, default=4, help="of each decoding (default 4)")
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/bits.json in a checkout)")

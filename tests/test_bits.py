@@ -36,15 +36,21 @@ def test_matrices_are_rounded_and_nothing_else(tiny_checkpoint: Path) -> None:
     assert changed == matrices
 
 
-def _row(bits: int, share: float) -> dict:
-    return {"bits": bits, "tasks": {"paint": {"agreement": (share, share, share)}}}
-
-
 def test_the_fewest_bits_that_stay_above_an_aim_are_named() -> None:
-    rows = [_row(4, 0.80), _row(6, 0.97), _row(8, 0.95), _row(10, 0.985), _row(12, 0.995)]
-    assert (enough(rows, "paint", 0.96), enough(rows, "paint", 0.99), enough(rows, "paint", 0.999)) == (10, 12, None)
-    assert conclusions(rows) == ["paint: 96% from 10 bits on", "paint: 99% from 12 bits on"]
-    assert conclusions(rows[:1])[1] == "paint: 99% at none of these widths"
+    shares = {4: 0.80, 6: 0.97, 8: 0.95, 10: 0.985, 12: 0.995}
+    assert (enough(shares, 0.96), enough(shares, 0.99), enough(shares, 0.999)) == (10, 12, None)
+    rows = [
+        {"bits": bits, "agreement": (share + 0.015,), "tasks": {"paint": {"agreement": (share,)}}}
+        for bits, share in shares.items()
+    ]
+    expected = [
+        "all: 96% from 8 bits on",
+        "all: 99% from 10 bits on",
+        "paint: 96% from 10 bits on",
+        "paint: 99% from 12 bits on",
+    ]
+    assert conclusions(rows) == expected
+    assert conclusions(rows[:1])[3] == "paint: 99% at none of these widths"
 
 
 def test_the_command_measures_and_keeps_a_record(
