@@ -44,7 +44,7 @@ def test_the_fewest_bits_that_stay_above_an_aim_are_named() -> None:
         for bits, share in shares.items()
     ]
     expected = [
-        "all: 96% from 8 bits on",
+        "all: 96% from 6 bits on",
         "all: 99% from 10 bits on",
         "paint: 96% from 10 bits on",
         "paint: 99% from 12 bits on",
