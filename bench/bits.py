@@ -52,7 +52,10 @@ def rounded(weight: Tensor, bits: int, block: int = BLOCK) -> Tensor:
 def denoiser_of(checkpoint: Path, bits: int | None) -> Denoiser:
     """The torch model of a checkpoint with its matrices rounded; None: as it is."""
     subject = open_subject(checkpoint)
-    assert isinstance(subject.denoiser, TorchDenoiser), "a checkpoint is a torch model"
+    if not isinstance(subject.denoiser, TorchDenoiser):
+        raise Error(
+            f"{checkpoint} is a bundle, whose matrices are rounded already; name the folder of a checkpoint (config.json)"
+        )
     transformer = subject.denoiser.model.transformer
     matrices = [part for each in transformer.blocks for part in each.children() if isinstance(part, nn.Linear)]
     for matrix in (*matrices, transformer.ff_out) if bits is not None else ():
@@ -117,8 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/bits.json in a checkout)")
     options = parser.parse_args(words)
     try:
-        if min(options.prompts, options.states) < 1 or not all(2 <= bits <= 16 for bits in options.bits):
-            raise Error("--prompts and --states are at least 1, each of --bits from 2 to 16")
+        if not (all(1 <= number <= 1000 for number in (options.prompts, options.states))):
+            raise Error("--prompts and --states are from 1 to 1000")
+        if not all(2 <= bits <= 16 for bits in options.bits):
+            raise Error("each of --bits is from 2 to 16")
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure(options, Path(scratch))
         said = conclusions(rows)

@@ -65,11 +65,15 @@ def test_the_command_measures_and_keeps_a_record(
     assert capsys.readouterr().out.startswith("| bits a weight | all, agreement % |")
 
 
-@pytest.mark.parametrize("words", [["--bits", "1"], ["--bits", "8", "17"], ["--prompts", "0"], ["--states", "-1"]])
-def test_widths_and_counts_that_mean_nothing_are_refused(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", [["--bits", "1"], ["--bits", "8", "17"], ["--prompts", "0"], ["--states", "1001"]])
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path), *words, "-o", str(tmp_path / "bits.json")]) == 2
-    assert "each of --bits from 2 to 16" in capsys.readouterr().err
-    assert main([str(tmp_path), "-o", str(tmp_path / "bits.json")]) == 2  # no checkpoint
-    assert not (tmp_path / "bits.json").exists()
+    output = tmp_path / "bits.json"
+    assert main([str(tmp_path), *words, "-o", str(output)]) == 2
+    assert f"{words[0]}" in capsys.readouterr().err
+    assert main([str(tmp_path), "-o", str(output)]) == 2
+    assert "neither a bundle (bundle.json) nor a checkpoint" in capsys.readouterr().err
+    assert main([str(tiny_bundle), "-o", str(output)]) == 2
+    assert "name the folder of a checkpoint" in capsys.readouterr().err
+    assert not output.exists()
