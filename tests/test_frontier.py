@@ -10,7 +10,7 @@ import torch
 from toys import write_place
 
 from mmada_lite.bench import frontier, measures, policies, presets, record
-from mmada_lite.bench.measures import Timed, alternate, pareto
+from mmada_lite.bench.measures import Timed, alternate, pareto, times
 from mmada_lite.bench.policies import Policy
 from mmada_lite.bench.quality_tasks import TASKS
 from mmada_lite.errors import Error
@@ -72,6 +72,12 @@ def test_none_on_the_frontier_is_beaten(swept: dict) -> None:
             assert not any(
                 other["seconds"]["median"] < row["seconds"]["median"] and other["share"] > row["share"] for other in mine
             )
+
+
+def test_ratios_are_of_turns_and_of_all_their_seconds() -> None:
+    theirs, ours = [[Timed(s, 1, None) for s in each] for each in ((1.0, 2.0, 9.0), (1.0, 1.0, 1.0))]
+    found = times(theirs, ours)
+    assert (found["median"], found["max"], found["whole"]) == (2.0, 9.0, 4.0)
 
 
 def test_pareto_keeps_what_nothing_beats() -> None:
