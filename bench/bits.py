@@ -49,8 +49,8 @@ def rounded(weight: Tensor, bits: int, block: int = BLOCK) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def denoiser_of(checkpoint: Path, bits: int | None) -> Denoiser:
-    """The torch model of a checkpoint with its matrices rounded; None: as it is."""
+def denoiser_of(checkpoint: Path, bits: int) -> Denoiser:
+    """The torch model of a checkpoint with its matrices rounded."""
     subject = open_subject(checkpoint)
     if not isinstance(subject.denoiser, TorchDenoiser):
         raise Error(
@@ -58,8 +58,8 @@ def denoiser_of(checkpoint: Path, bits: int | None) -> Denoiser:
         )
     transformer = subject.denoiser.model.transformer
     matrices = [part for each in transformer.blocks for part in each.children() if isinstance(part, nn.Linear)]
-    for matrix in (*matrices, transformer.ff_out) if bits is not None else ():
-        matrix.weight = nn.Parameter(rounded(matrix.weight.data, bits or 0), requires_grad=False)
+    for matrix in (*matrices, transformer.ff_out):
+        matrix.weight = nn.Parameter(rounded(matrix.weight.data, bits), requires_grad=False)
     return subject.denoiser
 
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/bits.json in a checkout)")
     options = parser.parse_args(words)
     try:
-        if not (all(1 <= number <= 1000 for number in (options.prompts, options.states))):
+        if not all(1 <= number <= 1000 for number in (options.prompts, options.states)):
             raise Error("--prompts and --states are from 1 to 1000")
         if not all(2 <= bits <= 16 for bits in options.bits):
             raise Error("each of --bits is from 2 to 16")

@@ -40,9 +40,9 @@ class Reference:
     logits: Logits
 
 
-def published(checkpoint: Path, subject: Subject) -> Reference:
-    """The torch model of a checkpoint, in bfloat16 where the processor multiplies that. Raises Error where it is of another
-    model, or the published loop cannot divide so."""
+def published(checkpoint: Path, subject: Subject, bf16: bool = False) -> Reference:
+    """The torch model of a checkpoint, in bfloat16 where the processor multiplies that, and elsewhere with `bf16`. Raises Error
+    where it is of another model, or the published loop cannot divide so."""
     other, text = open_subject(checkpoint), subject.text
     if other.vocabulary != subject.vocabulary or not isinstance(other.denoiser, TorchDenoiser):
         raise Error(f"{checkpoint} is no checkpoint of {subject.name}; give the one that it was made from")
@@ -51,7 +51,7 @@ def published(checkpoint: Path, subject: Subject) -> Reference:
             f"the published loop divides exactly, and {text.answer_length} tokens in blocks of {text.block_length} and "
             f"{text.steps} steps do not; leave out --checkpoint"
         )
-    dtype = fast_type(torch.device("cpu"))
+    dtype = torch.bfloat16 if bf16 else fast_type(torch.device("cpu"))
     return Reference(REFERENCES[dtype], torch_logits(other.denoiser.model.to(dtype)))
 
 
@@ -148,7 +148,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 def measure(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     exam = open_exam(options, options.subject)
-    reference = published(options.checkpoint, exam.subject) if options.checkpoint else None
+    reference = published(options.checkpoint, exam.subject, options.bf16) if options.checkpoint else None
     presets, invalid = measures.valid(policies.presets(), exam.subject)
     found = list(rows(exam, presets, reference, options.prompts, options.rounds))
     base = {"text": str(exam.subject.text), "image": str(exam.subject.image)}
@@ -160,6 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmada-lite bench presets", description=__doc__.splitlines()[0])
     parser.add_argument("subject", type=Path, help="a bundle or a checkpoint of the small model")
     parser.add_argument("--checkpoint", type=Path, help="of the same model: the published loops in torch take part")
+    parser.add_argument("--bf16", action="store_true", help="torch in bfloat16 also where the processor lacks its instructions")
     add_exam_options(parser, 400)
     parser.add_argument("--prompts", type=int, default=16, help="that time is measured on (default 16)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is decoded for it (default 3)")

@@ -9,6 +9,7 @@ import torch
 
 from mmada_lite.bench.bits import conclusions, denoiser_of, enough, main, rounded
 from mmada_lite.train.denoiser import TorchDenoiser
+from mmada_lite.train.model import MMaDA
 
 
 def test_no_weight_is_off_by_more_than_half_a_step() -> None:
@@ -24,15 +25,14 @@ def test_no_weight_is_off_by_more_than_half_a_step() -> None:
 
 
 def test_matrices_are_rounded_and_nothing_else(tiny_checkpoint: Path) -> None:
-    plain, made = denoiser_of(tiny_checkpoint, None), denoiser_of(tiny_checkpoint, 4)
-    assert isinstance(plain, TorchDenoiser)
+    plain, made = MMaDA.load(tiny_checkpoint), denoiser_of(tiny_checkpoint, 4)
     assert isinstance(made, TorchDenoiser)
     changed = {
         name
-        for (name, before), after in zip(plain.model.named_parameters(), made.model.parameters(), strict=True)
+        for (name, before), after in zip(plain.named_parameters(), made.model.parameters(), strict=True)
         if not torch.equal(before, after)
     }
-    matrices = {name for name, value in plain.model.named_parameters() if value.ndim == 2 and "wte" not in name}
+    matrices = {name for name, value in plain.named_parameters() if value.ndim == 2 and "wte" not in name}
     assert changed == matrices
 
 

@@ -51,6 +51,14 @@ def named(place: Path) -> dict:
     return record.load(target)
 
 
+def test_the_reference_in_bf16_is_run_where_it_is_asked_for(place: Path) -> None:
+    target = place / "with-bf16-presets.json"
+    given = ["--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
+    assert presets.main(words(place, *given)) == 0
+    names = {row["policy"] for row in record.load(target)["rows"] if row["policy"].startswith("torch")}
+    assert names == {"torch bf16"}
+
+
 def test_every_policy_is_timed_and_examined(swept: dict) -> None:
     for kind, tasks in (("text", frontier.TEXT_TASKS), ("image", measures.PICTURES)):
         mine = [row for row in swept["rows"] if row["kind"] == kind]
