@@ -12,7 +12,7 @@ from toys import config_of, tiny_model
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.sequences import Sequences
-from mmada_lite.train.grow import average, grow
+from mmada_lite.train.grow import average, grow, stack
 from mmada_lite.train.model import MMaDA
 
 
@@ -106,3 +106,16 @@ def test_the_mean_of_runs(toy_sequences: Sequences, toy_tokenizer: Path, tmp_pat
     wider = MMaDA(replace(ours.config, mlp_hidden_size=2 * ours.config.mlp_hidden_size))
     with pytest.raises(Error, match="give --mean-with a checkpoint of the same sizes"):
         average(wider, tmp_path / "other")
+
+
+def test_few_blocks_are_stacked_in_their_order(toy_sequences: Sequences) -> None:
+    """Blocks a, b become a, b, a, b; what is not a block stays; a depth that does not fit is left to be refused."""
+    few = tiny_model(toy_sequences.vocabulary, 2, 32)
+    deep = MMaDA(replace(few.config, n_layers=4))
+    deep.load_state_dict(stack(few.state_dict(), 4), strict=True)
+    for layer, block in enumerate(deep.transformer.blocks):
+        for name, value in block.state_dict().items():
+            assert torch.equal(value, few.transformer.blocks[layer % 2].state_dict()[name])
+    assert torch.equal(deep.transformer.wte.weight, few.transformer.wte.weight)
+    for layers in (2, 3):
+        assert set(stack(few.state_dict(), layers)) == set(few.state_dict())

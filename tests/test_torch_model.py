@@ -116,6 +116,13 @@ def test_rows_and_columns_choose_without_changing(models: dict[str, MMaDA], reco
     chosen = model(tokens, rows=rows).hidden
     for row in range(3):
         torch.testing.assert_close(chosen[row], whole[row, rows[row]], rtol=0, atol=1e-5)
+    states = model(tokens, rows=rows, keep_states=True)
+    torch.testing.assert_close(states.hidden, chosen, rtol=0, atol=1e-5)
+    assert states.states[-1].shape == whole.shape
+    bias = torch.randn(3, 1, tokens.shape[1], tokens.shape[1], generator=torch.Generator().manual_seed(3))
+    given = model(tokens, rows=rows, bias=bias).hidden
+    for row, full in enumerate(model(tokens, bias=bias).hidden):
+        torch.testing.assert_close(given[row], full[rows[row]], rtol=0, atol=1e-5)
     torch.testing.assert_close(model.logits(chosen, slice(246, 374)), model.logits(chosen)[..., 246:374], rtol=0, atol=1e-4)
 
 

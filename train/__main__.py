@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from mmada_lite.atomic import AtomicFolder
 from mmada_lite.errors import Error
 from mmada_lite.settings import plain
-from mmada_lite.train.recipe import SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
+from mmada_lite.train.recipe import LAYERS, SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
 ROLES = ("train", "validation", "test")
-LEAST = {"steps": 0, "seed": 0, "threads": 1, "shards": 1, "rows": 1, "workers": 0, "prompts": 1, "copies": 1}  # of options
+LEAST = {"steps": 0, "seed": 0, "workers": 0} | dict.fromkeys(("threads", "shards", "rows", "prompts", "copies", "layers"), 1)
 
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
@@ -75,6 +75,8 @@ def sharpen(place: Workplace, arguments: argparse.Namespace) -> None:
 
 
 def _train_vq(place: Workplace, model: MagViT, folder: Path, settings: VQSettings) -> None:
+    from accelerate import PartialState
+
     from mmada_lite.train import stage_vq
     from mmada_lite.train.data import emoji
 
@@ -86,7 +88,9 @@ def _train_vq(place: Workplace, model: MagViT, folder: Path, settings: VQSetting
         "validation": stage_vq.validation_pictures(held, 64),
         "train": stage_vq.validation_pictures(concepts, 48),
     }
-    stage_vq.train_vq(model, source, checks, folder, settings).save(folder / "model", "float32")
+    trained = stage_vq.train_vq(model, source, checks, folder, settings)
+    if PartialState().is_main_process:
+        trained.save(folder / "model", "float32")
 
 
 def _lasting(settings: VQSettings, steps: int | None) -> VQSettings:
@@ -125,7 +129,7 @@ def one(place: Workplace, arguments: argparse.Namespace) -> None:
     """Stage one, unified pre-training: train the transformer, or go on where it was stopped."""
     from mmada_lite.train.grow import grow
 
-    model, sequences = _material(place)
+    model, sequences = _material(place, arguments.layers)
     if arguments.start is not None:
         print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
     _stage("one", model, sequences, place.stage_one, arguments)
@@ -140,7 +144,7 @@ def two(place: Workplace, arguments: argparse.Namespace) -> None:
     if arguments.start is not None:
         print(f"{grow(model, place.tokenizer, arguments.start)} text tokens known from {arguments.start}")
     else:
-        load_trained(place.stage_one, model)
+        load_trained(place.stage_one, model, deepen=True)
     _stage("two", model, sequences, place.stage_two, arguments)
 
 
@@ -168,15 +172,15 @@ def _compile(model: MMaDA) -> None:
         block.compile(dynamic=True)
 
 
-def _material(place: Workplace) -> tuple[MMaDA, Sequences]:
+def _material(place: Workplace, layers: int = LAYERS) -> tuple[MMaDA, Sequences]:
     from mmada_lite.train.data.pool import read_pool
     from mmada_lite.train.data.sequences import Sequences
 
-    model, tokenizer, vocabulary = fresh(place.tokenizer)
+    model, tokenizer, vocabulary = fresh(place.tokenizer, layers=layers)
     return model, Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"), read_pool(place.pool, "scene"))
 
 
-def fresh(names: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+def fresh(names: Path, seed: int = 0, layers: int = LAYERS) -> tuple[MMaDA, Tokenizer, Vocabulary]:
     """The small transformer with the first weights of a seed, and the vocabulary that it speaks, of a tokenizer.json."""
     import torch
 
@@ -185,7 +189,7 @@ def fresh(names: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
 
     tokenizer = Tokenizer.from_file(names)
     mask, eos = tokenizer.find("<|mdm_mask|>", -1), tokenizer.find("<|endoftext|>", -1)
-    config = transformer_config(len(tokenizer), mask, eos)
+    config = transformer_config(len(tokenizer), mask, eos, layers)
     torch.manual_seed(seed)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, codebook_size=config.codebook_size, size=config.vocab_size)
     return MMaDA(config), tokenizer, vocabulary
@@ -261,7 +265,7 @@ def export(place: Workplace, arguments: argparse.Namespace) -> None:
     from mmada_lite.train.stages import load_trained
     from mmada_lite.train.vq import MagViT
 
-    model, _, _ = fresh(place.tokenizer)
+    model, _, _ = fresh(place.tokenizer, layers=arguments.layers)
     stage = place.stage(arguments.stage)
     steps = load_trained(stage, model)
     average(model, *arguments.mean_with)
@@ -316,6 +320,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         metavar="TASK=NUMBER",
         help="one, two: groups of these tasks in a batch instead of the recipe's, such as ask=8 paint=0.5",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=LAYERS,
+        help="one: blocks of the transformer; fewer make cheap steps, and two stacks them; export: of that stage (%(default)s)",
     )
     parser.add_argument("--rows", type=int, help="one, two: rows of a group instead of the recipe's; a GPU wants more (128)")
     parser.add_argument(

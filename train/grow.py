@@ -1,17 +1,21 @@
 """A trained model as the start of another: the weights of its blocks, and the rows of embedding and head of every token that
-both vocabularies spell alike and of every image code. And the mean of two runs. Knows no training.
+both vocabularies spell alike and of every image code; a model of few blocks as the start of a deeper one; and the mean of
+several runs. Knows no training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
 import torch
+from torch import Tensor
 
 from mmada_lite.errors import Error
 from mmada_lite.train.model import MMaDA
 
+_BLOCKS = "model.transformer.blocks."
 _TABLES = ("model.transformer.wte.weight", "model.transformer.ff_out.weight")
 
 
@@ -42,6 +46,20 @@ def grow(model: MMaDA, tokenizer: Path, start: Path) -> int:
         target[name][here] = tensor[there]
         target[name][len(new_ids) : len(new_ids) + codes] = tensor[len(old_ids) : len(old_ids) + codes]
     return len(shared)
+
+
+def stack(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights of a model of `layers` blocks from those of one with fewer: its blocks again and again, in their order (depthwise
+    stacking, arXiv 2405.15319). Unchanged where there are as many, or where the one number does not divide the other."""
+    numbers = {int(name.removeprefix(_BLOCKS).partition(".")[0]) for name in weights if name.startswith(_BLOCKS)}
+    few = len(numbers)
+    if not few or few == layers or layers % few:
+        return dict(weights)
+    found = {name: tensor for name, tensor in weights.items() if not name.startswith(_BLOCKS)}
+    for name in set(weights) - set(found):
+        number, _, rest = name.removeprefix(_BLOCKS).partition(".")
+        found |= {f"{_BLOCKS}{layer}.{rest}": weights[name] for layer in range(int(number), layers, few)}
+    return found
 
 
 @torch.no_grad()

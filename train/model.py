@@ -60,6 +60,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tens
     return F.scaled_dot_product_attention(q, keys, values, None if bias is None else bias.to(q.dtype))
 
 
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """Of x [B or 1, W, D] the positions `rows` [B, Q]: [B, Q, D]."""
+    return x.expand(len(rows), -1, -1).gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
 class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -77,11 +82,16 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(mlp, d, bias=False)
 
     def forward(
-        self, x: Tensor, angles: KeyValue, past: KeyValue | None, bias: Tensor | None
-    ) -> tuple[Tensor, KeyValue]:  # x: [B, W, d_model]
+        self, x: Tensor, angles: KeyValue, past: KeyValue | None, bias: Tensor | None, rows: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:  # x: [B, W, d_model]; of the positions `rows` [B, Q], where given, all [B, Q, d_model]
         normed = self.attn_norm(x)
-        q, k, v = (self.heads(linear(normed)) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        k, v = self.heads(self.k_proj(normed)), self.heads(self.v_proj(normed))
+        k = rotate(k, *angles)
+        if rows is not None:
+            x, normed = pick(x, rows), pick(normed, rows)
+            angles = (pick(angles[0][:, 0], rows)[:, None], pick(angles[1][:, 0], rows)[:, None])
+            bias = None if bias is None else pick(bias[:, 0], rows)[:, None]
+        q = rotate(self.heads(self.q_proj(normed)), *angles)
         keys, values = (k, v) if past is None else (torch.cat((past[0], k), 2), torch.cat((past[1], v), 2))
         if self.repeats > 1:  # each key head serves a run of consecutive query heads
             keys, values = keys.repeat_interleave(self.repeats, 1), values.repeat_interleave(self.repeats, 1)
@@ -150,12 +160,12 @@ class MMaDA(nn.Module):
         for layer, block in enumerate(transformer.blocks):
             if keep_states:
                 states.append(x)
-            x, keys_values = block(x, angles, past[layer] if past else None, bias)
+            enough = rows if layer + 1 == len(transformer.blocks) and not keep_states else None  # of the last one
+            x, keys_values = block(x, angles, past[layer] if past else None, bias, enough)
             present.append(keys_values)
         if keep_states:
             states.append(transformer.ln_f(x))
-        if rows is not None:
-            x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+            x = x if rows is None else pick(x, rows)
         return Output(transformer.ln_f(x), present, states)
 
     def logits(self, hidden: Tensor, columns: slice | None = None) -> Tensor:

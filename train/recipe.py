@@ -20,6 +20,7 @@ from mmada_lite.train.stage_vq import VQSettings
 IMAGE = ImageSettings(steps=16, guidance=2.5, temperature=1.0, sampling_temperature=1.0)  # how the small model is decoded
 TEXT = TextSettings(answer_length=48, steps=48, block_length=8)
 TOKENIZER_SIZE = 768
+LAYERS = 6  # of the transformer
 RESPONSES = 8  # to a prompt, in stage three
 SHARD = 4096  # pictures in a shard of the pool
 VQ_CONFIG = VQConfig(
@@ -161,11 +162,11 @@ def policy_settings(
     )
 
 
-def transformer_config(tokenizer_length: int, mask_id: int, eos_id: int) -> TransformerConfig:
+def transformer_config(tokenizer_length: int, mask_id: int, eos_id: int, layers: int = LAYERS) -> TransformerConfig:
     """The small transformer: rows for the text tokens, directly followed by the image codes."""
     return TransformerConfig(
         d_model=192,
-        n_layers=6,
+        n_layers=layers,
         n_heads=6,
         n_kv_heads=6,
         mlp_hidden_size=512,

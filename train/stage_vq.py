@@ -42,7 +42,7 @@ class VQSettings:
     scene_share: float = 0.4  # of a batch that shows several things
     warmup: int = 100
     seed: int = 1
-    pieces: int = 2  # a batch is computed in this many parts
+    pieces: int = 2  # a batch is computed in this many parts, all processes together
     decoder_only: bool = False  # leave the encoder, and with it the meaning of every code, as it is
 
 
@@ -157,11 +157,12 @@ def train_vq(
     matrices = {name for name, p in objective.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
     how = LoopSettings(settings.steps, settings.muon_lr, settings.adam_lr, 0.0, 0.999 if settings.steps > 600 else 0.99, 1.0)
     loop = Loop(objective, matrices, folder, how, lambda step: warm_cosine(step, settings.steps, settings.warmup))
+    pieces = max(1, settings.pieces // loop.accelerator.num_processes)  # entropy is of a piece's rows, not of each: as many
 
     def batch(step: int) -> list[dict[str, Tensor]]:
         pixels = to_tensor(source.batch(settings.batch, step_generator(settings.seed, step)))
         fade = 0.1 + 0.9 * max(0.0, 1.0 - step / (0.6 * settings.steps))
-        return [{"pixels": part, "fade": torch.full((len(part),), fade)} for part in pixels.chunk(settings.pieces)]
+        return [{"pixels": part, "fade": torch.full((len(part),), fade)} for part in pixels.chunk(pieces)]
 
     def check() -> dict[str, float]:
         loop.average.swap(objective)

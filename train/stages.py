@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmada_lite.errors import Error
 from mmada_lite.train.code_bits import CodeBits, leaning, merge
 from mmada_lite.train.data.sequences import Rows, Sequences
+from mmada_lite.train.grow import stack
 from mmada_lite.train.loop import Loop, LoopSettings, Piece, trained_weights
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.objectives import Corrupted, unified_loss
@@ -120,12 +121,14 @@ class UnifiedObjective(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor, weight: Tensor, task: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rows = Corrupted(tokens, targets, weight)
-        chosen = weight > 0
+        asked = (weight > 0).any(0).nonzero()[:, 0]  # columns that hold a counted position: of a question, its answer
+        asked = asked if len(asked) else asked.new_zeros(1)
+        chosen = weight[:, asked] > 0
         with leaning(self.model, self.code_bits):
-            hidden = self.model(tokens).hidden[chosen]
+            hidden = self.model(tokens, rows=asked.expand(len(tokens), -1)).hidden[chosen]
         logits = self.model.logits(hidden) + self.code_bits.logits(hidden)  # [masked positions, V]
         with torch.no_grad():
-            total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
+            total = F.cross_entropy(logits.float(), targets[:, asked][chosen], reduction="sum")
         pair = torch.stack([total, total.new_tensor(float(chosen.sum()))])
         return unified_loss(logits, rows), {TASKS[int(task[0])]: pair}
 
@@ -201,11 +204,13 @@ def train_stage(
     return loop
 
 
-def load_trained(folder: Path, model: MMaDA, averaged: bool = True) -> int:
-    """Put the weights of a stage's last state into the model; returns the steps that it was trained for."""
+def load_trained(folder: Path, model: MMaDA, averaged: bool = True, deepen: bool = False) -> int:
+    """Put the weights of a stage's last state into the model; returns the steps that it was trained for. `deepen`: a state of
+    fewer blocks is stacked (`train.grow.stack`). Raises Error for a state of another shape."""
     weights, steps = trained_weights(folder, averaged)
+    plain = merge(weights)
     try:
-        model.load_state_dict(merge(weights), strict=True)
+        model.load_state_dict(stack(plain, model.config.n_layers) if deepen else plain, strict=True)
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()[:160]
         raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
