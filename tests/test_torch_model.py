@@ -1,5 +1,6 @@
 """The torch transformer against the reference's recorded numbers, and the laws that its cache, rows and masks obey."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,19 @@ def test_positions_follow_the_past(models: dict[str, MMaDA], recorded: dict[str,
     past = model(tokens[:, :10]).present
     explicit = torch.arange(10, tokens.shape[1]).expand(tokens.shape[0], -1)
     assert torch.equal(model(tokens[:, 10:], past=past).hidden, model(tokens[:, 10:], positions=explicit, past=past).hidden)
+
+
+def test_a_loss_computes_what_it_needs(models: dict[str, MMaDA], recorded: dict[str, dict[str, Tensor]]) -> None:
+    """Hidden states and gradients at chosen positions are those of the whole forward, also where nothing is chosen."""
+    model, tokens = copy.deepcopy(models["gqa"]).requires_grad_(True), recorded["gqa"]["input_ids"]
+    chosen = torch.zeros(tokens.shape, dtype=torch.bool)
+    assert model.hidden_at(tokens, chosen).shape == (0, model.config.d_model)
+    chosen[0, 5:8], chosen[2, 11] = True, True
+    part, whole = model.hidden_at(tokens, chosen), model(tokens).hidden[chosen]
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+    parameters = list(model.transformer.blocks.parameters())
+    for one, other in zip(*(torch.autograd.grad(found.square().sum(), parameters) for found in (part, whole)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_and_columns_choose_without_changing(models: dict[str, MMaDA], recorded: dict[str, dict[str, Tensor]]) -> None:

@@ -168,6 +168,14 @@ class MMaDA(nn.Module):
             x = x if rows is None else pick(x, rows)
         return Output(transformer.ln_f(x), present, states)
 
+    def hidden_at(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """Hidden states [chosen positions, d_model] of tokens [B, W], where `chosen` [B, W] is true: what a loss needs, without
+        the last block of columns that hold none (of a question, all but its answer)."""
+        columns = chosen.any(0).nonzero()[:, 0]
+        columns = columns if len(columns) else columns.new_zeros(1)
+        hidden: Tensor = self(tokens, rows=columns.expand(len(tokens), -1)).hidden[chosen[:, columns]]
+        return hidden
+
     def logits(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Hidden states [..., d_model] -> logits [..., V]; `columns` computes a contiguous part of the vocabulary only."""
         weight = self.transformer.ff_out.weight

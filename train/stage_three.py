@@ -133,7 +133,7 @@ class PolicyObjective(nn.Module):
 
     def log_probabilities(self, tokens: Tensor, targets: Tensor, chosen: Tensor, drawing: bool) -> Tensor:
         """Of the targets at the chosen positions [C, L]; of a drawing among the codes alone, as it is sampled."""
-        hidden = self.model(tokens).hidden[chosen]
+        hidden = self.model.hidden_at(tokens, chosen)
         columns = slice(*self.codes) if drawing else None
         return token_log_probabilities(self.model.logits(hidden, columns), targets, chosen, self.codes[0] if drawing else 0)
 

@@ -121,14 +121,12 @@ class UnifiedObjective(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor, weight: Tensor, task: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rows = Corrupted(tokens, targets, weight)
-        asked = (weight > 0).any(0).nonzero()[:, 0]  # columns that hold a counted position: of a question, its answer
-        asked = asked if len(asked) else asked.new_zeros(1)
-        chosen = weight[:, asked] > 0
+        chosen = weight > 0
         with leaning(self.model, self.code_bits):
-            hidden = self.model(tokens, rows=asked.expand(len(tokens), -1)).hidden[chosen]
+            hidden = self.model.hidden_at(tokens, chosen)
         logits = self.model.logits(hidden) + self.code_bits.logits(hidden)  # [masked positions, V]
         with torch.no_grad():
-            total = F.cross_entropy(logits.float(), targets[:, asked][chosen], reduction="sum")
+            total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
         pair = torch.stack([total, total.new_tensor(float(chosen.sum()))])
         return unified_loss(logits, rows), {TASKS[int(task[0])]: pair}
 
