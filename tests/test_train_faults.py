@@ -43,8 +43,8 @@ def place(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path, monkeyp
     write_pool(tmp_path / "pool" / "single-00000.npz", single_pool())
     write_pool(tmp_path / "pool" / "scene-00000.npz", scene_pool(40))
 
-    def config(length: int, mask: int, eos: int) -> TransformerConfig:
-        return config_of(toy_sequences.vocabulary)
+    def config(length: int, mask: int, eos: int, layers: int) -> TransformerConfig:
+        return config_of(toy_sequences.vocabulary, layers=1 if layers == 1 else 2)
 
     monkeypatch.setattr(verbs, "transformer_config", config)
     monkeypatch.setattr(stages, "STAGES", {name: stage_settings(2) for name in stages.STAGES})
@@ -230,6 +230,15 @@ def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.
     file = place / "stage-one" / "state" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
+
+
+def test_two_stacks_a_stage_one_of_fewer_blocks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(place, "one", "--layers", "1") == 0
+    assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
+    assert "another shape" in fails(capsys, place, "export", "--stage", "one")
+    assert train(place, "two") == 0
+    blocks = {name.split(".blocks.")[1].split(".")[0] for name in trained_weights(place / "stage-two")[0] if ".blocks." in name}
+    assert blocks == {"0", "1"}
 
 
 def test_the_stage_before_must_be_whole_and_of_this_shape(

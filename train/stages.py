@@ -211,5 +211,6 @@ def load_trained(folder: Path, model: MMaDA, averaged: bool = True, deepen: bool
         model.load_state_dict(stack(plain, model.config.n_layers) if deepen else plain, strict=True)
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()[:160]
-        raise Error(f"{folder} was trained with another shape ({line}): remove it, or give another --folder") from error
+        mend = "remove it, give another --folder, or its --layers"
+        raise Error(f"{folder} was trained with another shape ({line}): {mend}") from error
     return steps
