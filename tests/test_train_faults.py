@@ -232,6 +232,12 @@ def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.
     assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
 
 
+@pytest.mark.parametrize("layers", [4, 7, 1_000_000])
+def test_blocks_that_could_not_be_stacked_are_refused(toy_tokenizer: Path, layers: int) -> None:
+    with pytest.raises(Error, match=r"cannot be stacked to the 6 of the model: give --layers one of 1, 2, 3, 6"):
+        verbs.fresh(toy_tokenizer, layers=layers)
+
+
 def test_two_stacks_a_stage_one_of_fewer_blocks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(place, "one", "--layers", "1") == 0
     assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
