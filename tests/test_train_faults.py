@@ -234,7 +234,7 @@ def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.
 
 @pytest.mark.parametrize("layers", [4, 7, 1_000_000])
 def test_blocks_that_could_not_be_stacked_are_refused(toy_tokenizer: Path, layers: int) -> None:
-    with pytest.raises(Error, match=r"cannot be stacked to the 6 of the model: give --layers one of 1, 2, 3, 6"):
+    with pytest.raises(Error, match=r"cannot be stacked to the model's 6: give --layers one of 1, 2, 3, 6"):
         verbs.fresh(toy_tokenizer, layers=layers)
 
 

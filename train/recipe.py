@@ -163,11 +163,11 @@ def policy_settings(
 
 
 def transformer_config(tokenizer_length: int, mask_id: int, eos_id: int, layers: int = LAYERS) -> TransformerConfig:
-    """The small transformer: rows for the text tokens, directly followed by the image codes. Raises Error for a number of blocks
-    that stage two could not stack."""
+    """The small transformer: rows for the text tokens, directly followed by the image codes. Raises Error for a number of
+    blocks that stage two could not stack."""
     if layers < 1 or LAYERS % layers:
         fitting = [str(number) for number in range(1, LAYERS + 1) if LAYERS % number == 0]
-        raise Error(f"{layers} blocks cannot be stacked to the {LAYERS} of the model: give --layers one of {', '.join(fitting)}")
+        raise Error(f"{layers} blocks cannot be stacked to the model's {LAYERS}: give --layers one of {', '.join(fitting)}")
     return TransformerConfig(
         d_model=192,
         n_layers=layers,
