@@ -317,7 +317,7 @@ def test_a_changed_recording_is_found(golden: Path, tmp_path: Path) -> None:
     own = [c.comparison for c in check_folder(tmp_path, ["torch"]) if c.comparison.name.startswith("rl/")]
     failed = [f"{c.name}: {c.what}" for c in own if not c.passed]
     assert failed == [
-        "rl/p0 random_masking: clip 0.2 beta 0.0 k3: loss, relative",
+        "rl/p0 random_masking: clip 0.2 beta 0.0 k3: loss, relative to its terms",
         "rl/p0 random_masking: clip 0.2 beta 0.01 k3: gradient norm, relative",
         "rl/p3 TraceRL: 9 masked copies and their rewards",
         "rl/z_score 0: advantages of a group",

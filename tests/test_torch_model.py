@@ -119,8 +119,11 @@ def test_a_loss_computes_what_it_needs(models: dict[str, MMaDA], recorded: dict[
     part, whole = model.hidden_at(tokens, chosen), model(tokens).hidden[chosen]
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
     parameters = list(model.transformer.blocks.parameters())
-    for one, other in zip(*(torch.autograd.grad(found.square().sum(), parameters) for found in (part, whole)), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(states.square().sum(), parameters) for states in (part, whole)]
+    for one, other in zip(*gradients, strict=True):
+        # An entry sums terms of every position that may cancel, in another order on another processor: a small entry is as
+        # far off as a large one, so that the distance is compared with the largest.
+        assert float((one - other).abs().max()) <= 2e-5 * float(other.abs().max())
 
 
 def test_rows_and_columns_choose_without_changing(models: dict[str, MMaDA], recorded: dict[str, dict[str, Tensor]]) -> None:
