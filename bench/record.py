@@ -19,9 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mmada_lite import __version__, driver
+from mmada_lite import __version__
 from mmada_lite.errors import Error
-from mmada_lite.sessions import usable_cores
+from mmada_lite.ort import nvidia
+from mmada_lite.ort.session import usable_cores
 
 PACKAGES = (
     "numpy",
@@ -121,7 +122,7 @@ def hardware() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
         "extensions": [word for word in EXTENSIONS if word in present],
-        "cards": [card.name for card in driver.cards()],
+        "cards": [card.name for card in nvidia.cards()],
     }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmada_lite.bench import ceiling
 from mmada_lite.bench.charts import Bar, Point, bars, legend, lines, scatter, show, stacked
+from mmada_lite.bench.speed import ceiling
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]

@@ -19,12 +19,13 @@ import numpy as np
 import mmada_lite
 from mmada_lite.bundle import MANIFEST, Architecture, Bundle, BundleWriter, ImageInfo
 from mmada_lite.errors import Error
-from mmada_lite.export import codec, graph, heads, lowering, recipe, transformer
+from mmada_lite.export import codec, formats, graph, heads, lowering, transformer
+from mmada_lite.export import precision as precision_module
 from mmada_lite.export.checkpoint import Tower, TransformerConfig, VQConfig
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Form, Weight
-from mmada_lite.planning import PUBLISHED, Shape, stored
-from mmada_lite.quant import formats, packing
+from mmada_lite.export.lowering import Weight, WeightSpec
+from mmada_lite.export.precision import described, recipe
+from mmada_lite.memory_plan import PUBLISHED, Shape, stored
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 _HEAD = "model.transformer.ff_out.weight"
@@ -109,8 +110,8 @@ def cached_bundle(name: str, precision: str, work: Path, *, target: str = "cpu",
 
 def exporter() -> str:
     """A word for the code that makes graphs and weights of a bundle: it changes whenever that does."""
-    files = (codec.__file__, graph.__file__, heads.__file__, lowering.__file__, recipe.__file__, transformer.__file__)
-    code = [Path(file).read_bytes() for file in (*files, formats.__file__, packing.__file__) if file]
+    files = (codec.__file__, graph.__file__, heads.__file__, lowering.__file__, precision_module.__file__, transformer.__file__)
+    code = [Path(file).read_bytes() for file in (*files, formats.__file__) if file]
     return hashlib.sha256(b"".join(code)).hexdigest()[:16]
 
 
@@ -131,7 +132,7 @@ def write_bundle(
     pictures: bool = False,
 ) -> Bundle:
     """Embedder, backbone and heads of a size, and with `pictures` an image tokenizer. Returns the bundle, opened."""
-    forms = recipe.recipe(precision, target, chosen)
+    forms = recipe(precision, target, chosen)
     sizes = dict.fromkeys(("embedder", "backbone", "text_head", "image_head", *(["codec"] if pictures else [])), 0)
     graphs: dict[str, dict[str, Any]] = {}
     with BundleWriter(folder, needed=_needed(size, precision)) as writer:
@@ -147,11 +148,11 @@ def write_bundle(
                     _build(made, name, size, forms[group])
                     inputs, outputs = made.save(writer.folder / f"{name}.onnx")
                     graphs[name] = {"file": f"{name}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
-        groups = {name: asdict(recipe.described(name, forms[name], taken)) for name, taken in sizes.items()}
+        groups = {name: asdict(described(name, forms[name], taken)) for name, taken in sizes.items()}
         return Bundle.open(writer.finish(_description(size, groups, graphs, target)))
 
 
-def _build(made: Graph, name: str, size: Size, form: Form) -> None:
+def _build(made: Graph, name: str, size: Size, form: WeightSpec) -> None:
     config, vq = config_of(size), vq_of(size)
     source, pixels = RandomTensors(config.expected_tensors()), RandomTensors(vq.expected_tensors())
     first = size.vocabulary.image_code_offset

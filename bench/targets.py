@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmada_lite.bench import ceiling, cost
+from mmada_lite.bench.speed import ceiling, cost
 from mmada_lite.bench.synthetic import SIZES
-from mmada_lite.planning import PUBLISHED
+from mmada_lite.memory_plan import PUBLISHED
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]

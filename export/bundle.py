@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import mmada_lite
 from mmada_lite.bundle import Architecture, BundleWriter, read_settings
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import Tensors, TensorSource, TransformerConfig, VQConfig, read_json
-from mmada_lite.settings import ImageSettings, TextSettings, plain
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from mmada_lite.export.graph import Graph
-    from mmada_lite.export.lowering import Form, Target
-    from mmada_lite.export.recipe import Precision
+    from mmada_lite.export.lowering import Target, WeightSpec
+    from mmada_lite.export.precision import Precision
 
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
 WEIGHTS = "weights.bin"
@@ -43,7 +43,7 @@ class Part:
     name: str
     group: str
     shapes: Mapping[str, tuple[int, ...]]
-    build: "Callable[[Graph, Form], None]"
+    build: "Callable[[Graph, WeightSpec], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def export_checkpoint(
 
 def write_bundle(
     checkpoint: Checkpoint,
-    forms: "Mapping[str, Form]",
+    forms: "Mapping[str, WeightSpec]",
     output: str | Path,
     *,
     force: bool = False,
@@ -120,11 +120,11 @@ def export_codec(source: str | Path, output: str | Path, *, precision: "Precisio
     return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, forms, Path(output), None).items()}
 
 
-def forms_for(precision: str, target: str = "cpu", formats: Mapping[str, str] | None = None) -> "dict[str, Form]":
+def forms_for(precision: str, target: str = "cpu", formats: Mapping[str, str] | None = None) -> "dict[str, WeightSpec]":
     """Group -> form, see `recipe`. Raises Error also when onnx is not there."""
     if find_spec("onnx") is None:
         raise Error('exporting needs onnx; pip install "mmada-lite[export]"')
-    from mmada_lite.export.recipe import recipe
+    from mmada_lite.export.precision import recipe
 
     return recipe(precision, target, formats)
 
@@ -207,7 +207,7 @@ def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[Part]:
         yield Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
 
 
-def group_sizes(parts: Sequence[Part], forms: "Mapping[str, Form]") -> dict[str, int]:
+def group_sizes(parts: Sequence[Part], forms: "Mapping[str, WeightSpec]") -> dict[str, int]:
     """Group -> bytes of its tensors in the bundle. Raises Error when a matrix cannot be stored as its group asks."""
     from mmada_lite.export.lowering import check_linear, linear_bytes, table_bytes
 
@@ -222,7 +222,7 @@ def group_sizes(parts: Sequence[Part], forms: "Mapping[str, Form]") -> dict[str,
 
 
 def _write_graphs(
-    parts: Sequence[Part], forms: "Mapping[str, Form]", folder: Path, progress: Progress | None
+    parts: Sequence[Part], forms: "Mapping[str, WeightSpec]", folder: Path, progress: Progress | None
 ) -> dict[str, dict[str, Any]]:
     """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
     from mmada_lite.export.graph import Graph, WeightFile
@@ -248,10 +248,14 @@ def _write_graphs(
 
 
 def _describe(
-    checkpoint: Checkpoint, parts: Sequence[Part], sizes: Mapping[str, int], forms: "Mapping[str, Form]", method: str | None
+    checkpoint: Checkpoint,
+    parts: Sequence[Part],
+    sizes: Mapping[str, int],
+    forms: "Mapping[str, WeightSpec]",
+    method: str | None,
 ) -> dict[str, Any]:
     """What bundle.json says, without graphs and files. sizes: bytes of each group that the checkpoint has."""
-    from mmada_lite.export.recipe import described
+    from mmada_lite.export.precision import described
 
     config = checkpoint.config
     architecture = {name: getattr(config, name) for name in (field.name for field in fields(Architecture))}
@@ -275,7 +279,7 @@ def _describe(
     }
 
 
-def _stored(part: Part, form: "Form") -> dict[str, str]:
+def _stored(part: Part, form: "WeightSpec") -> dict[str, str]:
     """Tensor -> the name of the format that it is stored in; norms and biases are always fp32."""
     return {name: form.format.name if len(shape) > 1 else "fp32" for name, shape in part.shapes.items()}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mmada_lite.errors import Error
-from mmada_lite.export.safetensors_source import Tensors, TensorSource, read_json, save_tensors
-from mmada_lite.export.vq_layout import Tower, VQConfig, require_numbers
+from mmada_lite.export.codec_vq import Tower, VQConfig, require_numbers
+from mmada_lite.export.safetensors_io import Tensors, TensorSource, read_json, save_tensors
 
 __all__ = ["TensorSource", "Tensors", "Tower", "TransformerConfig", "VQConfig", "read_json", "save_tensors"]
 

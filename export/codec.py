@@ -10,10 +10,10 @@ import numpy as np
 from mmada_lite.export import lowering
 from mmada_lite.export.checkpoint import Tensors, Tower, VQConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Form, Weight
+from mmada_lite.export.lowering import Weight, WeightSpec
 
 
-def build_image_encoder(graph: Graph, source: Tensors, form: Form, config: VQConfig) -> None:
+def build_image_encoder(graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig) -> None:
     """pixels [B, 3, H, W] in -1..1 -> codes int64 [B, h, w]; channel 0 of the encoding is the most significant bit."""
     layers = _Layers(graph, source, form, config, "encoder")
     x = layers.conv("conv_in", graph.input("pixels", "float32", ("B", 3, "H", "W")))
@@ -32,7 +32,7 @@ def build_image_encoder(graph: Graph, source: Tensors, form: Form, config: VQCon
     graph.output("codes", "int64", ("B", "h", "w"))
 
 
-def build_image_decoder(graph: Graph, source: Tensors, form: Form, config: VQConfig) -> None:
+def build_image_decoder(graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig) -> None:
     """codes int64 [B, h, w] -> pixels [B, 3, H, W], nominally -1..1 and not clamped."""
     layers = _Layers(graph, source, form, config, "decoder")
     codes = graph.op("Unsqueeze", graph.input("codes", "int64", ("B", "h", "w")), graph.ints(1))
@@ -65,7 +65,7 @@ def _signs(graph: Graph, codes: str, bits: int) -> str:
 class _Layers:
     """The parts that both towers are built from; names are relative to the tower."""
 
-    def __init__(self, graph: Graph, source: Tensors, form: Form, config: VQConfig, tower: str) -> None:
+    def __init__(self, graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig, tower: str) -> None:
         self.graph, self.source, self.form, self.config, self.tower = graph, source, form, config, tower
 
     def conv(self, name: str, x: str, *, stride: int = 1, padded: bool = True, to: str = "") -> str:

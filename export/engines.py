@@ -16,24 +16,29 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from mmada_lite.atomic import size_in_words
 from mmada_lite.bundle import Bundle
-from mmada_lite.engine_cache import (
+from mmada_lite.errors import Error
+from mmada_lite.export import rtx_builder
+from mmada_lite.export.graph import CONTRIB, CONTRIB_OPSET, IR_VERSION, OPSET
+from mmada_lite.files import size_in_words
+from mmada_lite.ort.engines import (
     ABSENT,
+    ENGINES_OF,
     FOLDER,
+    NAMES,
     EngineKey,
+    Profile,
+    described,
     engine_path,
     fault,
     graph_sha256,
     host_graph_path,
+    profiles_for,
+    profiles_of,
     record_of,
     records,
     write_record,
 )
-from mmada_lite.engine_profiles import ENGINES_OF, NAMES, Profile, described, profiles_for, profiles_of
-from mmada_lite.errors import Error
-from mmada_lite.export import rtx_builder
-from mmada_lite.export.graph import CONTRIB, CONTRIB_OPSET, IR_VERSION, OPSET
 
 Build = Callable[[Path, Sequence[Profile], str, Callable[[float], None]], Any]
 Say = Callable[[str], None]  # one line for a person

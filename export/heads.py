@@ -12,12 +12,12 @@ import math
 
 from mmada_lite.export import lowering
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Form, Weight
+from mmada_lite.export.lowering import Weight, WeightSpec
 
 _BELOW_ONE = 1 - 2.0**-23  # times any float32 total this stays below the total
 
 
-def build_head(graph: Graph, weight: Weight, form: Form) -> None:
+def build_head(graph: Graph, weight: Weight, form: WeightSpec) -> None:
     """hidden [R, Q, D], mix [N, R], temperature [], uniform [N, Q] -> token, log_probability, entropy [N, Q], logits
     [N, Q, V]."""
     columns, d_model = weight.shape

@@ -17,14 +17,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmada_lite import driver
-from mmada_lite.atomic import size_in_words
 from mmada_lite.bundle import Bundle
-from mmada_lite.engine_profiles import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
+from mmada_lite.cli.plan import bytes_of
 from mmada_lite.errors import Error
 from mmada_lite.export.engines import build_engines
-from mmada_lite.planning import Shape, need
-from mmada_lite.verbs.plan import bytes_of
+from mmada_lite.files import size_in_words
+from mmada_lite.memory_plan import Shape, need
+from mmada_lite.ort import nvidia
+from mmada_lite.ort.engines import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 ORIN = "8.7"  # compute capability of every Orin board
@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
-    cards = driver.cards()
+    cards = nvidia.cards()
     if options.memory or cards:
         print(planned(bundle, bytes_of(options.memory) if options.memory else cards[0].memory))
     if options.dry_run:

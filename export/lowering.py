@@ -2,7 +2,7 @@
 
 One quantization, three lowerings, chosen by target: integers times integers with activations quantized per token
 (MatMulIntegerToFloat), blocks (MatMulNBits), and what TensorRT reads (DequantizeLinear). Nothing here knows which layer it
-lowers, and nothing how codes are found: that is `mmada_lite.quant.formats`.
+lowers, and nothing how codes are found: that is `mmada_lite.export.formats`.
 """
 
 import math
@@ -14,9 +14,18 @@ import numpy as np
 
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import Tensors
+from mmada_lite.export.formats import (
+    BLOCKS,
+    Format,
+    Quantized,
+    pack_blocks,
+    pack_pairs,
+    pack_zeros,
+    quantize,
+    require_finite,
+    rounded,
+)
 from mmada_lite.export.graph import CONTRIB, Graph
-from mmada_lite.quant.formats import BLOCKS, Format, Quantized, quantize, require_finite, rounded
-from mmada_lite.quant.packing import pack_blocks, pack_pairs, pack_zeros
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -71,7 +80,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class WeightSpec:
     """How the matrices of a group are stored, and for which kind of device they are lowered."""
 
     format: Format
@@ -88,12 +97,12 @@ class Form:
         return "float32" if self.target == "cpu" or self.format.family == "fp32" else "float16"
 
 
-def linear(graph: Graph, x: str, weight: Weight, form: Form, *, to: str = "") -> str:
+def linear(graph: Graph, x: str, weight: Weight, form: WeightSpec, *, to: str = "") -> str:
     """x [..., K] times the transpose of `weight` (N, K) -> [..., N], both in the form's computed type."""
     return _LOWERINGS[_kind(form)](graph, x, weight, form, to)
 
 
-def gated(graph: Graph, gate: str, x: str, weight: Weight, form: Form) -> str:
+def gated(graph: Graph, gate: str, x: str, weight: Weight, form: WeightSpec) -> str:
     """gate [..., N] times `linear` of x, for a matrix to multiply and nothing else: where that rounds its activations, the
     scales of tokens are left to theirs, which spares a pass over N numbers a token."""
     if _kind(form) != "integer":
@@ -105,12 +114,12 @@ def gated(graph: Graph, gate: str, x: str, weight: Weight, form: Form) -> str:
     return held
 
 
-def narrow(graph: Graph, x: str, form: Form) -> str:
+def narrow(graph: Graph, x: str, form: WeightSpec) -> str:
     """A float32 value in the form's computed type."""
     return x if form.computed == "float32" else graph.op("Cast", x, attributes={"to": _HALF})
 
 
-def widen(graph: Graph, x: str, form: Form, *, to: str = "") -> str:
+def widen(graph: Graph, x: str, form: WeightSpec, *, to: str = "") -> str:
     """A value of the form's computed type in float32."""
     if form.computed == "float32":
         assert not to, "nothing is made, so nothing can be named"
@@ -118,7 +127,7 @@ def widen(graph: Graph, x: str, form: Form, *, to: str = "") -> str:
     return graph.op("Cast", x, attributes={"to": _FLOAT}, to=to)
 
 
-def plain(graph: Graph, weight: Weight, form: Form, *, transposed: bool = False) -> str:
+def plain(graph: Graph, weight: Weight, form: WeightSpec, *, transposed: bool = False) -> str:
     """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
     that at load."""
     name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=transposed)
@@ -130,7 +139,7 @@ def vector(graph: Graph, weight: Weight) -> str:
     return graph.weight(weight.name, weight.shape, "float32", _finite(weight))
 
 
-def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) -> str:
+def lookup(graph: Graph, tokens: str, weight: Weight, form: WeightSpec, *, to: str) -> str:
     """Rows of a table. The cast, and in int8 the multiplication by the row's scale, come after the lookup, so that the
     table stays as it is on disk and can be mapped."""
     if form.format.floating:
@@ -145,7 +154,7 @@ def lookup(graph: Graph, tokens: str, weight: Weight, form: Form, *, to: str) ->
     return graph.op("Mul", rows, graph.op("Gather", units, tokens), to=to)
 
 
-def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], form: Form) -> str:
+def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], form: WeightSpec) -> str:
     """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd] -> [B, H, Q, Hd], every query
     seeing every key, in the form's computed type.
 
@@ -162,7 +171,7 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
     return graph.op("Cast", graph.op("Attention", *halves, attributes={"is_causal": 0}), attributes={"to": _FLOAT})
 
 
-def check_linear(shape: tuple[int, ...], form: Form) -> None:
+def check_linear(shape: tuple[int, ...], form: WeightSpec) -> None:
     """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
     stored, (columns, inputs) = form.format, shape
     if form.target != "tensorrt" or stored.block is None:
@@ -176,7 +185,7 @@ def check_linear(shape: tuple[int, ...], form: Form) -> None:
         )
 
 
-def linear_bytes(shape: tuple[int, ...], form: Form) -> int:
+def linear_bytes(shape: tuple[int, ...], form: WeightSpec) -> int:
     """Bytes that the tensor of a Linear, a convolution or a norm takes in the bundle; vectors are always float32."""
     size = math.prod(shape)
     if len(shape) == 1 or form.format.floating:
@@ -190,12 +199,12 @@ def linear_bytes(shape: tuple[int, ...], form: Form) -> int:
     return columns * (count * block * bits // 8 + count * np.dtype(form.format.scale_dtype).itemsize + zeros)
 
 
-def table_bytes(shape: tuple[int, ...], form: Form) -> int:
+def table_bytes(shape: tuple[int, ...], form: WeightSpec) -> int:
     """Bytes that the table of a lookup takes in the bundle."""
     return math.prod(shape) * form.format.bits // 8 + (0 if form.format.floating else 4 * shape[0])
 
 
-def _kind(form: Form) -> str:
+def _kind(form: WeightSpec) -> str:
     stored = form.format
     if stored.floating:
         return "floating"
@@ -204,26 +213,26 @@ def _kind(form: Form) -> str:
     return "integer" if stored.block is None and form.target == "cpu" else "blocks"
 
 
-def _block(form: Form, inputs: int) -> int:
+def _block(form: WeightSpec, inputs: int) -> int:
     """The block that MatMulNBits is told. Where a column has one scale (CUDA has no faster form of int8), that scale is
     repeated for blocks that fill the column."""
     return form.format.block or next((block for block in reversed(BLOCKS) if inputs % block == 0), BLOCKS[-1])
 
 
-def _floating(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+def _floating(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
     if form.computed == "float32":
         return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
     name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=True)
     return graph.op("MatMul", x, name, to=to)
 
 
-def _integer(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+def _integer(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
     """Activations become uint8 with zero point 128, one scale a token; the sums are exact in int32, and leave the product
     multiplied by their columns' scales: as a Cast and a Mul of their own these passes took a tenth of a head's time."""
     return graph.op("Mul", *_integer_product(graph, x, weight, form), to=to)
 
 
-def _integer_product(graph: Graph, x: str, weight: Weight, form: Form) -> tuple[str, str]:
+def _integer_product(graph: Graph, x: str, weight: Weight, form: WeightSpec) -> tuple[str, str]:
     """The product [..., N] without the scales of tokens, and these [..., 1]."""
     scales: list[np.ndarray] = []
     codes = (held.codes for held in _quantized(weight, form, scales))
@@ -243,7 +252,7 @@ def _per_token(graph: Graph, x: str) -> tuple[str, str]:
     return counted, graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
 
 
-def _blocks(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+def _blocks(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
     """onnxruntime's own operator for weights in blocks, four or eight bits each."""
     stored, (columns, inputs) = form.format, weight.shape
     block = _block(form, inputs)
@@ -262,7 +271,7 @@ def _blocks(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
     return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
 
 
-def _dequantized(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> str:
+def _dequantized(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
     """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: int8 a column, int4 a block."""
     stored, (columns, inputs) = form.format, weight.shape
     check_linear(weight.shape, form)
@@ -284,7 +293,7 @@ def _dequantized(graph: Graph, x: str, weight: Weight, form: Form, to: str) -> s
 
 
 def _quantized(
-    weight: Weight, form: Form, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
+    weight: Weight, form: WeightSpec, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
 ) -> Iterator[Quantized]:
     """The chunks as codes; their scales and zero points, which are small, are put aside for later tensors."""
     for held in weight.quantized(form.format):
@@ -294,7 +303,7 @@ def _quantized(
         yield held
 
 
-def _rounded(weight: Weight, form: Form) -> Iterator[np.ndarray]:
+def _rounded(weight: Weight, form: WeightSpec) -> Iterator[np.ndarray]:
     return (rounded(chunk, form.format, weight.tensor) for chunk in weight.chunks())
 
 
@@ -304,7 +313,7 @@ def _finite(weight: Weight) -> Iterator[np.ndarray]:
         yield chunk
 
 
-def _as_computed(graph: Graph, scale: str, form: Form) -> str:
+def _as_computed(graph: Graph, scale: str, form: WeightSpec) -> str:
     """Scales in the type that they are multiplied in."""
     if form.format.scale_dtype == form.computed:
         return scale
@@ -315,7 +324,7 @@ def _as_float(graph: Graph, name: str, dtype: str) -> str:
     return name if dtype == "float32" else graph.op("Cast", name, attributes={"to": _FLOAT})
 
 
-_LOWERINGS: dict[str, Callable[[Graph, str, Weight, Form, str], str]] = {
+_LOWERINGS: dict[str, Callable[[Graph, str, Weight, WeightSpec, str], str]] = {
     "floating": _floating,
     "integer": _integer,
     "blocks": _blocks,

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmada_lite.engine_profiles import Profile
 from mmada_lite.errors import Error
+from mmada_lite.ort.engines import Profile
 
 Progress = Callable[[float], None]  # share done, 0..1
 INSTALL = 'pip install "mmada-lite[rtx-build]"'

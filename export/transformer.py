@@ -11,18 +11,18 @@ import numpy as np
 from mmada_lite.export import lowering
 from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Form, Weight
+from mmada_lite.export.lowering import Weight, WeightSpec
 
 _ROOT = "model.transformer"
 
 
-def build_embedder(graph: Graph, source: Tensors, form: Form, d_model: int) -> None:
+def build_embedder(graph: Graph, source: Tensors, form: WeightSpec, d_model: int) -> None:
     tokens = graph.input("tokens", "int64", ("B", "W"))
     lowering.lookup(graph, tokens, Weight(source, f"{_ROOT}.wte.weight"), form, to="embeddings")
     graph.output("embeddings", "float32", ("B", "W", d_model))
 
 
-def build_backbone(graph: Graph, source: Tensors, form: Form, config: TransformerConfig) -> None:
+def build_backbone(graph: Graph, source: Tensors, form: WeightSpec, config: TransformerConfig) -> None:
     heads, size = config.n_kv_heads, config.head_dim
     x = graph.input("embeddings", "float32", ("B", "W", config.d_model))
     positions = graph.input("positions", "int64", ("B", "W"))
@@ -44,7 +44,7 @@ def build_backbone(graph: Graph, source: Tensors, form: Form, config: Transforme
 class _Block:
     """One layer under construction."""
 
-    def __init__(self, graph: Graph, source: Tensors, form: Form, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, graph: Graph, source: Tensors, form: WeightSpec, config: TransformerConfig, layer: int) -> None:
         self.graph, self.source, self.form, self.config, self.layer = graph, source, form, config, layer
 
     def build(self, x: str, angles: tuple[str, str], rows: str | None) -> str:

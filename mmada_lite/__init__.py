@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
+    from mmada_lite.decoding.settings import ImageSettings, TextSettings
     from mmada_lite.model import Model, load
-    from mmada_lite.settings import ImageSettings, TextSettings
 
 __version__ = "0.1.0"
 __all__ = ["Error", "ImageSettings", "Model", "TextSettings", "__version__", "load"]
 
 _HOMES = {
-    "ImageSettings": "mmada_lite.settings",
+    "ImageSettings": "mmada_lite.decoding.settings",
     "Model": "mmada_lite.model",
-    "TextSettings": "mmada_lite.settings",
+    "TextSettings": "mmada_lite.decoding.settings",
     "load": "mmada_lite.model",
 }
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mmada_lite.atomic import AtomicFolder, recover
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
 from mmada_lite.errors import Error
-from mmada_lite.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.files import AtomicFolder, recover
 from mmada_lite.vocabulary import Vocabulary
 
 MANIFEST = "bundle.json"
@@ -323,3 +323,34 @@ def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Co
     for key in required:
         if key not in content:
             raise Error(f"{where}: the key {key!r} is missing; {_AGAIN}")
+
+
+Stamp = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """The files of a bundle as they were when it was opened. Sessions map them, so that a change would be read mid-way."""
+
+    bundle: Bundle
+    stamps: Mapping[str, Stamp | None]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Stamps":
+        return cls(bundle, {name: _stamp(bundle, name) for name in (MANIFEST, *bundle.files)})
+
+    def check(self) -> None:
+        """Raise Error when a file was replaced, altered or removed since."""
+        for name, before in self.stamps.items():
+            now = _stamp(self.bundle, name)
+            if now != before:
+                what = "is gone" if now is None else "has changed on disk"
+                raise Error(f"{self.bundle.path / name} {what} since the model was loaded; load the model again")
+
+
+def _stamp(bundle: Bundle, name: str) -> Stamp | None:
+    try:
+        found = (bundle.path / name).stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino

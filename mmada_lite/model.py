@@ -13,21 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmada_lite import images, presets
-from mmada_lite.bundle import Bundle
-from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
-from mmada_lite.decoding import Step, decode_image, decode_text
+from mmada_lite import images
+from mmada_lite.bundle import Bundle, Stamps
+from mmada_lite.decoding.canvas import (
+    Canvas,
+    image_canvas,
+    paint_prompt,
+    picture_prompt,
+    text_canvas,
+    thinking_prompt,
+    thought_prompt,
+)
+from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
+from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
-from mmada_lite.opening import device_for, open_codec, open_denoiser
-from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.sessions import Device
-from mmada_lite.settings import ImageSettings, TextSettings
-from mmada_lite.slowness import warn_where_slow
-from mmada_lite.stamps import Stamps
+from mmada_lite.ort.loader import device_for, open_codec, open_denoiser, warn_where_slow
+from mmada_lite.ort.session import Device
 from mmada_lite.streams import Answer, Drawing, Thinking
-from mmada_lite.thoughts import closing_ids, with_tags
-from mmada_lite.vocabulary import Tokenizer, chat_ids
+from mmada_lite.vocabulary import Tokenizer, chat_ids, closing_ids, with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -60,9 +67,9 @@ def load(
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
-    settings = presets.with_speed(speed, bundle.text_defaults, bundle.image_defaults)
+    text_defaults, image_defaults = with_speed(speed, bundle.text_defaults, bundle.image_defaults)
     model = Model(bundle, device_for(bundle, device), threads)
-    model.text_defaults, model.image_defaults = settings
+    model.text_defaults, model.image_defaults = text_defaults, image_defaults
     return model
 
 
@@ -222,15 +229,15 @@ class Model:
         """The steps of the thought, with no codes yet, then those of the picture; model calls and seconds go on counting."""
         for step in thinking.steps():
             yield step, np.zeros((0, 0), dtype=np.int64)
-        canvas, forwards, seconds = plain, 0, 0.0
+        canvas, model_calls, seconds = plain, 0, 0.0
         if thinking.fault:
             _log.warning("%s, so the picture is drawn from the prompt alone", thinking.fault)
         else:
             canvas = self._image_canvas(prompt, blank, blank == 0, settings, thinking.ids)
         if thinking.last:
-            forwards, seconds = thinking.last.forwards, thinking.last.seconds
+            model_calls, seconds = thinking.last.model_calls, thinking.last.seconds
         for step, codes in self._draw(canvas, blank.shape, settings, seed):
-            yield replace(step, forwards=forwards + step.forwards, seconds=seconds + step.seconds), codes
+            yield replace(step, model_calls=model_calls + step.model_calls, seconds=seconds + step.seconds), codes
 
     def _image_canvas(
         self,
@@ -259,8 +266,8 @@ class Model:
         chosen = replace(chosen, steps=min(chosen.steps, int(canvas.masked().sum())))  # only the default is ever cut
         sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
         for step in decode_image(self.denoiser, canvas, chosen, sampler):
-            assert step.guess is not None
-            yield step, step.guess[0].reshape(shape)
+            assert step.predicted_codes is not None
+            yield step, step.predicted_codes[0].reshape(shape)
 
     def _grow(
         self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, parts: list[int], seed: int
@@ -275,9 +282,12 @@ class Model:
             canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), settings)
             old, done = grid, 0
             for step, square in self._draw(canvas, (reach, reach), settings, seed + number):
-                grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.forwards
+                grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls
                 moved = replace(
-                    step, index=before + step.index, of=(step.of or 0) * len(parts), forwards=before + step.forwards
+                    step,
+                    index=before + step.index,
+                    total_steps=(step.total_steps or 0) * len(parts),
+                    model_calls=before + step.model_calls,
                 )
                 yield moved, np.rot90(grid, -turns)
             before += done

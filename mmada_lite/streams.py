@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmada_lite.canvas import Canvas
-from mmada_lite.decoding import Step
+from mmada_lite.decoding.canvas import Canvas
+from mmada_lite.decoding.forward import Step
 from mmada_lite.errors import Error
-from mmada_lite.thoughts import fault_of, split_thought, unfinished
-from mmada_lite.vocabulary import Tokenizer
+from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 
 Ints = NDArray[np.int64]
 
@@ -135,7 +134,7 @@ class Drawing(Stream):
     """A picture in the making. `picture` runs it to its end; `preview` decodes the present guess.
 
     `codes` is the grid as it stands, int64 [h, w]; `finishing` turns the decoded grid into the final picture. With `thinking`
-    the first steps write a thought: their `guess` is None, that of a picture's steps never is.
+    the first steps write a thought: their `predicted_codes` are None, that of a picture's steps never is.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class Drawing(Stream):
     def preview(self) -> Image.Image:
         """The picture if everything still masked were taken at its present guess. Raises Error before its first step."""
         if not self.codes.size:
-            raise Error("there is no picture to show yet; read the stream up to a step whose guess is not None")
+            raise Error("there is no picture to show yet; read the stream up to a step whose predicted_codes are not None")
         image = self._decode(self.codes)
         return self._finishing(image) if self._finishing else image
 
@@ -180,7 +179,7 @@ class Drawing(Stream):
         if self._thinking is None:
             return None
         fault = self._thinking.fault
-        if self.last is None or self.last.guess is None:
+        if self.last is None or self.last.predicted_codes is None:
             self.last = self._thinking.last
         return fault
 

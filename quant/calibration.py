@@ -14,13 +14,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt, thought_prompt
-from mmada_lite.decoding import Step, decode_image, decode_text
-from mmada_lite.denoiser import Denoiser
+from mmada_lite.decoding.canvas import (
+    Canvas,
+    image_canvas,
+    paint_prompt,
+    picture_prompt,
+    text_canvas,
+    thinking_prompt,
+    thought_prompt,
+)
+from mmada_lite.decoding.denoiser import Denoiser
+from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, taken
-from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.streams import Answer, Thinking
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 

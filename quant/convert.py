@@ -16,14 +16,14 @@ from mmada_lite.bundle import MANIFEST, Bundle, BundleWriter
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import Checkpoint, forms_for, group_sizes, open_checkpoint, parts_of, write_bundle
 from mmada_lite.export.checkpoint import Tensors, TensorSource
-from mmada_lite.export.lowering import Form
-from mmada_lite.export.recipe import PRESETS
-from mmada_lite.quant.folding import Folded, folds_of
-from mmada_lite.quant.formats import FORMATS, format_named
-from mmada_lite.quant.prepared import Prepared
+from mmada_lite.export.formats import FORMATS, format_named
+from mmada_lite.export.lowering import WeightSpec
+from mmada_lite.export.precision import PRESETS
+from mmada_lite.quant.methods import Method, method_named
 from mmada_lite.quant.prompts import Prompt
-from mmada_lite.quant.search import Method, method_named
-from mmada_lite.quant.work import Work
+from mmada_lite.quant.sources import Prepared
+from mmada_lite.quant.transforms import Folded, folds_of
+from mmada_lite.quant.work_folder import WorkFolder
 
 Report = Callable[[str], None]
 _MARGIN = 16 << 20  # bytes of disk beside what is counted
@@ -77,13 +77,13 @@ def quantize_model(
     folded = Folded(checkpoint.tensors, checkpoint.config, folds_of(method, checkpoint.config, request.seed))
     if not method.calibrated:
         return _written(checkpoint, folded if method.rotate else checkpoint.tensors, method, None, forms, output, force, report)
-    from mmada_lite.quant.calibrated import find_codes
     from mmada_lite.quant.calibration import Calibration, prompts_asked
+    from mmada_lite.quant.layer_pipeline import find_codes
 
     calibration = Calibration(request.prompts, request.steps)  # this and the prompts are refused before there is a work folder
     prompts_asked(given, calibration, pictures=bool(checkpoint.image))
     place = request.work or output.absolute().with_name(f".{output.name}.quantizing")
-    work = Work(place, _key(source, checkpoint, request, given))
+    work = WorkFolder(place, _key(source, checkpoint, request, given))
     find_codes(checkpoint, folded, method, forms, work, request, given, report)
     said = f"{method.name}, {request.seen} rows, {request.prompts} prompts of each task, seed {request.seed}"
     written = _written(checkpoint, folded, method, work, forms, output, force, report, said)
@@ -94,13 +94,13 @@ def quantize_model(
 def open_source(source: Path) -> Checkpoint:
     """A checkpoint folder, or a bundle that is not quantized. Raises Error that names what is wrong with it."""
     if (source / MANIFEST).is_file():
-        from mmada_lite.quant.bundle_source import open_bundle
+        from mmada_lite.quant.sources import open_bundle
 
         return open_bundle(source)
     return open_checkpoint(source)
 
 
-def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, Form]:
+def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, WeightSpec]:
     """Group -> form. `name` is a preset of `export.recipe`, or a format: then the backbone and the heads are stored so, a
     text head in blocks of 64 at most, and the rest as the preset of its family. Raises Error that names the nearest."""
     if name in PRESETS:
@@ -116,25 +116,25 @@ def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, Form
     return forms_for(form.family, target, changes | store)
 
 
-def _refuse_useless(method: Method, forms: dict[str, Form]) -> None:
+def _refuse_useless(method: Method, forms: dict[str, WeightSpec]) -> None:
     if method != Method() and all(forms[group].format.floating for group in ("backbone", "text_head", "image_head")):
         raise Error(f"there is nothing to round in {forms['backbone'].format.name}; use --method rtn, or mmada-lite export")
 
 
-def _codec_form(source: Path, asked: Form, explicitly: bool) -> Form:
+def _codec_form(source: Path, asked: WeightSpec, explicitly: bool) -> WeightSpec:
     """The image tokenizer of a bundle is taken over as it is."""
     stored = Bundle.open(source).quantization["codec"].format
     if explicitly and stored != asked.format.name:
         raise Error(f"{source}: its codec is {stored} and is taken over as it is; drop codec={asked.format.name}")
-    return Form(format_named(stored), asked.target)
+    return WeightSpec(format_named(stored), asked.target)
 
 
 def _written(
     checkpoint: Checkpoint,
     tensors: Tensors,
     method: Method,
-    work: Work | None,
-    forms: dict[str, Form],
+    work: WorkFolder | None,
+    forms: dict[str, WeightSpec],
     output: Path,
     force: bool,
     report: Report,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmada_lite.errors import Error
-from mmada_lite.quant.formats import Format, Quantized, require_finite
-from mmada_lite.quant.search import clipped_scales
+from mmada_lite.export.formats import Format, Quantized, require_finite
+from mmada_lite.quant.methods import clipped_scales
 
 _TOGETHER = 128  # columns whose errors reach the rest in one product
 _ROWS = 4096  # outputs that are rounded at once, for the memory's sake

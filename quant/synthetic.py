@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmada_lite.atomic import AtomicFolder, size_in_words
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig, VQConfig
+from mmada_lite.files import AtomicFolder, size_in_words
 
 PUBLISHED = TransformerConfig(
     d_model=4096,

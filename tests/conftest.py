@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mmada_lite import Model
-from mmada_lite.cache import KeyValues
-from mmada_lite.denoiser import Floats, Head, Prediction, Window
+from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
+from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
     from scripted import WRITTEN
 
     from mmada_lite import load
-    from mmada_lite.thoughts import CLOSE, OPEN
+    from mmada_lite.vocabulary import CLOSE, OPEN
 
     found = load(tiny_bundle, device="cpu", threads=1)
     found.text_defaults = WRITTEN

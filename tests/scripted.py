@@ -6,7 +6,7 @@ import numpy as np
 from conftest import MockDenoiser
 
 from mmada_lite import Model, TextSettings
-from mmada_lite.denoiser import Denoiser, Floats, Head, Prediction, Window
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.train.rollouts import plan_prompts, question_prompts
 
 CAPTION = "a cat"

@@ -7,7 +7,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.export.vq_layout import Tower, VQConfig
+from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.vq import MagViT
 

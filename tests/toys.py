@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.export.bundle import SIDECAR, export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.export.vq_layout import Tower, VQConfig
-from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.data import arithmetic, scenes, texts
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.pool import NOTHING, Pool

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmada_lite.atomic import AtomicFolder
+from mmada_lite.decoding.settings import plain
 from mmada_lite.errors import Error
-from mmada_lite.settings import plain
+from mmada_lite.files import AtomicFolder
 from mmada_lite.train.recipe import LAYERS, SHARD, TOKENIZER_SIZE, VQ_CONFIG, Workplace, transformer_config
 
 ROLES = ("train", "validation", "test")

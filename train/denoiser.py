@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmada_lite.cache import KeyValues
-from mmada_lite.denoiser import Floats, Head, Prediction, Window
+from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
+from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.train.model import MMaDA
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmada_lite.schedules import schedule
+from mmada_lite.decoding.schedules import schedule
 from mmada_lite.train.prompting import IGNORED
 
 _LEAST = 1e-3  # smallest probability of being masked, so that 1 / p stays finite

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.export.vq_layout import Tower, VQConfig
-from mmada_lite.settings import ImageSettings, TextSettings
+from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.loop import LoopSettings, whole_state
 from mmada_lite.train.rollouts import ROWS
 from mmada_lite.train.stage_three import PolicySettings

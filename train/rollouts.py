@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt
-from mmada_lite.decoding import decode_image, decode_text, final_codes
-from mmada_lite.denoiser import Denoiser
-from mmada_lite.sampling import PhiloxSampler
-from mmada_lite.settings import ImageSettings, TextSettings
-from mmada_lite.thoughts import closing_ids
-from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt
+from mmada_lite.decoding.denoiser import Denoiser
+from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.text import decode_text
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids, closing_ids
 
 Ints = NDArray[np.int64]
 ROWS = 32  # decoded together
@@ -50,7 +50,7 @@ class Written:
 
     ids: Ints
     order: Ints
-    forwards: Ints  # [N]
+    model_calls: Ints  # [N]
 
     def text(self, speaker: Speaker, row: int) -> str:
         """The answer of a row, up to its end."""
@@ -64,7 +64,7 @@ def write(
 ) -> Written:
     """An answer to every prompt, so many `together`."""
     special, shape = speaker.vocabulary.special, (len(prompts), settings.answer_length)
-    ids, order, forwards = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
+    ids, order, model_calls = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
     closing = closing_ids(speaker.tokenizer)
     for rows in batches([len(p) for p in prompts], together):
         canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
@@ -72,9 +72,9 @@ def write(
         stop = () if settings.law == "reference" else (special.eot, special.eos)
         for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop, closing):
             order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
-            forwards[rows] = step.forwards
+            model_calls[rows] = step.model_calls
         ids[rows] = canvas.tokens[:, canvas.region]
-    return Written(ids, order, forwards)
+    return Written(ids, order, model_calls)
 
 
 def answers(speaker: Speaker, prompts: Sequence[Sequence[int]], settings: TextSettings, seed: int = 0) -> list[str]:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.settings import ImageSettings, TextSettings
 from mmada_lite.train import rollouts
 from mmada_lite.train.denoiser import TorchDenoiser
 from mmada_lite.train.loop import Loop, LoopSettings, Piece

@@ -1,4 +1,4 @@
-// The program through which tests/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
+// The program through which tests/cpp/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
 // on standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops
 // over a given canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"  // it is included here alone

@@ -1,0 +1,1 @@
+"""How good answers and drawings are, and what a way of decoding or a format costs in quality."""

@@ -1,0 +1,107 @@
+"""What quality is measured on: a checkpoint in torch or a bundle in onnxruntime, behind one face. Knows no task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.decoding.denoiser import Denoiser
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.errors import Error
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
+
+Ints = NDArray[np.int64]
+Pictures = NDArray[np.uint8]  # [N, H, W, 3]
+
+
+@dataclass(slots=True)
+class Subject:
+    """A model under test: it denoises, it speaks, and it sees and shows pictures.
+
+    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures.
+    """
+
+    name: str
+    denoiser: Denoiser
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    text: TextSettings
+    image: ImageSettings
+    encode: Callable[[Pictures], Ints]
+    decode: Callable[[Ints, tuple[int, int]], Pictures]
+
+
+def open_subject(path: Path, device: str = "auto") -> Subject:
+    """A checkpoint folder (config.json) or a bundle (bundle.json). Raises Error for anything else."""
+    if (path / "bundle.json").exists():
+        return _bundle(path, device)
+    if (path / "config.json").exists():
+        return _checkpoint(path)
+    raise Error(f"{path} is neither a bundle (bundle.json) nor a checkpoint (config.json); name the folder of one")
+
+
+def _bundle(path: Path, device: str) -> Subject:
+    import mmada_lite
+
+    model = mmada_lite.load(path, device=device)
+    codec = model.codec
+
+    def encode(pictures: Pictures) -> Ints:
+        return np.concatenate([codec.encode(_pixels(part)) for part in _parts(pictures)]).reshape(len(pictures), -1)
+
+    def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
+        return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
+
+    defaults = (model.text_defaults, model.image_defaults)
+    return Subject(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
+
+
+def _checkpoint(path: Path) -> Subject:
+    import torch
+
+    from mmada_lite.train.data import pool
+    from mmada_lite.train.denoiser import TorchDenoiser
+    from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.stage_vq import to_pictures
+    from mmada_lite.train.vq import MagViT
+
+    model, tokenizer = MMaDA.load(path).eval(), Tokenizer.from_file(path / "tokenizer.json")
+    config, vq = model.config, MagViT.load(path / "vq").eval()
+    vocabulary = Vocabulary.from_tokenizer(
+        tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
+    )
+    offset = vocabulary.image_code_offset
+    denoiser = TorchDenoiser(model, slice(offset, offset + vocabulary.codebook_size))
+
+    def encode(pictures: Pictures) -> Ints:
+        return np.concatenate([pool.encode(vq, part) for part in _parts(pictures)])
+
+    def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
+        parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]
+        return np.concatenate([to_pictures(vq.decode(part, grid)) for part in parts])
+
+    return Subject(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
+
+
+def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
+    """The settings that a checkpoint asks for, and the recipe's where it is silent."""
+    from mmada_lite.train.recipe import IMAGE, TEXT
+
+    file = path / "mmada_lite.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
+    text = settings_from(TextSettings, asdict(TEXT) | said.get("text", {}), f"{file}: defaults.text")
+    return text, settings_from(ImageSettings, asdict(IMAGE) | said.get("image", {}), f"{file}: defaults.image")
+
+
+def _pixels(pictures: Pictures) -> NDArray[np.float32]:
+    scaled = pictures.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

@@ -1,0 +1,113 @@
+"""Ways of decoding that benchmarks compare, as plain tables: a new one is one line. Each changes a bundle's own settings.
+
+A policy whose settings this version of the runtime does not know is passed over and named. Nothing here decodes or measures.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
+
+Changes = Mapping[str, Any]
+NONE: Changes = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A name and what it changes of the settings for text and for pictures. `steps` may be a share of the base's: below 1."""
+
+    name: str
+    of_text: Changes = field(default_factory=lambda: NONE)
+    of_image: Changes = field(default_factory=lambda: NONE)
+
+    def text(self, base: TextSettings) -> TextSettings:
+        return replace(base, **_whole_steps(self.of_text, base.steps))
+
+    def image(self, base: ImageSettings) -> ImageSettings:
+        return replace(base, **_whole_steps(self.of_image, base.steps))
+
+    def unknown(self) -> list[str]:
+        """Its settings that the runtime does not have."""
+        pairs = ((TextSettings, self.of_text), (ImageSettings, self.of_image))
+        return [key for kind, changes in pairs for key in changes if key not in {known.name for known in fields(kind)}]
+
+
+# Text: cache, threshold, block; then what else there is, one line each. Names are made of what is changed.
+TEXT: tuple[Changes, ...] = (
+    *({"cache": cache} for cache in ("none", "prefix", "dual")),
+    *({"steps": share} for share in (0.5, 0.25)),
+    *({"cache": c, "threshold": t} for c, t in product(("none", "prefix", "dual"), (0.95, 0.9, 0.8, 0.6))),
+    *({"block_length": b, "threshold": t, "cache": "dual"} for b, t in product((8, 16, 32), (0.9, 0.8))),
+    *({"cache": "dual", "entropy_bound": bound} for bound in (0.05, 0.2, 0.5)),
+    *({"cache": "dual", "threshold": 0.9, "select": select} for select in ("margin", "entropy")),
+    *({"cache": "dual", "threshold": t, "early_stop": e} for t, e in ((0.9, 0.95), (0.8, 0.9), (0.6, 0.8))),
+    *({"cache": "dual", "threshold": 0.9, "early_stop": 0.95, "suffix": length} for length in (0, 8, 16)),
+    *({"cache": "dual", "threshold": 0.8, "early_stop": 0.9, "reach": length} for length in (4, 8)),
+    *({"cache": "dual", "threshold": 0.9, "refresh": every} for every in (2, 4)),
+    {"cache": "dual", "threshold": 0.9, "drift": 0.1},
+    *({"cache": cache, "threshold": 0.9, "thought_first": True} for cache in ("none", "dual", "prompt")),
+    *({"cache": "prompt", "threshold": 0.9, "thought_first": True, "suffix": length} for length in (8, 16)),
+    *({"cache": "dual", "settle": count} for count in (1, 4)),
+    *({"draft": count} for count in (2, 4, 8)),
+    {"cache": "prefix", "draft": 4},
+    {"early_stop": 0.95},
+)
+
+# Pictures: steps, guidance, then what else there is.
+IMAGE: tuple[Changes, ...] = (
+    {},
+    *({"steps": s} for s in (4, 6, 8, 12, 24)),
+    *({"guidance": g} for g in (0.0, 1.5, 3.5)),
+    *({"steps": s, "guidance": 0.0} for s in (6, 8)),
+    *({"refresh": every} for every in (2, 3, 4)),
+    *({"refresh": every, "shortlist": share} for every, share in ((2, 1.5), (4, 1.5), (4, 2.0), (4, 3.0))),
+    *({"guidance_to": share} for share in (0.5, 0.75)),
+    *({"guidance_from": share} for share in (0.25, 0.5)),
+    *({"unconditional_every": steps} for steps in (2, 4)),
+    *({"refresh": 4, "shortlist": 2.0, "unconditional_every": every} for every in (2, 4)),
+    {"refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
+    {"refresh": 4, "shortlist": 1.5, "guidance_to": 0.5, "unconditional_every": 2},
+    {"steps": 8, "refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
+)
+
+
+def grid(changes: Iterable[Changes], kind: str) -> tuple[list[Policy], list[str]]:
+    """The policies of a table that this runtime knows, and a line for each that it does not. kind: text or image."""
+    known, passed = [], []
+    for each in changes:
+        name = " ".join(f"{key}={value}" for key, value in each.items()) or "exact"
+        policy = Policy(name, each) if kind == "text" else Policy(name, of_image=each)
+        if missing := policy.unknown():
+            passed.append(f"{kind} {name}: this version has no setting {', '.join(missing)}")
+        else:
+            known.append(policy)
+    return known, passed
+
+
+def presets() -> list[Policy]:
+    """What --speed names, exact first; exact alone where the runtime has no presets."""
+    if find_spec("mmada_lite.decoding.settings") is None:
+        return [Policy("exact")]
+    table: Mapping[str, tuple[Changes, Changes]] = import_module("mmada_lite.decoding.settings").PRESETS
+    return [Policy(name, text, image) for name, (text, image) in table.items()]
+
+
+def for_peers() -> list[Policy]:
+    """Exact, both caches at equal steps, the dual one with settling, and the presets. What drafts gain, random weights cannot
+    tell: see the frontier."""
+    cached = [Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")]
+    cached.append(Policy("settled", {"cache": "dual", "settle": 4}))
+    first, *rest = presets()
+    return [first, *cached, *rest]
+
+
+def _whole_steps(changes: Changes, base: int) -> dict[str, Any]:
+    found = dict(changes)
+    if isinstance(found.get("steps"), float):
+        found["steps"] = max(1, round(found["steps"] * base))
+    return found

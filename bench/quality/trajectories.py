@@ -1,0 +1,206 @@
+"""Along one denoising trajectory: what a reference reads and writes at each step, and how another model answers the same.
+
+A reference decodes prompts with the project's own loops and is overheard; candidates are then given the very same states.
+It knows denoisers and nothing of formats, of files, or of where a candidate comes from.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.decoding.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas, thought_prompt
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
+from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.kv_cache import KeyValues
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.text import decode_text
+from mmada_lite.errors import Error
+from mmada_lite.model import Model
+from mmada_lite.quant.prompts import Prompt
+from mmada_lite.vocabulary import chat_ids, with_tags
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One model call of a decoding. prompt: its number; windows: one a branch of guidance; mix, temperature, uniform: as
+    the head was given them; written [Q]: which of the queried positions this step wrote."""
+
+    prompt: int
+    task: str
+    head: Head
+    windows: tuple[Window, ...]
+    mix: Floats
+    temperature: float
+    uniform: Floats | None
+    written: Bools
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How one candidate answered, a number a prompt [prompts]: queried positions, those of them whose most probable token
+    is the reference's, the sum of KL(reference || candidate) in nats, writes, and those of them that would have been
+    another token by the same random number; and the seconds of each state."""
+
+    positions: Ints
+    agreed: Ints
+    divergence: NDArray[np.float64]
+    writes: Ints
+    flips: Ints
+    seconds: NDArray[np.float64]
+
+
+class Overheard:
+    """A denoiser that keeps what it was asked in the last step."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+        self.windows: list[Window] = []
+        self.call: tuple[Head, tuple[Window, ...], Floats, float, Floats | None] | None = None
+
+    def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
+        self.windows.append(replace(window, tokens=window.tokens.copy()))  # the canvas goes on changing
+        return self.inner.forward(window, keep=keep)
+
+    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
+        self.call = head, tuple(self.windows), mix, temperature, uniform
+        self.windows = []
+        return self.inner.predict(head, hidden, mix, temperature, uniform)
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        return self.inner.logits(head, hidden, mix)
+
+
+def trajectories(model: Model, prompts: Sequence[Prompt], kept: int, seed: int = 0) -> list[State]:
+    """Decode prompts with a bundle's own settings, without a cache; `kept` states of each, spread evenly over its steps.
+
+    Paint first: pictures that are asked about are those just drawn, in turn. Of what is thought about before it is drawn the
+    states are the drawing's; a thought that cannot be drawn from leaves the prompt alone, as it does for a user.
+    """
+    states: list[State] = []
+    pictures: list[Ints] = []
+    order = {"paint": 0, "ask": 1, "chat": 2, "think": 3}
+    numbered = sorted(enumerate(prompts), key=lambda pair: order[pair[1].task])
+    for number, prompt in numbered:
+        picture = pictures[number % len(pictures)] if pictures else None
+        found, codes = _decoded(model, prompt, number, picture, seed + number)
+        if codes is not None:
+            pictures.append(codes)
+        picks = np.unique(np.linspace(0, len(found) - 1, min(kept, len(found))).round().astype(int))
+        states += [found[i] for i in picks]
+    return states
+
+
+def thinks(model: Model) -> bool:
+    """Whether a model writes a thought that it can draw from."""
+    return model.bundle.image is not None and _thought(model, "a cat left of a car", 0) is not None
+
+
+def _thought(model: Model, text: str, seed: int) -> str | None:
+    try:
+        return model.paint(text, seed=seed, think=True).thought
+    except Error:  # no room for one
+        return None
+
+
+def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, seed: int) -> tuple[list[State], Ints | None]:
+    special, overheard = model.vocabulary.special, Overheard(model.denoiser)
+    if prompt.task in ("paint", "think"):
+        count, image, text = model.codec.grid**2, model.image_defaults, model.tokenizer.encode(prompt.text)
+        thought = _thought(model, prompt.text, seed) if prompt.task == "think" else None
+        ids = paint_prompt(text, special)
+        if thought is not None:
+            ids = thought_prompt(text, model.tokenizer.encode(with_tags(thought)), special)
+        nothing = paint_prompt([], special) if image.guidance > 0 else None
+        every = np.ones(count, dtype=bool)
+        canvas = image_canvas(ids, np.zeros(count), every, model.vocabulary, unconditional_prompt=nothing)
+        image = replace(
+            image, steps=min(image.steps, count), refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0
+        )
+        sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
+        steps = decode_image(overheard, canvas, image, sampler)
+    else:
+        before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
+        row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        chosen = replace(model.text_defaults, cache="none")
+        canvas = text_canvas(row, chosen.answer_length, special, guided=chosen.guidance > 0)
+        steps = decode_text(overheard, canvas, chosen, PhiloxSampler(seed, chosen.temperature, canvas.start))
+    states = []
+    for step in steps:
+        assert overheard.call is not None
+        head, windows, mix, temperature, uniform = overheard.call
+        written = np.isin(windows[0].rows[0], step.positions)
+        states.append(State(number, prompt.task, head, windows, mix, temperature, uniform, written))
+    codes = canvas.tokens[0, canvas.region] - canvas.code_offset if prompt.task == "paint" else None
+    return states, codes
+
+
+def answer(denoiser: Denoiser, state: State) -> Floats:
+    """The logits [Q, V] of a state."""
+    hidden = np.concatenate([denoiser.forward(window, keep=False)[0] for window in state.windows])
+    logits: Floats = denoiser.logits(state.head, hidden, state.mix)[0]
+    return logits
+
+
+def compare(
+    reference: Denoiser, candidates: Mapping[str, Denoiser], states: Sequence[State], prompts: int
+) -> dict[str, Answers]:
+    """How every candidate answers the states, beside the reference. All take turns at each state, so that their times are
+    of one and the same machine."""
+    tallies = {name: _Tally(prompts) for name in candidates}
+    for candidate in candidates.values():
+        answer(candidate, states[0])  # warm
+    for state in states:
+        expected = answer(reference, state)
+        certain = log_softmax(expected)
+        for name, candidate in candidates.items():
+            started = time.perf_counter()
+            found = answer(candidate, state)
+            tallies[name].add(state, certain, found, time.perf_counter() - started)
+    return {name: tally.answers() for name, tally in tallies.items()}
+
+
+class _Tally:
+    """The sums of one candidate, under way."""
+
+    def __init__(self, prompts: int) -> None:
+        self.counts = np.zeros((4, prompts), np.int64)  # positions, agreed, writes, flips
+        self.divergence = np.zeros(prompts)
+        self.seconds: list[float] = []
+
+    def add(self, state: State, certain: NDArray[np.float64], found: Floats, seconds: float) -> None:
+        ours = log_softmax(found)
+        flipped = written_tokens(certain, state) != written_tokens(ours, state)
+        agreed = certain.argmax(-1) == ours.argmax(-1)
+        sums = (len(agreed), agreed.sum(), state.written.sum(), flipped[state.written].sum())
+        self.counts[:, state.prompt] += np.array(sums)
+        self.divergence[state.prompt] += (np.exp(certain) * (certain - ours)).sum()
+        self.seconds.append(seconds)
+
+    def answers(self) -> Answers:
+        positions, agreed, writes, flips = self.counts
+        return Answers(positions, agreed, self.divergence, writes, flips, np.array(self.seconds))
+
+
+def log_softmax(logits: Floats) -> NDArray[np.float64]:
+    wide: NDArray[np.float64] = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide
+
+
+def written_tokens(certain: NDArray[np.float64], state: State) -> Ints:
+    """The token [Q] that decoding would write at each position: the most probable, or the one that the state's own
+    uniform number draws."""
+    if state.temperature == 0 or state.uniform is None:
+        best: Ints = certain.argmax(-1)
+        return best
+    cumulative = np.exp(log_softmax((certain / state.temperature).astype(np.float32))).cumsum(-1)
+    drawn: Ints = (cumulative <= state.uniform[0][:, None] * cumulative[:, -1:]).sum(-1)
+    bounded: Ints = np.minimum(drawn, certain.shape[-1] - 1)
+    return bounded

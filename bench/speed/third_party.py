@@ -1,0 +1,200 @@
+"""What others make of the same model, run here by us: bitsandbytes on the torch model, onnxruntime's own quantizers and
+optimum's dynamic int8 on our graphs in fp32. What is not installed says how to install it.
+
+Each gives a denoiser and the bytes of what it stores for the transformer's matrices. Versions are those installed.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmada_lite.bundle import Bundle
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Head
+from mmada_lite.errors import Error
+from mmada_lite.ort.denoiser import OnnxDenoiser
+from mmada_lite.ort.loader import threads_of
+from mmada_lite.ort.session import choose_device, open_session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmada_lite.train.model import MMaDA
+
+_GRAPHS = ("backbone", "text_head", "image_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A candidate of someone else: bytes of backbone and heads as it stores them."""
+
+    denoiser: Denoiser
+    bytes: int
+
+
+def rivals(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], Rival]]]:
+    """Name and maker of each; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is
+    not installed."""
+    for kind in ("int8", "nf4"):
+        yield f"bitsandbytes {kind}", lambda kind=kind: bitsandbytes(checkpoint, kind)  # type: ignore[misc]
+    for algorithm in ("rtn", "hqq", "k_quant", "default"):
+        for block in (32, 64, 128):
+            if algorithm in ("rtn", "k_quant") and block != 32:
+                continue  # these two take blocks of 32 alone
+            name = f"onnxruntime {algorithm} b{block}"
+            yield name, lambda a=algorithm, b=block: nbits(bundle, scratch / f"ort-{a}-{b}", a, b, threads)  # type: ignore[misc]
+    yield "optimum dynamic int8", lambda: optimum(bundle, scratch / "optimum", threads)
+
+
+def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
+    """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
+    need("bitsandbytes")
+    import torch
+    from torch import nn
+
+    from mmada_lite.bench.quality.models import open_subject
+    from mmada_lite.train.denoiser import TorchDenoiser
+
+    subject = open_subject(checkpoint)
+    assert isinstance(subject.denoiser, TorchDenoiser), "a checkpoint is a torch model"
+    model, first = subject.denoiser.model, subject.vocabulary.image_code_offset
+    size = quantize_blocks(model, kind)
+    whole = model.transformer.ff_out
+    codes = slice(first, first + subject.vocabulary.codebook_size)
+    part = nn.Linear(whole.in_features, subject.vocabulary.codebook_size, bias=False)
+    part.weight = nn.Parameter(whole.weight.data[codes].clone())
+    heads = {"text": quantized_linear(whole, kind), "image": quantized_linear(part, kind)}
+    size += _stored(whole.weight.shape, kind) + _stored(part.weight.shape, kind)
+
+    class Quantized(TorchDenoiser):
+        def _logits(self, head: Head, hidden: Floats, mix: Floats) -> torch.Tensor:
+            states = torch.einsum("nr,rqd->nqd", self._tensor(mix), self._tensor(hidden))
+            return heads[head](states).float()  # type: ignore[no-any-return]
+
+    return Rival(Quantized(model.eval(), codes), size)
+
+
+def quantize_blocks(model: "MMaDA", kind: str) -> int:
+    """Put bitsandbytes' layers in place of every Linear of the model's blocks; returns the bytes that they store."""
+    from torch import nn
+
+    size = 0
+    for block in model.transformer.blocks:
+        for name, linear in list(block.named_children()):
+            if isinstance(linear, nn.Linear):
+                setattr(block, name, quantized_linear(linear, kind))
+                size += _stored(linear.weight.shape, kind)
+    return size
+
+
+def quantized_linear(linear: "nn.Linear", kind: str) -> "nn.Module":
+    """One Linear as bitsandbytes stores and multiplies it. kind: int8 or nf4."""
+    import bitsandbytes as bnb
+    import torch
+
+    made: nn.Module
+    weight = linear.weight.data
+    if kind == "int8":
+        made = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+        made.weight = bnb.nn.Int8Params(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+    else:
+        made = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
+        made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    return made.to("cpu")
+
+
+def _stored(shape: Any, kind: str) -> int:
+    """int8 with a float32 scale a column; nf4 with a float32 scale for 64 weights."""
+    count = int(np.prod(tuple(shape)))
+    return count + 4 * int(shape[0]) if kind == "int8" else count // 2 + 4 * (-(-count // 64))
+
+
+def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Rival:
+    """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose."""
+    need("onnx_ir", "onnx-ir")
+    from onnxruntime.quantization import matmul_nbits_quantizer as own
+
+    configs = {
+        "rtn": lambda: own.RTNWeightOnlyQuantConfig(),
+        "k_quant": lambda: own.KQuantWeightOnlyQuantConfig(),
+        "hqq": lambda: own.HQQWeightOnlyQuantConfig(block_size=block),
+        "default": lambda: own.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, accuracy_level=4),
+    }
+
+    def convert(source: Path, target: Path) -> None:
+        quantizer = own.MatMulNBitsQuantizer(str(source), block_size=block, accuracy_level=4, algo_config=configs[algorithm]())
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
+
+    return _converted(bundle, scratch, convert, threads)
+
+
+def optimum(bundle: Path, scratch: Path, threads: int) -> Rival:
+    """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
+    need("optimum.onnxruntime", "optimum-onnx")
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    how = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True, operators_to_quantize=["MatMul"])
+
+    def convert(source: Path, target: Path) -> None:
+        ORTQuantizer(source).quantize(save_dir=target.parent, quantization_config=how, file_suffix="made")
+        (target.parent / f"{source.stem}_made.onnx").rename(target)
+
+    return _converted(bundle, scratch, convert, threads)
+
+
+class _LogitsAlone(OnnxDenoiser):
+    """Over heads that were cut down to their logits."""
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        (found,) = self._run(f"{head}_head", ["logits"], {"hidden": hidden, "mix": mix})
+        return found  # type: ignore[no-any-return]
+
+
+def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> Rival:
+    """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
+    these quantizers do not understand the branches behind them."""
+    import onnx
+
+    opened, device, size = Bundle.open(bundle), choose_device("cpu"), 0
+    scratch.mkdir(parents=True, exist_ok=True)
+    sessions = {"embedder": open_session(opened.graph_path("embedder"), device, threads_of("embedder", threads))}
+    for name in _GRAPHS:
+        source, target = scratch / f"{name}-plain.onnx", scratch / f"{name}.onnx"
+        model = onnx.load(str(opened.graph_path(name)))
+        onnx.save(_cut(model, "logits") if name.endswith("head") else model, str(source))
+        convert(source, target)
+        size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
+        sessions[name] = open_session(target, device, threads)
+    shape = opened.architecture
+    return Rival(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
+
+
+def _cut(model: Any, output: str) -> Any:
+    """A graph with one of its outputs alone, and what that needs."""
+    graph, needed, kept = model.graph, {output}, []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= set(node.input)
+    parts = {"node": reversed(kept), "output": [value for value in graph.output if value.name == output]}
+    parts |= {name: [each for each in getattr(graph, name) if each.name in needed] for name in ("input", "initializer")}
+    for name, values in parts.items():
+        kept = list(values)
+        del getattr(graph, name)[:]
+        getattr(graph, name).extend(kept)
+    return model
+
+
+def need(module: str, package: str | None = None) -> None:
+    """Raises Error with the line that installs it when a module is absent."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise Error(f"{module} is not installed; pip install {package or module}")

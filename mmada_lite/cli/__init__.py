@@ -1,0 +1,1 @@
+"""What each word of the command line does: a module a verb. Only these files print; the library never imports them."""

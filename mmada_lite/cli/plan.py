@@ -1,0 +1,209 @@
+"""The verb plan: which precision of a model fits a memory, counted before anything is downloaded or converted.
+
+It finds out what the model's shape is and prints; the arithmetic is `mmada_lite.memory_plan`.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmada_lite.bundle import MANIFEST, Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.cli import terminal
+from mmada_lite.cli.chat import settings_for
+from mmada_lite.cli.info import memory_available
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
+from mmada_lite.errors import Error
+from mmada_lite.files import size_in_words
+from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Need, Shape, need, stored
+from mmada_lite.model import embedded_bundle
+from mmada_lite.ort import nvidia
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_ON_CARD = ("cuda", "rtx", "tensorrt")
+_PARTS = ("runtime", "weights", "activations", "caches", "codec")
+_ANSWER = TextSettings(
+    answer_length=128, steps=64, block_length=32, cache="dual"
+)  # what is planned for a model without defaults
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One precision: what it needs, and whether that fits."""
+
+    precision: str
+    need: Need
+    fits: bool
+    spare: int  # bytes left, or missing where negative
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print what each precision needs. Returns 1 when none fits."""
+    device = arguments.device if arguments.device != "auto" else "cpu"
+    if device not in ("cpu", *_ON_CARD):
+        raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join(_ON_CARD)}")
+    memory = _memory(arguments.memory, device)
+    shape, defaults, groups = _source(arguments.model)
+    text, image = with_speed(arguments.speed, *defaults)
+    text = settings_for(text, arguments)
+    spare = _Spare(shape, text, image, device, memory, arguments.shared)
+    rows = [spare.row(name, each) for name, each in groups.items()]
+    content = {
+        "model": shape.name,
+        "memory": memory,
+        "device": device,
+        "shared": arguments.shared,
+        "speed": arguments.speed,
+        "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.cache},
+        "precisions": [_row_json(row, arguments.shared) for row in rows],
+        "best": next((row.precision for row in rows if row.fits), None),
+    }
+    print(terminal.json_line(content) if arguments.json else _as_text(content, rows, arguments.shared))
+    return 0 if content["best"] else 1
+
+
+def bytes_of(text: str) -> int:
+    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].lower() not in _UNITS or float(found[1]) <= 0:
+        raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _memory(given: str | None, device: str) -> int:
+    if given is not None:
+        return bytes_of(given)
+    if device in _ON_CARD:
+        cards = nvidia.cards()
+        if not cards:
+            raise Error("there is no NVIDIA card here to ask; say --memory, for example --memory 8GB")
+        return cards[0].memory
+    free = memory_available()
+    if free is None:
+        raise Error("this system does not say how much memory is free; say --memory, for example --memory 8GB")
+    return free
+
+
+def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
+    """A model's shape, its default settings, and precision -> groups, largest first; a bundle as it is comes first."""
+    if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
+        shape = PUBLISHED[name.lower()]
+        return shape, (_ANSWER, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+    path = Path(name) if name is not None else embedded_bundle()
+    if path.is_dir() and (path / MANIFEST).is_file():
+        bundle = Bundle.open(path)
+        shape = Shape.of(bundle)
+        as_it_is = {f"this bundle ({bundle.target})": bundle.quantization}
+        return (
+            shape,
+            (bundle.text_defaults, bundle.image_defaults),
+            as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
+        )
+    shape = _checkpoint_shape(path)
+    longest = min(_ANSWER.answer_length, max(1, shape.architecture.max_sequence_length // 2))
+    text = replace(_ANSWER, answer_length=longest, steps=longest, block_length=min(32, longest))
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+
+
+def _checkpoint_shape(path: Path) -> Shape:
+    """From config.json alone, in its folder or by its own name; weights need not be there."""
+    from mmada_lite.export.checkpoint import TransformerConfig, VQConfig, read_json
+
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        known = ", ".join(PUBLISHED)
+        raise Error(f"{path} is no bundle, checkpoint folder or config.json; name one, or a published model: {known}")
+    config = TransformerConfig.from_json(read_json(file))
+    beside = file.parent / "vq" / "config.json"
+    codec = VQConfig.load(beside.parent) if beside.is_file() else VQConfig()
+    if codec.codebook_size != config.codebook_size:
+        raise Error(f"{file}: codebook_size {config.codebook_size}, but the image tokenizer has {codec.codebook_size}")
+    shapes = codec.expected_tensors().values()
+    architecture = Architecture(**{name: getattr(config, name) for name in Architecture.__slots__})
+    return Shape(
+        file.parent.resolve().name,
+        architecture,
+        config.codebook_size,
+        ImageInfo(codec.resolution, codec.downsample_factor),
+        sum(_product(shape) for shape in shapes),
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """What is asked of a memory, whatever the precision."""
+
+    shape: Shape
+    text: TextSettings
+    image: ImageSettings
+    device: str
+    memory: int
+    shared: bool
+
+    def row(self, precision: str, groups: Mapping[str, WeightGroup]) -> Row:
+        counted = need(self.shape, groups, self.text, device=self.device, image=self.image)
+        spare = self.memory - _asked(counted, self.device, self.shared)
+        return Row(precision, counted, spare >= 0, spare)
+
+
+def _asked(counted: Need, device: str, shared: bool) -> int:
+    """What is compared with the memory: the process on a CPU, the card's part on a card, both where they share it."""
+    if device == "cpu":
+        return counted.peak
+    return counted.card_peak + (counted.peak if shared else 0)
+
+
+def _row_json(row: Row, shared: bool) -> dict[str, Any]:
+    parts = row.need.card or row.need.host
+    return {
+        "precision": row.precision,
+        "fits": row.fits,
+        "spare": row.spare,
+        "peak": sum(parts.values()) + (row.need.peak if shared and row.need.card else 0),
+        **{name: parts.get(name, 0) for name in _PARTS},
+        "host": row.need.peak,
+        "embedding_on_disk": row.need.disk["embedding"],
+        "disk": sum(row.need.disk.values()),
+    }
+
+
+def _as_text(content: Mapping[str, Any], rows: list[Row], shared: bool) -> str:
+    text = content["text"]
+    title = (
+        f"{content['model']} in {size_in_words(content['memory'])} of memory, on {content['device']}"
+        f"{' (shared with the CPU)' if shared else ''}: an answer of {text['answer_length']} tokens about a picture "
+        f"(cache {text['cache']}), and a picture drawn with guidance"
+    )
+    heads = ["precision", "fits", "peak", *_PARTS, "embedding on disk", "bundle"]
+    lines = [heads]
+    for row, said in zip(rows, content["precisions"], strict=True):
+        sizes = [said[key] for key in ("peak", *_PARTS, "embedding_on_disk", "disk")]
+        lines.append([row.precision, "yes" if row.fits else "no", *(size_in_words(size) if size else "-" for size in sizes)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return f"{title}\n\n{table}\n\n{_verdict(content, rows)}"
+
+
+def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
+    best = content["best"]
+    if best is None:
+        least = max(rows, key=lambda row: row.spare)
+        less = "a shorter --answer-length takes less"
+        if content["speed"] != "exact":
+            less = "--speed exact keeps less of drawings"
+        elif content["text"]["cache"] != "none":
+            less = "--cache none keeps nothing between steps, and takes longer"
+        return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
+    row = next(row for row in rows if row.precision == best)
+    target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
+    how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
+    return f"the finest that fits: {best}, with {size_in_words(row.spare)} to spare; {how}"

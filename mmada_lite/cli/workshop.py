@@ -1,0 +1,67 @@
+"""What needs more than the runtime: an absent package is named with the line that installs it. `train`, `bench`: handed on."""
+
+import argparse
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from mmada_lite.errors import Error
+
+BENCHES: dict[str, tuple[str, str]] = {  # name -> its module, and what it measures
+    "quality": ("bench.quality.evaluate", "every task of the small model, for a checkpoint or a bundle, with intervals"),
+    "curves": ("train.curves", "the logs of a training as a picture"),
+    "synergy": ("train.synergy", "one joint training against one a task"),
+    "gallery": ("train.gallery", "a sheet of what a bundle draws"),
+    "truth": ("bench.quality.quantization", "what formats and methods of quantization cost, along one trajectory"),
+    "bits": ("bench.quality.bits", "how many bits a weight takes until pictures and text agree with fp32"),
+    "peers": ("bench.speed.peers", "the published way in torch, and other engines, against ours, on this machine"),
+    "frontier": ("bench.quality.frontier", "quality against latency over ways of decoding, on the small model"),
+    "presets": ("bench.quality.presets", "what each --speed costs and gains, on the small model"),
+    "report": ("bench.report", "one HTML page of what the others measured"),
+    "gpu": ("bench.speed.gpu", "pictures and answers at 8B shapes on a GPU, against torch"),
+    "ceiling": ("bench.speed.ceiling", "what this machine can multiply and move at all"),
+    "latency": ("bench.speed.latency", "how long text, answers about pictures and drawing take, and where the time goes"),
+    "linears": ("bench.speed.linears", "the stored forms of a matrix on this machine"),
+    "loops": ("bench.speed.overhead", "what decoding costs beside the model, and how many tokens each way of drawing computes"),
+    "sessions": ("bench.speed.sessions", "threads, spinning and memory arena of the sessions on this machine"),
+    "eight": ("bench.walkthrough_8b", "the whole path at the published size, on random weights: memory, time and disk"),
+    "startup": ("bench.speed.startup", "seconds from the command to the first step and to the picture"),
+}
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn the absence of another package into the line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name in ("", "mmada_lite"):
+            raise  # a fault of ours
+        raise Error(f'this needs {name}, which is not installed; pip install "mmada-lite[{extra}]"') from error
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Hand the arguments to `python -m mmada_lite.train`."""
+    with needs("train"):
+        from mmada_lite.train.__main__ import main
+
+        return main(arguments.arguments)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Hand the arguments to the benchmark that the first of them names."""
+    name, rest = (arguments.arguments[0], arguments.arguments[1:]) if arguments.arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: mmada-lite bench NAME [...]; each has a --help of its own\n")
+        print("\n".join(f"  {known:<10}{about}" for known, (_, about) in BENCHES.items()))
+        return 0
+    if name not in BENCHES:
+        close = difflib.get_close_matches(name, BENCHES, n=1)
+        raise Error(
+            f"no benchmark is called {name!r}; {f'did you mean {close[0]}?' if close else 'see mmada-lite bench --help'}"
+        )
+    with needs("bench"):
+        found: int = import_module(f"mmada_lite.{BENCHES[name][0]}").main(rest)
+    return found

@@ -1,0 +1,122 @@
+"""What one model call says of a text's open positions, and how sure it is of each. Pure functions over predictions.
+
+How sure is a number in nats, at most 0, whatever it is taken from; minus infinity marks what may not be chosen. Nothing here
+decides what is written.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmada_lite.decoding.canvas import Bools, Ints
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Prediction
+from mmada_lite.decoding.forward import Forward
+from mmada_lite.decoding.sampling import Sampler
+from mmada_lite.decoding.settings import TextSettings
+
+_LEAST = 1e-30  # a margin of nothing is still a choice
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Tokens and their log-probability at positions [B, Q], ascending; `valid` where there is such a position.
+
+    confidence [B, Q]: what `select` ranks by; entropy [B, Q] in nats, None where the settings do not ask for it.
+    """
+
+    positions: Ints
+    valid: Bools
+    token: Ints
+    log_probability: Floats
+    confidence: NDArray[np.floating]
+    entropy: NDArray[np.floating] | None
+
+    def row(self, number: int) -> Self:
+        """Row `number` alone, as rows [1, Q]."""
+        one = slice(number, number + 1)
+        entropy = None if self.entropy is None else self.entropy[one]
+        return replace(
+            self,
+            positions=self.positions[one],
+            valid=self.valid[one],
+            token=self.token[one],
+            log_probability=self.log_probability[one],
+            confidence=self.confidence[one],
+            entropy=entropy,
+        )
+
+    def without(self, written: Bools) -> Self:
+        """What is left when some are written."""
+        return replace(self, valid=self.valid & ~written)
+
+
+def candidates_of(
+    denoiser: Denoiser, forward: Forward, settings: TextSettings, sampler: Sampler, number: int, mask: int
+) -> Candidates:
+    """The candidates of one forward, for step `number`. Under the sensible law none of them is the mask."""
+    drawn = sampler.draw(denoiser, "text", forward.hidden, forward.mix, number, forward.positions)
+    logits = _logits(denoiser, forward) if _needs_logits(drawn, settings) else None
+    entropy = _entropy(drawn, logits) if _asks_entropy(settings) else None
+    if settings.law == "sensible":
+        drawn = _never_mask(denoiser, drawn, forward, mask)
+    confidence: NDArray[np.floating] = drawn.log_probability
+    if settings.select == "entropy":
+        assert entropy is not None
+        confidence = -entropy
+    elif settings.select == "margin":
+        assert logits is not None
+        confidence = _margin(logits, mask)
+    return Candidates(forward.positions, forward.valid, drawn.token, drawn.log_probability, confidence, entropy)
+
+
+def _asks_entropy(settings: TextSettings) -> bool:
+    return settings.select == "entropy" or settings.entropy_bound is not None
+
+
+def _needs_logits(drawn: Prediction, settings: TextSettings) -> bool:
+    """Margins are not among a head's outputs, and some denoisers do not say entropies: the head then runs once more."""
+    return settings.select == "margin" or (_asks_entropy(settings) and drawn.entropy is None)
+
+
+def _logits(denoiser: Denoiser, forward: Forward) -> NDArray[np.float64]:
+    return denoiser.logits("text", forward.hidden, forward.mix).astype(np.float64)
+
+
+def _entropy(drawn: Prediction, logits: NDArray[np.float64] | None) -> NDArray[np.floating]:
+    if drawn.entropy is not None:
+        return drawn.entropy
+    assert logits is not None
+    p = _softmax(logits)
+    found: NDArray[np.floating] = -(p * np.log(np.maximum(p, _LEAST))).sum(axis=-1)
+    return found
+
+
+def _margin(logits: NDArray[np.float64], mask: int) -> NDArray[np.floating]:
+    """log(p1 - p2) [B, Q] of the two most probable tokens that may be written."""
+    p = _softmax(logits)
+    p[..., mask] = 0
+    best = np.partition(p, -2, axis=-1)[..., -2:]
+    found: NDArray[np.floating] = np.log(np.maximum(best[..., 1] - best[..., 0], _LEAST))
+    return found
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    p: NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def _never_mask(denoiser: Denoiser, drawn: Prediction, forward: Forward, mask: int) -> Prediction:
+    """A guess that is the mask itself would write nothing: take the best other token there (rare, so logits are paid for)."""
+    wrong = (drawn.token == mask) & forward.valid
+    if not wrong.any():
+        return drawn
+    logits = _logits(denoiser, forward)
+    logits[..., mask] = -np.inf
+    best = logits.argmax(axis=-1)
+    peak = np.take_along_axis(logits, best[..., None], axis=-1)
+    certainty = -np.log(np.exp(logits - peak).sum(axis=-1))
+    token = np.where(wrong, best, drawn.token)
+    return Prediction(token, np.where(wrong, certainty, drawn.log_probability).astype(np.float32), drawn.entropy)

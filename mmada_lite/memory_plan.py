@@ -1,0 +1,285 @@
+"""How much memory a model will take, by arithmetic alone: from shapes and a precision, before anything is downloaded.
+
+The formulas, in bytes; numbers with a star were fitted to what processes on a CPU took at their highest
+(tests/runtime/test_memory_plan.py measures three bundles again, within 7%). W is the longest window, P the past that it leans
+on, L layers, d the width, H heads, k the width of all keys of a position, Q rows that a head is asked for, V its columns,
+f bytes of a float: 4, or 2 where a GPU computes in half precision.
+
+    runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
+    weights      as stored, times what a CPU makes of them: fp16 2.2* (it computes in float32), int4 blocks (bytes + 12) / bytes
+    embedding    0: its table is mapped, and rows are read from disk
+    activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
+                 over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
+                 times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
+                 `LOGITS` at a time for a model of `LARGE` or more
+    caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
+                 (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose light steps lean on
+                 kept keys and values, whichever is more
+    codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
+                 widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
+
+A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
+computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
+fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
+
+It knows no session and opens no graph.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from mmada_lite.bundle import Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
+
+Task = Literal["answer", "drawing"]
+TASKS: tuple[Task, ...] = get_args(Task)
+MB = 10**6
+RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
+LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
+LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time: 31 rows of the published vocabulary
+_PROMPT = 32  # tokens of a question or a caption with its special tokens, when nothing is said
+_BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
+_SCALE = {"fp16": 2, "fp32": 4}
+_ON_THE_WAY = 1.1
+_WHOLE_STEPS = ImageSettings()  # every step of a drawing computes everything
+_FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
+PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
+        "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
+        "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
+        "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
+    }
+)  # as `mmada-lite export --precision` stores them, largest first
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What memory depends on. codec_parameters is 0 for a model without pictures."""
+
+    name: str
+    architecture: Architecture
+    codes: int  # size of the codebook
+    image: ImageInfo | None
+    codec_parameters: int
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Shape":
+        codec = bundle.quantization.get("codec")
+        each = {"fp32": 4, "fp16": 2}.get(codec.format, 2) if codec else 2
+        parameters = (codec.bytes or 0) // each if codec else 0
+        return cls(bundle.name, bundle.architecture, bundle.vocabulary.codebook_size, bundle.image, parameters)
+
+
+# The published 8B model (arXiv 2505.15809): config.json of Gen-Verse/MMaDA-8B-Base, its MAGVIT-v2 as constructed by default.
+PUBLISHED: Mapping[str, Shape] = MappingProxyType(
+    {
+        "8b": Shape(
+            "MMaDA-8B",
+            Architecture(
+                d_model=4096,
+                n_layers=32,
+                n_heads=32,
+                n_kv_heads=32,
+                head_dim=128,
+                mlp_hidden_size=12288,
+                vocab_size=134656,
+                rope_theta=500000.0,
+                rms_norm_eps=1e-5,
+                max_sequence_length=4096,
+            ),
+            codes=8192,
+            image=ImageInfo(resolution=512, downsample=16),
+            codec_parameters=95_387_004,
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes at the highest, where they lie, and on disk. host and card: part -> bytes; card is empty on a CPU."""
+
+    host: Mapping[str, int]
+    card: Mapping[str, int]
+    disk: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.host.values())
+
+    @property
+    def card_peak(self) -> int:
+        return sum(self.card.values())
+
+
+def stored(shape: Shape, precision: str) -> dict[str, WeightGroup]:
+    """Group -> how `export --precision` stores it and the bytes that it takes."""
+    formats = PRECISIONS[precision]
+    matrices = {group: matrices_of(shape, group) for group in formats if group != "codec"}
+    found = {group: _group(formats[group], sum(_bytes(*m, formats[group]) for m in each)) for group, each in matrices.items()}
+    vectors = 4 * shape.architecture.d_model * (2 * shape.architecture.n_layers + 1)
+    found["backbone"] = _group(formats["backbone"], (found["backbone"].bytes or 0) + vectors)
+    if shape.codec_parameters:
+        found["codec"] = _group(formats["codec"], shape.codec_parameters * (4 if precision == "fp32" else 2))
+    return found
+
+
+def matrices_of(shape: Shape, group: str) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every matrix of a group, as docs/bundle.md lists them."""
+    a = shape.architecture
+    keys = a.n_kv_heads * a.head_dim
+    if group == "backbone":
+        layer = [(a.d_model, a.d_model)] * 2 + [(keys, a.d_model)] * 2
+        return (layer + [(a.mlp_hidden_size, a.d_model)] * 2 + [(a.d_model, a.mlp_hidden_size)]) * a.n_layers
+    return [(shape.codes if group == "image_head" else a.vocab_size, a.d_model)]
+
+
+def need(
+    shape: Shape,
+    groups: Mapping[str, WeightGroup],
+    text: TextSettings,
+    *,
+    device: str = "cpu",
+    target: str = "cpu",
+    prompt: int = _PROMPT,
+    image: ImageSettings = _WHOLE_STEPS,
+    tasks: Sequence[Task] = TASKS,
+) -> Need:
+    """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings."""
+    on_card = device != "cpu"
+    sizes = {name: group.bytes or 0 for name, group in groups.items()}
+    disk = {"weights": sum(sizes.values()) - sizes.get("embedder", 0), "embedding": sizes.get("embedder", 0)}
+    large = not on_card and sum(sizes.values()) >= LARGE
+    rounded = not on_card and _rounds(groups, target)
+
+    def work(tasks: Sequence[Task]) -> dict[str, int]:
+        held = {n: sizes[n] if on_card else _held(n, g, target) for n, g in groups.items() if n not in ("embedder", "codec")}
+        few = LOGITS if large else None
+        return {
+            "weights": sum(held.values()),
+            "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few, tasks=tasks),
+            "caches": caches(shape, text, image, prompt, half=on_card, tasks=tasks),
+            "codec": _codec(shape, groups, on_card, large, tasks),
+        }
+
+    counted = max((work([task]) for task in tasks), key=lambda parts: sum(parts.values())) if large else work(tasks)
+    if not on_card:
+        return Need({"runtime": RUNTIME, **counted}, {}, disk)
+    return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **counted}, disk)
+
+
+def _codec(shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large: bool, tasks: Sequence[Task]) -> int:
+    """Both of its graphs, open from beginning to end; of a large model the decoder alone, behind a drawing."""
+    codec = groups.get("codec")
+    if codec is None or not codec.bytes:
+        return 0
+    weights = codec.bytes * (1 if codec.format == "fp32" else 2 if on_card else 3)
+    if large:
+        return weights // 2 + SESSION + round(0.2 * _codec_activations(shape)) if "drawing" in tasks else 0
+    return weights + (0 if on_card else SESSION) + _codec_activations(shape)
+
+
+def activations(
+    shape: Shape,
+    text: TextSettings,
+    prompt: int,
+    *,
+    half: bool,
+    rounded: bool,
+    most_logits: int | None = None,
+    tasks: Sequence[Task] = TASKS,
+) -> int:
+    a, codes = shape.architecture, _grid(shape)
+    answer = codes + prompt + text.answer_length
+    short = text.cache != "none" and text.block_length  # later steps are short; the first of a block is still whole
+    past = answer - text.block_length if short else 0
+    windows, logits = [], []
+    if "answer" in tasks:
+        windows += [(answer, 0)] + ([(text.block_length, past)] if short else [])
+        logits.append(4 * min(text.block_length, text.answer_length) * a.vocab_size)
+    if "drawing" in tasks:
+        windows.append((codes + prompt, 0))
+        logits.append(4 * codes * shape.codes)
+    most = max(_backbone(a, window, leant, 2 if half else 4) for window, leant in windows)
+    heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
+    return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
+
+
+def caches(
+    shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool, tasks: Sequence[Task] = TASKS
+) -> int:
+    a = shape.architecture
+    position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
+    seen = _grid(shape) + prompt
+    keeps, light = text.cache != "none" and "answer" in tasks, image.refresh > 1 and _grid(shape) and "drawing" in tasks
+    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if keeps else 0
+    drawn = position * seen * _copies(image.guidance, half) if light else 0
+    return max(written, drawn)
+
+
+def _copies(guidance: float, half: bool) -> int:
+    """Of the keys and values of a row: as they came out and as they are cut, for the guided row as well."""
+    guided = guidance > 0
+    return (3 if guided else 1) if half else (4 if guided else 2)
+
+
+def expansion(name: str, group: WeightGroup, target: str) -> float:
+    """Bytes that a CPU holds for a byte of a group on disk."""
+    if name == "embedder" or group.format == "fp32":
+        return 1.0  # a table is read row by row, as it lies
+    if group.format == "fp16":
+        return 2.0
+    if target == "tensorrt":
+        return _FOR_TENSORRT.get(group.format, 1.0)
+    if group.block is None or group.bits is None:
+        return 1.0
+    weights = group.block * group.bits / 8
+    return (weights + _BESIDE_A_BLOCK) / (weights + _SCALE.get(group.scale or "fp32", 4))
+
+
+def _held(name: str, group: WeightGroup, target: str) -> int:
+    """Bytes that a CPU holds of a group at the highest: half precision passes through memory on its way to float32."""
+    return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format == "fp16" else 1))
+
+
+def _backbone(a: Architecture, window: int, past: int, size: int) -> float:
+    keys, seen = a.n_kv_heads * a.head_dim, window + past
+    scores = a.n_heads * window * seen
+    passing = size * (scores + 5 * window * a.d_model + 2 * seen * keys)
+    kept = 2 * window * keys * size
+    return 2.0 * passing + kept if size == 4 else 1.5 * (passing + a.n_layers * kept)
+
+
+def _codec_activations(shape: Shape) -> int:
+    pixels = shape.image.resolution**2 if shape.image else 0
+    return round(11 * 4 * math.sqrt(shape.codec_parameters / 5000) * pixels)
+
+
+def _grid(shape: Shape) -> int:
+    return (shape.image.resolution // shape.image.downsample) ** 2 if shape.image else 0
+
+
+def _rounds(groups: Mapping[str, WeightGroup], target: str) -> bool:
+    return target == "cpu" and groups["backbone"].format in ("int8", "int4")
+
+
+def _group(name: str, size: int) -> WeightGroup:
+    family, _, block = name.partition("-b")
+    bits = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[family]
+    scale = {"int4": "fp16", "int8": "fp32"}.get(family)
+    return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
+
+
+def _bytes(outputs: int, inputs: int, name: str) -> int:
+    """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block."""
+    family, _, block = name.partition("-b")
+    if family in ("fp32", "fp16"):
+        return outputs * inputs * (4 if family == "fp32" else 2)
+    if not block:
+        return outputs * (inputs + 4)
+    blocks = -(-inputs // int(block))
+    return outputs * blocks * (int(block) // 2 + 2)

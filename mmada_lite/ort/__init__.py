@@ -1,0 +1,1 @@
+"""The graphs of a bundle on onnxruntime: devices, sessions, denoisers, engines."""

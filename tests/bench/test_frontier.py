@@ -1,0 +1,175 @@
+"""Laws of `bench frontier` and `bench presets` on a tiny model that means nothing: every policy is timed and examined, none
+on the frontier is beaten, what the runtime lacks is named, faults are one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import write_place
+
+from mmada_lite.bench import record
+from mmada_lite.bench.quality import frontier, measures, policies, presets
+from mmada_lite.bench.quality.measures import Timed, alternate, pareto, times
+from mmada_lite.bench.quality.policies import Policy
+from mmada_lite.bench.quality.tasks import TASKS
+from mmada_lite.errors import Error
+from mmada_lite.train.loop import fast_type
+
+REFERENCE = presets.REFERENCES[fast_type(torch.device("cpu"))]
+
+
+@pytest.fixture(scope="module")
+def place(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_place(tmp_path_factory.mktemp("frontier"), toy_tokenizer)
+
+
+def words(place: Path, *more: str) -> list[str]:
+    own = ["--folder", str(place), "--judge", str(place / "judge"), "--count", "4", "--device", "cpu"]
+    return [str(place / "bundle"), *own, "--prompts", "2", "--rounds", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path) -> dict:
+    target, chart = place / "frontier.json", place / "frontier.png"
+    assert (
+        frontier.main(
+            words(
+                place, "--policies", "steps=2", "cache=dual threshold=0.8", "draft=2", "-o", str(target), "--plot", str(chart)
+            )
+        )
+        == 0
+    )
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    return record.load(target)
+
+
+@pytest.fixture(scope="module")
+def named(place: Path) -> dict:
+    target = place / "presets.json"
+    assert presets.main(words(place, "--checkpoint", str(place / "checkpoint"), "-o", str(target))) == 0
+    return record.load(target)
+
+
+def test_the_reference_in_bf16_is_run_where_it_is_asked_for(place: Path) -> None:
+    target = place / "with-bf16-presets.json"
+    given = ["--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
+    assert presets.main(words(place, *given)) == 0
+    names = {row["policy"] for row in record.load(target)["rows"] if row["policy"].startswith("torch")}
+    assert names == {"torch bf16"}
+
+
+def test_every_policy_is_timed_and_examined(swept: dict) -> None:
+    for kind, tasks in (("text", frontier.TEXT_TASKS), ("image", measures.PICTURES)):
+        mine = [row for row in swept["rows"] if row["kind"] == kind]
+        assert len(mine) > 1
+        assert mine[0]["changes"] == ({"cache": "none"} if kind == "text" else {})
+        for row in mine:
+            assert set(row["quality"]) == set(tasks)
+            assert row["share"] == pytest.approx(sum(q["share"] for q in row["quality"].values()) / len(tasks))
+            assert row["seconds"]["median"] > 0
+            assert row["forwards"] >= 1
+
+
+def test_none_on_the_frontier_is_beaten(swept: dict) -> None:
+    for kind in frontier.UNITS:
+        mine = [row for row in swept["rows"] if row["kind"] == kind]
+        best = [row for row in mine if row["frontier"]]
+        assert best
+        for row in best:
+            assert not any(
+                other["seconds"]["median"] < row["seconds"]["median"] and other["share"] > row["share"] for other in mine
+            )
+
+
+def test_ratios_are_of_turns_and_of_all_their_seconds() -> None:
+    theirs, ours = [[Timed(s, 1, None) for s in each] for each in ((1.0, 2.0, 9.0), (1.0, 1.0, 1.0))]
+    found = times(theirs, ours)
+    assert (found["median"], found["max"], found["whole"]) == (2.0, 9.0, 4.0)
+
+
+def test_pareto_keeps_what_nothing_beats() -> None:
+    assert pareto([(1, 0.5), (2, 0.9), (3, 0.8), (0.5, 0.1), (2, 0.5)]) == [True, True, False, True, False]
+    assert pareto([(1, 1), (1, 1)]) == [True, True]
+
+
+def test_the_table_has_every_policy(swept: dict) -> None:
+    shown = frontier.table(swept["rows"])
+    assert all(f"| {row['policy']} |" in shown for row in swept["rows"])
+    assert shown.count("| * |") == sum(row["frontier"] for row in swept["rows"])
+
+
+def test_presets_stand_beside_their_quality(named: dict) -> None:
+    names = [policy.name for policy in policies.presets()]
+    for kind in frontier.UNITS:
+        mine = {row["policy"]: row for row in named["rows"] if row["kind"] == kind}
+        assert list(mine) == [*names, REFERENCE]
+        assert "quality" not in mine[REFERENCE]
+        assert set(mine[names[0]]["points"].values()) == {0}
+        assert all(row["times_reference"]["median"] > 0 for row in mine.values())
+    shown = presets.table(named["rows"])
+    assert "arithmetic %" in shown
+    assert "drawing %" in shown
+    assert f"| {REFERENCE} |" in shown
+
+
+def test_turns_alternate() -> None:
+    calls: list[str] = []
+
+    def run(name: str, number: int) -> Timed:
+        calls.append(f"{name}{number}")
+        return Timed(1.0, 1, 1)
+
+    runs = {name: lambda number, name=name: run(name, number) for name in "ab"}  # type: ignore[misc]
+    assert {len(found) for found in alternate(runs, 2, 2).values()} == {4}
+    assert calls == ["a0", "b0", "a0", "b0", "a1", "b1", "b0", "a0", "b1", "a1"]
+
+
+def test_metrics_are_those_of_the_tasks() -> None:
+    assert set(measures.METRICS) <= set(TASKS)
+    assert {*frontier.TEXT_TASKS, *measures.PICTURES} == set(measures.METRICS)
+
+
+def test_tables_of_policies_are_sound() -> None:
+    """What the runtime knows can be made of its defaults, and no two policies of a table are the same."""
+    for table, kind in ((policies.TEXT, "text"), (policies.IMAGE, "image")):
+        known, passed = policies.grid(table, kind)
+        assert len(known) + len(passed) == len(table)
+        assert len({policy.name for policy in known}) == len(known)
+        assert all("has no setting" in line for line in passed)
+        for policy in known:
+            policy.text(policies.TextSettings()), policy.image(policies.ImageSettings())
+
+
+def test_settings_that_a_model_forbids_are_named(place: Path) -> None:
+    from mmada_lite.bench.quality.models import open_subject
+
+    good, bad = measures.valid([Policy("fine"), Policy("short", {"steps": 100})], open_subject(place / "bundle", "cpu"))
+    assert [policy.name for policy in good] == ["fine"]
+    assert bad[0].startswith("short: 100 steps for 8 tokens")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--checkpoint", "judge"), "is neither a bundle"),
+        (("--checkpoint", "bundle"), "is no checkpoint of bundle"),
+        (("--count", "1"), "use at least 4 cases"),
+        (("--rounds", "0"), "at least 1"),
+    ],
+)
+def test_faults_are_one_line(place: Path, more: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [more[0], str(place / more[1]) if more[0] == "--checkpoint" else more[1]]
+    assert presets.main(words(place, *given, "-o", str(place / "fault.json"))) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("mmada-lite: ")
+    assert message in complaint
+    assert not (place / "fault.json").exists()
+
+
+def test_no_matplotlib_is_said(swept: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(Error, match=r'pip install "mmada-lite\[bench\]"'):
+        frontier.plot(swept["rows"], tmp_path / "frontier.png")
+    assert json.dumps(swept)

@@ -1,0 +1,160 @@
+"""The benchmark of peers, whole, at a tiny shape: who takes part, what is said of it, that turns alternate. Never how fast."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmada_lite.bench.quality.policies import Policy, for_peers, grid
+from mmada_lite.bench.speed import contestants, peers
+from mmada_lite.bench.speed.contestants import Plan, Work
+from mmada_lite.bench.speed.peers import alternate, table, turn
+from mmada_lite.bench.speed.reference import torch_logits
+from mmada_lite.bench.synthetic import SIZES
+from mmada_lite.decoding.settings import TextSettings
+from mmada_lite.errors import Error
+
+TINY = SIZES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("peers")
+
+
+@pytest.fixture(scope="module")
+def result(work: Path) -> dict:
+    words = ["--shape", "tiny", "--work", str(work), "--rounds", "2", "--steps", "2", "--threads", "1", "--bf16"]
+    assert peers.main([*words, "-o", str(work / "peers.json")]) == 0
+    found: dict = json.loads((work / "peers.json").read_text())
+    return found
+
+
+def test_every_side_does_every_task(result: dict) -> None:
+    did = {(row["task"], row["side"]) for row in result["rows"]}
+    plan = Plan.of(TINY)
+    for torch_side in ("torch fp32", "torch bf16"):
+        assert {task for task, side in did if side == torch_side} == set(plan.tasks)
+    for policy in for_peers():
+        tasks = {task for task, side in did if side == f"ours int8 {policy.name}"}
+        assert {"text", "understanding"} <= tasks
+    for precision in peers.PRECISIONS:
+        assert {task for task, side in did if side == f"ours {precision}"} == {f"forward {n}" for n in plan.forwards}
+    others = {name for name, _ in contestants.others("tiny", TINY, plan, Path(), 1)}
+    assert others <= set(result["missing"]) | {side for _, side in did}
+    assert all("pip install" in why for name, why in result["missing"].items() if "not installed" in why)
+
+
+def test_what_is_scaled_is_said(result: dict) -> None:
+    plan = Plan.of(TINY)
+    for row in result["rows"]:
+        assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+        assert set(row["times"]) == {"torch fp32", "torch bf16"} - {row["side"]}
+        whole = {"text": plan.steps, "understanding": plan.steps, "drawing": plan.drawing_steps}.get(row["task"], 1)
+        if row["kind"] == "reference" or row["side"].endswith("exact"):
+            by_blocks = row["kind"] == "ours" and row["task"] in ("text", "understanding")
+            timed = plan.block * plan.steps // plan.answer if by_blocks else 2
+            assert row["scaled_from"] == ({"steps": timed, "of": whole} if whole > timed else None)
+            assert row["steps"] == row["forwards"] == whole
+        if row["side"].endswith(("prefix", "dual")):
+            assert row["scaled_from"] is None
+            assert row["forwards"] == plan.steps
+
+
+def test_the_table_has_every_row(result: dict) -> None:
+    lines = table(result["rows"]).splitlines()
+    assert len(lines) == 2 + len(result["rows"])
+    assert lines[0].endswith("| x torch fp32 | x torch bf16 |")
+    for row, line in zip(result["rows"], lines[2:], strict=True):
+        assert line.startswith(f"| {row['task']} | {row['side']} |")
+        assert ("of" in line) == (row["scaled_from"] is not None)
+
+
+def test_sides_alternate_and_warm_up() -> None:
+    calls: list[str] = []
+
+    def steps(name: str) -> Iterator[None]:
+        for _ in range(8):
+            calls.append(name)
+            yield
+
+    works = {name: Work(lambda name=name: steps(name), 8, True) for name in "ab"}  # type: ignore[misc]
+    turns = alternate(works, 2, 1)
+    assert "".join(calls) == "aabb" + "aabb" + "bbaa"  # in every turn a step that does not count, then the one that does
+    assert {len(each) for each in turns.values()} == {2}
+
+
+def test_only_equal_steps_are_scaled() -> None:
+    steps = turn(Work(lambda: iter(range(8)), 8, True), 2)
+    assert (steps.steps, steps.forwards, steps.timed) == (8, 8, 2)
+    assert turn(Work(lambda: iter(range(8)), 8, True, 4), 2).timed == 4
+    assert turn(Work(lambda: iter(range(8)), 8, True, 8), 2).timed == 8
+    assert turn(Work(lambda: iter(range(8)), 8, False), 2).timed == 8
+    assert turn(Work(lambda: iter(range(8)), None, True), 2).timed == 8
+    assert turn(Work(lambda: iter(range(8)), 8, True), None).timed == 8
+
+
+def test_both_sides_compute_the_same_model(work: Path) -> None:
+    """torch and our fp32 graphs hold the same random weights, so their answers agree token for token."""
+    plan = Plan.of(TINY)
+    mask, logits = TINY.vocabulary.special.mask, torch_logits(contestants.torch_model(TINY, torch.float32))
+    mine = next(side for side in contestants.ours("tiny", TINY, plan, "fp32", work, 1, True) if side.name == "ours fp32 exact")
+    theirs = contestants.reference("torch", logits, TINY, plan)
+    with torch.inference_mode():
+        *_, row = theirs.works["text"].begin()
+    ours = {}
+    for step in mine.works["text"].begin():
+        ours |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))  # type: ignore[attr-defined]
+    assert isinstance(row, torch.Tensor)
+    answer = row[0, plan.prompt :].tolist()
+    assert mask not in answer
+    assert [ours[plan.prompt + n] for n in range(plan.answer)] == answer
+
+
+def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "fast_type", lambda device: torch.float32)
+    words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--sides", "torch", "--only", "forward 8"]
+    assert peers.main([*words, "-o", str(work / "bf16.json")]) == 0
+    said = json.loads((work / "bf16.json").read_text())
+    assert {row["side"] for row in said["rows"]} == {"torch fp32"}
+    assert "--bf16" in said["missing"]["torch bf16"]
+
+
+def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def absent() -> None:
+        raise Error("llama_cpp is not installed; pip install llama-cpp-python")
+
+    monkeypatch.setattr(contestants.llama, "needed", absent)
+    assert peers.main(["--shape", "tiny", "--work", str(work), "--sides", "llama.cpp q8_0", "-o", str(work / "no.json")]) == 2
+    assert "here; llama.cpp q8_0: llama_cpp is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "singing"], "no task of this shape is called 'singing'"),
+        (["--sides", "nobody"], "no side of that name can run here; see --help"),
+        (["--shape", "huge"], "no shape is called 'huge'"),
+        (["--rounds", "0"], "at least 1"),
+        (["--precisions", "int9"], "no precision is called 'int9'"),
+        (["--decode", "0"], "no precision is called '0'"),
+    ],
+)
+def test_faults_are_one_line(work: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = work / "fault.json"
+    assert peers.main(["--shape", "tiny", "--work", str(work), "-o", str(target), *words]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("mmada-lite: ")
+    assert message in complaint
+    assert not target.exists()
+
+
+def test_policies_the_runtime_lacks_are_passed_over_by_name() -> None:
+    known, passed = grid([{"cache": "dual"}, {"sixth_sense": 3}], "text")
+    assert [policy.name for policy in known] == ["cache=dual"]
+    assert passed == ["text sixth_sense=3: this version has no setting sixth_sense"]
+    assert Policy("half", {"steps": 0.5}).text(TextSettings(steps=64)).steps == 32
+    with pytest.raises(Error):
+        Policy("wrong", {"cache": "some"}).text(TextSettings())

@@ -1,0 +1,115 @@
+"""Laws of `bench sessions`: every variant takes its turn at every length, what cannot be measured is said in one line. And
+of what sessions rest on: the table of the embedder is mapped, not loaded."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmada_lite.bench.speed import sessions
+from mmada_lite.bundle import Bundle
+from mmada_lite.export import transformer
+from mmada_lite.export.graph import Graph, WeightFile
+from mmada_lite.export.precision import recipe
+from mmada_lite.ort.loader import open_denoiser
+from mmada_lite.ort.session import Spinning, Tuning, choose_device, open_session
+
+
+def test_every_variant_is_measured_at_every_length(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "new" / "sessions.json"
+    options = ["--tokens", "4", "9", "--threads", "1", "2", "--rounds", "2", "-o", str(file)]
+    assert sessions.main([str(tiny_bundle), *options]) == 0
+    content = json.loads(file.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == content
+    seen = [(row["threads"], row["spinning"], row["arena"], row["tokens"], row["keys"]) for row in content["rows"]]
+    assert len(set(seen)) == len(seen) == 48
+    assert {row["spinning"] for row in content["rows"]} == {"run", "always", "never"}
+    for row in content["rows"]:
+        assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
+
+
+@pytest.mark.parametrize(("options", "word"), [(["--tokens", "9999"], "reads 256"), (["--rounds", "0"], "from 1")])
+def test_what_cannot_be_measured_is_one_line(
+    tiny_bundle: Path, options: list[str], word: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert sessions.main([str(tiny_bundle), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert word in line
+
+
+@pytest.mark.parametrize(
+    ("spinning", "entry", "value"),
+    [("run", "session.force_spinning_stop", "1"), ("never", "session.intra_op.allow_spinning", "0"), ("always", None, "")],
+)
+def test_threads_sleep_when_a_run_ends_unless_told_otherwise(
+    tiny_bundle: Path, spinning: Spinning, entry: str | None, value: str
+) -> None:
+    assert Tuning().spinning == "run"
+    options = open_session(
+        tiny_bundle / "backbone.onnx", choose_device("cpu"), 2, tuning=Tuning(spinning)
+    ).get_session_options()
+    for name in ("session.force_spinning_stop", "session.intra_op.allow_spinning"):
+        if name == entry:
+            assert options.get_session_config_entry(name) == value
+        else:
+            with pytest.raises(RuntimeError):  # onnxruntime's way to say that nobody set it
+                options.get_session_config_entry(name)
+
+
+def test_the_embedder_has_one_thread_and_the_others_what_is_asked(tiny_bundle: Path) -> None:
+    opened = {}
+
+    def keep(graph: str, session: Any) -> Any:
+        opened[graph] = session.get_session_options().intra_op_num_threads
+        return session
+
+    open_denoiser(Bundle.open(tiny_bundle), choose_device("cpu"), 3, keep)
+    assert opened == {"embedder": 1, "backbone": 3, "text_head": 3, "image_head": 3}
+
+
+class _Table:
+    """A large table whose rows all differ."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (65536, 512)
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        first, stop = (rows.start or 0, rows.stop) if rows else (0, 65536)
+        return np.arange(first, stop, dtype=np.float32)[:, None] / 8 + np.arange(512, dtype=np.float32)
+
+
+LOOK_UP = """
+import re, sys
+import numpy as np
+from pathlib import Path
+from mmada_lite.ort.session import choose_device, open_session
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+device = choose_device("cpu")
+before = anonymous()
+session = open_session(Path(sys.argv[1]), device, 1)
+(rows,) = session.run(None, {"tokens": np.array([[0, 7, 65535]])})
+print(anonymous() - before, rows.shape)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted by Linux's /proc")
+def test_the_table_of_the_embedder_is_mapped_not_loaded(tmp_path: Path) -> None:
+    with WeightFile(tmp_path / "weights.bin", lambda tensor, wrote: None) as weights:
+        graph = Graph("embedder", weights)
+        transformer.build_embedder(graph, _Table(), recipe("fp16", "cpu", {})["embedder"], 512)
+        graph.save(tmp_path / "embedder.onnx")
+    size = (tmp_path / "weights.bin").stat().st_size
+    assert size >= 65536 * 512 * 2
+    command = [sys.executable, "-c", LOOK_UP, str(tmp_path / "embedder.onnx")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    grown, shape = re.fullmatch(r"(-?\d+) (.*)\n", said).groups()  # type: ignore[union-attr]
+    assert shape == "(1, 3, 512)"
+    assert int(grown) < size / 3

@@ -1,0 +1,185 @@
+"""The C++ side as a test sees it: built once and kept, spoken to in lines of JSON, in the place of Python's loops in a replay.
+
+It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said by test_cpp.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmada_lite.bench.parity.replay import RecordedSampler, Watching
+from mmada_lite.cli.compile_cpp import SOURCES, find_library
+from mmada_lite.decoding.canvas import Canvas
+from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache"
+HEADERS = CACHE / "onnxruntime-headers"
+
+
+def needed() -> tuple[Path, Path]:
+    """The folder of onnxruntime's headers, and its library. Skips, with the reason, where one is not to be had."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here; apt-get install g++")
+    done = subprocess.run(["bash", SOURCES / "fetch-headers", HEADERS], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"onnxruntime's headers cannot be fetched: {done.stderr.strip()[-300:]}")
+    return HEADERS, find_library()
+
+
+def library_folder(library: Path) -> Path:
+    """A folder in which the library has the name that programs look for."""
+    folder = CACHE / "cpp" / "lib"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "libonnxruntime.so.1"
+    if not link.exists() or link.resolve() != library.resolve():
+        fresh = folder / f".link-{os.getpid()}"
+        fresh.symlink_to(library)
+        fresh.replace(link)
+    return folder
+
+
+def build(program: Path, *more: str) -> Path:
+    """Compile one program of the tests against the wheel's library; the result is kept until a source changes."""
+    headers, library = needed()
+    sources = [program, *sorted(SOURCES.glob("*.?pp"))]
+    text = b"".join(path.read_bytes() for path in sources) + " ".join(more).encode() + library.name.encode()
+    made = CACHE / "cpp" / f"{program.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
+    if not made.exists():
+        folder = library_folder(library)
+        partial = made.with_name(f"{made.name}.{os.getpid()}")
+        command = [
+            *("nice", "-n", "19", "g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *more),
+            *("-isystem", str(headers), "-I", str(SOURCES), str(program), str(folder / "libonnxruntime.so.1")),
+            *(f"-Wl,-rpath,{folder}", "-o", str(partial)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        partial.replace(made)
+    library_folder(library)
+    return made
+
+
+class Host:
+    """One running test program. A result that says `error` is what a user would read; `thrown` is anything else."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+
+    def call(self, op: str, **job: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"op": op, **job}), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        assert line, f"the program died on {op}"
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._process.wait(timeout=30)
+
+
+def settings_json(settings: TextSettings | ImageSettings | None) -> dict[str, Any] | None:
+    return None if settings is None else plain(settings)
+
+
+def picture_json(image: Image.Image) -> dict[str, Any]:
+    return {"width": image.width, "height": image.height, "bytes": np.asarray(image).reshape(-1).tolist()}
+
+
+class Replayed:
+    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self._host, self._folder = host, folder
+        self.jobs = 0
+
+    def decode_text(
+        self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
+    ) -> Iterator[Step]:
+        yield from self._decode("text", denoiser, canvas, settings, sampler, stop)
+
+    def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
+        yield from self._decode("image", denoiser, canvas, settings, sampler, ())
+
+    def _decode(
+        self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]
+    ) -> Iterator[Step]:
+        self.jobs += 1
+        watched = denoiser if isinstance(denoiser, Watching) else None
+        found = self._host.call(
+            "replay",
+            what=what,
+            folder=str(self._folder),
+            canvas=_canvas_json(canvas),
+            settings=settings_json(settings),
+            sampler=_sampler_json(sampler),
+            ends=list(stop),
+            logits=len(watched._keep) if watched else 0,
+            threads=1,
+        )
+        assert "states" in found, found
+        if watched:
+            watched.spans = [tuple(span) for span in found["spans"]]
+            for call, logits in enumerate(found["logits"]):
+                start, end = found["spans"][call]
+                watched.all_logits[call] = np.array(logits, dtype=np.float32).reshape(1, end - start, -1)
+        for number, state in enumerate(found["states"]):
+            canvas.tokens[:] = np.array(state).reshape(canvas.tokens.shape)
+            if canvas.unconditional is not None:
+                canvas.unconditional[:] = np.array(found["unconditional"][number]).reshape(canvas.unconditional.shape)
+            guess = np.array(found["guesses"][number]).reshape(canvas.rows, -1)
+            nothing = np.zeros(0)
+            yield Step(number, None, nothing, nothing, nothing, nothing, 0, number + 1, 0.0, guess)
+
+
+def _canvas_json(canvas: Canvas) -> dict[str, Any]:
+    return {
+        "rows": canvas.rows,
+        "tokens": canvas.tokens.reshape(-1).tolist(),
+        "editable": canvas.editable.astype(int).reshape(-1).tolist(),
+        "start": canvas.start,
+        "stop": canvas.stop,
+        "mask": int(canvas.mask),
+        "code_offset": int(canvas.code_offset),
+        "unconditional": None if canvas.unconditional is None else canvas.unconditional.reshape(-1).tolist(),
+        "shared": None if canvas.shared is None else canvas.shared.tolist(),
+        "shift": canvas.shift,
+    }
+
+
+def _sampler_json(sampler: RecordedSampler) -> dict[str, Any]:
+    def array(values: np.ndarray | None) -> dict[str, Any] | None:
+        return None if values is None else {"shape": list(values.shape), "data": values.reshape(-1).tolist()}
+
+    return {
+        "row": sampler.row,
+        "dropped": sampler.dropped,
+        "start": sampler.start,
+        "temperature": sampler.temperature,
+        "gumbel": array(sampler.gumbel),
+        "codes": array(sampler.codes),
+        "text_order": array(sampler.text_order),
+        "image_order": array(sampler.image_order),
+    }
+
+
+def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command of mmada-lite in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "mmada_lite", *map(str, arguments)], env=environment, capture_output=True, text=True
+    )

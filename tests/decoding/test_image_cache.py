@@ -1,0 +1,202 @@
+"""Laws of drawing with less than a whole row a step: nothing is leant on that has changed, nothing is written unseen, and what
+does not look at the row draws the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MockDenoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmada_lite import Error, ImageSettings, load
+from mmada_lite.cli.main import main
+from mmada_lite.decoding.canvas import Canvas, image_canvas
+from mmada_lite.decoding.denoiser import Floats, Window
+from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.train.rollouts import join
+from mmada_lite.vocabulary import SpecialTokens, Vocabulary
+
+SPECIAL = SpecialTokens(*range(100, 112))
+VOCABULARY = Vocabulary(SPECIAL, image_code_offset=112, codebook_size=32, size=144)
+CODES = 16
+LIGHTER = st.fixed_dictionaries(
+    {
+        "refresh": st.integers(1, 6),
+        "shortlist": st.sampled_from([None, 1.0, 1.5, 3.0]),
+        "guidance_from": st.sampled_from([0.0, 0.3]),
+        "guidance_to": st.sampled_from([0.6, 1.0]),
+        "unconditional_every": st.integers(1, 4),
+    }
+)
+
+
+class Suspicious(MockDenoiser):
+    """Keeps the tokens of every position as its values, and compares what it is given with the canvas as it stands."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        super().__init__({p: p % 32 for p in range(60)}, {p: (p * 5 % 16 + 0.5) / 17 for p in range(60)})
+        self.canvas, self.asked_to_keep = canvas, 0
+
+    def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
+        places = np.broadcast_to(window.positions, window.tokens.shape)
+        seen, tokens = places, window.tokens
+        if window.past is not None:
+            seen = np.concatenate([seen, window.past.keys[0][:, 0, :, 0].astype(np.int64)], axis=1)
+            tokens = np.concatenate([tokens, window.past.values[0][:, 0, :, 0].astype(np.int64)], axis=1)
+        order = np.argsort(seen, axis=1)
+        row = self.canvas.tokens if seen.shape[1] == self.canvas.length else self.canvas.unconditional
+        assert (np.take_along_axis(seen, order, axis=1) == np.arange(seen.shape[1])).all(), "every position once"
+        assert (np.take_along_axis(tokens, order, axis=1) == row).all(), "nothing that has changed is leant on"
+        self.asked_to_keep += keep
+        hidden, _ = super().forward(window, keep=False)
+        kept = KeyValues((places[:, None, :, None].astype(np.float32),), (window.tokens[:, None, :, None].astype(np.float32),))
+        return hidden, kept if keep else None
+
+
+def canvas_of(unknown: np.ndarray) -> Canvas:
+    """Rows of one prompt; unknown [B, 16]."""
+    prompt, nothing = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos], [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos]
+    codes = np.arange(CODES) + 3
+    return join([image_canvas(prompt, codes, row, VOCABULARY, unconditional_prompt=nothing) for row in unknown])
+
+
+def draw(chosen: ImageSettings, unknown: np.ndarray | None = None, seed: int = 0) -> tuple[Canvas, Suspicious, list[Step]]:
+    canvas = canvas_of(np.ones((1, CODES), dtype=bool) if unknown is None else unknown)
+    denoiser = Suspicious(canvas)
+    sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
+    return canvas, denoiser, list(decode_image(denoiser, canvas, chosen, sampler))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    unknown=st.lists(st.lists(st.booleans(), min_size=CODES, max_size=CODES).filter(any), min_size=1, max_size=3),
+    share=st.floats(0, 1),
+    temperature=st.sampled_from([0.0, 1.0]),
+    lighter=LIGHTER,
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown, share, temperature, lighter, seed):
+    holes = np.array(unknown)
+    steps = 1 + round(share * (holes.sum(axis=1).min() - 1))
+    chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature, **lighter)
+    canvas, denoiser, done = draw(chosen, holes, seed)
+    final = final_codes(done)
+    assert (final[~holes] == np.broadcast_to(np.arange(CODES) + 3, final.shape)[~holes]).all()
+    assert (canvas.tokens[:, canvas.region] == final + 112).all()
+    assert len(done) == steps
+    assert done[-1].remaining == 0
+    assert done[-1].model_calls == steps  # a step is one call however little it computes
+    assert steps <= len(denoiser.windows) <= 2 * steps
+    written = [(int(row), int(place)) for step in done for row, place in zip(step.rows, step.positions, strict=True)]
+    assert len(written) == len(set(written)) == holes.sum()
+
+
+@settings(deadline=None, max_examples=40)
+@given(lighter=LIGHTER, steps=st.integers(1, 16), seed=st.integers(0, 99))
+def test_a_model_that_does_not_look_at_the_row_draws_the_same(lighter, steps, seed):
+    """Without noise in the choice, so that the order is known when a light step's codes are chosen."""
+    plain = draw(ImageSettings(steps, 2.0, temperature=0.0), seed=seed)[2]
+    light = draw(ImageSettings(steps, 2.0, temperature=0.0, **lighter), seed=seed)[2]
+    for a, b in zip(plain, light, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
+
+
+def test_exact_steps_keep_nothing_and_lean_on_nothing() -> None:
+    for chosen in (ImageSettings(8, 2.0), ImageSettings(8, 2.0, refresh=1, shortlist=1.0)):
+        _, denoiser, _ = draw(chosen)
+        assert denoiser.asked_to_keep == 0
+        assert [window.past for window in denoiser.windows] == [None] * 16
+        assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21] * 8
+
+
+def test_light_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> None:
+    _, denoiser, steps = draw(ImageSettings(8, 0.0, "linear", refresh=4))
+    assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
+    assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
+    assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [16, 16, 16, 8, 8, 8]
+    assert [w.rows.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
+    _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear", refresh=4, shortlist=1.0))
+    assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
+
+
+def test_guidance_is_paid_for_where_it_is_asked_for() -> None:
+    _, denoiser, steps = draw(ImageSettings(10, 2.0, guidance_from=0.2, guidance_to=0.5))
+    lengths = [window.tokens.shape[1] for window in denoiser.windows]
+    assert lengths == [23] * 2 + [23, 21] * 3 + [23] * 5  # steps 2, 3 and 4 are guided
+    assert steps[-1].model_calls == 10
+    whole = draw(ImageSettings(10, 2.0))[2]
+    for a, b in zip(whole, draw(ImageSettings(10, 2.0, guidance_from=0.0, guidance_to=1.0))[2], strict=True):
+        np.testing.assert_array_equal(a.predicted_codes, b.predicted_codes)
+
+
+def test_unconditional_states_serve_several_steps() -> None:
+    _, denoiser, _ = draw(ImageSettings(9, 2.0, unconditional_every=3))
+    assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, 23, 23] * 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_scattered_window_over_fresh_keys_gives_the_states_of_the_whole_row(tiny_bundle: Path, shared: bool) -> None:
+    denoiser = load(tiny_bundle, device="cpu", threads=1).denoiser
+    random, length = np.random.default_rng(0), 20
+    tokens = random.integers(0, 90, (2, length))
+    everything = np.broadcast_to(np.arange(length), tokens.shape)
+    whole, kept = denoiser.forward(Window(tokens, np.arange(length), everything), keep=True)
+    assert kept is not None
+    inside = np.sort([random.permutation(length)[:7] for _ in range(2)])
+    inside = inside[[0, 0]] if shared else inside
+    outside = np.stack([np.setdiff1d(np.arange(length), row) for row in inside])
+    rows = np.array([[0, 3, 6]] * 2)
+    window = Window(np.take_along_axis(tokens, inside, axis=1), inside, rows, kept.at(outside, KVBuffer()))
+    states, _ = denoiser.forward(window, keep=False)
+    expected = np.take_along_axis(whole, np.take_along_axis(inside, rows, axis=1)[..., None], axis=1)
+    np.testing.assert_allclose(states, expected, atol=2e-5)
+
+
+def test_options_of_the_command_line_reach_the_drawing(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    light = [
+        "--refresh",
+        "3",
+        "--shortlist",
+        "1.5",
+        "--guidance-from",
+        "0.1",
+        "--guidance-to",
+        "0.6",
+        "--unconditional-every",
+        "2",
+    ]
+    drawing = ["paint", "a b", "-m", str(tiny_bundle), "--device", "cpu", "-o", str(tmp_path / "a.png"), "--steps", "6"]
+    assert main([*drawing, "--json", *light]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert [said[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")] == [
+        *(3, 1.5),
+        *(0.1, 0.6),
+        2,
+    ]
+    assert main([*drawing, "--force", "--shortlist", "0.5"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"refresh": 0}, "refresh"),
+        ({"shortlist": 0.5}, "at least 1"),
+        ({"guidance_from": 0.6, "guidance_to": 0.4}, "guidance_from < guidance_to"),
+        ({"guidance_to": 1.5}, "guidance_from < guidance_to"),
+        ({"guidance_from": -0.1}, "guidance_from"),
+        ({"unconditional_every": 0}, "unconditional_every"),
+    ],
+)
+def test_impossible_settings_say_how_to_mend_them(changes, word):
+    with pytest.raises(Error, match=word):
+        ImageSettings(**changes)

@@ -1,0 +1,191 @@
+"""Laws of thinking before drawing: the row that a picture is drawn on is the one that training uses, a thought that cannot be
+drawn from is reported and never used, and both hold whether the tags are single tokens or pieces."""
+
+import logging
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scripted import CAPTION, THOUGHT, WRITTEN, plant, script_answer
+
+from mmada_lite import Error, ImageSettings, Model
+from mmada_lite.decoding.canvas import image_canvas, paint_prompt
+from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.train.data.thoughts import split_thought as split_in_training
+from mmada_lite.train.data.thoughts import with_thought
+from mmada_lite.train.rollouts import plan_prompts, planned_prompts
+from mmada_lite.vocabulary import CLOSE, OPEN, fault_of, split_thought, unfinished, with_tags
+
+FEW = ImageSettings(steps=4, guidance=1.0)
+
+
+def drawn_on(thinker: Model, prompt: list[int], seed: int) -> np.ndarray:
+    """Codes drawn on a prompt with the project's own loop, as training and evaluation do it."""
+    nothing = paint_prompt([], thinker.vocabulary.special)
+    side = thinker.codec.grid
+    canvas = image_canvas(prompt, np.zeros(side**2), np.ones(side**2), thinker.vocabulary, unconditional_prompt=nothing)
+    sampler = PhiloxSampler(seed, FEW.sampling_temperature, canvas.start)
+    return final_codes(list(decode_image(thinker.denoiser, canvas, FEW, sampler)))[0].reshape(side, side)
+
+
+def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:
+    seen = plant(thinker, with_tags(THOUGHT))
+    drawing = thinker.paint(CAPTION, FEW, seed=3, think=True).finish()
+    rows = [window.tokens[0].tolist() for window in seen.windows]
+    (plan,), (planned,) = plan_prompts(thinker, [CAPTION]), planned_prompts(thinker, [CAPTION], [with_tags(THOUGHT)])
+    assert rows[0] == plan + [thinker.vocabulary.special.mask] * WRITTEN.answer_length
+    end = [thinker.vocabulary.special.soi]
+    assert rows[-2][: len(planned) + 1] == planned + end
+    assert rows[-1][:4] == paint_prompt([], thinker.vocabulary.special) + end  # guidance: without the prompt, as paint's
+    assert len(rows[-2]) == len(planned) + 16 + 2
+    assert drawing.thought == THOUGHT
+    assert drawing.thought_fault is None
+    assert (drawing.codes == drawn_on(thinker, planned, seed=3)).all()
+    assert (drawing.codes != thinker.paint(CAPTION, FEW, seed=3).finish().codes).any()
+
+
+def test_the_same_thought_given_draws_the_same(thinker: Model) -> None:
+    given = thinker.paint(CAPTION, FEW, seed=3, think=f" {THOUGHT}\n")
+    assert given.thought == THOUGHT
+    assert [step.predicted_codes is None for step in given] == [False] * 4
+    assert given.last is not None
+    assert given.last.model_calls == 4
+    plant(thinker, with_tags(THOUGHT))
+    assert (thinker.paint(CAPTION, FEW, seed=3, think=True).finish().codes == given.codes).all()
+
+
+def test_steps_of_the_thought_come_first_and_are_told_apart(thinker: Model) -> None:
+    plant(thinker, with_tags(THOUGHT))
+    drawing = thinker.paint(CAPTION, FEW, think=True)
+    with pytest.raises(Error, match="no picture to show yet"):
+        drawing.preview()
+    steps, shown = [], []
+    for step in drawing:
+        steps.append(step)
+        shown.append(drawing.thought_so_far)
+        if step.predicted_codes is None:
+            with pytest.raises(Error, match="no picture to show yet"):
+                drawing.preview()
+        else:
+            assert drawing.preview().size == (16, 16)
+    written, drawn = [[s for s in steps if (s.predicted_codes is None) is text] for text in (True, False)]
+    assert steps == [*written, *drawn]
+    assert [s.index for s in written] == list(range(len(written)))
+    assert [s.index for s in drawn] == [0, 1, 2, 3]
+    assert [s.model_calls for s in steps] == list(range(1, len(steps) + 1))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(steps))
+    assert "░" in str(shown[0])
+    assert shown[-1] == drawing.thought == THOUGHT
+
+
+def test_asking_for_the_thought_runs_it_and_draws_nothing(thinker: Model) -> None:
+    plant(thinker, with_tags(THOUGHT))
+    drawing, whole = thinker.paint(CAPTION, FEW, think=True), thinker.paint(CAPTION, FEW, think=True).finish()
+    next(drawing)
+    assert drawing.thought == THOUGHT
+    assert drawing.last is not None
+    assert drawing.last.predicted_codes is None
+    rest = list(drawing)
+    assert len(rest) == 4
+    assert rest[-1].model_calls == whole.last.model_calls  # type: ignore[union-attr]
+    assert (drawing.codes == whole.codes).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty"),
+        (f"{OPEN} {CLOSE}", "is empty"),
+        ("left car", f"has no {OPEN}"),
+        (f"{OPEN} left car", f"is not ended by {CLOSE}"),
+        (f"car {OPEN} left car {CLOSE}", "does not read"),
+        (f"{OPEN} a {CLOSE} b {CLOSE}", "does not read"),
+    ],
+)
+def test_a_thought_that_cannot_be_drawn_from(thinker: Model, caplog: pytest.LogCaptureFixture, text: str, fault: str) -> None:
+    plain = thinker.paint(CAPTION, FEW, seed=1).finish()
+    plant(thinker, text)
+    with caplog.at_level(logging.WARNING, "mmada_lite"):
+        drawing = thinker.paint(CAPTION, FEW, seed=1, think=True).finish()
+    assert str(drawing.thought_fault).startswith("the thought ")
+    assert fault in str(drawing.thought_fault)
+    assert drawing.thought is None
+    (message,) = caplog.messages
+    assert fault in message
+    assert "drawn from the prompt alone" in message
+    assert (drawing.codes == plain.codes).all()
+
+
+def test_a_thought_without_room_for_the_picture(thinker: Model, caplog: pytest.LogCaptureFixture) -> None:
+    """It is written in most of 256 tokens: one token more, and 16 codes with their brackets do not fit beside it."""
+    thinker.text_defaults = replace(WRITTEN, answer_length=248, steps=248)
+    plain = thinker.paint(CAPTION, FEW).finish()
+    (plan,) = plan_prompts(thinker, [CAPTION])
+    tags = len(thinker.tokenizer.encode(with_tags("x"))) - 1
+    for excess in (0, 1):
+        words = "x" * (256 - len(plan) - 16 - 3 - tags + excess)
+        plant(thinker, with_tags(words))
+        drawing = thinker.paint(CAPTION, FEW, think=True).finish()
+        assert drawing.thought == (None if excess else words)
+        assert (drawing.codes == plain.codes).all() == bool(excess)
+    (message,) = caplog.messages
+    assert "where the picture leaves room for" in message
+    with pytest.raises(Error, match="thought and picture takes 257 tokens"):
+        thinker.paint(CAPTION, think=words)
+
+
+def test_impossible_thoughts_are_refused_before_any_work(thinker: Model) -> None:
+    for think, message in ((" ", "thought is empty"), ("a </think>", "holds </think>"), (with_tags("a"), "holds <think>")):
+        with pytest.raises(Error, match=message):
+            thinker.paint(CAPTION, think=think)
+    thinker.text_defaults = replace(WRITTEN, answer_length=252)
+    with pytest.raises(Error, match="the prompt with its thought takes 259"):
+        thinker.paint(CAPTION, think=True)
+    with pytest.raises(Error, match="prompt is empty"):
+        thinker.paint(" ", think=True)
+
+
+def test_without_thinking_there_is_no_thought(thinker: Model) -> None:
+    drawing = thinker.paint(CAPTION, FEW)
+    assert (drawing.thought, drawing.thought_so_far, drawing.thought_fault, drawing.last) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("text", [f"{OPEN} 3 + 4 = 7 {CLOSE} 7", "7", f"{OPEN} 3 + 4", f"{OPEN} 3 {CLOSE}"])
+def test_answers_are_split(thinker: Model, text: str) -> None:
+    script_answer(thinker, text)
+    answer = thinker.chat("hello", WRITTEN)
+    assert (answer.thought, answer.answer) == split_thought(text)
+    assert answer.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer"),
+    [
+        ("<think> a </think> b", "a", "b"),
+        ("\n<think>a</think>b\n", "a", "b"),
+        ("<think></think> b", "", "b"),
+        ("<think> a </think>", "a", ""),
+        (" b ", None, "b"),
+        ("", None, ""),
+        ("<think> a", None, "<think> a"),
+        ("a </think> b", None, "a </think> b"),
+        ("<think> <think> a </think> b", None, "<think> <think> a </think> b"),
+        ("<think> a </think> b </think>", None, "<think> a </think> b </think>"),
+    ],
+)
+def test_how_a_text_is_split(text: str, thought: str | None, answer: str) -> None:
+    assert split_thought(text) == (thought, answer)
+    assert (fault_of(text) is None) == bool(thought)
+    trained = split_in_training(text)  # it also asks for an answer
+    assert (trained is not None) == bool(thought and answer)
+    assert trained is None or tuple(trained) == (thought, answer)
+
+
+def test_what_is_put_together_comes_apart() -> None:
+    assert split_thought(with_thought("a b", "c")) == ("a b", "c")
+    assert split_thought(with_tags(" a b ")) == ("a b", "")
+    text = with_tags("a b")
+    assert [unfinished(text[:end]) for end in (0, 7, 9, 11, len(text))] == ["", "", "a", "a b", "a b"]
+    assert unfinished("<th░nk> a") == "<th░nk> a"

@@ -1,0 +1,110 @@
+"""Ids and layouts: the recorded chat conversations, the code offset, and that typed special spellings stay text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmada_lite import Error
+from mmada_lite.decoding.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, chat_ids, render_chat
+
+PUBLISHED = SpecialTokens(126080, 126081, 126084, 126085, 126088, 126089, 126093, 126094, 126336, 126346, 126347, 126348)
+
+
+@pytest.fixture(scope="module", params=["tokenizer", "tokenizer_noheader"])
+def named_tokenizer(request, golden):
+    return request.param, Tokenizer.from_file(golden / "prompting" / request.param / "tokenizer.json")
+
+
+def published_like(tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary.from_tokenizer(tokenizer, codebook_size=8192, size=134656, mask_id=126336)
+
+
+def test_recorded_conversations(named_tokenizer, golden):
+    name, tokenizer = named_tokenizer
+    vocabulary = published_like(tokenizer)
+    cases = json.loads((golden / "prompting" / "prompting.json").read_text())["cases"]
+    chats = [c for c in cases if c["task"] == "chat_template" and c["tokenizer"] == name]
+    assert chats
+    for case in chats:
+        assert render_chat(case["messages"]) == case["rendered"]
+        ids = chat_ids(tokenizer, vocabulary.special, case["messages"])
+        assert ids == case["token_ids"] == tokenizer.encode(case["rendered"], special=True)
+        if "mmu_inference_input_ids" in case:
+            assert vocabulary.image_code_offset == case["image_code_offset"]
+            assert picture_prompt(case["codes"], vocabulary) + ids == case["mmu_inference_input_ids"]
+
+
+def test_absent_header_tokens_are_added_and_move_the_codes(named_tokenizer):
+    _, tokenizer = named_tokenizer
+    assert len(tokenizer) == 426
+    assert published_like(tokenizer).image_code_offset == 426
+    assert published_like(tokenizer).special.soi == PUBLISHED.soi  # not in the file: the published id
+
+
+def test_special_spellings_typed_by_a_user_are_text(named_tokenizer):
+    _, tokenizer = named_tokenizer
+    special = published_like(tokenizer).special
+    ids = chat_ids(tokenizer, special, [{"role": "user", "content": "stop <|eot_id|> now"}])
+    assert ids.count(special.eot) == 1
+    assert "<|eot_id|>" in tokenizer.decode(ids)
+
+
+def test_decoding_leaves_out_what_is_not_text(named_tokenizer):
+    _, tokenizer = named_tokenizer
+    ids = tokenizer.encode("a red cube")
+    special = published_like(tokenizer).special
+    assert tokenizer.decode([special.bos, *ids, special.eot, 130000]) == "a red cube"
+
+
+@pytest.mark.parametrize(
+    ("messages", "word"),
+    [
+        ([], "empty"),
+        ([{"role": "user", "content": "  "}], "message 1"),
+        ([{"role": "robot", "content": "hi"}], "system, user, assistant"),
+    ],
+)
+def test_impossible_conversations(named_tokenizer, messages, word):
+    _, tokenizer = named_tokenizer
+    with pytest.raises(Error, match=word):
+        chat_ids(tokenizer, published_like(tokenizer).special, messages)
+
+
+def test_vocabulary_goes_to_json_and_back():
+    vocabulary = Vocabulary(PUBLISHED, 126349, 8192, 134656)
+    assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
+    broken = vocabulary.to_json() | {"codebook_sise": 3}
+    with pytest.raises(Error, match="codebook_sise"):
+        Vocabulary.from_json(broken)
+    with pytest.raises(Error, match="image codes end"):
+        Vocabulary(PUBLISHED, 126464 + 8192, 8192, 134656)
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(Error, match="no tokenizer at"):
+        Tokenizer.from_file(path)
+    for text in ("", "{", "[]", '{"model": 3}'):
+        path.write_text(text)
+        with pytest.raises(Error, match=r"tokenizer\.json is not a tokenizer\.json"):
+            Tokenizer.from_file(path)
+
+
+def test_layouts(vocabulary):
+    s = vocabulary.special
+    assert paint_prompt([5, 6], s) == [s.t2i, s.bos, 5, 6, s.eos]
+    assert paint_prompt([s.bos, 5], s) == [s.t2i, s.bos, 5, s.eos]
+    assert paint_prompt([], s) == [s.t2i, s.bos, s.eos]
+    unknown = np.array([True, False, True, False])
+    canvas = image_canvas([1, 2, 3], [4, 5, 6, 7], unknown, vocabulary, unconditional_prompt=[1])
+    assert canvas.tokens.tolist() == [[1, 2, 3, s.soi, s.mask, 117, s.mask, 119, s.eoi]]
+    assert canvas.editable[0].nonzero()[0].tolist() == [4, 6]
+    where = canvas.masked()
+    canvas.write(where, np.full_like(canvas.tokens, 120))
+    assert canvas.unconditional.tolist() == [[1, s.soi, 120, 117, 120, 119, s.eoi]]
+    with pytest.raises(AssertionError, match="given token"):
+        canvas.write(np.ones_like(where), canvas.tokens)
+    guided = text_canvas([1, 2], 2, s, guided=True)
+    assert guided.unconditional.tolist() == [[s.mask] * 4]

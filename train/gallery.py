@@ -1,0 +1,89 @@
+"""The pictures under docs/: what a bundle draws, how a picture comes into being, a hole filled and a border crossed.
+
+    python -m mmada_lite.train.gallery -o docs
+
+Nothing is chosen: seeds count from 0. It uses the public interface alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+import mmada_lite
+
+PROMPTS = (
+    *("an apple on a blue background", "a heart on a white background", "a tree on a yellow background"),
+    *("a car on a green background", "a cat on a purple background", "a dog on a blue background"),
+    *("a house on a pink background", "a star on a black background", "the sun on a blue background"),
+    *("the moon on a purple background", "a fish on a white background", "a banana on a red background"),
+    *("a tulip on a green background", "an umbrella on a gray background", "a cactus on a yellow background"),
+    *("a strawberry on a white background", "a mushroom on a green background", "a balloon on a blue background"),
+    *("a key on a black background", "a cloud on a blue background", "a watermelon on a pink background"),
+    *("a hamburger on a white background", "a penguin on a blue background", "a frog on a yellow background"),
+)
+COLUMNS, SEEDS, GAP = 8, 2, 4  # a caption's pictures stand below each other
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]], scale: int = 1) -> Image.Image:
+    """Pictures in rows, enlarged without smoothing, on white."""
+    width = max(sum(p.width * scale + GAP for p in row) for row in rows) - GAP
+    height = sum(max(p.height for p in row) * scale + GAP for row in rows) - GAP
+    page, top = Image.new("RGB", (width, height), "white"), 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            page.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), (left, top))
+            left += picture.width * scale + GAP
+        top += max(p.height for p in row) * scale + GAP
+    return page
+
+
+def drawings(model: mmada_lite.Model) -> Image.Image:
+    rows = []
+    for start in range(0, len(PROMPTS), COLUMNS):
+        prompts = PROMPTS[start : start + COLUMNS]
+        rows += [[model.paint(prompt, seed=seed).picture for prompt in prompts] for seed in range(SEEDS)]
+    return sheet(rows, 2)
+
+
+def steps(model: mmada_lite.Model) -> Image.Image:
+    """One picture's guesses, step by step."""
+    rows = []
+    for prompt in (PROMPTS[7], PROMPTS[22]):
+        drawing = model.paint(prompt)
+        rows.append([drawing.preview() for _ in drawing][::2])
+    return sheet(rows, 2)
+
+
+def edits(model: mmada_lite.Model) -> Image.Image:
+    """A picture, its right half hidden and drawn anew, and the picture grown by half to the right."""
+    rows = []
+    for prompt in (PROMPTS[7], PROMPTS[22], PROMPTS[15]):
+        picture = model.paint(prompt).picture
+        mask = Image.new("L", picture.size)
+        mask.paste(255, (picture.width // 2, 0, picture.width, picture.height))
+        hidden = picture.copy()
+        ImageDraw.Draw(hidden).rectangle((picture.width // 2, 0, *picture.size), "gray")
+        redrawn = model.inpaint(picture, mask, prompt, seed=1).picture
+        rows.append([picture, hidden, redrawn, model.extend(picture, prompt, seed=1).picture])
+    return sheet(rows, 2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", "--model", help="a bundle's folder (default: the small model in the package)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder for the PNG files (%(default)s)")
+    options = parser.parse_args(argv)
+    model = mmada_lite.load(options.model)
+    for draw in (drawings, steps, edits):
+        path = options.output / f"{draw.__name__}.png"
+        draw(model).save(path, optimize=True)
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
