@@ -3,13 +3,15 @@
 It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said by test_cpp.
 """
 
+import copy
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pytest
 from PIL import Image
 
 from mmada_lite.canvas import Canvas
-from mmada_lite.decoding import Step
+from mmada_lite.decoding import Step, decode_image, decode_text
+from mmada_lite.denoiser import Denoiser
 from mmada_lite.export.replay import RecordedSampler, Watching
 from mmada_lite.settings import ImageSettings, TextSettings, plain
 from mmada_lite.verbs.cpp import SOURCES, find_library
@@ -101,22 +104,43 @@ def picture_json(image: Image.Image) -> dict[str, Any]:
 
 
 class Replayed:
-    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's."""
+    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's.
 
-    def __init__(self, host: Host, folder: Path) -> None:
-        self._host, self._folder = host, folder
+    They decode under the default law, which is the only one of the host, whatever a recording asks for. With a denoiser
+    `beside`, Python's loops do the same beside them, and every state in between must be equal.
+    """
+
+    def __init__(self, host: Host, folder: Path, beside: Denoiser | None = None) -> None:
+        self._host, self._folder, self._beside = host, folder, beside
         self.jobs = 0
 
     def decode_text(
         self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
     ) -> Iterator[Step]:
-        yield from self._decode("text", denoiser, canvas, settings, sampler, stop)
+        settings = replace(settings, law="sensible")
+        states = self._states(decode_text, canvas, settings, sampler, stop)
+        yield from self._decode("text", denoiser, canvas, settings, sampler, stop, states)
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
-        yield from self._decode("image", denoiser, canvas, settings, sampler, ())
+        settings = replace(settings, law="sensible")
+        states = self._states(decode_image, canvas, settings, sampler)
+        yield from self._decode("image", denoiser, canvas, settings, sampler, (), states)
+
+    def _states(self, loop: Callable[..., Iterator[Step]], canvas: Canvas, *others: Any) -> list[Any] | None:
+        if self._beside is None:
+            return None
+        own = copy.deepcopy(canvas)
+        return [own.tokens.reshape(-1).tolist() for _ in loop(self._beside, own, *others)]
 
     def _decode(
-        self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]
+        self,
+        what: str,
+        denoiser: Any,
+        canvas: Canvas,
+        settings: Any,
+        sampler: RecordedSampler,
+        stop: Sequence[int],
+        states: list[Any] | None,
     ) -> Iterator[Step]:
         self.jobs += 1
         watched = denoiser if isinstance(denoiser, Watching) else None
@@ -132,6 +156,7 @@ class Replayed:
             threads=1,
         )
         assert "states" in found, found
+        assert states is None or found["states"] == states
         if watched:
             watched.spans = [tuple(span) for span in found["spans"]]
             for call, logits in enumerate(found["logits"]):

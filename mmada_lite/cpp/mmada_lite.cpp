@@ -672,8 +672,7 @@ float gumbel(float u) { return minus_log(minus_log(u)); }
 
 // ---- settings ----
 
-const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual", "prompt"},
-    kLaws{"sensible", "reference"};
+const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual"}, kLaws{"sensible"};
 
 void whole(const char* name, std::int64_t value) {
   if (value < 1) fail(name, " is ", value, "; use a whole number of at least 1");
@@ -689,7 +688,13 @@ void one_of(const char* name, const std::string& value, const std::vector<std::s
   }
 }
 
-std::int64_t blocks_in(const TextSettings& s) { return (s.answer_length + s.block_length - 1) / s.block_length; }
+// What the Python runtime decodes with and this one does not.
+void ours(const std::string& cache, const std::string& law) {
+  if (cache == "prompt") fail("the C++ host does not decode with the cache 'prompt'; use dual, or the Python runtime");
+  if (law == "reference") fail("the C++ host does not decode with the law 'reference'; use sensible, or the Python runtime");
+}
+
+std::int64_t blocks_in(const TextSettings& s) { return (s.answer_length - 1) / s.block_length + 1; }
 
 void check(const TextSettings& s) {
   whole("answer_length", s.answer_length);
@@ -698,8 +703,8 @@ void check(const TextSettings& s) {
   at_least_zero("temperature", s.temperature);
   at_least_zero("guidance", s.guidance);
   one_of("order", s.order, kOrders);
+  ours(s.cache, s.law);
   one_of("cache", s.cache, kCaches);
-  if (s.cache == "prompt") fail("the C++ host does not decode with the cache 'prompt'; use dual, or the Python runtime");
   one_of("law", s.law, kLaws);
   if (s.threshold && !(*s.threshold > 0 && *s.threshold <= 1)) {
     fail("threshold ", shown(*s.threshold), " is not a probability; use a number above 0 and at most 1");
@@ -712,13 +717,6 @@ void check(const TextSettings& s) {
   if (!s.threshold && s.steps < count) {
     fail(s.steps, " steps cannot fill ", count, " blocks; use at least ", count, " steps or a longer block");
   }
-  if (s.law == "reference" && (s.answer_length % s.block_length || s.steps % count)) {
-    fail("the reference law divides exactly: answer_length ", s.answer_length, " by block_length ", s.block_length,
-         ", and steps ", s.steps, " by ", count, " blocks");
-  }
-  if (s.law == "reference" && s.cache != "none" && !s.threshold && s.steps == count) {
-    fail("the reference cannot use a cache with one step per block; use more steps or the sensible law");
-  }
 }
 
 void check(const ImageSettings& s) {
@@ -726,6 +724,7 @@ void check(const ImageSettings& s) {
   at_least_zero("guidance", s.guidance);
   at_least_zero("temperature", s.temperature);
   at_least_zero("sampling_temperature", s.sampling_temperature);
+  ours("", s.law);
   one_of("law", s.law, kLaws);
   schedule_of(s.schedule);
 }
@@ -2080,10 +2079,8 @@ bool any_between(const Canvas& canvas, const Bools& flags, std::int64_t start, s
   return false;
 }
 
-bool finished(const Canvas& canvas, const Block& block, const TextSettings& s, std::int64_t turn, const Memory* memory) {
-  if (s.law == "sensible") return !any_between(canvas, candidates(canvas, block, memory), 0, canvas.length);
-  if (s.cache == "none" && !s.threshold) return turn >= block.steps;
-  return turn >= (s.cache == "none" ? 0 : 2) && !any_between(canvas, canvas.masked(), block.start, block.stop);
+bool finished(const Canvas& canvas, const Block& block, const Memory* memory) {
+  return !any_between(canvas, candidates(canvas, block, memory), 0, canvas.length);
 }
 
 // A guess that is the mask itself would write nothing: the best other token there.
@@ -2109,13 +2106,12 @@ void never_mask(const Denoiser& denoiser, Head head, const Reading& reading, std
   }
 }
 
-// Tokens to write at each step of a block [B][steps]. The reference does not count masks left of the block.
-std::vector<Ids> quota_of(const Canvas& canvas, const Block& block, const TextSettings& s) {
+// Tokens to write at each step of a block [B][steps].
+std::vector<Ids> quota_of(const Canvas& canvas, const Block& block) {
   std::vector<Ids> quota;
   const Bools masked = canvas.masked();
   for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    const std::int64_t first = s.law == "reference" ? block.start : 0;
-    quota.push_back(transfers(count_between(canvas, masked, row, first, block.stop), block.steps));
+    quota.push_back(transfers(count_between(canvas, masked, row, 0, block.stop), block.steps));
   }
   return quota;
 }
@@ -2137,13 +2133,12 @@ Bools choose(const Canvas& canvas, const Prediction& guess, const Reading& readi
   return most_confident(confidence, reading.width, counts);
 }
 
-// True when every row's answer is over: a stop token among its finished tokens (the reference looks at the last only).
-bool ended(const Canvas& canvas, const Block& block, const TextSettings& s, const Ids& ends) {
+// True when every row's answer is over: a stop token among its finished tokens.
+bool ended(const Canvas& canvas, const Block& block, const Ids& ends) {
   if (ends.empty()) return false;
   for (std::int64_t row = 0; row < canvas.rows; ++row) {
     const auto first = canvas.tokens.begin() + row * canvas.length;
-    const auto from = first + (s.law == "reference" ? block.stop - 1 : canvas.start);
-    if (std::find_first_of(from, first + block.stop, ends.begin(), ends.end()) == first + block.stop) return false;
+    if (std::find_first_of(first + canvas.start, first + block.stop, ends.begin(), ends.end()) == first + block.stop) return false;
   }
   return true;
 }
@@ -2161,18 +2156,18 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   }
   std::int64_t number = 0;
   for (const auto& block : blocks) {
-    const auto quota = quota_of(canvas, block, s);
+    const auto quota = quota_of(canvas, block);
     std::optional<Memory> memory;
-    for (std::int64_t turn = 0; !finished(canvas, block, s, turn, memory ? &*memory : nullptr); ++turn, ++number) {
+    for (std::int64_t turn = 0; !finished(canvas, block, memory ? &*memory : nullptr); ++turn, ++number) {
       const Bools where = candidates(canvas, block, memory ? &*memory : nullptr);
       const bool keep = s.cache != "none" && turn == 0;
       const Reading reading = read(denoiser, canvas, where, s.guidance, memory ? &*memory : nullptr, keep);
       Prediction guess = sampler.draw(denoiser, Head::text, reading.hidden, reading.mix, number, reading.positions);
-      if (s.law == "sensible") never_mask(denoiser, Head::text, reading, canvas.mask, guess);
+      never_mask(denoiser, Head::text, reading, canvas.mask, guess);
       const Bools chosen = choose(canvas, guess, reading, s, sampler, number, quota, turn);
       if (keep) {
         std::int64_t first = block.start;
-        for (std::int64_t p = 0; p < first && s.law == "sensible"; ++p) {
+        for (std::int64_t p = 0; p < first; ++p) {
           if (any_between(canvas, where, p, p + 1)) first = p;
         }
         memory.emplace(Memory{{}, first, s.cache == "dual" ? block.stop : canvas.length});
@@ -2196,22 +2191,19 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
       step.seconds = clock.seconds();
       if (!sink(std::move(step))) return false;
     }
-    if (ended(canvas, block, s, ends)) break;
+    if (ended(canvas, block, ends)) break;
   }
   return true;
 }
 
-// How many codes go back to mask: fewer than now. The reference keeps at least one, even at the end; otherwise each later step
-// keeps at least one to draw, and nothing is left after the last.
-std::int64_t left_masked(std::int64_t open, std::int64_t planned, bool reference, std::int64_t steps_left) {
-  if (reference) return std::max<std::int64_t>(std::min(open - 1, planned), 1);
+// How many codes go back to mask: fewer than now. Each later step keeps at least one to draw, and nothing is left after the last.
+std::int64_t left_masked(std::int64_t open, std::int64_t planned, std::int64_t steps_left) {
   return std::max<std::int64_t>(std::min(open - 1, steps_left ? std::max(planned, steps_left) : 0), 0);
 }
 
 // Draws the canvas's masked codes, keeps the surest by the schedule. False when the sink stopped it.
 bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings& s, Sampler& sampler, const Sink& sink) {
   const Clock clock;
-  const bool reference = s.law == "reference";
   const std::int64_t length = canvas.stop - canvas.start;
   const auto cell = [&](std::int64_t row, std::int64_t i) { return static_cast<std::size_t>(row * length + i); };
   std::vector<Ids> plans;
@@ -2219,12 +2211,11 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
   const Bools unknown = canvas.masked();
   for (std::int64_t row = 0; row < canvas.rows; ++row) {
     const auto open = count_between(canvas, unknown, row, canvas.start, canvas.stop);
-    plans.push_back(masked_after(s.schedule, reference ? length : open, s.steps));
+    plans.push_back(masked_after(s.schedule, open, s.steps));
     for (std::int64_t p = canvas.start; p < canvas.stop; ++p) everywhere.push_back(p);
   }
   const auto temperatures = noise_temperatures(s.temperature, s.steps);
-  const float known = reference ? static_cast<float>(std::log(static_cast<double>(std::numeric_limits<float>::max())))
-                                : std::numeric_limits<float>::infinity();
+  const float known = std::numeric_limits<float>::infinity();
   const float least = static_cast<float>(std::log(static_cast<double>(1e-20f)));
   for (std::int64_t k = 0; k < s.steps; ++k) {
     const Bools masked = canvas.masked();
@@ -2232,7 +2223,7 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
     for (std::int64_t row = 0; row < canvas.rows; ++row) {
       open.push_back(count_between(canvas, masked, row, canvas.start, canvas.stop));
       const auto planned = plans[static_cast<std::size_t>(row)][static_cast<std::size_t>(k)];
-      counts.push_back(left_masked(open.back(), planned, reference, s.steps - 1 - k));
+      counts.push_back(left_masked(open.back(), planned, s.steps - 1 - k));
       guess.insert(guess.end(), canvas.tokens.begin() + row * canvas.length + canvas.start,
                    canvas.tokens.begin() + row * canvas.length + canvas.stop);
     }

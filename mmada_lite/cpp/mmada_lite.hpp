@@ -1,7 +1,7 @@
 // MMaDA for C++ programs: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
 //
 // One header and one source over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids as the
-// Python package, and the same fault the same line. It knows bundles, tokens and decoding; of picture files it knows PPM alone,
+// Python package. It knows bundles, tokens and decoding; of picture files it knows PPM alone,
 // since a host has its own: a Picture is plain bytes.
 #pragma once
 
@@ -33,7 +33,7 @@ struct TextSettings {
   std::string order = "low_confidence";  // which positions are written first: or "random"
   std::string cache = "none";            // "none" (exact), "prefix", "dual"
   std::optional<double> threshold;       // a probability: everything at least that sure is written, and steps is not used
-  std::string law = "sensible";          // "reference" repeats the published code's quirks
+  std::string law = "sensible";          // the only one here; "reference" is the Python runtime's
 };
 
 // How a picture is decoded.
