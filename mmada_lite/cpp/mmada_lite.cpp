@@ -201,7 +201,7 @@ struct Json {
   }
 };
 
-// Reads JSON, and says what is wrong as Python's reader does, line and column included.
+// Reads JSON, and says what is wrong and in which line.
 class JsonReader {
  public:
   explicit JsonReader(std::string_view text) : text_(text) {}
@@ -210,22 +210,16 @@ class JsonReader {
     skip();
     Json value = read_value(0);
     skip();
-    if (at_ < text_.size()) wrong("Extra data", at_);
+    if (at_ < text_.size()) wrong("something follows the value");
     return value;
   }
 
  private:
   static constexpr int kDeepest = 500;
 
-  [[noreturn]] void wrong(const char* what, std::size_t at) const {
-    std::int64_t line = 1, column = 1, place = 0;
-    for (std::size_t i = 0; i < at; ++i) {
-      if ((text_[i] & 0xC0) == 0x80) continue;  // Python counts characters
-      ++place;
-      ++column;
-      if (text_[i] == '\n') ++line, column = 1;
-    }
-    fail(what, ": line ", line, " column ", column, " (char ", place, ")");
+  [[noreturn]] void wrong(const char* what) const {
+    const auto end = text_.begin() + static_cast<std::ptrdiff_t>(std::min(at_, text_.size()));
+    fail("line ", 1 + std::count(text_.begin(), end, '\n'), ": ", what);
   }
 
   void skip() {
@@ -242,9 +236,9 @@ class JsonReader {
   }
 
   Json read_value(int depth) {
-    if (depth > kDeepest) wrong("Nested too deeply", at_);
+    if (depth > kDeepest) wrong("it is nested too deeply");
     Json value;
-    if (at_ >= text_.size()) wrong("Expecting value", at_);
+    if (at_ >= text_.size()) wrong("it ends where a value is needed");
     const char first = text_[at_];
     if (first == '"') {
       ++at_;
@@ -273,15 +267,15 @@ class JsonReader {
     skip();
     if (take("}")) return;
     for (;;) {
-      if (!take("\"")) wrong("Expecting property name enclosed in double quotes", at_);
+      if (!take("\"")) wrong("a key in double quotes is needed");
       std::string key = read_string();
       skip();
-      if (!take(":")) wrong("Expecting ':' delimiter", at_);
+      if (!take(":")) wrong("a colon is needed");
       skip();
       object.members.emplace_back(std::move(key), read_value(depth + 1));
       skip();
       if (take("}")) return;
-      if (!take(",")) wrong("Expecting ',' delimiter", at_);
+      if (!take(",")) wrong("a comma is needed");
       skip();
     }
   }
@@ -293,24 +287,23 @@ class JsonReader {
       array.items.push_back(read_value(depth + 1));
       skip();
       if (take("]")) return;
-      if (!take(",")) wrong("Expecting ',' delimiter", at_);
+      if (!take(",")) wrong("a comma is needed");
       skip();
     }
   }
 
   std::string read_string() {
-    const std::size_t begin = at_ - 1;
     std::string found;
     for (;;) {
-      if (at_ >= text_.size()) wrong("Unterminated string starting at", begin);
+      if (at_ >= text_.size()) wrong("a string does not end");
       const char letter = text_[at_++];
       if (letter == '"') return found;
       if (letter != '\\') {
-        if (static_cast<unsigned char>(letter) < 0x20) wrong("Invalid control character at", at_ - 1);
+        if (static_cast<unsigned char>(letter) < 0x20) wrong("a string has a control character");
         found += letter;
         continue;
       }
-      if (at_ >= text_.size()) wrong("Unterminated string starting at", begin);
+      if (at_ >= text_.size()) wrong("a string does not end");
       const char escaped = text_[at_++];
       static constexpr std::string_view kNames = "\"\\/bfnrt", kMeanings = "\"\\/\b\f\n\r\t";
       const auto which = kNames.find(escaped);
@@ -319,7 +312,7 @@ class JsonReader {
       } else if (escaped == 'u') {
         append_utf8(found, read_escape());
       } else {
-        wrong("Invalid \\escape", at_ - 2);
+        wrong("a string has an unknown escape");
       }
     }
   }
@@ -340,7 +333,7 @@ class JsonReader {
     unsigned code = 0;
     const auto digits = text_.substr(at_, 4);
     const auto end = std::from_chars(digits.data(), digits.data() + digits.size(), code, 16);
-    if (digits.size() < 4 || end.ptr != digits.data() + 4) wrong("Invalid \\uXXXX escape", at_ - 1);
+    if (digits.size() < 4 || end.ptr != digits.data() + 4) wrong("\\u needs four hexadecimal digits");
     at_ += 4;
     return code;
   }
@@ -349,10 +342,7 @@ class JsonReader {
     const std::size_t begin = at_;
     const auto digit = [&] { return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; };
     take("-");
-    if (!digit()) {
-      at_ = begin;
-      wrong("Expecting value", begin);
-    }
+    if (!digit()) wrong("a value is needed");
     if (!take("0")) {
       while (digit()) ++at_;
     }
@@ -383,93 +373,51 @@ class JsonReader {
   std::size_t at_ = 0;
 };
 
-// ---- how Python writes a value, for messages ----
+// ---- values in messages: as JSON writes them ----
 
-std::string shown(double value) {
-  if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  char buffer[64];
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
-  std::string digits(buffer, end.ptr);
-  const auto mark = digits.find('e');
-  const int exponent = std::stoi(digits.substr(mark + 1));
-  if (exponent < -4 || exponent >= 16) {
-    const std::string size = std::to_string(std::abs(exponent));
-    return digits.substr(0, mark) + (exponent < 0 ? "e-" : "e+") + (size.size() < 2 ? "0" : "") + size;
-  }
-  const auto plain = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::fixed);
-  std::string text(buffer, plain.ptr);
-  return text.find('.') == std::string::npos ? text + ".0" : text;
-}
-
-std::string shown(const std::string& text) {
-  const bool single = text.find('\'') == std::string::npos || text.find('"') != std::string::npos;
-  std::string quoted(1, single ? '\'' : '"');
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
   for (const char letter : text) {
-    if (letter == '\\' || (letter == '\'' && single)) quoted += '\\';
-    if (letter == '\n') {
-      quoted += "\\n";
-    } else if (letter == '\r') {
-      quoted += "\\r";
-    } else if (letter == '\t') {
-      quoted += "\\t";
-    } else if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F) {
+    if (letter == '"' || letter == '\\') {
+      out += '\\';
+      out += letter;
+    } else if (static_cast<unsigned char>(letter) < 0x20) {
       char code[8];
-      std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned>(letter));
-      quoted += code;
+      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(letter));
+      out += code;
     } else {
-      quoted += letter;
+      out += letter;
     }
   }
-  return quoted + quoted[0];
+  return out + "\"";
+}
+
+std::string shown(double value) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, value).ptr};
 }
 
 std::string shown(const Json& value) {
   std::string text;
   switch (value.kind) {
     case Json::Kind::null:
-      return "None";
+      return "null";
     case Json::Kind::boolean:
-      return value.boolean ? "True" : "False";
+      return value.boolean ? "true" : "false";
     case Json::Kind::integer:
       return std::to_string(value.integer);
     case Json::Kind::number:
       return shown(value.number);
     case Json::Kind::string:
-      return shown(value.string);
+      return quoted(value.string);
     case Json::Kind::array:
       for (const auto& item : value.items) text += (text.empty() ? "" : ", ") + shown(item);
       return "[" + text + "]";
     case Json::Kind::object:
-      for (const auto& [key, item] : value.members) text += (text.empty() ? "" : ", ") + shown(key) + ": " + shown(item);
+      for (const auto& [key, item] : value.members) text += (text.empty() ? "" : ", ") + quoted(key) + ": " + shown(item);
       return "{" + text + "}";
   }
   return text;
-}
-
-// Letters that two words share, counted by longest common runs (Ratcliff and Obershelp), as Python's difflib does.
-std::size_t matching(std::string_view a, std::string_view b) {
-  std::size_t best = 0, in_a = 0, in_b = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      std::size_t run = 0;
-      while (i + run < a.size() && j + run < b.size() && a[i + run] == b[j + run]) ++run;
-      if (run > best) best = run, in_a = i, in_b = j;
-    }
-  }
-  if (!best) return 0;
-  return best + matching(a.substr(0, in_a), b.substr(0, in_b)) + matching(a.substr(in_a + best), b.substr(in_b + best));
-}
-
-std::optional<std::string> nearest(const std::string& word, const std::vector<std::string>& words) {
-  double best = 0.6;
-  std::optional<std::string> found;
-  for (const auto& other : words) {
-    const double total = static_cast<double>(other.size() + word.size());
-    const double score = total > 0 ? 2.0 * static_cast<double>(matching(other, word)) / total : 1.0;
-    if (score > best || (score == best && (!found || other > *found))) best = score, found = other;
-  }
-  return found;
 }
 
 // ---- files ----
@@ -480,15 +428,6 @@ std::string read_file(const fs::path& path) {
   std::ostringstream content;
   content << stream.rdbuf();
   return content.str();
-}
-
-// A path as Python writes it: no doubled slashes, no dots that lead nowhere.
-fs::path plain_path(const std::string& given) {
-  fs::path path;
-  for (const auto& part : fs::path(given)) {
-    if (!part.empty() && part != ".") path /= part;
-  }
-  return path.empty() ? fs::path(".") : path;
 }
 
 // SHA-256 (FIPS 180-4).
@@ -620,7 +559,7 @@ Schedule schedule_of(const std::string& name) {
       };
     }
   }
-  fail("no schedule is called ", shown(name), "; use one of cosine, linear, pow<exponent>, sigmoid, such as pow2");
+  fail("no schedule is called ", quoted(name), "; use one of cosine, linear, pow<exponent>, sigmoid, such as pow2");
 }
 
 // floor(tokens * schedule(k / steps)) for k = 1..steps, before any clamp.
@@ -684,14 +623,14 @@ void at_least_zero(const char* name, double value) {
 
 void one_of(const char* name, const std::string& value, const std::vector<std::string>& choices) {
   if (std::find(choices.begin(), choices.end(), value) == choices.end()) {
-    fail(name, " is ", shown(value), "; use one of ", listed(choices));
+    fail(name, " is ", quoted(value), "; use one of ", listed(choices));
   }
 }
 
 // What the Python runtime decodes with and this one does not.
 void ours(const std::string& cache, const std::string& law) {
-  if (cache == "prompt") fail("the C++ host does not decode with the cache 'prompt'; use dual, or the Python runtime");
-  if (law == "reference") fail("the C++ host does not decode with the law 'reference'; use sensible, or the Python runtime");
+  if (cache == "prompt") fail("the C++ host does not decode with the cache prompt; use dual, or the Python runtime");
+  if (law == "reference") fail("the C++ host does not decode with the law reference; use sensible, or the Python runtime");
 }
 
 std::int64_t blocks_in(const TextSettings& s) { return (s.answer_length - 1) / s.block_length + 1; }
@@ -770,14 +709,11 @@ struct SettingsReader {
   void only(const std::string& where, std::vector<std::string> names, const std::vector<std::string>& later) const {
     for (const auto& key : content.keys()) {
       if (std::find(later.begin(), later.end(), key) == later.end()) continue;
-      fail(where, ": the C++ host does not decode with ", shown(key), "; leave it out, or use the Python runtime");
+      fail(where, ": the C++ host does not decode with ", quoted(key), "; leave it out, or use the Python runtime");
     }
-    names.insert(names.end(), later.begin(), later.end());
     for (const auto& key : content.keys()) {
       if (std::find(names.begin(), names.end(), key) != names.end()) continue;
-      const auto near = nearest(key, names);
-      fail(where, ": unknown setting ", shown(key),
-           near ? "; did you mean " + shown(*near) + "?" : "; the settings are " + listed(names));
+      fail(where, ": unknown setting ", quoted(key), "; the settings are ", listed(names));
     }
   }
 };
@@ -1053,7 +989,7 @@ void Tokenizer::read_model(const Json& model) {
     }
     const auto a = vocabulary_.find(left), b = vocabulary_.find(right), whole = vocabulary_.find(left + right);
     if (a == vocabulary_.end() || b == vocabulary_.end() || whole == vocabulary_.end()) {
-      fail(path_.string(), " is not a tokenizer.json: the merge of ", shown(left), " and ", shown(right),
+      fail(path_.string(), " is not a tokenizer.json: the merge of ", quoted(left), " and ", quoted(right),
            " is not in its vocabulary");
     }
     merges_[pair_of(a->second, b->second)] = {rank++, whole->second};
@@ -1254,6 +1190,7 @@ std::string Tokenizer::decode(const Ids& ids) const {
 constexpr const char* kManifest = "bundle.json";
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kHashedUpTo = std::int64_t{256} << 20;  // bytes; larger bundles are hashed only when asked
+constexpr std::int64_t kWidest = 1 << 14;  // pixels of a square picture's side
 constexpr const char* kAgain = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`";
 
 struct Special {
@@ -1303,12 +1240,10 @@ void check_keys(const Json& content, const std::vector<std::string>& known, cons
                 const std::string& where) {
   for (const auto& key : content.keys()) {
     if (std::find(known.begin(), known.end(), key) != known.end()) continue;
-    const auto near = nearest(key, known);
-    fail(where, ": unknown key ", shown(key), "; ",
-         near ? "did you mean " + shown(*near) + "?" : "the keys are " + listed(known));
+    fail(where, ": unknown key ", quoted(key), "; the keys are ", listed(known));
   }
   for (const auto& key : required) {
-    if (!content.find(key)) fail(where, ": the key ", shown(key), " is missing; ", kAgain);
+    if (!content.find(key)) fail(where, ": the key ", quoted(key), " is missing; ", kAgain);
   }
 }
 
@@ -1373,14 +1308,14 @@ Ids vocabulary_numbers(const Json& content, const std::vector<std::string>& name
   Ids numbers;
   for (const auto& name : names) {
     const Json* found = content.find(name);
-    if (!found || !found->is(Json::Kind::integer)) fail("vocabulary: the key ", shown(name), " is missing or not an integer");
+    if (!found || !found->is(Json::Kind::integer) || found->integer < 0) {
+      fail("vocabulary: ", quoted(name), " is ", found ? shown(*found) : "missing", "; a whole number is needed");
+    }
     numbers.push_back(found->integer);
   }
-  auto keys = content.keys();
-  std::sort(keys.begin(), keys.end());
-  for (const auto& key : keys) {
+  for (const auto& key : content.keys()) {
     if (key != beside && std::find(names.begin(), names.end(), key) == names.end()) {
-      fail("vocabulary: unknown key ", shown(key), "; the keys are ", listed(names));
+      fail("vocabulary: unknown key ", quoted(key), "; the keys are ", listed(names));
     }
   }
   return numbers;
@@ -1390,7 +1325,7 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
   object_at(content, "vocabulary");
   const Json* special = content.find("special");
   if (!special || !special->is(Json::Kind::object)) {
-    fail("vocabulary: the key 'special' is missing; write the bundle again with `mmada-lite export`");
+    fail("vocabulary: the key \"special\" is missing; ", kAgain);
   }
   static const std::vector<std::string> kNames{"bos",  "eos", "soi",  "eoi",          "t2i",        "mmu",
                                                "ipad", "r2i", "mask", "start_header", "end_header", "eot"};
@@ -1399,13 +1334,13 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
   bundle.code_offset = sizes[0];
   bundle.codebook = sizes[1];
   bundle.size = sizes[2];
-  if (sizes[0] + sizes[1] > sizes[2]) {
-    fail("vocabulary: image codes end at ", sizes[0] + sizes[1], " but the embedding has ", sizes[2],
+  if (sizes[1] > sizes[2] || sizes[0] > sizes[2] - sizes[1]) {
+    fail("vocabulary: image codes begin at ", sizes[0], ", there are ", sizes[1], ", and the embedding has ", sizes[2],
          " rows; check image_code_offset (the tokenizer's length) and codebook_size");
   }
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= sizes[2]) {
-      fail("vocabulary: special token ", shown(kNames[i]), " is ", ids[i], ", outside the embedding's ", sizes[2], " rows");
+    if (ids[i] >= sizes[2]) {
+      fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", outside the embedding's ", sizes[2], " rows");
     }
   }
   bundle.special = {ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], ids[6], ids[7], ids[8], ids[9], ids[10], ids[11]};
@@ -1424,12 +1359,13 @@ auto settings_at(const Json& content, const std::string& where, Read read) {
 
 Json read_manifest(const fs::path& path) {
   const std::string folder = path.string();
-  if (!fs::is_directory(path)) {
+  std::error_code fault;
+  if (!fs::is_directory(path, fault)) {
     fail(folder, ": no such bundle folder; check the name, or write one with `mmada-lite export CHECKPOINT -o ", folder, "`");
   }
   const fs::path manifest = path / kManifest;
-  if (!fs::is_regular_file(manifest)) {
-    if (fs::is_regular_file(path / "config.json")) {
+  if (!fs::is_regular_file(manifest, fault)) {
+    if (fs::is_regular_file(path / "config.json", fault)) {
       fail(folder, " is a checkpoint and not a bundle; run `mmada-lite export ", folder, " -o FOLDER` and use that folder");
     }
     fail(folder, " is not a bundle: it holds no ", kManifest, "; ", kAgain);
@@ -1495,6 +1431,10 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
     record(image, {{"resolution", Wanted::whole}, {"downsample", Wanted::whole}}, where + ": image");
     bundle.resolution = number_in(image, "resolution");
     bundle.downsample = number_in(image, "downsample");
+    if (bundle.downsample < 1 || bundle.resolution < 1 || bundle.resolution % bundle.downsample || bundle.resolution > kWidest) {
+      fail(where, ": image.resolution is ", bundle.resolution, " and image.downsample ", bundle.downsample,
+           "; the first must be a multiple of the second and at most ", kWidest, "; ", kAgain);
+    }
   }
   const std::vector<Field> group{{"format", Wanted::text},
                                  {"bits", Wanted::maybe_whole, false},
@@ -1534,28 +1474,32 @@ void verify(Bundle& bundle, bool all) {
   for (const auto& file : bundle.files) {
     const fs::path name(file.name);
     if (name.is_absolute() || std::find(name.begin(), name.end(), "..") != name.end()) {
-      fail(where, ": the file ", shown(file.name), " lies outside the bundle; ", kAgain);
+      fail(where, ": the file ", quoted(file.name), " lies outside the bundle; ", kAgain);
     }
   }
   for (const auto& [graph, file] : bundle.graphs.files) {
     if (!bundle.has_file(file)) {
-      fail(where, ": the file ", shown(file), " of graph ", shown(graph), " is not listed under files; ", kAgain);
+      fail(where, ": the file ", quoted(file), " of graph ", quoted(graph), " is not listed under files; ", kAgain);
     }
   }
   std::int64_t total = 0;
-  for (const auto& file : bundle.files) total += file.size;
+  std::error_code fault;
   for (auto& file : bundle.files) {
     const fs::path path = bundle.path / file.name;
-    if (!fs::is_regular_file(path)) fail(path.string(), ": this file of the bundle is missing; ", kAgain);
-    const auto size = static_cast<std::int64_t>(fs::file_size(path));
+    if (!fs::is_regular_file(path, fault)) fail(path.string(), ": this file of the bundle is missing; ", kAgain);
+    const auto size = static_cast<std::int64_t>(fs::file_size(path, fault));
     if (size != file.size) {
       fail(path.string(), " is ", size < file.size ? "truncated" : "altered", ": ", size, " bytes, and ", kManifest, " says ",
            file.size, "; ", kAgain);
     }
+    total += size;
+  }
+  for (auto& file : bundle.files) {
+    const fs::path path = bundle.path / file.name;
     if ((all || total <= kHashedUpTo) && sha256_of(path) != file.sha256) {
       fail(path.string(), " was edited or damaged: its sha256 is not the one in ", kManifest, "; ", kAgain);
     }
-    file.changed = fs::last_write_time(path);
+    file.changed = fs::last_write_time(path, fault);
   }
 }
 
@@ -1596,7 +1540,7 @@ int usable_cores() {
 }
 
 void check_device(const std::string& name) {
-  if (name != "cpu" && name != "cuda") fail("no device is called ", shown(name), "; use one of cpu, cuda");
+  if (name != "cpu" && name != "cuda") fail("no device is called ", quoted(name), "; use one of cpu, cuda");
   if (name == "cpu") return;
   const auto providers = Ort::GetAvailableProviders();
   if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end()) {
@@ -1604,16 +1548,7 @@ void check_device(const std::string& name) {
   }
 }
 
-// What onnxruntime's Python interface writes before a message.
-std::string runtime_line(const Ort::Exception& error) {
-  static constexpr const char* kCodes[] = {
-      "SUCCESS",          "FAIL",         "INVALID_ARGUMENT", "NO_SUCHFILE",   "NO_MODEL", "ENGINE_ERROR", "RUNTIME_EXCEPTION",
-      "INVALID_PROTOBUF", "MODEL_LOADED", "NOT_IMPLEMENTED",  "INVALID_GRAPH", "EP_FAIL"};
-  const auto code = static_cast<std::size_t>(error.GetOrtErrorCode());
-  const std::string line =
-      join("[ONNXRuntimeError] : ", code, " : ", code < std::size(kCodes) ? kCodes[code] : "?", " : ", error.what());
-  return line.substr(0, line.find('\n'));
-}
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')).substr(0, 240); }
 
 // Whether onnxruntime's fast kernels add up products of int8 exactly on this processor: on x86 without VNNI they add pairs of
 // them in 16 bits, which can overflow. Where the system does not say: yes.
@@ -1643,7 +1578,7 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
     if (options.device == "cuda") made.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
     return Ort::Session(runtime().environment, path.c_str(), made);
   } catch (const Ort::Exception& error) {
-    fail("onnxruntime cannot load ", path.string(), ": ", runtime_line(error).substr(0, 240));
+    fail("onnxruntime cannot load ", path.string(), ": ", first_line(error.what()));
   }
 }
 
@@ -1665,9 +1600,31 @@ Ort::Value tensor(const std::vector<T>& data, const std::vector<std::int64_t>& s
 }
 
 template <typename T>
+const T* data_of(const Ort::Value& value) {
+  const auto type = value.GetTensorTypeAndShapeInfo().GetElementType();
+  if (type != Ort::TypeToTensorType<T>::type) fail("a graph of the bundle gives numbers of another type; ", kAgain);
+  return value.GetTensorData<T>();
+}
+
+template <typename T>
 std::vector<T> copied(const Ort::Value& value) {
-  const T* data = value.GetTensorData<T>();
+  const T* data = data_of<T>(value);
   return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+}
+
+std::vector<std::int64_t> shape_of(const Ort::Value& value, std::size_t axes) {
+  auto shape = value.GetTensorTypeAndShapeInfo().GetShape();
+  if (shape.size() != axes) fail("a graph of the bundle gives ", shape.size(), " axes where there are ", axes, "; ", kAgain);
+  return shape;
+}
+
+Values run(Ort::Session& session, const std::vector<const char*>& given, const Values& inputs,
+           const std::vector<const char*>& wanted) {
+  try {
+    return session.Run(Ort::RunOptions{nullptr}, given.data(), inputs.data(), inputs.size(), wanted.data(), wanted.size());
+  } catch (const Ort::Exception& error) {
+    fail("onnxruntime cannot run a graph of the bundle: ", first_line(error.what()));
+  }
 }
 
 enum class Head { text, image };
@@ -1709,6 +1666,10 @@ class Denoiser {
                                      std::pair{&text_head_, "text_head"}, std::pair{&image_head_, "image_head"}}) {
       if (const auto* file = bundle.graphs.find(name)) slot->emplace(open_session(bundle.path / *file, options));
     }
+    if (backbone_ && (backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
+      fail((bundle.path / kManifest).string(), ": architecture.n_layers is ", layers_, " and the backbone has ",
+           (backbone_->GetInputCount() - 3) / 2, "; ", kAgain);
+    }
     for (const char* kind : {"key_", "value_"}) {
       for (std::int64_t layer = 0; layer < layers_; ++layer) names_.push_back(kind + std::to_string(layer));
     }
@@ -1740,7 +1701,7 @@ class Denoiser {
       if (kept) wanted.push_back(names_[i].c_str());
     }
     Values found = run(backbone_, given, inputs, wanted);
-    const auto shape = found[0].GetTensorTypeAndShapeInfo().GetShape();
+    const auto shape = shape_of(found[0], 3);
     Hidden hidden{copied<float>(found[0]), shape[0], shape[1], shape[2]};
     if (kept) kept->assign(std::make_move_iterator(found.begin() + 1), std::make_move_iterator(found.end()));
     return hidden;
@@ -1762,8 +1723,7 @@ class Denoiser {
   static Values run(const Slot& slot, const std::vector<const char*>& given, const Values& inputs,
                     const std::vector<const char*>& wanted) {
     if (!slot) fail("the bundle lacks a graph that this needs; ", kAgain);
-    auto& session = const_cast<Ort::Session&>(*slot);  // running one is safe from several threads
-    return session.Run(Ort::RunOptions{nullptr}, given.data(), inputs.data(), inputs.size(), wanted.data(), wanted.size());
+    return mmada_lite::run(const_cast<Ort::Session&>(*slot), given, inputs, wanted);  // safe from several threads
   }
 
   Values run_head(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws,
@@ -1973,9 +1933,9 @@ struct Memory {
 Past without(const Values& kept, std::int64_t start, std::int64_t stop) {
   Past past;
   for (const auto& value : kept) {
-    const auto shape = value.GetTensorTypeAndShapeInfo().GetShape();
+    const auto shape = shape_of(value, 4);
     const std::int64_t length = shape[2], width = shape[3];
-    const float* data = value.GetTensorData<float>();
+    const float* data = data_of<float>(value);
     Floats left;
     for (std::int64_t outer = 0; outer < shape[0] * shape[1]; ++outer, data += length * width) {
       left.insert(left.end(), data, data + start * width);
@@ -2498,21 +2458,28 @@ struct Model::Impl {
   Codes encode(const Raster& square) const {
     const Floats pixels = pixels_of(square);
     Ort::Session& session = codec("image_encoder", encoder);
-    const char *given = "pixels", *wanted = "codes";
-    const Ort::Value input = tensor(pixels, {1, 3, square.height, square.width});
-    const Values found = session.Run(Ort::RunOptions{nullptr}, &given, &input, 1, &wanted, 1);
-    const auto shape = found[0].GetTensorTypeAndShapeInfo().GetShape();
-    return {static_cast<int>(shape[1]), static_cast<int>(shape[2]), copied<std::int64_t>(found[0])};
+    Values input;
+    input.push_back(tensor(pixels, {1, 3, square.height, square.width}));
+    const Values found = run(session, {"pixels"}, input, {"codes"});
+    const auto shape = shape_of(found[0], 3);
+    if (shape[1] != grid() || shape[2] != grid()) {
+      fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ", kAgain);
+    }
+    return {grid(), grid(), copied<std::int64_t>(found[0])};
   }
 
   Raster decode(const Codes& codes) const {
     check_codes(codes);
     Ort::Session& session = codec("image_decoder", decoder);
-    const char *given = "codes", *wanted = "pixels";
-    const Ort::Value input = tensor(codes.ids, {1, codes.rows, codes.columns});
-    const Values found = session.Run(Ort::RunOptions{nullptr}, &given, &input, 1, &wanted, 1);
-    const auto shape = found[0].GetTensorTypeAndShapeInfo().GetShape();
-    const float* pixels = found[0].GetTensorData<float>();
+    Values input;
+    input.push_back(tensor(codes.ids, {1, codes.rows, codes.columns}));
+    const Values found = run(session, {"codes"}, input, {"pixels"});
+    const auto shape = shape_of(found[0], 4);
+    if (shape[1] != 3 || shape[2] != codes.rows * bundle.downsample || shape[3] != codes.columns * bundle.downsample) {
+      fail("the image decoder gives ", shape[2], " x ", shape[3], " pixels where ", kManifest, " says ",
+           codes.rows * bundle.downsample, " x ", codes.columns * bundle.downsample, "; ", kAgain);
+    }
+    const float* pixels = data_of<float>(found[0]);
     const auto count = static_cast<std::size_t>(shape[2] * shape[3]);
     Raster image{shape[3], shape[2], 3, std::vector<std::uint8_t>(3 * count)};
     for (std::size_t i = 0; i < count; ++i) {
@@ -2541,9 +2508,9 @@ struct Model::Impl {
     }
   }
 
-  void fits(std::int64_t length, const char* what) const {
-    if (length <= bundle.longest) return;
-    fail(what, " takes ", length, " tokens and the model reads ", bundle.longest, "; shorten it by ", length - bundle.longest);
+  void fits(std::size_t given, std::int64_t written, const char* what) const {
+    if (written <= bundle.longest - static_cast<std::int64_t>(given)) return;
+    fail(what, " takes ", given, " + ", written, " tokens and the model reads ", bundle.longest, "; shorten it");
   }
 
   Ids chat_ids(const std::vector<Message>& messages) const {
@@ -2559,7 +2526,7 @@ struct Model::Impl {
     for (const auto& [role, content] : messages) {
       ++number;
       if (role != "system" && role != "user" && role != "assistant") {
-        fail("message ", number, " has the role ", shown(role), "; use one of system, user, assistant");
+        fail("message ", number, " has the role ", quoted(role), "; use one of system, user, assistant");
       }
       const std::string body = stripped(require_utf8(content, "message"));
       if (body.empty()) fail("message ", number, " (", role, ") is empty; write something");
@@ -2577,7 +2544,7 @@ struct Model::Impl {
   }
 
   Answer answer(const Ids& prompt, const TextSettings& s, std::uint64_t seed, const OnStep& on_step) const {
-    fits(static_cast<std::int64_t>(prompt.size()) + s.answer_length, "the conversation with its answer");
+    fits(prompt.size(), s.answer_length, "the conversation with its answer");
     Canvas canvas = text_canvas(prompt, s.answer_length, bundle.special.mask, s.guidance > 0);
     PhiloxSampler sampler(seed, s.temperature, canvas.start);
     const Ids ends{bundle.special.eos, bundle.special.eot};
@@ -2598,7 +2565,7 @@ struct Model::Impl {
   ImageSettings checked(const Ids& words, const Bools& unknown, const std::optional<ImageSettings>& settings) const {
     ImageSettings s = settings.value_or(bundle.image_defaults);
     const auto row = paint_prompt(words, bundle.special);
-    fits(static_cast<std::int64_t>(row.size() + unknown.size()) + 2, "the prompt with its picture");
+    fits(row.size(), static_cast<std::int64_t>(unknown.size()) + 2, "the prompt with its picture");
     const auto open =
         static_cast<std::int64_t>(std::count_if(unknown.begin(), unknown.end(), [](auto flag) { return flag != 0; }));
     if (settings && s.steps > open) fail(s.steps, " steps for ", open, " codes: a step draws at least one; use fewer steps");
@@ -2664,7 +2631,7 @@ const std::optional<Settings>& checked(const std::optional<Settings>& settings) 
 Model::Model(const std::string& folder, const Options& options) {
   runtime();
   check_device(options.device);
-  Bundle bundle = parse_bundle(plain_path(folder), read_manifest(plain_path(folder)));
+  Bundle bundle = parse_bundle(folder, read_manifest(folder));
   verify(bundle, options.verify_all);
   impl_ = std::make_unique<Impl>(std::move(bundle), options);
 }

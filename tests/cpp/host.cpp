@@ -12,23 +12,6 @@ namespace {
 
 // ---- JSON out ----
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char letter : text) {
-    if (letter == '"' || letter == '\\') {
-      out += '\\';
-      out += letter;
-    } else if (static_cast<unsigned char>(letter) < 0x20) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(letter));
-      out += code;
-    } else {
-      out += letter;
-    }
-  }
-  return out + "\"";
-}
-
 std::string written(const std::string& text) { return quoted(text); }
 std::string written(bool flag) { return flag ? "true" : "false"; }
 std::string written(std::int64_t number) { return std::to_string(number); }
@@ -205,7 +188,7 @@ using Bundled = std::optional<Model>;
 // Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
 // calls.
 std::string replay(const std::string& folder, const Json& job) {
-  Bundle bundle = parse_bundle(plain_path(folder), read_manifest(plain_path(folder)));
+  Bundle bundle = parse_bundle(folder, read_manifest(folder));
   Options options;
   options.threads = static_cast<int>(whole_in(job, "threads"));
   Denoiser denoiser(bundle, options);
