@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,24 +55,39 @@ def library_folder(library: Path) -> Path:
 
 
 def build(program: Path, *more: str) -> Path:
-    """Compile one program of the tests against the wheel's library; the result is kept until a source changes."""
+    """Compile one program of the tests with the sources, two at a time, and link it with the wheel's library.
+
+    Every object is kept under a name that says what it was made from, so that nothing is compiled twice.
+    """
     headers, library = needed()
-    sources = [program, *sorted(SOURCES.glob("*.?pp"))]
-    text = b"".join(path.read_bytes() for path in sources) + " ".join(more).encode() + library.name.encode()
-    made = CACHE / "cpp" / f"{program.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
-    if not made.exists():
-        folder = library_folder(library)
-        partial = made.with_name(f"{made.name}.{os.getpid()}")
-        command = [
-            *("nice", "-n", "19", "g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *more),
-            *("-isystem", str(headers), "-I", str(SOURCES), str(program), str(folder / "libonnxruntime.so.1")),
-            *(f"-Wl,-rpath,{folder}", "-o", str(partial)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        partial.replace(made)
-    library_folder(library)
+    folder = library_folder(library)
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-isystem", str(headers)]
+    flags += ["-I", str(SOURCES), "-I", str(SOURCES / "src"), *more]
+    seen = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.hpp"))) + " ".join(flags).encode()
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: _compiled(source, seen, flags), [program, *sorted(SOURCES.rglob("*.cpp"))]))
+    made = _kept(program.stem, " ".join([*map(str, objects), library.name]).encode())
+    _make(made, *map(str, objects), str(folder / "libonnxruntime.so.1"), f"-Wl,-rpath,{folder}", "-pthread")
     return made
+
+
+def _compiled(source: Path, seen: bytes, flags: Sequence[str]) -> Path:
+    made = _kept(source.stem, source.read_bytes() + seen).with_suffix(".o")
+    _make(made, *flags, "-c", str(source))
+    return made
+
+
+def _kept(name: str, content: bytes) -> Path:
+    return CACHE / "cpp" / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _make(made: Path, *arguments: str) -> None:
+    if made.exists():
+        return
+    partial = made.with_name(f"{made.name}.{os.getpid()}")
+    done = subprocess.run(["nice", "-n", "19", "g++", *arguments, "-o", str(partial)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    partial.replace(made)
 
 
 class Host:

@@ -26,7 +26,7 @@ def example() -> Path:
     headers, library = needed()
     if shutil.which("cmake") is None:
         pytest.skip("no cmake here; apt-get install cmake")
-    sources = sorted(path for folder in (SOURCES, EXAMPLE) for path in folder.iterdir() if path.is_file())
+    sources = sorted(path for folder in (SOURCES, EXAMPLE) for path in folder.rglob("*") if path.is_file())
     text = b"".join(path.read_bytes() for path in sources) + str(library).encode()
     folder = CACHE / "cpp" / f"example-{hashlib.sha256(text).hexdigest()[:16]}"
     program = folder / "example" / "draw_and_ask"
@@ -35,7 +35,7 @@ def example() -> Path:
         where = [f"-DONNXRUNTIME_INCLUDE_DIR={headers}", f"-DONNXRUNTIME_LIBRARY={library}"]
         for command in (
             ["-S", SOURCES, "-B", folder / "package", *where],
-            ["--build", folder / "package"],
+            ["--build", folder / "package", "--parallel", "2"],
             ["--install", folder / "package", "--prefix", folder / "installed"],
             [
                 "-S",

@@ -1,8 +1,8 @@
 // MMaDA for C++ programs: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
 //
-// One header and one source over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids as the
-// Python package. It knows bundles, tokens and decoding; of picture files it knows PPM alone,
-// since a host has its own: a Picture is plain bytes.
+// This header and the sources in src/ over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids
+// as the Python package. It knows bundles, tokens and decoding; of picture files it knows PPM alone, since a host has its own:
+// a Picture is plain bytes.
 #pragma once
 
 #include <cstdint>

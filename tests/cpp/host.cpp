@@ -1,14 +1,27 @@
 // The program through which tests/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
-// on standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops
-// over a given canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"  // it is included here alone
+// on standard output. It reaches behind the public header too, so that random numbers, schedules and decoding loops over a
+// given canvas can be compared with Python's. It decides nothing: what is right is said by the tests.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <ctime>
 #include <iostream>
+#include <utility>
 
-#include "mmada_lite.cpp"
+#include "bundle.hpp"
+#include "canvas.hpp"
+#include "decoding.hpp"
+#include "json.hpp"
+#include "mmada_lite.hpp"
+#include "sampling.hpp"
+#include "session.hpp"
+#include "settings.hpp"
+#include "unicode.hpp"
 
 namespace mmada_lite {
 namespace {
+
+using namespace internal;
 
 // ---- JSON out ----
 
@@ -188,7 +201,7 @@ using Bundled = std::optional<Model>;
 // Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
 // calls.
 std::string replay(const std::string& folder, const Json& job) {
-  Bundle bundle = parse_bundle(folder, read_manifest(folder));
+  Bundle bundle = open_bundle(folder, false);
   Options options;
   options.threads = static_cast<int>(whole_in(job, "threads"));
   Denoiser denoiser(bundle, options);
@@ -388,12 +401,13 @@ std::string work(Bundled& model, const Json& job) {
 
 int main() {
   using namespace mmada_lite;
+  using internal::parse_json;
   std::ios::sync_with_stdio(false);
   Bundled model;
   for (std::string line; std::getline(std::cin, line);) {
     std::string result;
     try {
-      result = work(model, JsonReader(line).read());
+      result = work(model, parse_json(line));
     } catch (const Error& error) {
       result = Out().add("error", std::string(error.what())).done();
     } catch (const std::exception& error) {

@@ -1,0 +1,98 @@
+// A bundle's graphs as functions: the denoiser (a window in, predictions out) and the codec (pictures to codes and back).
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "common.hpp"
+
+namespace mmada_lite::internal {
+
+// Throws where the linked library is too old, or has no such device.
+void check_runtime(const std::string& device);
+
+using Values = std::vector<Ort::Value>;
+
+enum class Head { text, image };
+
+// Keys and values of each layer, keys first: what a window leans on. Keys are rotated, so their order is of no consequence.
+struct Past {
+  std::vector<Floats> tensors;
+  std::int64_t length = 0;
+};
+
+// Everything but the positions start..stop-1 of keys or values [B, H, P, D].
+Past without(const Values& kept, std::int64_t start, std::int64_t stop);
+
+struct Window {
+  std::int64_t rows, start, stop;  // B, and the positions that are computed
+  Ids tokens;                      // [B, W]
+  Ids queried;                     // [B, Q] indices into the window
+  const Past* past = nullptr;
+};
+
+struct Hidden {
+  Floats states;  // [R, Q, D]
+  std::int64_t rows = 0, queried = 0, width = 0;
+};
+
+struct Prediction {
+  Ids token;               // [N, Q]
+  Floats log_probability;  // before any temperature
+};
+
+// How states are combined before a head: [N, R].
+struct Mix {
+  Floats weights;
+  std::int64_t rows = 0;
+};
+
+class Denoiser {
+ public:
+  Denoiser(const Bundle& bundle, const Options& options);
+
+  std::function<void(const Window&)> watch;  // told of every window, when it is set
+
+  // States of the queried positions; with `kept`, the keys and values of the whole window too.
+  Hidden forward(const Window& window, Values* kept) const;
+
+  // The most probable token at temperature 0, else a draw by inverse CDF at `draws` [N, Q].
+  Prediction predict(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws) const;
+
+  Floats logits(Head head, const Hidden& hidden, const Mix& mix) const;
+
+ private:
+  using Slot = std::optional<Ort::Session>;
+
+  Values run_head(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws,
+                  const std::vector<const char*>& wanted) const;
+
+  std::int64_t layers_, heads_, head_dim_;
+  Slot embedder_, backbone_, text_head_, image_head_;
+  std::vector<std::string> names_, past_names_;
+};
+
+// The image tokenizer. Its graphs are opened when they are first needed.
+class Codec {
+ public:
+  Codec(const Bundle& bundle, const Options& options) : bundle_(bundle), options_(options) {}
+
+  int grid() const;                        // codes a side of a picture; throws where the bundle has no image tokenizer
+  Ids encode(const Floats& pixels) const;  // [3, H, W] of a picture of the bundle's resolution, to grid() x grid() codes
+  Floats decode(const Codes& codes) const;
+
+ private:
+  Ort::Session& opened(const char* name, std::optional<Ort::Session>& slot) const;
+
+  const Bundle& bundle_;
+  Options options_;
+  mutable std::mutex opening_;
+  mutable std::optional<Ort::Session> encoder_, decoder_;
+};
+
+}  // namespace mmada_lite::internal
