@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from mmada_lite.verbs.cpp import SOURCES, find_library
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
 HEADERS = CACHE / "onnxruntime-headers"
+STATES = ("states", "unconditional", "predicted_codes")  # what a replay says after each step
 
 
 def needed() -> tuple[Path, Path]:
@@ -122,8 +123,9 @@ def picture_json(image: Image.Image) -> dict[str, Any]:
 class Replayed:
     """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's.
 
-    They decode under the default law, which is the only one of the host, whatever a recording asks for. With a denoiser
-    `beside`, Python's loops do the same beside them, and every state in between must be equal.
+    They decode under the default law, which is the only one of the host, whatever a recording asks for, and the rows of a
+    batch one by one, since the host has no batches. With a denoiser `beside`, Python's loops do the same beside them, and
+    every state in between must be equal.
     """
 
     def __init__(self, host: Host, folder: Path, beside: Denoiser | None = None) -> None:
@@ -133,34 +135,44 @@ class Replayed:
     def decode_text(
         self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
     ) -> Iterator[Step]:
-        settings = replace(settings, law="sensible")
-        states = self._states(decode_text, canvas, settings, sampler, stop)
-        yield from self._decode("text", denoiser, canvas, settings, sampler, stop, states)
+        yield from self._decode("text", denoiser, canvas, replace(settings, law="sensible"), sampler, stop)
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
-        settings = replace(settings, law="sensible")
-        states = self._states(decode_image, canvas, settings, sampler)
-        yield from self._decode("image", denoiser, canvas, settings, sampler, (), states)
-
-    def _states(self, loop: Callable[..., Iterator[Step]], canvas: Canvas, *others: Any) -> list[Any] | None:
-        if self._beside is None:
-            return None
-        own = copy.deepcopy(canvas)
-        return [own.tokens.reshape(-1).tolist() for _ in loop(self._beside, own, *others)]
+        yield from self._decode("image", denoiser, canvas, replace(settings, law="sensible"), sampler, ())
 
     def _decode(
-        self,
-        what: str,
-        denoiser: Any,
-        canvas: Canvas,
-        settings: Any,
-        sampler: RecordedSampler,
-        stop: Sequence[int],
-        states: list[Any] | None,
+        self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]
     ) -> Iterator[Step]:
         self.jobs += 1
         watched = denoiser if isinstance(denoiser, Watching) else None
-        found = self._host.call(
+        rows = []
+        for row, single in enumerate(_rows_of(canvas)):
+            choices = replace(sampler, row=sampler.row + row)
+            rows.append(self._replay(what, single, settings, choices, stop, len(watched._keep) if watched else 0))
+            if self._beside is not None:
+                if what == "text":
+                    loop = decode_text(self._beside, single, settings, choices, stop)
+                else:
+                    loop = decode_image(self._beside, single, settings, choices)
+                assert rows[-1]["states"] == [single.tokens[0].tolist() for _ in loop]
+        if watched:
+            watched.spans = [tuple(span) for span in rows[0]["spans"]]
+            for call, logits in enumerate(rows[0]["logits"]):
+                start, end = watched.spans[call]
+                watched.all_logits[call] = np.array(logits, dtype=np.float32).reshape(1, end - start, -1)
+        for number in range(max(len(row["states"]) for row in rows)):
+            now = [{key: row[key][: number + 1][-1] for key in STATES} for row in rows]  # a row that is done stands
+            canvas.tokens[:] = [state["states"] for state in now]
+            if canvas.unconditional is not None:
+                canvas.unconditional[:] = [state["unconditional"] for state in now]
+            codes = np.array([state["predicted_codes"] for state in now])
+            nothing = np.zeros(0)
+            yield Step(number, None, nothing, nothing, nothing, nothing, 0, number + 1, 0.0, codes)
+
+    def _replay(
+        self, what: str, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int], logits: int
+    ) -> dict[str, Any]:
+        answer = self._host.call(
             "replay",
             what=what,
             folder=str(self._folder),
@@ -168,36 +180,35 @@ class Replayed:
             settings=settings_json(settings),
             sampler=_sampler_json(sampler),
             ends=list(stop),
-            logits=len(watched._keep) if watched else 0,
+            logits=logits,
             threads=1,
         )
-        assert "states" in found, found
-        assert states is None or found["states"] == states
-        if watched:
-            watched.spans = [tuple(span) for span in found["spans"]]
-            for call, logits in enumerate(found["logits"]):
-                start, end = found["spans"][call]
-                watched.all_logits[call] = np.array(logits, dtype=np.float32).reshape(1, end - start, -1)
-        for number, state in enumerate(found["states"]):
-            canvas.tokens[:] = np.array(state).reshape(canvas.tokens.shape)
-            if canvas.unconditional is not None:
-                canvas.unconditional[:] = np.array(found["unconditional"][number]).reshape(canvas.unconditional.shape)
-            guess = np.array(found["guesses"][number]).reshape(canvas.rows, -1)
-            nothing = np.zeros(0)
-            yield Step(number, None, nothing, nothing, nothing, nothing, 0, number + 1, 0.0, guess)
+        assert "states" in answer, answer
+        return answer
+
+
+def _rows_of(canvas: Canvas) -> list[Canvas]:
+    """Every row as a canvas of its own."""
+    rows = []
+    for row in range(canvas.rows):
+        single = copy.deepcopy(canvas)
+        single.tokens, single.editable = canvas.tokens[row : row + 1].copy(), canvas.editable[row : row + 1].copy()
+        if canvas.unconditional is not None:
+            single.unconditional = canvas.unconditional[row : row + 1].copy()
+        rows.append(single)
+    return rows
 
 
 def _canvas_json(canvas: Canvas) -> dict[str, Any]:
     return {
-        "rows": canvas.rows,
         "tokens": canvas.tokens.reshape(-1).tolist(),
         "editable": canvas.editable.astype(int).reshape(-1).tolist(),
         "start": canvas.start,
         "stop": canvas.stop,
         "mask": int(canvas.mask),
         "code_offset": int(canvas.code_offset),
-        "unconditional": None if canvas.unconditional is None else canvas.unconditional.reshape(-1).tolist(),
-        "shared": None if canvas.shared is None else canvas.shared.tolist(),
+        "unconditional": [] if canvas.unconditional is None else canvas.unconditional.reshape(-1).tolist(),
+        "shared": [] if canvas.shared is None else canvas.shared.tolist(),
         "shift": canvas.shift,
     }
 

@@ -74,15 +74,15 @@ struct Codes {
 
 // What one step did.
 struct Step {
-  std::int64_t index = 0;                // from 0
-  std::optional<std::int64_t> of;        // how many are expected; none with a threshold
-  Ids positions;                         // what changed, in the model's row,
-  Ids tokens;                            // to what,
-  std::vector<float> log_probabilities;  // and how sure the model was (natural logarithm)
-  std::int64_t remaining = 0;            // masks left
-  std::int64_t forwards = 0;             // model calls so far; a guided pair is one
-  double seconds = 0;                    // since decoding began
-  Codes guess;                           // of a picture: every code, if what is still masked were taken at its present guess
+  std::int64_t index = 0;                   // from 0
+  std::optional<std::int64_t> total_steps;  // expected; none with a threshold
+  Ids positions;                            // what changed, in the model's row,
+  Ids tokens;                               // to what,
+  std::vector<float> log_probabilities;     // and how sure the model was (natural logarithm)
+  std::int64_t remaining = 0;               // masks left
+  std::int64_t model_calls = 0;             // so far; a guided pair is one
+  double seconds = 0;                       // since decoding began
+  Codes predicted_codes;  // of a picture: every code, if what is still masked were taken as it is predicted now
 };
 
 // Called after every step; false stops there. It may throw: the exception passes through and the model stays usable.

@@ -131,42 +131,38 @@ struct RecordedSampler final : Sampler {
         text_order(job.find("text_order")),
         image_order(job.find("image_order")) {}
 
-  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                   const Ids& positions) override {
     if (!gumbels.given() && !codes.given()) return denoiser.predict(head, hidden, mix, 0.0, nullptr);
     const Floats logits = denoiser.logits(head, hidden, mix);
-    const std::size_t size = logits.size() / positions.size(), width = positions.size() / static_cast<std::size_t>(mix.rows);
-    Prediction guess;
+    const std::size_t size = logits.size() / positions.size();
+    Prediction candidates;
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const float* scores = logits.data() + i * size;
-      const auto at = row + static_cast<std::int64_t>(i / width);
       std::size_t best = 0;
       if (codes.given()) {
-        best = static_cast<std::size_t>(*codes.at(step, at, positions[i] - start));
+        best = static_cast<std::size_t>(*codes.at(step, row, positions[i] - start));
       } else {
-        const double* u = gumbels.at(step, at, positions[i] + dropped);
+        const double* u = gumbels.at(step, row, positions[i] + dropped);
         const auto noisy = [&](std::size_t v) { return scores[v] - temperature * std::log(-std::log(u[v])); };
         for (std::size_t v = 1; v < size; ++v) best = noisy(v) > noisy(best) ? v : best;
       }
       const double peak = *std::max_element(scores, scores + size);
       double total = 0;
       for (std::size_t v = 0; v < size; ++v) total += std::exp(scores[v] - peak);
-      guess.token.push_back(static_cast<std::int64_t>(best));
-      guess.log_probability.push_back(static_cast<float>(scores[best] - peak - std::log(total)));
+      candidates.tokens.push_back(static_cast<std::int64_t>(best));
+      candidates.log_probability.push_back(static_cast<float>(scores[best] - peak - std::log(total)));
     }
-    return guess;
+    return candidates;
   }
 
-  Floats order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) override {
-    const std::size_t width = positions.size() / static_cast<std::size_t>(rows);
-    Floats found;
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-      const auto at = row + static_cast<std::int64_t>(i / width);
-      const bool image = head == Head::image;
-      found.push_back(
-          static_cast<float>(*(image ? image_order : text_order).at(step, at, positions[i] + (image ? -start : dropped))));
+  Floats order(Head head, std::int64_t step, const Ids& positions) override {
+    const bool image = head == Head::image;
+    Floats uniforms;
+    for (const auto p : positions) {
+      uniforms.push_back(static_cast<float>(*(image ? image_order : text_order).at(step, row, p + (image ? -start : dropped))));
     }
-    return found;
+    return uniforms;
   }
 
   std::int64_t row, dropped, start;
@@ -176,19 +172,13 @@ struct RecordedSampler final : Sampler {
 
 Canvas canvas_in(const Json& json) {
   Canvas canvas;
-  canvas.rows = whole_in(json, "rows");
   canvas.tokens = ids_of(*json.find("tokens"));
-  canvas.length = static_cast<std::int64_t>(canvas.tokens.size()) / canvas.rows;
   canvas.editable = bytes_of<std::uint8_t>(*json.find("editable"));
   canvas.start = whole_in(json, "start");
   canvas.stop = whole_in(json, "stop");
   canvas.mask = whole_in(json, "mask");
   canvas.code_offset = whole_in(json, "code_offset");
-  const Json& other = *json.find("unconditional");
-  canvas.guided = !other.is(Json::Kind::null);
-  if (!canvas.guided) return canvas;
-  canvas.unconditional = ids_of(other);
-  canvas.other_length = static_cast<std::int64_t>(canvas.unconditional.size()) / canvas.rows;
+  canvas.unconditional = ids_of(*json.find("unconditional"));
   canvas.shared = ids_of(*json.find("shared"));
   canvas.shift = whole_in(json, "shift");
   return canvas;
@@ -207,7 +197,7 @@ std::string replay(const std::string& folder, const Json& job) {
   Denoiser denoiser(bundle, options);
   Canvas canvas = canvas_in(*job.find("canvas"));
   RecordedSampler sampler(*job.find("sampler"));
-  std::vector<Ids> spans, states, unconditional, guesses, positions;
+  std::vector<Ids> spans, states, unconditional, predicted_codes;
   std::vector<Floats> logits;
   denoiser.watch = [&](const Window& window) {
     spans.push_back({window.start, window.stop});
@@ -217,15 +207,14 @@ std::string replay(const std::string& folder, const Json& job) {
     for (std::size_t i = 0; i < whole.queried.size(); ++i)
       whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
     const auto watching = std::exchange(denoiser.watch, nullptr);
-    const Mix identity{{1.0f}, 1};
+    const Floats identity{1.0f};
     logits.push_back(denoiser.logits(Head::text, denoiser.forward(whole, nullptr), identity));
     denoiser.watch = watching;
   };
   const auto sink = [&](Step&& step) {
     states.push_back(canvas.tokens);
     unconditional.push_back(canvas.unconditional);
-    guesses.push_back(step.guess.ids);
-    positions.push_back(step.positions);
+    predicted_codes.push_back(step.predicted_codes.ids);
     return true;
   };
   if (text_in(job, "what") == "text") {
@@ -236,8 +225,7 @@ std::string replay(const std::string& folder, const Json& job) {
   return Out()
       .add("states", states)
       .add("unconditional", unconditional)
-      .add("guesses", guesses)
-      .add("positions", positions)
+      .add("predicted_codes", predicted_codes)
       .add("spans", spans)
       .add("logits", logits)
       .done();

@@ -1,4 +1,4 @@
-// Rows of tokens that decoding fills, and one model call over them.
+// A row of tokens that decoding fills, and one model call over it.
 #pragma once
 
 #include <vector>
@@ -9,23 +9,22 @@
 
 namespace mmada_lite::internal {
 
-// Rows of tokens of which some are still masks. `editable` says where decoding may write; the region start..stop is what the
-// loop walks. With guidance, `unconditional` is the same rows without their prompt: position p of `shared` stands there at p +
+// A row of tokens of which some are still masks. `editable` says where decoding may write; the region start..stop-1 is what the
+// loop walks. With guidance, `unconditional` is the same row without its prompt: position p of `shared` stands there at p +
 // shift.
 struct Canvas {
-  std::int64_t rows = 1, length = 0, start = 0, stop = 0, mask = 0;
-  Ids tokens;      // [B, L]
-  Bools editable;  // [B, L]
-  bool guided = false;
-  std::int64_t other_length = 0;
-  Ids unconditional;  // [B, Lu]
+  std::int64_t start = 0, stop = 0, mask = 0;
+  Ids tokens;         // [L]
+  Bools editable;     // [L]
+  Ids unconditional;  // [Lu]; empty without guidance
   Ids shared;
   std::int64_t shift = 0;
   std::int64_t code_offset = 0;
 
-  Bools masked() const;  // [B, L]: what is still to be written
-  std::size_t at(std::int64_t row, std::int64_t position) const { return static_cast<std::size_t>(row * length + position); }
-  void follow();  // the unconditional rows take over what was written
+  bool guided() const { return !unconditional.empty(); }
+  std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
+  Ids masked(std::int64_t from, std::int64_t to) const;  // the positions there that are still to be written
+  void follow();                                         // the unconditional row takes over what was written
 };
 
 Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t mask, bool guided);
@@ -34,22 +33,20 @@ Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, c
                     const Ids* unconditional_prompt);
 
 // What one block keeps of its last full forward: a past for each branch, and the window that is computed afresh.
-struct Memory {
+struct CachedContext {
   std::vector<Past> pasts;
   std::int64_t start = 0, stop = 0;
 };
 
-struct Reading {
+// Hidden states of some positions for each branch, conditional first, and how a head mixes them.
+struct Forward {
   Hidden hidden;
-  Mix mix;
-  std::int64_t width = 0;  // Q
-  Ids positions;           // [B, Q]
-  Bools valid;             // a row that has fewer repeats position 0 there
-  std::vector<Values> kept;
+  Floats mix;                // [R]
+  std::vector<Values> kept;  // keys and values of each branch, where they were asked for
 };
 
-// One model call over the window (all of the row, or what `memory` leaves), for the positions `where` [B, L].
-Reading read(const Denoiser& denoiser, const Canvas& canvas, const Bools& where, double guidance, const Memory* memory,
-             bool keep);
+// One model call over the window (all of the row, or what `context` leaves), for `positions` of it.
+Forward forward(const Denoiser& denoiser, const Canvas& canvas, const Ids& positions, double guidance,
+                const CachedContext* context, bool keep);
 
 }  // namespace mmada_lite::internal

@@ -4,48 +4,20 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "common.hpp"
 
 namespace mmada_lite::internal {
 namespace {
 
-Bools candidates(const Canvas& canvas, const Block& block, const Memory* memory) {
-  Bools where = canvas.masked();
-  for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    for (std::int64_t p = 0; p < canvas.length; ++p) {
-      if (p >= block.stop || (memory && p < memory->start)) where[canvas.at(row, p)] = 0;
-    }
-  }
-  return where;
-}
-
-std::int64_t count_between(const Canvas& canvas, const Bools& flags, std::int64_t row, std::int64_t start, std::int64_t stop) {
-  std::int64_t count = 0;
-  for (std::int64_t p = start; p < stop; ++p) count += flags[canvas.at(row, p)];
-  return count;
-}
-
-bool any_between(const Canvas& canvas, const Bools& flags, std::int64_t start, std::int64_t stop) {
-  for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    if (count_between(canvas, flags, row, start, stop)) return true;
-  }
-  return false;
-}
-
-bool finished(const Canvas& canvas, const Block& block, const Memory* memory) {
-  return !any_between(canvas, candidates(canvas, block, memory), 0, canvas.length);
-}
-
-// A guess that is the mask itself would write nothing: the best other token there.
-void never_mask(const Denoiser& denoiser, Head head, const Reading& reading, std::int64_t mask, Prediction& guess) {
-  bool any = false;
-  for (std::size_t i = 0; i < guess.token.size(); ++i) any = any || (guess.token[i] == mask && reading.valid[i]);
-  if (!any) return;
-  const Floats logits = denoiser.logits(head, reading.hidden, reading.mix);
-  const std::size_t size = logits.size() / guess.token.size(), masked = static_cast<std::size_t>(mask);
-  for (std::size_t i = 0; i < guess.token.size(); ++i) {
-    if (guess.token[i] != mask || !reading.valid[i]) continue;
+// A candidate that is the mask itself would write nothing: the best other token there.
+void never_mask(const Denoiser& denoiser, const Forward& read, std::int64_t mask, Prediction& candidates) {
+  if (std::find(candidates.tokens.begin(), candidates.tokens.end(), mask) == candidates.tokens.end()) return;
+  const Floats logits = denoiser.logits(Head::text, read.hidden, read.mix);
+  const std::size_t size = logits.size() / candidates.tokens.size(), masked = static_cast<std::size_t>(mask);
+  for (std::size_t i = 0; i < candidates.tokens.size(); ++i) {
+    if (candidates.tokens[i] != mask) continue;
     const float* row = logits.data() + i * size;
     std::size_t best = masked == 0 ? 1 : 0;
     for (std::size_t v = 0; v < size; ++v) {
@@ -55,47 +27,47 @@ void never_mask(const Denoiser& denoiser, Head head, const Reading& reading, std
     for (std::size_t v = 0; v < size; ++v) {
       if (v != masked) total += std::exp(static_cast<double>(row[v]) - static_cast<double>(row[best]));
     }
-    guess.token[i] = static_cast<std::int64_t>(best);
-    guess.log_probability[i] = static_cast<float>(-std::log(total));
+    candidates.tokens[i] = static_cast<std::int64_t>(best);
+    candidates.log_probability[i] = static_cast<float>(-std::log(total));
   }
 }
 
-// Tokens to write at each step of a block [B][steps].
-std::vector<Ids> quota_of(const Canvas& canvas, const Block& block) {
-  std::vector<Ids> quota;
-  const Bools masked = canvas.masked();
-  for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    quota.push_back(transfers(count_between(canvas, masked, row, 0, block.stop), block.steps));
-  }
-  return quota;
+// The masks that a step of the block may write: those left of its end and, with a cached context, in the window.
+Ids open_positions(const Canvas& canvas, const Block& block, const std::optional<CachedContext>& context) {
+  return canvas.masked(context ? context->start : 0, block.stop);
 }
 
-Bools choose(const Canvas& canvas, const Prediction& guess, const Reading& reading, const TextSettings& s, Sampler& sampler,
-             std::int64_t number, const std::vector<Ids>& quota, std::int64_t turn) {
-  Floats confidence = guess.log_probability;
-  if (s.order == "random") confidence = sampler.order(Head::text, number, reading.positions, canvas.rows);
-  for (std::size_t i = 0; i < confidence.size(); ++i) {
-    if (!reading.valid[i]) confidence[i] = kNever;
-  }
-  if (s.threshold) return above_threshold(confidence, reading.width, canvas.rows, static_cast<float>(std::log(*s.threshold)));
-  Ids counts;
-  for (std::size_t row = 0; row < quota.size(); ++row) {
-    const auto first = reading.valid.begin() + static_cast<std::ptrdiff_t>(row) * reading.width;
-    const auto all = static_cast<std::int64_t>(std::count(first, first + reading.width, 1));
-    counts.push_back(turn < static_cast<std::int64_t>(quota[row].size()) ? quota[row][static_cast<std::size_t>(turn)] : all);
-  }
-  return most_confident(confidence, reading.width, counts);
+// The context that the block's later steps lean on: all but the window, which begins at the first mask.
+CachedContext cached_context(const Forward& read, std::int64_t first, std::int64_t stop) {
+  CachedContext context{{}, first, stop};
+  for (const auto& branch : read.kept) context.pasts.push_back(without(branch, first, stop));
+  return context;
 }
 
-// True when every row's answer is over: a stop token among its finished tokens.
+// Which candidates [Q] are written; `quota` of them where no threshold says it.
+Bools choose(const Ids& positions, const Prediction& candidates, const TextSettings& s, Sampler& sampler, std::int64_t number,
+             std::int64_t quota) {
+  const Floats confidence = s.order == "random" ? sampler.order(Head::text, number, positions) : candidates.log_probability;
+  if (s.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.threshold)));
+  return most_confident(confidence, quota);
+}
+
+void write(Canvas& canvas, const Ids& positions, const Prediction& candidates, const Bools& chosen, Step& step) {
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    if (!chosen[i]) continue;
+    canvas.tokens[static_cast<std::size_t>(positions[i])] = candidates.tokens[i];
+    step.positions.push_back(positions[i]);
+    step.tokens.push_back(candidates.tokens[i]);
+    step.log_probabilities.push_back(candidates.log_probability[i]);
+  }
+  canvas.follow();
+  step.remaining = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+}
+
+// Whether a stop token is among the answer's finished tokens.
 bool ended(const Canvas& canvas, const Block& block, const Ids& ends) {
-  if (ends.empty()) return false;
-  for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    const auto first = canvas.tokens.begin() + row * canvas.length;
-    if (std::find_first_of(first + canvas.start, first + block.stop, ends.begin(), ends.end()) == first + block.stop)
-      return false;
-  }
-  return true;
+  const auto past = canvas.tokens.begin() + block.stop;
+  return std::find_first_of(canvas.tokens.begin() + canvas.start, past, ends.begin(), ends.end()) != past;
 }
 
 // How many codes go back to mask: fewer than now. Each later step keeps at least one to draw, and nothing is left after the
@@ -117,40 +89,28 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   }
   std::int64_t number = 0;
   for (const auto& block : blocks) {
-    const auto quota = quota_of(canvas, block);
-    std::optional<Memory> memory;
-    for (std::int64_t turn = 0; !finished(canvas, block, memory ? &*memory : nullptr); ++turn, ++number) {
-      const Bools where = candidates(canvas, block, memory ? &*memory : nullptr);
+    std::optional<CachedContext> context;
+    Ids positions = open_positions(canvas, block, context);
+    const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
+    for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
       const bool keep = s.cache != "none" && turn == 0;
-      const Reading reading = read(denoiser, canvas, where, s.guidance, memory ? &*memory : nullptr, keep);
-      Prediction guess = sampler.draw(denoiser, Head::text, reading.hidden, reading.mix, number, reading.positions);
-      never_mask(denoiser, Head::text, reading, canvas.mask, guess);
-      const Bools chosen = choose(canvas, guess, reading, s, sampler, number, quota, turn);
+      const Forward read = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
+      Prediction candidates = sampler.draw(denoiser, Head::text, read.hidden, read.mix, number, positions);
+      never_mask(denoiser, read, canvas.mask, candidates);
+      const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
+      const Bools chosen = choose(positions, candidates, s, sampler, number, count);
       if (keep) {
-        std::int64_t first = block.start;
-        for (std::int64_t p = 0; p < first; ++p) {
-          if (any_between(canvas, where, p, p + 1)) first = p;
-        }
-        memory.emplace(Memory{{}, first, s.cache == "dual" ? block.stop : canvas.length});
-        for (const auto& branch : reading.kept) memory->pasts.push_back(without(branch, memory->start, memory->stop));
+        const auto first = std::min(block.start, positions.front());
+        context = cached_context(read, first, s.cache == "dual" ? block.stop : canvas.length());
       }
       Step step;
       step.index = number;
-      step.of = total;
-      for (std::size_t i = 0; i < chosen.size(); ++i) {
-        if (!chosen[i]) continue;
-        canvas.tokens[canvas.at(static_cast<std::int64_t>(i) / reading.width, reading.positions[i])] = guess.token[i];
-        step.positions.push_back(reading.positions[i]);
-        step.tokens.push_back(guess.token[i]);
-        step.log_probabilities.push_back(guess.log_probability[i]);
-      }
-      canvas.follow();
-      const Bools masked = canvas.masked();
-      for (std::int64_t row = 0; row < canvas.rows; ++row)
-        step.remaining += count_between(canvas, masked, row, canvas.start, canvas.stop);
-      step.forwards = number + 1;
+      step.total_steps = total;
+      write(canvas, positions, candidates, chosen, step);
+      step.model_calls = number + 1;
       step.seconds = clock.seconds();
       if (!sink(std::move(step))) return false;
+      positions = open_positions(canvas, block, context);
     }
     if (ended(canvas, block, ends)) break;
   }
@@ -159,67 +119,49 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
 
 bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings& s, Sampler& sampler, const Sink& sink) {
   const Clock clock;
-  const std::int64_t length = canvas.stop - canvas.start;
-  const auto cell = [&](std::int64_t row, std::int64_t i) { return static_cast<std::size_t>(row * length + i); };
-  std::vector<Ids> plans;
+  const auto region = static_cast<std::size_t>(canvas.stop - canvas.start);
   Ids everywhere;
-  const Bools unknown = canvas.masked();
-  for (std::int64_t row = 0; row < canvas.rows; ++row) {
-    const auto open = count_between(canvas, unknown, row, canvas.start, canvas.stop);
-    plans.push_back(masked_after(s.schedule, open, s.steps));
-    for (std::int64_t p = canvas.start; p < canvas.stop; ++p) everywhere.push_back(p);
-  }
+  for (auto p = canvas.start; p < canvas.stop; ++p) everywhere.push_back(p);
+  const auto unknown = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+  const Ids plan = masked_after(s.schedule, unknown, s.steps);
   const auto temperatures = noise_temperatures(s.temperature, s.steps);
-  const float known = std::numeric_limits<float>::infinity();
   const float least = static_cast<float>(std::log(static_cast<double>(1e-20f)));
   for (std::int64_t k = 0; k < s.steps; ++k) {
-    const Bools masked = canvas.masked();
-    Ids guess, open, counts;
-    for (std::int64_t row = 0; row < canvas.rows; ++row) {
-      open.push_back(count_between(canvas, masked, row, canvas.start, canvas.stop));
-      const auto planned = plans[static_cast<std::size_t>(row)][static_cast<std::size_t>(k)];
-      counts.push_back(left_masked(open.back(), planned, s.steps - 1 - k));
-      guess.insert(guess.end(), canvas.tokens.begin() + row * canvas.length + canvas.start,
-                   canvas.tokens.begin() + row * canvas.length + canvas.stop);
-    }
-    const Ids given = guess;
-    Floats confidence(guess.size(), known);
-    if (std::any_of(open.begin(), open.end(), [](auto n) { return n > 0; })) {
-      const Reading reading = read(denoiser, canvas, masked, s.guidance, nullptr, false);
-      const Prediction drawn = sampler.draw(denoiser, Head::image, reading.hidden, reading.mix, k, reading.positions);
-      for (std::size_t i = 0; i < reading.positions.size(); ++i) {
-        if (!reading.valid[i]) continue;
-        const auto to = cell(static_cast<std::int64_t>(i) / reading.width, reading.positions[i] - canvas.start);
-        guess[to] = drawn.token[i] + canvas.code_offset;
-        confidence[to] = std::max(drawn.log_probability[i], least);
+    const Ids open = canvas.masked(canvas.start, canvas.stop);
+    const Ids before(canvas.tokens.begin() + canvas.start, canvas.tokens.begin() + canvas.stop);
+    Ids candidates = before;
+    Floats log_probability(region, std::numeric_limits<float>::infinity());
+    if (!open.empty()) {
+      const Forward read = forward(denoiser, canvas, open, s.guidance, nullptr, false);
+      const Prediction drawn = sampler.draw(denoiser, Head::image, read.hidden, read.mix, k, open);
+      for (std::size_t i = 0; i < open.size(); ++i) {
+        const auto cell = static_cast<std::size_t>(open[i] - canvas.start);
+        candidates[cell] = drawn.tokens[i] + canvas.code_offset;
+        log_probability[cell] = std::max(drawn.log_probability[i], least);
       }
     }
-    const Floats surest = confidence;
+    Floats confidence = log_probability;
     const double temperature = temperatures[static_cast<std::size_t>(k)];
     if (temperature > 0) {
-      const Floats noise = sampler.order(Head::image, k, everywhere, canvas.rows);
-      for (std::size_t i = 0; i < noise.size(); ++i)
+      const Floats noise = sampler.order(Head::image, k, everywhere);
+      for (std::size_t i = 0; i < region; ++i) {
         confidence[i] += rounded(static_cast<float>(temperature) * gumbel(noise[i]));
-    }
-    const Bools again = remask_least_confident(confidence, length, counts);
-    Step step;
-    step.index = k;
-    step.of = s.steps;
-    for (std::int64_t row = 0; row < canvas.rows; ++row) {
-      for (std::int64_t i = 0; i < length; ++i) {
-        const auto token = again[cell(row, i)] ? canvas.mask : guess[cell(row, i)];
-        step.guess.ids.push_back(guess[cell(row, i)] - canvas.code_offset);
-        if (token == given[cell(row, i)]) continue;
-        canvas.tokens[canvas.at(row, canvas.start + i)] = token;
-        step.positions.push_back(canvas.start + i);
-        step.tokens.push_back(token);
-        step.log_probabilities.push_back(surest[cell(row, i)]);
       }
     }
-    canvas.follow();
-    const Bools after = canvas.masked();
-    for (std::int64_t row = 0; row < canvas.rows; ++row) step.remaining += count_between(canvas, after, row, 0, canvas.length);
-    step.forwards = k + 1;
+    const auto planned = plan[static_cast<std::size_t>(k)];
+    const auto count = left_masked(static_cast<std::int64_t>(open.size()), planned, s.steps - 1 - k);
+    const Bools again = remask_least_confident(confidence, count);
+    Step step;
+    step.index = k;
+    step.total_steps = s.steps;
+    Bools changed(region);
+    for (std::size_t i = 0; i < region; ++i) {
+      step.predicted_codes.ids.push_back(candidates[i] - canvas.code_offset);
+      if (again[i]) candidates[i] = canvas.mask;
+      changed[i] = candidates[i] != before[i];
+    }
+    write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed, step);
+    step.model_calls = k + 1;
     step.seconds = clock.seconds();
     if (!sink(std::move(step))) return false;
   }

@@ -148,8 +148,8 @@ struct Model::Impl {
     Canvas canvas = image_canvas(paint_prompt(words, special), codes.ids, unknown, bundle, s.guidance > 0 ? &nothing : nullptr);
     PhiloxSampler sampler(seed, s.sampling_temperature, canvas.start);
     return decode_image(denoiser, canvas, s, sampler, [&](Step&& step) {
-      step.guess.rows = codes.rows;
-      step.guess.columns = codes.columns;
+      step.predicted_codes.rows = codes.rows;
+      step.predicted_codes.columns = codes.columns;
       return sink(std::move(step));
     });
   }
@@ -167,7 +167,7 @@ struct Model::Impl {
       drawing.steps = step.index + 1;
       drawing.seconds = step.seconds;
       const bool going = !on_step || on_step(step);
-      drawing.codes = std::move(step.guess);
+      drawing.codes = std::move(step.predicted_codes);
       return going;
     };
   }
@@ -329,13 +329,13 @@ Drawing Model::extend(const Picture& picture, const std::string& prompt, const s
     const auto before = drawing.steps;
     drawing.stopped =
         !model.draw(words, turned(window, -turns), Bools(open.begin(), open.end()), settings, seed + number, [&](Step&& step) {
-          const Codes done = turned(step.guess, turns);
+          const Codes done = turned(step.predicted_codes, turns);
           grid = {old.rows + part, reach, Ids(done.ids.begin(), done.ids.begin() + part * reach)};
           grid.ids.insert(grid.ids.end(), old.ids.begin(), old.ids.end());
-          step.guess = turned(grid, -turns);
+          step.predicted_codes = turned(grid, -turns);
           step.index += before;
-          step.of = *step.of * static_cast<std::int64_t>(parts.size());
-          step.forwards += before;
+          step.total_steps = *step.total_steps * static_cast<std::int64_t>(parts.size());
+          step.model_calls += before;
           step.seconds = clock.seconds();
           return Impl::follow(drawing, on_step)(std::move(step));
         });

@@ -35,59 +35,50 @@ static float minus_log(float x) { return static_cast<float>(-std::log(static_cas
 
 float gumbel(float u) { return minus_log(minus_log(u)); }
 
-Bools most_confident(const Floats& confidence, std::int64_t width, const Ids& counts) {
+Bools most_confident(const Floats& confidence, std::int64_t count) {
+  std::vector<std::size_t> order(confidence.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return confidence[a] > confidence[b]; });
+  order.resize(std::min(order.size(), static_cast<std::size_t>(count)));
   Bools chosen(confidence.size());
-  std::vector<std::size_t> order(static_cast<std::size_t>(width));
-  for (std::size_t row = 0; row < counts.size(); ++row) {
-    const float* sure = confidence.data() + row * order.size();
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return sure[a] > sure[b]; });
-    for (std::size_t rank = 0; rank < order.size() && static_cast<std::int64_t>(rank) < counts[row]; ++rank) {
-      chosen[row * order.size() + order[rank]] = std::isfinite(sure[order[rank]]);
-    }
-  }
+  for (const auto i : order) chosen[i] = std::isfinite(confidence[i]);
   return chosen;
 }
 
-Bools above_threshold(const Floats& confidence, std::int64_t width, std::int64_t rows, float least) {
-  Bools chosen = most_confident(confidence, width, Ids(static_cast<std::size_t>(rows), 1));
-  for (std::size_t i = 0; i < confidence.size(); ++i)
+Bools above_threshold(const Floats& confidence, float least) {
+  Bools chosen = most_confident(confidence, 1);
+  for (std::size_t i = 0; i < confidence.size(); ++i) {
     chosen[i] = chosen[i] || (std::isfinite(confidence[i]) && confidence[i] >= least);
+  }
   return chosen;
 }
 
-Bools remask_least_confident(const Floats& confidence, std::int64_t width, const Ids& counts) {
-  Bools again(confidence.size());
-  for (std::size_t row = 0; row < counts.size(); ++row) {
-    const auto first = confidence.begin() + static_cast<std::ptrdiff_t>(row) * width;
-    Floats ordered(first, first + width);
-    std::sort(ordered.begin(), ordered.end());
-    const float cutoff = ordered[static_cast<std::size_t>(std::min(counts[row], width - 1))];
-    for (std::int64_t i = 0; i < width; ++i)
-      again[row * static_cast<std::size_t>(width) + static_cast<std::size_t>(i)] = first[i] < cutoff;
-  }
+Bools remask_least_confident(const Floats& confidence, std::int64_t count) {
+  Floats ordered = confidence;
+  std::sort(ordered.begin(), ordered.end());
+  const float cutoff = ordered[std::min(static_cast<std::size_t>(count), ordered.size() - 1)];
+  Bools again;
+  for (const float value : confidence) again.push_back(value < cutoff);
   return again;
 }
 
-Prediction PhiloxSampler::draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+Prediction PhiloxSampler::draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                                const Ids& positions) {
   if (!(temperature > 0)) return denoiser.predict(head, hidden, mix, temperature, nullptr);
-  const Floats draws = numbers(head == Head::text ? Stream::text_token : Stream::image_code, step, positions, mix.rows);
+  const Floats draws = numbers(head == Head::text ? Stream::text_token : Stream::image_code, step, positions);
   return denoiser.predict(head, hidden, mix, temperature, &draws);
 }
 
-Floats PhiloxSampler::order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) {
-  return numbers(head == Head::text ? Stream::text_order : Stream::image_confidence, step, positions, rows);
+Floats PhiloxSampler::order(Head head, std::int64_t step, const Ids& positions) {
+  return numbers(head == Head::text ? Stream::text_order : Stream::image_confidence, step, positions);
 }
 
-Floats PhiloxSampler::numbers(Stream stream, std::int64_t step, const Ids& positions, std::int64_t rows) const {
-  Floats found;
-  const std::size_t width = positions.size() / static_cast<std::size_t>(rows);
-  for (std::size_t i = 0; i < positions.size(); ++i) {
-    found.push_back(uniform(seed, stream, static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(i / width),
-                            static_cast<std::uint32_t>(positions[i] - start)));
+Floats PhiloxSampler::numbers(Stream stream, std::int64_t step, const Ids& positions) const {
+  Floats uniforms;
+  for (const auto p : positions) {
+    uniforms.push_back(uniform(seed, stream, static_cast<std::uint32_t>(step), 0, static_cast<std::uint32_t>(p - start)));
   }
-  return found;
+  return uniforms;
 }
 
 }  // namespace mmada_lite::internal

@@ -1,8 +1,6 @@
 // Random numbers, what is drawn with them, and which of a step's guesses are kept.
 #pragma once
 
-#include <limits>
-
 #include "common.hpp"
 #include "session.hpp"
 
@@ -17,37 +15,35 @@ float gumbel(float u);  // -log(-log(u)), guarded against log(0)
 // Where random choices come from.
 struct Sampler {
   virtual ~Sampler() = default;
-  // One token for each of the positions [B, Q].
-  virtual Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+  // One token for each of the positions [Q].
+  virtual Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                           const Ids& positions) = 0;
   // One uniform number for each, for confidence noise or a random order.
-  virtual Floats order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) = 0;
+  virtual Floats order(Head head, std::int64_t step, const Ids& positions) = 0;
 };
 
-// Draws addressed by seed, purpose, step, row and place in the region.
+// Draws addressed by seed, purpose, step and place in the region.
 struct PhiloxSampler final : Sampler {
   PhiloxSampler(std::uint64_t seed, double temperature, std::int64_t start)
       : seed(seed), temperature(temperature), start(start) {}
 
-  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                   const Ids& positions) override;
-  Floats order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) override;
+  Floats order(Head head, std::int64_t step, const Ids& positions) override;
 
  private:
-  Floats numbers(Stream stream, std::int64_t step, const Ids& positions, std::int64_t rows) const;
+  Floats numbers(Stream stream, std::int64_t step, const Ids& positions) const;
 
   std::uint64_t seed;
   double temperature;
   std::int64_t start;
 };
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();  // the confidence of what may not be kept
-
-// The counts[b] best of each row [B, Q], the leftmost first among equals.
-Bools most_confident(const Floats& confidence, std::int64_t width, const Ids& counts);
-// Each row's best, and everything at least that sure.
-Bools above_threshold(const Floats& confidence, std::int64_t width, std::int64_t rows, float least);
-// Strictly below the counts[b]-th smallest (from 0) of its row [B, N]: fewer on ties.
-Bools remask_least_confident(const Floats& confidence, std::int64_t width, const Ids& counts);
+// Which candidates [Q] of a step are written, by their confidence: the `count` best, the leftmost first among equals.
+Bools most_confident(const Floats& confidence, std::int64_t count);
+// The best, and everything at least that sure.
+Bools above_threshold(const Floats& confidence, float least);
+// Which are masked again: those strictly below the `count`-th smallest (from 0), fewer on ties.
+Bools remask_least_confident(const Floats& confidence, std::int64_t count);
 
 }  // namespace mmada_lite::internal

@@ -167,50 +167,48 @@ Denoiser::Denoiser(const Bundle& bundle, const Options& options)
 
 Hidden Denoiser::forward(const Window& window, Values* kept) const {
   if (watch) watch(window);
-  const std::int64_t width = window.stop - window.start;
-  Ids positions;
-  for (std::int64_t row = 0; row < window.rows; ++row) {
-    for (std::int64_t p = window.start; p < window.stop; ++p) positions.push_back(p);
-  }
-  const std::int64_t queried = static_cast<std::int64_t>(window.queried.size()) / window.rows;
+  const std::int64_t width = window.stop - window.start, queried = static_cast<std::int64_t>(window.queried.size());
+  Ids positions(static_cast<std::size_t>(width));
+  std::iota(positions.begin(), positions.end(), window.start);
   Values tokens;
-  tokens.push_back(tensor(window.tokens, {window.rows, width}));
+  tokens.push_back(tensor(window.tokens, {1, width}));
   Values inputs = run(embedder_, {"tokens"}, tokens, {"embeddings"});
-  inputs.push_back(tensor(positions, {window.rows, width}));
-  inputs.push_back(tensor(window.queried, {window.rows, queried}));
+  inputs.push_back(tensor(positions, {1, width}));
+  inputs.push_back(tensor(window.queried, {1, queried}));
   std::vector<const char*> given{"embeddings", "positions", "rows"}, wanted{"hidden"};
   static const Floats kNothing;
   for (std::size_t i = 0; i < past_names_.size(); ++i) {
     given.push_back(past_names_[i].c_str());
     inputs.push_back(tensor(window.past ? window.past->tensors[i] : kNothing,
-                            {window.rows, heads_, window.past ? window.past->length : 0, head_dim_}));
+                            {1, heads_, window.past ? window.past->length : 0, head_dim_}));
     if (kept) wanted.push_back(names_[i].c_str());
   }
-  Values found = run(backbone_, given, inputs, wanted);
-  const auto shape = shape_of(found[0], 3);
-  Hidden hidden{copied<float>(found[0]), shape[0], shape[1], shape[2]};
-  if (kept) kept->assign(std::make_move_iterator(found.begin() + 1), std::make_move_iterator(found.end()));
+  Values outputs = run(backbone_, given, inputs, wanted);
+  const auto shape = shape_of(outputs[0], 3);
+  Hidden hidden{copied<float>(outputs[0]), shape[0], shape[1], shape[2]};
+  if (kept) kept->assign(std::make_move_iterator(outputs.begin() + 1), std::make_move_iterator(outputs.end()));
   return hidden;
 }
 
-Prediction Denoiser::predict(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws) const {
+Prediction Denoiser::predict(Head head, const Hidden& hidden, const Floats& mix, double temperature,
+                             const Floats* draws) const {
   const Values found = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability"});
   return {copied<std::int64_t>(found[0]), copied<float>(found[1])};
 }
 
-Floats Denoiser::logits(Head head, const Hidden& hidden, const Mix& mix) const {
+Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) const {
   return copied<float>(run_head(head, hidden, mix, 0.0, nullptr, {"logits"})[0]);
 }
 
-Values Denoiser::run_head(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws,
+Values Denoiser::run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
                           const std::vector<const char*>& wanted) const {
   const Floats heat{static_cast<float>(temperature)};
-  const Floats middle(draws ? 0 : static_cast<std::size_t>(mix.rows * hidden.queried), 0.5f);
+  const Floats middle(draws ? 0 : static_cast<std::size_t>(hidden.queried), 0.5f);
   Values inputs;
-  inputs.push_back(tensor(hidden.states, {hidden.rows, hidden.queried, hidden.width}));
-  inputs.push_back(tensor(mix.weights, {mix.rows, hidden.rows}));
+  inputs.push_back(tensor(hidden.states, {hidden.branches, hidden.queried, hidden.width}));
+  inputs.push_back(tensor(mix, {1, hidden.branches}));
   inputs.push_back(tensor(heat, {}));
-  inputs.push_back(tensor(draws ? *draws : middle, {mix.rows, hidden.queried}));
+  inputs.push_back(tensor(draws ? *draws : middle, {1, hidden.queried}));
   return run(head == Head::text ? text_head_ : image_head_, {"hidden", "mix", "temperature", "uniform"}, inputs, wanted);
 }
 

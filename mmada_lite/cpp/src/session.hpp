@@ -30,26 +30,20 @@ struct Past {
 Past without(const Values& kept, std::int64_t start, std::int64_t stop);
 
 struct Window {
-  std::int64_t rows, start, stop;  // B, and the positions that are computed
-  Ids tokens;                      // [B, W]
-  Ids queried;                     // [B, Q] indices into the window
+  std::int64_t start = 0, stop = 0;  // the positions that are computed
+  Ids tokens;                        // [W]
+  Ids queried;                       // [Q] indices into the window
   const Past* past = nullptr;
 };
 
 struct Hidden {
   Floats states;  // [R, Q, D]
-  std::int64_t rows = 0, queried = 0, width = 0;
+  std::int64_t branches = 0, queried = 0, width = 0;
 };
 
 struct Prediction {
-  Ids token;               // [N, Q]
-  Floats log_probability;  // before any temperature
-};
-
-// How states are combined before a head: [N, R].
-struct Mix {
-  Floats weights;
-  std::int64_t rows = 0;
+  Ids tokens;              // [Q]
+  Floats log_probability;  // [Q], before any temperature
 };
 
 class Denoiser {
@@ -61,15 +55,16 @@ class Denoiser {
   // States of the queried positions; with `kept`, the keys and values of the whole window too.
   Hidden forward(const Window& window, Values* kept) const;
 
-  // The most probable token at temperature 0, else a draw by inverse CDF at `draws` [N, Q].
-  Prediction predict(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws) const;
+  // The most probable tokens at temperature 0, else a draw by inverse CDF at `draws` [Q]. `mix` [R] combines the branches.
+  Prediction predict(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws) const;
 
-  Floats logits(Head head, const Hidden& hidden, const Mix& mix) const;
+  // [Q, V]
+  Floats logits(Head head, const Hidden& hidden, const Floats& mix) const;
 
  private:
   using Slot = std::optional<Ort::Session>;
 
-  Values run_head(Head head, const Hidden& hidden, const Mix& mix, double temperature, const Floats* draws,
+  Values run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
                   const std::vector<const char*>& wanted) const;
 
   std::int64_t layers_, heads_, head_dim_;
