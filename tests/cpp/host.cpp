@@ -57,8 +57,8 @@ struct Out {
 // ---- JSON in ----
 
 std::int64_t whole_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
-  const Json* found = job.find(key);
-  return found && found->is(Json::Kind::integer) ? found->integer : otherwise;
+  const Json* value = job.find(key);
+  return value && value->is(Json::Kind::integer) ? value->integer : otherwise;
 }
 
 double real(const Json& value) { return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number; }
@@ -73,33 +73,33 @@ Ids ids_of(const Json& list) {
 
 template <typename T>
 std::vector<T> bytes_of(const Json& list) {
-  std::vector<T> found;
-  for (const auto& item : list.items) found.push_back(static_cast<T>(item.integer));
-  return found;
+  std::vector<T> numbers;
+  for (const auto& item : list.items) numbers.push_back(static_cast<T>(item.integer));
+  return numbers;
 }
 
 // Seeds are written as text: JSON readers may lose the last bits of 64.
 std::uint64_t seed_in(const Json& job) {
-  const Json* found = job.find("seed");
-  return found ? std::stoull(found->string) : 0;
+  const Json* value = job.find("seed");
+  return value ? std::stoull(value->string) : 0;
 }
 
 Picture picture_in(const Json& job, const char* key = "picture") {
-  const Json& found = *job.find(key);
-  return {static_cast<int>(whole_in(found, "width")), static_cast<int>(whole_in(found, "height")),
-          bytes_of<std::uint8_t>(*found.find("bytes"))};
+  const Json& value = *job.find(key);
+  return {static_cast<int>(whole_in(value, "width")), static_cast<int>(whole_in(value, "height")),
+          bytes_of<std::uint8_t>(*value.find("bytes"))};
 }
 
 std::optional<TextSettings> text_settings_in(const Json& job) {
-  const Json* found = job.find("settings");
-  if (!found || found->is(Json::Kind::null)) return std::nullopt;
-  return read_text_settings(*found, "settings");
+  const Json* value = job.find("settings");
+  if (!value || value->is(Json::Kind::null)) return std::nullopt;
+  return read_text_settings(*value, "settings");
 }
 
 std::optional<ImageSettings> image_settings_in(const Json& job) {
-  const Json* found = job.find("settings");
-  if (!found || found->is(Json::Kind::null)) return std::nullopt;
-  return read_image_settings(*found, "settings");
+  const Json* value = job.find("settings");
+  if (!value || value->is(Json::Kind::null)) return std::nullopt;
+  return read_image_settings(*value, "settings");
 }
 
 // ---- recorded choices, as export/replay.py takes them ----
@@ -202,13 +202,13 @@ std::string replay(const std::string& folder, const Json& job) {
   denoiser.watch = [&](const Window& window) {
     spans.push_back({window.start, window.stop});
     if (static_cast<std::int64_t>(spans.size()) > whole_in(job, "logits")) return;
-    Window whole = window;
-    whole.queried.resize(window.tokens.size());
-    for (std::size_t i = 0; i < whole.queried.size(); ++i)
-      whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
+    Window everything = window;
+    everything.queried.resize(window.tokens.size());
+    for (std::size_t i = 0; i < everything.queried.size(); ++i)
+      everything.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
     const auto watching = std::exchange(denoiser.watch, nullptr);
     const Floats identity{1.0f};
-    logits.push_back(denoiser.logits(Head::text, denoiser.forward(whole, nullptr), identity));
+    logits.push_back(denoiser.logits(Head::text, denoiser.forward(everything, nullptr), identity));
     denoiser.watch = watching;
   };
   const auto sink = [&](Step&& step) {
@@ -298,14 +298,14 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
   };
   const auto seed = seed_in(job);
   if (op == "encode") {
-    std::vector<Ids> found;
-    for (const auto& text : job.find("texts")->items) found.push_back(model.encode(text.string));
-    return Out().add("ids", found).done();
+    std::vector<Ids> encoded;
+    for (const auto& text : job.find("texts")->items) encoded.push_back(model.encode(text.string));
+    return Out().add("ids", encoded).done();
   }
   if (op == "decode") {
-    std::vector<std::string> found;
-    for (const auto& ids : job.find("ids")->items) found.push_back(model.decode(ids_of(ids)));
-    return Out().add("texts", found).done();
+    std::vector<std::string> texts;
+    for (const auto& ids : job.find("ids")->items) texts.push_back(model.decode(ids_of(ids)));
+    return Out().add("texts", texts).done();
   }
   if (op == "chat") {
     std::vector<Message> messages;
@@ -338,14 +338,14 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
                 positions);
   }
   if (op == "seconds") {  // of the processor for one step, of each of several drawings
-    std::vector<double> found;
+    std::vector<double> seconds;
     for (std::int64_t i = 0; i < whole_in(job, "times", 5); ++i) {
       const std::clock_t before = std::clock();
       const Drawing drawing = model.paint("a cat", image_settings_in(job), static_cast<std::uint64_t>(i));
       const double spent = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
-      found.push_back(spent / static_cast<double>(drawing.steps));
+      seconds.push_back(spent / static_cast<double>(drawing.steps));
     }
-    return Out().add("seconds", found).done();
+    return Out().add("seconds", seconds).done();
   }
   throw std::logic_error("no job is called " + op);
 }

@@ -29,7 +29,7 @@ void check_keys(const Json& content, const std::vector<std::string>& known, cons
   }
 }
 
-enum class Wanted { whole, text, positive, texts, maybe_text, maybe_whole, maybe_flag, versions };
+enum class Wanted { count, text, positive, texts, maybe_text, maybe_count, maybe_flag, versions };
 
 struct Field {
   const char* name;
@@ -44,7 +44,7 @@ bool fits(const Json& value, Wanted kind) {
     return std::all_of(items.begin(), items.end(), [&](const auto& item) { return item_of(item).is(Json::Kind::string); });
   };
   switch (kind) {
-    case Wanted::whole:
+    case Wanted::count:
       return count;
     case Wanted::text:
       return text;
@@ -54,7 +54,7 @@ bool fits(const Json& value, Wanted kind) {
       return value.is(Json::Kind::array) && texts(value.items, [](const Json& item) -> const Json& { return item; });
     case Wanted::maybe_text:
       return null || text;
-    case Wanted::maybe_whole:
+    case Wanted::maybe_count:
       return null || count;
     case Wanted::maybe_flag:
       return null || value.is(Json::Kind::boolean);
@@ -89,11 +89,11 @@ std::int64_t number_in(const Json& content, const char* name) { return content.f
 Ids vocabulary_numbers(const Json& content, const std::vector<std::string>& names, const std::string& beside = "") {
   Ids numbers;
   for (const auto& name : names) {
-    const Json* found = content.find(name);
-    if (!found || !found->is(Json::Kind::integer) || found->integer < 0) {
-      fail("vocabulary: ", quoted(name), " is ", found ? shown(*found) : "missing", "; a whole number is needed");
+    const Json* number = content.find(name);
+    if (!number || !number->is(Json::Kind::integer) || number->integer < 0) {
+      fail("vocabulary: ", quoted(name), " is ", number ? shown(*number) : "missing", "; a whole number is needed");
     }
-    numbers.push_back(found->integer);
+    numbers.push_back(number->integer);
   }
   for (const auto& key : content.keys()) {
     if (key != beside && std::find(names.begin(), names.end(), key) == names.end()) {
@@ -178,7 +178,7 @@ void read_files(const Json& content, const std::string& where, Bundle& bundle) {
     bundle.graphs.emplace_back(name, record(graph, fields, graphs + "." + name).find("file")->string);
   }
   for (const auto& [name, file] : object_at(*content.find("files"), files).members) {
-    record(file, {{"size", Wanted::whole}, {"sha256", Wanted::text}}, files + "." + name);
+    record(file, {{"size", Wanted::count}, {"sha256", Wanted::text}}, files + "." + name);
     bundle.files.push_back({name, number_in(file, "size"), file.find("sha256")->string, {}});
     const fs::path inside(name);
     if (inside.is_absolute() || std::find(inside.begin(), inside.end(), "..") != inside.end()) {
@@ -208,18 +208,18 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   } catch (const Error& error) {
     fail(where, ": ", error.what());
   }
-  const std::vector<Field> shape{{"d_model", Wanted::whole},         {"n_layers", Wanted::whole},
-                                 {"n_heads", Wanted::whole},         {"n_kv_heads", Wanted::whole},
-                                 {"head_dim", Wanted::whole},        {"mlp_hidden_size", Wanted::whole},
-                                 {"vocab_size", Wanted::whole},      {"rope_theta", Wanted::positive},
-                                 {"rms_norm_eps", Wanted::positive}, {"max_sequence_length", Wanted::whole}};
+  const std::vector<Field> shape{{"d_model", Wanted::count},         {"n_layers", Wanted::count},
+                                 {"n_heads", Wanted::count},         {"n_kv_heads", Wanted::count},
+                                 {"head_dim", Wanted::count},        {"mlp_hidden_size", Wanted::count},
+                                 {"vocab_size", Wanted::count},      {"rope_theta", Wanted::positive},
+                                 {"rms_norm_eps", Wanted::positive}, {"max_sequence_length", Wanted::count}};
   const Json& architecture = record(*content.find("architecture"), shape, where + ": architecture");
   bundle.layers = number_in(architecture, "n_layers");
   bundle.kv_heads = number_in(architecture, "n_kv_heads");
   bundle.head_dim = number_in(architecture, "head_dim");
   bundle.longest = number_in(architecture, "max_sequence_length");
   if (const Json& image = *content.find("image"); !image.is(Json::Kind::null)) {
-    record(image, {{"resolution", Wanted::whole}, {"downsample", Wanted::whole}}, where + ": image");
+    record(image, {{"resolution", Wanted::count}, {"downsample", Wanted::count}}, where + ": image");
     bundle.resolution = number_in(image, "resolution");
     bundle.downsample = number_in(image, "downsample");
     if (bundle.downsample < 1 || bundle.resolution < 1 || bundle.resolution % bundle.downsample ||
@@ -229,25 +229,25 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
     }
   }
   const std::vector<Field> group{{"format", Wanted::text},
-                                 {"bits", Wanted::maybe_whole, false},
-                                 {"block", Wanted::maybe_whole, false},
+                                 {"bits", Wanted::maybe_count, false},
+                                 {"block", Wanted::maybe_count, false},
                                  {"symmetric", Wanted::maybe_flag, false},
                                  {"scale", Wanted::maybe_text, false},
                                  {"activation", Wanted::maybe_text, false},
-                                 {"bytes", Wanted::maybe_whole, false}};
+                                 {"bytes", Wanted::maybe_count, false}};
   const std::string groups = where + ": quantization";
   for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members)
     record(value, group, groups + "." + name);
   bundle.text_defaults = settings_at(*defaults.find("text"), where + ": defaults.text", read_text_settings);
   bundle.image_defaults = settings_at(*defaults.find("image"), where + ": defaults.image", read_image_settings);
   read_files(content, where, bundle);
-  const std::vector<Field> made{{"source", Wanted::text},
-                                {"exporter", Wanted::text},
-                                {"versions", Wanted::versions},
-                                {"created", Wanted::text},
-                                {"source_sha256", Wanted::maybe_text, false},
-                                {"method", Wanted::maybe_text, false}};
-  record(*content.find("provenance"), made, where + ": provenance");
+  const std::vector<Field> provenance{{"source", Wanted::text},
+                                      {"exporter", Wanted::text},
+                                      {"versions", Wanted::versions},
+                                      {"created", Wanted::text},
+                                      {"source_sha256", Wanted::maybe_text, false},
+                                      {"method", Wanted::maybe_text, false}};
+  record(*content.find("provenance"), provenance, where + ": provenance");
   if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
     fail(where, ": target is ", shown(*target), ", which it cannot be; ", kAgain);
   }

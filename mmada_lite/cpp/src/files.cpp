@@ -21,13 +21,13 @@ class Sha256 {
  public:
   Sha256() {
     // The constants are the first 32 bits of the fractional parts of roots of the first primes.
-    int found = 0;
-    for (int candidate = 2; found < 64; ++candidate) {
+    int count = 0;
+    for (int candidate = 2; count < 64; ++candidate) {
       bool prime = true;
       for (int divisor = 2; divisor * divisor <= candidate; ++divisor) prime = prime && candidate % divisor != 0;
       if (!prime) continue;
-      if (found < 8) state_[static_cast<std::size_t>(found)] = fraction(std::sqrt(static_cast<long double>(candidate)));
-      constants_[static_cast<std::size_t>(found++)] = fraction(std::cbrt(static_cast<long double>(candidate)));
+      if (count < 8) state_[static_cast<std::size_t>(count)] = fraction(std::sqrt(static_cast<long double>(candidate)));
+      constants_[static_cast<std::size_t>(count++)] = fraction(std::cbrt(static_cast<long double>(candidate)));
     }
   }
 

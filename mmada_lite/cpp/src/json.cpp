@@ -104,14 +104,14 @@ class JsonReader {
   }
 
   std::string read_string() {
-    std::string found;
+    std::string content;
     for (;;) {
       if (at_ >= text_.size()) wrong("a string does not end");
       const char letter = text_[at_++];
-      if (letter == '"') return found;
+      if (letter == '"') return content;
       if (letter != '\\') {
         if (static_cast<unsigned char>(letter) < 0x20) wrong("a string has a control character");
-        found += letter;
+        content += letter;
         continue;
       }
       if (at_ >= text_.size()) wrong("a string does not end");
@@ -119,9 +119,9 @@ class JsonReader {
       static constexpr std::string_view kNames = "\"\\/bfnrt", kMeanings = "\"\\/\b\f\n\r\t";
       const auto which = kNames.find(escaped);
       if (which != std::string_view::npos) {
-        found += kMeanings[which];
+        content += kMeanings[which];
       } else if (escaped == 'u') {
-        append_utf8(found, read_escape());
+        append_utf8(content, read_escape());
       } else {
         wrong("a string has an unknown escape");
       }
@@ -173,8 +173,8 @@ class JsonReader {
     at_ = end;
     const auto written = text_.substr(begin, end - begin);
     value.kind = Json::Kind::integer;
-    const auto whole = std::from_chars(written.data(), written.data() + written.size(), value.integer);
-    if (whole.ec == std::errc() && whole.ptr == written.data() + written.size()) return;
+    const auto end_of_integer = std::from_chars(written.data(), written.data() + written.size(), value.integer);
+    if (end_of_integer.ec == std::errc() && end_of_integer.ptr == written.data() + written.size()) return;
     value.kind = Json::Kind::number;
     const auto any = std::from_chars(written.data(), written.data() + written.size(), value.number);
     if (any.ec == std::errc::result_out_of_range) value.number = std::strtod(std::string(written).c_str(), nullptr);

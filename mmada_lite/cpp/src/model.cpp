@@ -39,7 +39,7 @@ struct Model::Impl {
   std::optional<Tokenizer> tokenizer;
   std::string no_tokenizer;
 
-  const Tokenizer& words() const {
+  const Tokenizer& need_tokenizer() const {
     if (!tokenizer) throw Error(no_tokenizer);
     return *tokenizer;
   }
@@ -74,7 +74,7 @@ struct Model::Impl {
   }
 
   Ids chat_ids(const std::vector<Message>& messages) const {
-    const auto& tokenizer = words();
+    const auto& tokenizer = need_tokenizer();
     if (messages.empty()) fail("the conversation is empty; give at least one user message");
     const auto& special = bundle.special;
     Ids ids{special.bos};
@@ -136,7 +136,7 @@ struct Model::Impl {
   Ids prompt_ids(const std::string& prompt) const {
     const std::string body = stripped(require_utf8(prompt, "prompt"));
     if (body.empty()) fail("the prompt is empty; say what is to be drawn");
-    return words().encode(body);
+    return need_tokenizer().encode(body);
   }
 
   // Draws the unknown codes of a grid; what each step left is handed on.
@@ -350,8 +350,8 @@ Drawing Model::extend(const Picture& picture, const std::string& prompt, const s
   return drawing;
 }
 
-Ids Model::encode(const std::string& text) const { return live(impl_).words().encode(require_utf8(text, "text")); }
-std::string Model::decode(const Ids& ids) const { return live(impl_).words().decode(ids); }
+Ids Model::encode(const std::string& text) const { return live(impl_).need_tokenizer().encode(require_utf8(text, "text")); }
+std::string Model::decode(const Ids& ids) const { return live(impl_).need_tokenizer().decode(ids); }
 
 Codes Model::codes_of(const Picture& picture) const {
   const auto& model = live(impl_);

@@ -78,13 +78,13 @@ Raster fitted(const Raster& image, std::int64_t side, Fit how) {
   const auto shorter = std::min(image.width, image.height), longer = std::max(image.width, image.height);
   const auto other = static_cast<std::int64_t>(static_cast<double>(side * longer) / static_cast<double>(shorter));
   const bool upright = image.width <= image.height;
-  const Raster whole = resized(image, upright ? side : other, upright ? other : side);
-  const auto left = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(whole.width - side) / 2.0));
-  const auto top = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(whole.height - side) / 2.0));
+  const Raster scaled = resized(image, upright ? side : other, upright ? other : side);
+  const auto left = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(scaled.width - side) / 2.0));
+  const auto top = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(scaled.height - side) / 2.0));
   Raster out{side, side, image.channels, {}};
   for (std::int64_t y = top; y < top + side; ++y) {
-    const auto from = whole.bytes.begin() + (y * whole.width + left) * whole.channels;
-    out.bytes.insert(out.bytes.end(), from, from + side * whole.channels);
+    const auto from = scaled.bytes.begin() + (y * scaled.width + left) * scaled.channels;
+    out.bytes.insert(out.bytes.end(), from, from + side * scaled.channels);
   }
   return out;
 }
@@ -140,17 +140,17 @@ Bools cells_under(const Raster& shade, std::int64_t downsample) {
 }
 
 Codes turned(const Codes& grid, int quarters) {
-  Codes found = grid;
+  Codes result = grid;
   for (int turn = 0; turn < ((quarters % 4) + 4) % 4; ++turn) {
-    const Codes before = found;
-    found = {before.columns, before.rows, {}};
-    for (int i = 0; i < found.rows; ++i) {
-      for (int j = 0; j < found.columns; ++j) {
-        found.ids.push_back(before.ids[static_cast<std::size_t>(j * before.columns + before.columns - 1 - i)]);
+    const Codes before = result;
+    result = {before.columns, before.rows, {}};
+    for (int i = 0; i < result.rows; ++i) {
+      for (int j = 0; j < result.columns; ++j) {
+        result.ids.push_back(before.ids[static_cast<std::size_t>(j * before.columns + before.columns - 1 - i)]);
       }
     }
   }
-  return found;
+  return result;
 }
 
 }  // namespace mmada_lite::internal

@@ -56,18 +56,19 @@ bool exact_int8() {
 }
 
 Ort::Session open_session(const fs::path& path, const Options& options) {
-  Ort::SessionOptions made;
-  made.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
-  made.SetInterOpNumThreads(1);
-  made.AddConfigEntry("session.intra_op.allow_spinning", "0");  // waiting threads sleep: the host's other work needs the cores
-  made.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+  Ort::SessionOptions settings;
+  settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
+  settings.SetInterOpNumThreads(1);
+  settings.AddConfigEntry("session.intra_op.allow_spinning",
+                          "0");  // waiting threads sleep: the host's other work needs the cores
+  settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
   // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
   if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
-    made.AddConfigEntry("session.x64quantprecision", "1");
+    settings.AddConfigEntry("session.x64quantprecision", "1");
   }
   try {
-    if (options.device == "cuda") made.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
-    return Ort::Session(runtime().environment, path.c_str(), made);
+    if (options.device == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
+    return Ort::Session(runtime().environment, path.c_str(), settings);
   } catch (const Ort::Exception& error) {
     fail("onnxruntime cannot load ", path.string(), ": ", first_line(error.what()));
   }
@@ -105,19 +106,15 @@ std::vector<std::int64_t> shape_of(const Ort::Value& value, std::size_t axes) {
   return shape;
 }
 
-Values run(Ort::Session& session, const std::vector<const char*>& given, const Values& inputs,
-           const std::vector<const char*>& wanted) {
+Values run(std::optional<Ort::Session>& session, const std::vector<const char*>& input_names, const Values& inputs,
+           const std::vector<const char*>& output_names) {
+  if (!session) fail("the bundle lacks a graph that this needs; ", kAgain);
   try {
-    return session.Run(Ort::RunOptions{nullptr}, given.data(), inputs.data(), inputs.size(), wanted.data(), wanted.size());
+    return session->Run(Ort::RunOptions{nullptr}, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
+                        output_names.size());
   } catch (const Ort::Exception& error) {
     fail("onnxruntime cannot run a graph of the bundle: ", first_line(error.what()));
   }
-}
-
-Values run(const std::optional<Ort::Session>& session, const std::vector<const char*>& given, const Values& inputs,
-           const std::vector<const char*>& wanted) {
-  if (!session) fail("the bundle lacks a graph that this needs; ", kAgain);
-  return run(const_cast<Ort::Session&>(*session), given, inputs, wanted);  // safe from several threads
 }
 
 }  // namespace
@@ -132,9 +129,9 @@ void check_runtime(const std::string& device) {
   }
 }
 
-Past without(const Values& kept, std::int64_t start, std::int64_t stop) {
+Past without(const Values& keys_and_values, std::int64_t start, std::int64_t stop) {
   Past past;
-  for (const auto& value : kept) {
+  for (const auto& value : keys_and_values) {
     const auto shape = shape_of(value, 4);
     const std::int64_t length = shape[2], width = shape[3];
     const float* data = data_of<float>(value);
@@ -155,7 +152,8 @@ Denoiser::Denoiser(const Bundle& bundle, const Options& options)
                                    std::pair{&text_head_, "text_head"}, std::pair{&image_head_, "image_head"}}) {
     if (const auto* file = bundle.graph(name)) slot->emplace(open_session(bundle.path / *file, options));
   }
-  if (backbone_ && (backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
+  if (!backbone_) return;
+  if ((backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
     fail((bundle.path / kManifest).string(), ": architecture.n_layers is ", layers_, " and the backbone has ",
          (backbone_->GetInputCount() - 3) / 2, "; ", kAgain);
   }
@@ -175,15 +173,15 @@ Hidden Denoiser::forward(const Window& window, Values* kept) const {
   Values inputs = run(embedder_, {"tokens"}, tokens, {"embeddings"});
   inputs.push_back(tensor(positions, {1, width}));
   inputs.push_back(tensor(window.queried, {1, queried}));
-  std::vector<const char*> given{"embeddings", "positions", "rows"}, wanted{"hidden"};
+  std::vector<const char*> input_names{"embeddings", "positions", "rows"}, output_names{"hidden"};
   static const Floats kNothing;
   for (std::size_t i = 0; i < past_names_.size(); ++i) {
-    given.push_back(past_names_[i].c_str());
+    input_names.push_back(past_names_[i].c_str());
     inputs.push_back(tensor(window.past ? window.past->tensors[i] : kNothing,
                             {1, heads_, window.past ? window.past->length : 0, head_dim_}));
-    if (kept) wanted.push_back(names_[i].c_str());
+    if (kept) output_names.push_back(names_[i].c_str());
   }
-  Values outputs = run(backbone_, given, inputs, wanted);
+  Values outputs = run(backbone_, input_names, inputs, output_names);
   const auto shape = shape_of(outputs[0], 3);
   Hidden hidden{copied<float>(outputs[0]), shape[0], shape[1], shape[2]};
   if (kept) kept->assign(std::make_move_iterator(outputs.begin() + 1), std::make_move_iterator(outputs.end()));
@@ -192,8 +190,8 @@ Hidden Denoiser::forward(const Window& window, Values* kept) const {
 
 Prediction Denoiser::predict(Head head, const Hidden& hidden, const Floats& mix, double temperature,
                              const Floats* draws) const {
-  const Values found = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability"});
-  return {copied<std::int64_t>(found[0]), copied<float>(found[1])};
+  const Values outputs = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability"});
+  return {copied<std::int64_t>(outputs[0]), copied<float>(outputs[1])};
 }
 
 Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) const {
@@ -201,7 +199,7 @@ Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) cons
 }
 
 Values Denoiser::run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
-                          const std::vector<const char*>& wanted) const {
+                          const std::vector<const char*>& output_names) const {
   const Floats heat{static_cast<float>(temperature)};
   const Floats middle(draws ? 0 : static_cast<std::size_t>(hidden.queried), 0.5f);
   Values inputs;
@@ -209,7 +207,7 @@ Values Denoiser::run_head(Head head, const Hidden& hidden, const Floats& mix, do
   inputs.push_back(tensor(mix, {1, hidden.branches}));
   inputs.push_back(tensor(heat, {}));
   inputs.push_back(tensor(draws ? *draws : middle, {1, hidden.queried}));
-  return run(head == Head::text ? text_head_ : image_head_, {"hidden", "mix", "temperature", "uniform"}, inputs, wanted);
+  return run(head == Head::text ? text_head_ : image_head_, {"hidden", "mix", "temperature", "uniform"}, inputs, output_names);
 }
 
 int Codec::grid() const {
@@ -219,40 +217,38 @@ int Codec::grid() const {
   return static_cast<int>(bundle_.resolution / bundle_.downsample);
 }
 
-Ort::Session& Codec::opened(const char* name, std::optional<Ort::Session>& slot) const {
+std::optional<Ort::Session>& Codec::opened(const char* name, std::optional<Ort::Session>& slot) const {
   grid();  // for its error
   const std::lock_guard<std::mutex> lock(opening_);
   if (!slot) {
     still_the_same(bundle_.path, bundle_.files);
     slot.emplace(open_session(bundle_.path / *bundle_.graph(name), options_));
   }
-  return *slot;
+  return slot;
 }
 
 Ids Codec::encode(const Floats& pixels) const {
-  Ort::Session& session = opened("image_encoder", encoder_);
   Values input;
   input.push_back(tensor(pixels, {1, 3, bundle_.resolution, bundle_.resolution}));
-  const Values found = run(session, {"pixels"}, input, {"codes"});
-  const auto shape = shape_of(found[0], 3);
+  const Values outputs = run(opened("image_encoder", encoder_), {"pixels"}, input, {"codes"});
+  const auto shape = shape_of(outputs[0], 3);
   if (shape[0] != 1 || shape[1] != grid() || shape[2] != grid()) {
     fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ", kAgain);
   }
-  return copied<std::int64_t>(found[0]);
+  return copied<std::int64_t>(outputs[0]);
 }
 
 Floats Codec::decode(const Codes& codes) const {
-  Ort::Session& session = opened("image_decoder", decoder_);
   Values input;
   input.push_back(tensor(codes.ids, {1, codes.rows, codes.columns}));
-  const Values found = run(session, {"codes"}, input, {"pixels"});
-  const auto shape = shape_of(found[0], 4);
+  const Values outputs = run(opened("image_decoder", decoder_), {"codes"}, input, {"pixels"});
+  const auto shape = shape_of(outputs[0], 4);
   const auto height = codes.rows * bundle_.downsample, width = codes.columns * bundle_.downsample;
   if (shape[0] != 1 || shape[1] != 3 || shape[2] != height || shape[3] != width) {
     fail("the image decoder gives ", shape[3], " x ", shape[2], " pixels where ", kManifest, " says ", width, " x ", height,
          "; ", kAgain);
   }
-  return copied<float>(found[0]);
+  return copied<float>(outputs[0]);
 }
 
 }  // namespace mmada_lite::internal

@@ -27,7 +27,7 @@ struct Past {
 };
 
 // Everything but the positions start..stop-1 of keys or values [B, H, P, D].
-Past without(const Values& kept, std::int64_t start, std::int64_t stop);
+Past without(const Values& keys_and_values, std::int64_t start, std::int64_t stop);
 
 struct Window {
   std::int64_t start = 0, stop = 0;  // the positions that are computed
@@ -65,10 +65,10 @@ class Denoiser {
   using Slot = std::optional<Ort::Session>;
 
   Values run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
-                  const std::vector<const char*>& wanted) const;
+                  const std::vector<const char*>& output_names) const;
 
   std::int64_t layers_, heads_, head_dim_;
-  Slot embedder_, backbone_, text_head_, image_head_;
+  mutable Slot embedder_, backbone_, text_head_, image_head_;  // running one is safe from several threads
   std::vector<std::string> names_, past_names_;
 };
 
@@ -82,7 +82,7 @@ class Codec {
   Floats decode(const Codes& codes) const;
 
  private:
-  Ort::Session& opened(const char* name, std::optional<Ort::Session>& slot) const;
+  std::optional<Ort::Session>& opened(const char* name, std::optional<Ort::Session>& slot) const;
 
   const Bundle& bundle_;
   Options options_;

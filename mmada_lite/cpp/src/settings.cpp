@@ -79,7 +79,7 @@ namespace {
 
 const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual"}, kLaws{"sensible"};
 
-void whole(const char* name, std::int64_t value) {
+void at_least_one(const char* name, std::int64_t value) {
   if (value < 1) fail(name, " is ", value, "; use a whole number of at least 1");
 }
 
@@ -104,9 +104,9 @@ std::int64_t blocks_in(const TextSettings& s) { return (s.answer_length - 1) / s
 }  // namespace
 
 void check(const TextSettings& s) {
-  whole("answer_length", s.answer_length);
-  whole("steps", s.steps);
-  whole("block_length", s.block_length);
+  at_least_one("answer_length", s.answer_length);
+  at_least_one("steps", s.steps);
+  at_least_one("block_length", s.block_length);
   at_least_zero("temperature", s.temperature);
   at_least_zero("guidance", s.guidance);
   one_of("order", s.order, kOrders);
@@ -127,7 +127,7 @@ void check(const TextSettings& s) {
 }
 
 void check(const ImageSettings& s) {
-  whole("steps", s.steps);
+  at_least_one("steps", s.steps);
   at_least_zero("guidance", s.guidance);
   at_least_zero("temperature", s.temperature);
   at_least_zero("sampling_temperature", s.sampling_temperature);
@@ -143,29 +143,29 @@ struct SettingsReader {
   const Json& content;
 
   void take(const char* name, std::int64_t& value) const {
-    const Json* found = content.find(name);
-    if (!found) return;
-    if (!found->is(Json::Kind::integer)) fail(name, " is ", shown(*found), "; use a whole number of at least 1");
-    value = found->integer;
+    const Json* given = content.find(name);
+    if (!given) return;
+    if (!given->is(Json::Kind::integer)) fail(name, " is ", shown(*given), "; use a whole number of at least 1");
+    value = given->integer;
   }
   void take(const char* name, double& value) const {
-    const Json* found = content.find(name);
-    if (!found) return;
-    const bool integer = found->is(Json::Kind::integer);
-    if (!integer && !found->is(Json::Kind::number)) fail(name, " is ", shown(*found), "; use a number of at least 0");
-    value = integer ? static_cast<double>(found->integer) : found->number;
+    const Json* given = content.find(name);
+    if (!given) return;
+    const bool integer = given->is(Json::Kind::integer);
+    if (!integer && !given->is(Json::Kind::number)) fail(name, " is ", shown(*given), "; use a number of at least 0");
+    value = integer ? static_cast<double>(given->integer) : given->number;
   }
   void take(const char* name, std::optional<double>& value) const {
-    const Json* found = content.find(name);
-    if (!found || found->is(Json::Kind::null)) return;
+    const Json* given = content.find(name);
+    if (!given || given->is(Json::Kind::null)) return;
     value = 0;
     take(name, *value);
   }
   void take(const char* name, std::string& value) const {
-    const Json* found = content.find(name);
-    if (!found) return;
-    if (!found->is(Json::Kind::string)) fail(name, " is ", shown(*found), "; use a word in double quotes");
-    value = found->string;
+    const Json* given = content.find(name);
+    if (!given) return;
+    if (!given->is(Json::Kind::string)) fail(name, " is ", shown(*given), "; use a word in double quotes");
+    value = given->string;
   }
   // Nothing but `names`; those in `later` are the Python runtime's, and this one does not decode with them.
   void only(const std::string& where, const std::vector<std::string>& names, const std::vector<std::string>& later) const {

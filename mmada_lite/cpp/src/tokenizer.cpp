@@ -22,18 +22,18 @@ void Tokenizer::unknown(const std::string& what) const {
 namespace {
 
 bool flag(const Json& object, const char* name, bool otherwise) {
-  const Json* found = object.find(name);
-  return found && found->is(Json::Kind::boolean) ? found->boolean : otherwise;
+  const Json* value = object.find(name);
+  return value && value->is(Json::Kind::boolean) ? value->boolean : otherwise;
 }
 
 bool absent(const Json& object, const char* name) {
-  const Json* found = object.find(name);
-  return !found || found->is(Json::Kind::null);
+  const Json* value = object.find(name);
+  return !value || value->is(Json::Kind::null);
 }
 
 std::string type_of(const Json& object) {
-  const Json* found = object.find("type");
-  return found && found->is(Json::Kind::string) ? found->string : "";
+  const Json* value = object.find("type");
+  return value && value->is(Json::Kind::string) ? value->string : "";
 }
 
 }  // namespace
@@ -111,16 +111,16 @@ void Tokenizer::read_model(const Json& model) {
       const auto space = rule.string.find(' ');
       left = rule.string.substr(0, space), right = space == std::string::npos ? "" : rule.string.substr(space + 1);
     }
-    const auto a = vocabulary_.find(left), b = vocabulary_.find(right), whole = vocabulary_.find(left + right);
-    if (a == vocabulary_.end() || b == vocabulary_.end() || whole == vocabulary_.end()) {
+    const auto a = vocabulary_.find(left), b = vocabulary_.find(right), joined = vocabulary_.find(left + right);
+    if (a == vocabulary_.end() || b == vocabulary_.end() || joined == vocabulary_.end()) {
       fail(path_.string(), " is not a tokenizer.json: the merge of ", quoted(left), " and ", quoted(right),
            " is not in its vocabulary");
     }
-    merges_[pair_of(a->second, b->second)] = {rank++, whole->second};
+    merges_[pair_of(a->second, b->second)] = {rank++, joined->second};
   }
   for (std::size_t byte = 0; byte < 256; ++byte) {
-    const auto found = vocabulary_.find(letter_of_byte_[byte]);
-    id_of_byte_[byte] = found == vocabulary_.end() ? -1 : found->second;
+    const auto entry = vocabulary_.find(letter_of_byte_[byte]);
+    id_of_byte_[byte] = entry == vocabulary_.end() ? -1 : entry->second;
   }
 }
 
@@ -177,11 +177,12 @@ std::vector<std::string_view> Tokenizer::digits_apart(const std::vector<std::str
     std::size_t from = 0, at = 0;
     bool numeric = false;
     for (std::size_t length; at < part.size(); at += length) {
-      const auto found = character_at(part, at);
-      length = found.length;
+      const auto character = character_at(part, at);
+      length = character.length;
       // Numbers that came with Unicode 17, which the Digits of the tokenizers library counts and its ByteLevel does not yet.
-      const bool newer = (found.code >= 0x11DE0 && found.code <= 0x11DE9) || (found.code >= 0x16FF4 && found.code <= 0x16FF6);
-      const bool number = newer || is_number(found.code);
+      const bool newer =
+          (character.code >= 0x11DE0 && character.code <= 0x11DE9) || (character.code >= 0x16FF4 && character.code <= 0x16FF6);
+      const bool number = newer || is_number(character.code);
       if (at > from && (number != numeric || (number && each))) {
         apart.push_back(part.substr(from, at - from));
         from = at;
@@ -244,8 +245,8 @@ void Tokenizer::merge(std::string_view word, Ids& ids) const {
     if (at < 0 || symbols[static_cast<std::size_t>(at)].right < 0) return;
     const auto& symbol = symbols[static_cast<std::size_t>(at)];
     const auto pair = pair_of(symbol.id, symbols[static_cast<std::size_t>(symbol.right)].id);
-    const auto found = merges_.find(pair);
-    if (found != merges_.end()) queue.emplace(found->second.rank, at, pair, found->second.id);
+    const auto rule = merges_.find(pair);
+    if (rule != merges_.end()) queue.emplace(rule->second.rank, at, pair, rule->second.id);
   };
   for (std::size_t at = 0; at < symbols.size(); ++at) offer(static_cast<std::int64_t>(at));
   while (!queue.empty()) {
@@ -290,9 +291,9 @@ Ids Tokenizer::encode(const std::string& text) const {
 std::string Tokenizer::decode(const Ids& ids) const {
   std::string bytes;
   for (const auto id : ids) {
-    const auto found = spelling_.find(id);
-    if (id < 0 || id >= length_ || found == spelling_.end() || special_.count(id)) continue;
-    const std::string& spelling = found->second;
+    const auto entry = spelling_.find(id);
+    if (id < 0 || id >= length_ || entry == spelling_.end() || special_.count(id)) continue;
+    const std::string& spelling = entry->second;
     std::string mapped;
     for (std::size_t at = 0; at < spelling.size();) {
       const auto letter = character_at(spelling, at);

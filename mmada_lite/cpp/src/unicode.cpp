@@ -129,9 +129,9 @@ void append_utf8(std::string& text, char32_t code) {
 std::size_t first_wrong_byte(std::string_view text) {
   std::size_t at = 0;
   while (at < text.size()) {
-    const auto found = character_at(text, at);
-    if (!found.length) break;
-    at += found.length;
+    const auto character = character_at(text, at);
+    if (!character.length) break;
+    at += character.length;
   }
   return at;
 }
@@ -147,10 +147,10 @@ const std::string& require_utf8(const std::string& text, const char* what) {
 std::string lossy_utf8(std::string_view bytes) {
   std::string text;
   for (std::size_t at = 0; at < bytes.size();) {
-    const auto found = character_at(bytes, at);
-    if (found.length) {
-      text += bytes.substr(at, found.length);
-      at += found.length;
+    const auto character = character_at(bytes, at);
+    if (character.length) {
+      text += bytes.substr(at, character.length);
+      at += character.length;
       continue;
     }
     const auto byte = [&](std::size_t i) { return i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0u; };
@@ -180,9 +180,9 @@ bool is_space(char32_t code) {
 std::string stripped(const std::string& text) {
   std::size_t first = text.size(), last = 0;
   for (std::size_t at = 0; at < text.size();) {
-    const auto found = character_at(text, at);
-    const std::size_t length = std::max<std::size_t>(found.length, 1);
-    if (!found.length || !(is_space(found.code) || (found.code >= 0x1C && found.code <= 0x1F))) {
+    const auto character = character_at(text, at);
+    const std::size_t length = std::max<std::size_t>(character.length, 1);
+    if (!character.length || !(is_space(character.code) || (character.code >= 0x1C && character.code <= 0x1F))) {
       first = std::min(first, at);
       last = at + length;
     }
