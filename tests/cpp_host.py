@@ -67,8 +67,8 @@ def build(program: Path, *more: str) -> Path:
     seen = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.hpp"))) + " ".join(flags).encode()
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda source: _compiled(source, seen, flags), [program, *sorted(SOURCES.rglob("*.cpp"))]))
-    made = _kept(program.stem, " ".join([*map(str, objects), library.name]).encode())
-    _make(made, *map(str, objects), str(folder / "libonnxruntime.so.1"), f"-Wl,-rpath,{folder}", "-pthread")
+    made = _kept(program.stem, " ".join([*more, *map(str, objects), library.name]).encode())
+    _make(made, *more, *map(str, objects), str(folder / "libonnxruntime.so.1"), f"-Wl,-rpath,{folder}", "-pthread")
     return made
 
 
