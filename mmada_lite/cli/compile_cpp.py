@@ -47,10 +47,10 @@ def find_headers(given: str) -> Path:
 
 def compile_lines(headers: Path, library: Path) -> list[str]:
     """Two commands: a link under the name that programs look for, and the compiler's line for main.cpp."""
-    source, include, lib, at = (shlex.quote(str(path)) for path in (SOURCES / "mmada_lite.cpp", SOURCES, library, headers))
+    sources, include, lib, at = (shlex.quote(str(path)) for path in (SOURCES / "src", SOURCES, library, headers))
     return [
         f"mkdir -p lib && ln -sfn {lib} lib/libonnxruntime.so.1",
-        f"g++ -std=c++17 -O2 -I {include} -I {at} main.cpp {source} lib/libonnxruntime.so.1 "
+        f"g++ -std=c++17 -O2 -I {include} -I {at} main.cpp {sources}/*.cpp lib/libonnxruntime.so.1 "
         '-Wl,-rpath,"$PWD/lib" -pthread -o main',
     ]
 

@@ -1,8 +1,8 @@
 // MMaDA for C++ programs: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
 //
-// One header and one source over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids as the
-// Python package, and the same fault the same line. It knows bundles, tokens and decoding; of picture files it knows PPM alone,
-// since a host has its own: a Picture is plain bytes.
+// This header and the sources in src/ over onnxruntime's C++ interface, C++17, nothing else. The same seed gives the same ids
+// as the Python package. It knows bundles, tokens and decoding; of picture files it knows PPM alone, since a host has its own:
+// a Picture is plain bytes.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct TextSettings {
   std::string order = "low_confidence";  // which positions are written first: or "random"
   std::string cache = "none";            // "none" (exact), "prefix", "dual"
   std::optional<double> threshold;       // a probability: everything at least that sure is written, and steps is not used
-  std::string law = "sensible";          // "reference" repeats the published code's quirks
+  std::string law = "sensible";          // the only one here; "reference" is the Python runtime's
 };
 
 // How a picture is decoded.
@@ -74,15 +74,15 @@ struct Codes {
 
 // What one step did.
 struct Step {
-  std::int64_t index = 0;                // from 0
-  std::optional<std::int64_t> of;        // how many are expected; none with a threshold
-  Ids positions;                         // what changed, in the model's row,
-  Ids tokens;                            // to what,
-  std::vector<float> log_probabilities;  // and how sure the model was (natural logarithm)
-  std::int64_t remaining = 0;            // masks left
-  std::int64_t forwards = 0;             // model calls so far; a guided pair is one
-  double seconds = 0;                    // since decoding began
-  Codes guess;                           // of a picture: every code, if what is still masked were taken at its present guess
+  std::int64_t index = 0;                   // from 0
+  std::optional<std::int64_t> total_steps;  // expected; none with a threshold
+  Ids positions;                            // what changed, in the model's row,
+  Ids tokens;                               // to what,
+  std::vector<float> log_probabilities;     // and how sure the model was (natural logarithm)
+  std::int64_t remaining = 0;               // masks left
+  std::int64_t model_calls = 0;             // so far; a guided pair is one
+  double seconds = 0;                       // since decoding began
+  Codes predicted_codes;  // of a picture: every code, if what is still masked were taken as it is predicted now
 };
 
 // Called after every step; false stops there. It may throw: the exception passes through and the model stays usable.

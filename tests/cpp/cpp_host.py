@@ -3,6 +3,7 @@
 It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said by test_cpp.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,16 @@ from PIL import Image
 from mmada_lite.bench.parity.replay import RecordedSampler, Watching
 from mmada_lite.cli.compile_cpp import SOURCES, find_library
 from mmada_lite.decoding.canvas import Canvas
+from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
+from mmada_lite.decoding.text import decode_text
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 HEADERS = CACHE / "onnxruntime-headers"
+STATES = ("states", "unconditional", "predicted_codes")  # what a replay says after each step
 
 
 def needed() -> tuple[Path, Path]:
@@ -51,24 +58,39 @@ def library_folder(library: Path) -> Path:
 
 
 def build(program: Path, *more: str) -> Path:
-    """Compile one program of the tests against the wheel's library; the result is kept until a source changes."""
+    """Compile one program of the tests with the sources, two at a time, and link it with the wheel's library.
+
+    Every object is kept under a name that says what it was made from, so that nothing is compiled twice.
+    """
     headers, library = needed()
-    sources = [program, *sorted(SOURCES.glob("*.?pp"))]
-    text = b"".join(path.read_bytes() for path in sources) + " ".join(more).encode() + library.name.encode()
-    made = CACHE / "cpp" / f"{program.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
-    if not made.exists():
-        folder = library_folder(library)
-        partial = made.with_name(f"{made.name}.{os.getpid()}")
-        command = [
-            *("nice", "-n", "19", "g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *more),
-            *("-isystem", str(headers), "-I", str(SOURCES), str(program), str(folder / "libonnxruntime.so.1")),
-            *(f"-Wl,-rpath,{folder}", "-o", str(partial)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        partial.replace(made)
-    library_folder(library)
+    folder = library_folder(library)
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-isystem", str(headers)]
+    flags += ["-I", str(SOURCES), "-I", str(SOURCES / "src"), *more]
+    seen = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.hpp"))) + " ".join(flags).encode()
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: _compiled(source, seen, flags), [program, *sorted(SOURCES.rglob("*.cpp"))]))
+    made = _kept(program.stem, " ".join([*more, *map(str, objects), library.name]).encode())
+    _make(made, *more, *map(str, objects), str(folder / "libonnxruntime.so.1"), f"-Wl,-rpath,{folder}", "-pthread")
     return made
+
+
+def _compiled(source: Path, seen: bytes, flags: Sequence[str]) -> Path:
+    made = _kept(source.stem, source.read_bytes() + seen).with_suffix(".o")
+    _make(made, *flags, "-c", str(source))
+    return made
+
+
+def _kept(name: str, content: bytes) -> Path:
+    return CACHE / "cpp" / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _make(made: Path, *arguments: str) -> None:
+    if made.exists():
+        return
+    partial = made.with_name(f"{made.name}.{os.getpid()}")
+    done = subprocess.run(["nice", "-n", "19", "g++", *arguments, "-o", str(partial)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    partial.replace(made)
 
 
 class Host:
@@ -101,26 +123,58 @@ def picture_json(image: Image.Image) -> dict[str, Any]:
 
 
 class Replayed:
-    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's."""
+    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's.
 
-    def __init__(self, host: Host, folder: Path) -> None:
-        self._host, self._folder = host, folder
+    They decode under the default law, which is the only one of the host, whatever a recording asks for, and the rows of a
+    batch one by one, since the host has no batches. With a denoiser `beside`, Python's loops do the same beside them, and
+    every state in between must be equal.
+    """
+
+    def __init__(self, host: Host, folder: Path, beside: Denoiser | None = None) -> None:
+        self._host, self._folder, self._beside = host, folder, beside
         self.jobs = 0
 
     def decode_text(
         self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
     ) -> Iterator[Step]:
-        yield from self._decode("text", denoiser, canvas, settings, sampler, stop)
+        yield from self._decode("text", denoiser, canvas, replace(settings, law="sensible"), sampler, stop)
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
-        yield from self._decode("image", denoiser, canvas, settings, sampler, ())
+        yield from self._decode("image", denoiser, canvas, replace(settings, law="sensible"), sampler, ())
 
     def _decode(
         self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]
     ) -> Iterator[Step]:
         self.jobs += 1
         watched = denoiser if isinstance(denoiser, Watching) else None
-        found = self._host.call(
+        rows = []
+        for row, single in enumerate(_rows_of(canvas)):
+            choices = replace(sampler, row=sampler.row + row)
+            rows.append(self._replay(what, single, settings, choices, stop, len(watched._keep) if watched else 0))
+            if self._beside is not None:
+                if what == "text":
+                    loop = decode_text(self._beside, single, settings, choices, stop)
+                else:
+                    loop = decode_image(self._beside, single, settings, choices)
+                assert rows[-1]["states"] == [single.tokens[0].tolist() for _ in loop]
+        if watched:
+            watched.spans = [tuple(span) for span in rows[0]["spans"]]
+            for call, logits in enumerate(rows[0]["logits"]):
+                start, end = watched.spans[call]
+                watched.all_logits[call] = np.array(logits, dtype=np.float32).reshape(1, end - start, -1)
+        for number in range(max(len(row["states"]) for row in rows)):
+            now = [{key: row[key][: number + 1][-1] for key in STATES} for row in rows]  # a row that is done stands
+            canvas.tokens[:] = [state["states"] for state in now]
+            if canvas.unconditional is not None:
+                canvas.unconditional[:] = [state["unconditional"] for state in now]
+            codes = np.array([state["predicted_codes"] for state in now])
+            nothing = np.zeros(0)
+            yield Step(number, None, nothing, nothing, nothing, nothing, 0, number + 1, 0.0, codes)
+
+    def _replay(
+        self, what: str, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int], logits: int
+    ) -> dict[str, Any]:
+        answer = self._host.call(
             "replay",
             what=what,
             folder=str(self._folder),
@@ -128,35 +182,35 @@ class Replayed:
             settings=settings_json(settings),
             sampler=_sampler_json(sampler),
             ends=list(stop),
-            logits=len(watched._keep) if watched else 0,
+            logits=logits,
             threads=1,
         )
-        assert "states" in found, found
-        if watched:
-            watched.spans = [tuple(span) for span in found["spans"]]
-            for call, logits in enumerate(found["logits"]):
-                start, end = found["spans"][call]
-                watched.all_logits[call] = np.array(logits, dtype=np.float32).reshape(1, end - start, -1)
-        for number, state in enumerate(found["states"]):
-            canvas.tokens[:] = np.array(state).reshape(canvas.tokens.shape)
-            if canvas.unconditional is not None:
-                canvas.unconditional[:] = np.array(found["unconditional"][number]).reshape(canvas.unconditional.shape)
-            guess = np.array(found["guesses"][number]).reshape(canvas.rows, -1)
-            nothing = np.zeros(0)
-            yield Step(number, None, nothing, nothing, nothing, nothing, 0, number + 1, 0.0, guess)
+        assert "states" in answer, answer
+        return answer
+
+
+def _rows_of(canvas: Canvas) -> list[Canvas]:
+    """Every row as a canvas of its own."""
+    rows = []
+    for row in range(canvas.rows):
+        single = copy.deepcopy(canvas)
+        single.tokens, single.editable = canvas.tokens[row : row + 1].copy(), canvas.editable[row : row + 1].copy()
+        if canvas.unconditional is not None:
+            single.unconditional = canvas.unconditional[row : row + 1].copy()
+        rows.append(single)
+    return rows
 
 
 def _canvas_json(canvas: Canvas) -> dict[str, Any]:
     return {
-        "rows": canvas.rows,
         "tokens": canvas.tokens.reshape(-1).tolist(),
         "editable": canvas.editable.astype(int).reshape(-1).tolist(),
         "start": canvas.start,
         "stop": canvas.stop,
         "mask": int(canvas.mask),
         "code_offset": int(canvas.code_offset),
-        "unconditional": None if canvas.unconditional is None else canvas.unconditional.reshape(-1).tolist(),
-        "shared": None if canvas.shared is None else canvas.shared.tolist(),
+        "unconditional": [] if canvas.unconditional is None else canvas.unconditional.reshape(-1).tolist(),
+        "shared": [] if canvas.shared is None else canvas.shared.tolist(),
         "shift": canvas.shift,
     }
 

@@ -1,33 +1,29 @@
 // The program through which tests/cpp/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
-// on standard output. It includes the source, so that the parts behind the header (random numbers, schedules, decoding loops
-// over a given canvas) can be compared with Python's too. It decides nothing: what is right is said by the tests.
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"  // it is included here alone
+// on standard output. It reaches behind the public header too, so that random numbers, schedules and decoding loops over a
+// given canvas can be compared with Python's. It decides nothing: what is right is said by the tests.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <ctime>
 #include <iostream>
+#include <utility>
 
-#include "mmada_lite.cpp"
+#include "bundle.hpp"
+#include "canvas.hpp"
+#include "decoding.hpp"
+#include "json.hpp"
+#include "mmada_lite.hpp"
+#include "sampling.hpp"
+#include "session.hpp"
+#include "settings.hpp"
+#include "unicode.hpp"
 
 namespace mmada_lite {
 namespace {
 
-// ---- JSON out ----
+using namespace internal;
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char letter : text) {
-    if (letter == '"' || letter == '\\') {
-      out += '\\';
-      out += letter;
-    } else if (static_cast<unsigned char>(letter) < 0x20) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(letter));
-      out += code;
-    } else {
-      out += letter;
-    }
-  }
-  return out + "\"";
-}
+// ---- JSON out ----
 
 std::string written(const std::string& text) { return quoted(text); }
 std::string written(bool flag) { return flag ? "true" : "false"; }
@@ -61,8 +57,8 @@ struct Out {
 // ---- JSON in ----
 
 std::int64_t whole_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
-  const Json* found = job.find(key);
-  return found && found->is(Json::Kind::integer) ? found->integer : otherwise;
+  const Json* value = job.find(key);
+  return value && value->is(Json::Kind::integer) ? value->integer : otherwise;
 }
 
 double real(const Json& value) { return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number; }
@@ -77,33 +73,33 @@ Ids ids_of(const Json& list) {
 
 template <typename T>
 std::vector<T> bytes_of(const Json& list) {
-  std::vector<T> found;
-  for (const auto& item : list.items) found.push_back(static_cast<T>(item.integer));
-  return found;
+  std::vector<T> numbers;
+  for (const auto& item : list.items) numbers.push_back(static_cast<T>(item.integer));
+  return numbers;
 }
 
 // Seeds are written as text: JSON readers may lose the last bits of 64.
 std::uint64_t seed_in(const Json& job) {
-  const Json* found = job.find("seed");
-  return found ? std::stoull(found->string) : 0;
+  const Json* value = job.find("seed");
+  return value ? std::stoull(value->string) : 0;
 }
 
 Picture picture_in(const Json& job, const char* key = "picture") {
-  const Json& found = *job.find(key);
-  return {static_cast<int>(whole_in(found, "width")), static_cast<int>(whole_in(found, "height")),
-          bytes_of<std::uint8_t>(*found.find("bytes"))};
+  const Json& value = *job.find(key);
+  return {static_cast<int>(whole_in(value, "width")), static_cast<int>(whole_in(value, "height")),
+          bytes_of<std::uint8_t>(*value.find("bytes"))};
 }
 
 std::optional<TextSettings> text_settings_in(const Json& job) {
-  const Json* found = job.find("settings");
-  if (!found || found->is(Json::Kind::null)) return std::nullopt;
-  return read_text_settings(*found, "settings");
+  const Json* value = job.find("settings");
+  if (!value || value->is(Json::Kind::null)) return std::nullopt;
+  return read_text_settings(*value, "settings");
 }
 
 std::optional<ImageSettings> image_settings_in(const Json& job) {
-  const Json* found = job.find("settings");
-  if (!found || found->is(Json::Kind::null)) return std::nullopt;
-  return read_image_settings(*found, "settings");
+  const Json* value = job.find("settings");
+  if (!value || value->is(Json::Kind::null)) return std::nullopt;
+  return read_image_settings(*value, "settings");
 }
 
 // ---- recorded choices, as export/replay.py takes them ----
@@ -135,42 +131,38 @@ struct RecordedSampler final : Sampler {
         text_order(job.find("text_order")),
         image_order(job.find("image_order")) {}
 
-  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Mix& mix, std::int64_t step,
+  Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                   const Ids& positions) override {
     if (!gumbels.given() && !codes.given()) return denoiser.predict(head, hidden, mix, 0.0, nullptr);
     const Floats logits = denoiser.logits(head, hidden, mix);
-    const std::size_t size = logits.size() / positions.size(), width = positions.size() / static_cast<std::size_t>(mix.rows);
-    Prediction guess;
+    const std::size_t size = logits.size() / positions.size();
+    Prediction candidates;
     for (std::size_t i = 0; i < positions.size(); ++i) {
       const float* scores = logits.data() + i * size;
-      const auto at = row + static_cast<std::int64_t>(i / width);
       std::size_t best = 0;
       if (codes.given()) {
-        best = static_cast<std::size_t>(*codes.at(step, at, positions[i] - start));
+        best = static_cast<std::size_t>(*codes.at(step, row, positions[i] - start));
       } else {
-        const double* u = gumbels.at(step, at, positions[i] + dropped);
+        const double* u = gumbels.at(step, row, positions[i] + dropped);
         const auto noisy = [&](std::size_t v) { return scores[v] - temperature * std::log(-std::log(u[v])); };
         for (std::size_t v = 1; v < size; ++v) best = noisy(v) > noisy(best) ? v : best;
       }
       const double peak = *std::max_element(scores, scores + size);
       double total = 0;
       for (std::size_t v = 0; v < size; ++v) total += std::exp(scores[v] - peak);
-      guess.token.push_back(static_cast<std::int64_t>(best));
-      guess.log_probability.push_back(static_cast<float>(scores[best] - peak - std::log(total)));
+      candidates.tokens.push_back(static_cast<std::int64_t>(best));
+      candidates.log_probability.push_back(static_cast<float>(scores[best] - peak - std::log(total)));
     }
-    return guess;
+    return candidates;
   }
 
-  Floats order(Head head, std::int64_t step, const Ids& positions, std::int64_t rows) override {
-    const std::size_t width = positions.size() / static_cast<std::size_t>(rows);
-    Floats found;
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-      const auto at = row + static_cast<std::int64_t>(i / width);
-      const bool image = head == Head::image;
-      found.push_back(
-          static_cast<float>(*(image ? image_order : text_order).at(step, at, positions[i] + (image ? -start : dropped))));
+  Floats order(Head head, std::int64_t step, const Ids& positions) override {
+    const bool image = head == Head::image;
+    Floats uniforms;
+    for (const auto p : positions) {
+      uniforms.push_back(static_cast<float>(*(image ? image_order : text_order).at(step, row, p + (image ? -start : dropped))));
     }
-    return found;
+    return uniforms;
   }
 
   std::int64_t row, dropped, start;
@@ -180,19 +172,13 @@ struct RecordedSampler final : Sampler {
 
 Canvas canvas_in(const Json& json) {
   Canvas canvas;
-  canvas.rows = whole_in(json, "rows");
   canvas.tokens = ids_of(*json.find("tokens"));
-  canvas.length = static_cast<std::int64_t>(canvas.tokens.size()) / canvas.rows;
   canvas.editable = bytes_of<std::uint8_t>(*json.find("editable"));
   canvas.start = whole_in(json, "start");
   canvas.stop = whole_in(json, "stop");
   canvas.mask = whole_in(json, "mask");
   canvas.code_offset = whole_in(json, "code_offset");
-  const Json& other = *json.find("unconditional");
-  canvas.guided = !other.is(Json::Kind::null);
-  if (!canvas.guided) return canvas;
-  canvas.unconditional = ids_of(other);
-  canvas.other_length = static_cast<std::int64_t>(canvas.unconditional.size()) / canvas.rows;
+  canvas.unconditional = ids_of(*json.find("unconditional"));
   canvas.shared = ids_of(*json.find("shared"));
   canvas.shift = whole_in(json, "shift");
   return canvas;
@@ -205,31 +191,30 @@ using Bundled = std::optional<Model>;
 // Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
 // calls.
 std::string replay(const std::string& folder, const Json& job) {
-  Bundle bundle = parse_bundle(plain_path(folder), read_manifest(plain_path(folder)));
+  Bundle bundle = open_bundle(folder, false);
   Options options;
   options.threads = static_cast<int>(whole_in(job, "threads"));
   Denoiser denoiser(bundle, options);
   Canvas canvas = canvas_in(*job.find("canvas"));
   RecordedSampler sampler(*job.find("sampler"));
-  std::vector<Ids> spans, states, unconditional, guesses, positions;
+  std::vector<Ids> spans, states, unconditional, predicted_codes;
   std::vector<Floats> logits;
   denoiser.watch = [&](const Window& window) {
     spans.push_back({window.start, window.stop});
     if (static_cast<std::int64_t>(spans.size()) > whole_in(job, "logits")) return;
-    Window whole = window;
-    whole.queried.resize(window.tokens.size());
-    for (std::size_t i = 0; i < whole.queried.size(); ++i)
-      whole.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
+    Window everything = window;
+    everything.queried.resize(window.tokens.size());
+    for (std::size_t i = 0; i < everything.queried.size(); ++i)
+      everything.queried[i] = static_cast<std::int64_t>(i) % (window.stop - window.start);
     const auto watching = std::exchange(denoiser.watch, nullptr);
-    const Mix identity{{1.0f}, 1};
-    logits.push_back(denoiser.logits(Head::text, denoiser.forward(whole, nullptr), identity));
+    const Floats identity{1.0f};
+    logits.push_back(denoiser.logits(Head::text, denoiser.forward(everything, nullptr), identity));
     denoiser.watch = watching;
   };
   const auto sink = [&](Step&& step) {
     states.push_back(canvas.tokens);
     unconditional.push_back(canvas.unconditional);
-    guesses.push_back(step.guess.ids);
-    positions.push_back(step.positions);
+    predicted_codes.push_back(step.predicted_codes.ids);
     return true;
   };
   if (text_in(job, "what") == "text") {
@@ -240,8 +225,7 @@ std::string replay(const std::string& folder, const Json& job) {
   return Out()
       .add("states", states)
       .add("unconditional", unconditional)
-      .add("guesses", guesses)
-      .add("positions", positions)
+      .add("predicted_codes", predicted_codes)
       .add("spans", spans)
       .add("logits", logits)
       .done();
@@ -314,14 +298,14 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
   };
   const auto seed = seed_in(job);
   if (op == "encode") {
-    std::vector<Ids> found;
-    for (const auto& text : job.find("texts")->items) found.push_back(model.encode(text.string));
-    return Out().add("ids", found).done();
+    std::vector<Ids> encoded;
+    for (const auto& text : job.find("texts")->items) encoded.push_back(model.encode(text.string));
+    return Out().add("ids", encoded).done();
   }
   if (op == "decode") {
-    std::vector<std::string> found;
-    for (const auto& ids : job.find("ids")->items) found.push_back(model.decode(ids_of(ids)));
-    return Out().add("texts", found).done();
+    std::vector<std::string> texts;
+    for (const auto& ids : job.find("ids")->items) texts.push_back(model.decode(ids_of(ids)));
+    return Out().add("texts", texts).done();
   }
   if (op == "chat") {
     std::vector<Message> messages;
@@ -354,14 +338,14 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
                 positions);
   }
   if (op == "seconds") {  // of the processor for one step, of each of several drawings
-    std::vector<double> found;
+    std::vector<double> seconds;
     for (std::int64_t i = 0; i < whole_in(job, "times", 5); ++i) {
       const std::clock_t before = std::clock();
       const Drawing drawing = model.paint("a cat", image_settings_in(job), static_cast<std::uint64_t>(i));
       const double spent = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
-      found.push_back(spent / static_cast<double>(drawing.steps));
+      seconds.push_back(spent / static_cast<double>(drawing.steps));
     }
-    return Out().add("seconds", found).done();
+    return Out().add("seconds", seconds).done();
   }
   throw std::logic_error("no job is called " + op);
 }
@@ -405,12 +389,13 @@ std::string work(Bundled& model, const Json& job) {
 
 int main() {
   using namespace mmada_lite;
+  using internal::parse_json;
   std::ios::sync_with_stdio(false);
   Bundled model;
   for (std::string line; std::getline(std::cin, line);) {
     std::string result;
     try {
-      result = work(model, JsonReader(line).read());
+      result = work(model, parse_json(line));
     } catch (const Error& error) {
       result = Out().add("error", std::string(error.what())).done();
     } catch (const std::exception& error) {

@@ -26,7 +26,7 @@ def example() -> Path:
     headers, library = needed()
     if shutil.which("cmake") is None:
         pytest.skip("no cmake here; apt-get install cmake")
-    sources = sorted(path for folder in (SOURCES, EXAMPLE) for path in folder.iterdir() if path.is_file())
+    sources = sorted(path for folder in (SOURCES, EXAMPLE) for path in folder.rglob("*") if path.is_file())
     text = b"".join(path.read_bytes() for path in sources) + str(library).encode()
     folder = CACHE / "cpp" / f"example-{hashlib.sha256(text).hexdigest()[:16]}"
     program = folder / "example" / "draw_and_ask"
@@ -35,7 +35,7 @@ def example() -> Path:
         where = [f"-DONNXRUNTIME_INCLUDE_DIR={headers}", f"-DONNXRUNTIME_LIBRARY={library}"]
         for command in (
             ["-S", SOURCES, "-B", folder / "package", *where],
-            ["--build", folder / "package"],
+            ["--build", folder / "package", "--parallel", "2"],
             ["--install", folder / "package", "--prefix", folder / "installed"],
             [
                 "-S",
@@ -77,9 +77,8 @@ def test_the_example_is_quick(example: Path, tmp_path: Path) -> None:
 def test_the_example_says_what_is_wrong_in_one_line(example: Path, tmp_path: Path) -> None:
     done = subprocess.run([example, tmp_path / "none", PROMPT, tmp_path / "x.ppm", QUESTION], capture_output=True, text=True)
     assert done.returncode == 2
-    with pytest.raises(Error) as fault:
-        mmada_lite.load(tmp_path / "none")
-    assert done.stderr == f"draw_and_ask: {fault.value}\n"
+    assert done.stderr.startswith(f"draw_and_ask: {tmp_path / 'none'}: no such bundle folder; ")
+    assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

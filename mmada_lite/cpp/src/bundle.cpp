@@ -1,0 +1,283 @@
+// bundle.json: what a model is, read and checked key by key.
+#include "bundle.hpp"
+
+#include <algorithm>
+
+#include "common.hpp"
+#include "settings.hpp"
+#include "unicode.hpp"
+
+namespace mmada_lite::internal {
+namespace {
+
+constexpr std::int64_t kVersion = 1;       // of the format: the newest that is read here
+constexpr std::int64_t kWidest = 1 << 14;  // pixels of a square picture's side
+
+const Json& object_at(const Json& content, const std::string& where) {
+  if (!content.is(Json::Kind::object)) fail(where, " is ", shown(content), " where an object is needed; ", kAgain);
+  return content;
+}
+
+void check_keys(const Json& content, const std::vector<std::string>& known, const std::vector<std::string>& required,
+                const std::string& where) {
+  for (const auto& key : content.keys()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    fail(where, ": unknown key ", quoted(key), "; the keys are ", listed(known));
+  }
+  for (const auto& key : required) {
+    if (!content.find(key)) fail(where, ": the key ", quoted(key), " is missing; ", kAgain);
+  }
+}
+
+enum class Wanted { count, text, positive, texts, maybe_text, maybe_count, maybe_flag, versions };
+
+struct Field {
+  const char* name;
+  Wanted kind;
+  bool required = true;
+};
+
+bool fits(const Json& value, Wanted kind) {
+  const bool null = value.is(Json::Kind::null), text = value.is(Json::Kind::string);
+  const bool count = value.is(Json::Kind::integer) && value.integer >= 0;
+  const auto texts = [](const auto& items, const auto& item_of) {
+    return std::all_of(items.begin(), items.end(), [&](const auto& item) { return item_of(item).is(Json::Kind::string); });
+  };
+  switch (kind) {
+    case Wanted::count:
+      return count;
+    case Wanted::text:
+      return text;
+    case Wanted::positive:
+      return value.is(Json::Kind::integer) ? value.integer > 0 : value.is(Json::Kind::number) && value.number > 0;
+    case Wanted::texts:
+      return value.is(Json::Kind::array) && texts(value.items, [](const Json& item) -> const Json& { return item; });
+    case Wanted::maybe_text:
+      return null || text;
+    case Wanted::maybe_count:
+      return null || count;
+    case Wanted::maybe_flag:
+      return null || value.is(Json::Kind::boolean);
+    case Wanted::versions:
+      return value.is(Json::Kind::object) &&
+             texts(value.members, [](const auto& member) -> const Json& { return member.second; });
+  }
+  return false;
+}
+
+// Every key and type of an object checked.
+const Json& record(const Json& content, const std::vector<Field>& fields, const std::string& where) {
+  object_at(content, where);
+  std::vector<std::string> known, required;
+  for (const auto& field : fields) {
+    known.push_back(field.name);
+    if (field.required) required.push_back(field.name);
+  }
+  check_keys(content, known, required, where);
+  for (const auto& field : fields) {
+    const Json* value = content.find(field.name);
+    if (value && !fits(*value, field.kind)) {
+      fail(where, ".", field.name, " is ", shown(*value), ", which it cannot be; ", kAgain);
+    }
+  }
+  return content;
+}
+
+std::int64_t number_in(const Json& content, const char* name) { return content.find(name)->integer; }
+
+// The whole numbers of a vocabulary object, in the order of `names`; `beside` is another key that may stand there.
+Ids vocabulary_numbers(const Json& content, const std::vector<std::string>& names, const std::string& beside = "") {
+  Ids numbers;
+  for (const auto& name : names) {
+    const Json* number = content.find(name);
+    if (!number || !number->is(Json::Kind::integer) || number->integer < 0) {
+      fail("vocabulary: ", quoted(name), " is ", number ? shown(*number) : "missing", "; a whole number is needed");
+    }
+    numbers.push_back(number->integer);
+  }
+  for (const auto& key : content.keys()) {
+    if (key != beside && std::find(names.begin(), names.end(), key) == names.end()) {
+      fail("vocabulary: unknown key ", quoted(key), "; the keys are ", listed(names));
+    }
+  }
+  return numbers;
+}
+
+void read_vocabulary(const Json& content, Bundle& bundle) {
+  object_at(content, "vocabulary");
+  const Json* special = content.find("special");
+  if (!special || !special->is(Json::Kind::object)) {
+    fail("vocabulary: the key \"special\" is missing; ", kAgain);
+  }
+  static const std::vector<std::string> kNames{"bos",  "eos", "soi",  "eoi",          "t2i",        "mmu",
+                                               "ipad", "r2i", "mask", "start_header", "end_header", "eot"};
+  const Ids ids = vocabulary_numbers(*special, kNames);
+  const Ids sizes = vocabulary_numbers(content, {"image_code_offset", "codebook_size", "size"}, "special");
+  bundle.code_offset = sizes[0];
+  bundle.codebook = sizes[1];
+  bundle.size = sizes[2];
+  if (sizes[1] > sizes[2] || sizes[0] > sizes[2] - sizes[1]) {
+    fail("vocabulary: image codes begin at ", sizes[0], ", there are ", sizes[1], ", and the embedding has ", sizes[2],
+         " rows; check image_code_offset (the tokenizer's length) and codebook_size");
+  }
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= sizes[2]) {
+      fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", outside the embedding's ", sizes[2], " rows");
+    }
+  }
+  bundle.special = {ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], ids[6], ids[7], ids[8], ids[9], ids[10], ids[11]};
+}
+
+template <typename Read>
+auto settings_at(const Json& content, const std::string& where, Read read) {
+  try {
+    return read(object_at(content, where), where);
+  } catch (const Error& error) {
+    const std::string line = error.what();
+    if (line.rfind(where, 0) == 0) throw;
+    fail(where, ": ", line);
+  }
+}
+
+Json read_manifest(const fs::path& path) {
+  const std::string folder = path.string();
+  std::error_code fault;
+  if (!fs::is_directory(path, fault)) {
+    fail(folder, ": no such bundle folder; check the name, or write one with `mmada-lite export CHECKPOINT -o ", folder, "`");
+  }
+  const fs::path manifest = path / kManifest;
+  if (!fs::is_regular_file(manifest, fault)) {
+    if (fs::is_regular_file(path / "config.json", fault)) {
+      fail(folder, " is a checkpoint and not a bundle; run `mmada-lite export ", folder, " -o FOLDER` and use that folder");
+    }
+    fail(folder, " is not a bundle: it holds no ", kManifest, "; ", kAgain);
+  }
+  const std::string text = read_file(manifest);
+  Json content;
+  try {
+    if (first_wrong_byte(text) < text.size()) fail("byte ", first_wrong_byte(text), " is not UTF-8");
+    content = parse_json(text);
+  } catch (const Error& error) {
+    fail(manifest.string(), " is damaged (", error.what(), "); ", kAgain);
+  }
+  const Json *format = content.find("format"), *version = content.find("format_version");
+  if (!format || format->string != "mmada-lite-bundle" || !version || !version->is(Json::Kind::integer)) {
+    fail(manifest.string(), " does not describe a mmada-lite bundle; ", kAgain);
+  }
+  if (version->integer > kVersion) {
+    fail(folder, " was made by a newer mmada-lite (bundle format ", version->integer, ", this program reads up to ", kVersion,
+         "); upgrade with `pip install -U mmada-lite`");
+  }
+  return content;
+}
+
+void read_files(const Json& content, const std::string& where, Bundle& bundle) {
+  const std::string graphs = where + ": graphs", files = where + ": files";
+  for (const auto& [name, graph] : object_at(*content.find("graphs"), graphs).members) {
+    const std::vector<Field> fields{{"file", Wanted::text}, {"inputs", Wanted::texts}, {"outputs", Wanted::texts}};
+    bundle.graphs.emplace_back(name, record(graph, fields, graphs + "." + name).find("file")->string);
+  }
+  for (const auto& [name, file] : object_at(*content.find("files"), files).members) {
+    record(file, {{"size", Wanted::count}, {"sha256", Wanted::text}}, files + "." + name);
+    bundle.files.push_back({name, number_in(file, "size"), file.find("sha256")->string, {}});
+    const fs::path inside(name);
+    if (inside.is_absolute() || std::find(inside.begin(), inside.end(), "..") != inside.end()) {
+      fail(where, ": the file ", quoted(name), " lies outside the bundle; ", kAgain);
+    }
+  }
+  for (const auto& [graph, file] : bundle.graphs) {
+    if (!bundle.has_file(file)) {
+      fail(where, ": the file ", quoted(file), " of graph ", quoted(graph), " is not listed under files; ", kAgain);
+    }
+  }
+}
+
+Bundle parse_bundle(const fs::path& path, const Json& content) {
+  Bundle bundle;
+  bundle.path = path;
+  const std::string where = (path / kManifest).string();
+  std::vector<std::string> keys{"format",       "format_version", "name",   "architecture", "vocabulary", "image",
+                                "quantization", "defaults",       "graphs", "files",        "provenance"};
+  const auto required = keys;
+  for (const char* optional : {"target", "tensors"}) keys.emplace_back(optional);
+  check_keys(content, keys, required, where);
+  const Json& defaults = object_at(*content.find("defaults"), where + ": defaults");
+  check_keys(defaults, {"text", "image"}, {"text", "image"}, where + ": defaults");
+  try {
+    read_vocabulary(*content.find("vocabulary"), bundle);
+  } catch (const Error& error) {
+    fail(where, ": ", error.what());
+  }
+  const std::vector<Field> shape{{"d_model", Wanted::count},         {"n_layers", Wanted::count},
+                                 {"n_heads", Wanted::count},         {"n_kv_heads", Wanted::count},
+                                 {"head_dim", Wanted::count},        {"mlp_hidden_size", Wanted::count},
+                                 {"vocab_size", Wanted::count},      {"rope_theta", Wanted::positive},
+                                 {"rms_norm_eps", Wanted::positive}, {"max_sequence_length", Wanted::count}};
+  const Json& architecture = record(*content.find("architecture"), shape, where + ": architecture");
+  bundle.layers = number_in(architecture, "n_layers");
+  bundle.kv_heads = number_in(architecture, "n_kv_heads");
+  bundle.head_dim = number_in(architecture, "head_dim");
+  bundle.longest = number_in(architecture, "max_sequence_length");
+  if (const Json& image = *content.find("image"); !image.is(Json::Kind::null)) {
+    record(image, {{"resolution", Wanted::count}, {"downsample", Wanted::count}}, where + ": image");
+    bundle.resolution = number_in(image, "resolution");
+    bundle.downsample = number_in(image, "downsample");
+    if (bundle.downsample < 1 || bundle.resolution < 1 || bundle.resolution % bundle.downsample ||
+        bundle.resolution > kWidest) {
+      fail(where, ": image.resolution is ", bundle.resolution, " and image.downsample ", bundle.downsample,
+           "; the first must be a multiple of the second and at most ", kWidest, "; ", kAgain);
+    }
+  }
+  const std::vector<Field> group{{"format", Wanted::text},
+                                 {"bits", Wanted::maybe_count, false},
+                                 {"block", Wanted::maybe_count, false},
+                                 {"symmetric", Wanted::maybe_flag, false},
+                                 {"scale", Wanted::maybe_text, false},
+                                 {"activation", Wanted::maybe_text, false},
+                                 {"bytes", Wanted::maybe_count, false}};
+  const std::string groups = where + ": quantization";
+  for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members)
+    record(value, group, groups + "." + name);
+  bundle.text_defaults = settings_at(*defaults.find("text"), where + ": defaults.text", read_text_settings);
+  bundle.image_defaults = settings_at(*defaults.find("image"), where + ": defaults.image", read_image_settings);
+  read_files(content, where, bundle);
+  const std::vector<Field> provenance{{"source", Wanted::text},
+                                      {"exporter", Wanted::text},
+                                      {"versions", Wanted::versions},
+                                      {"created", Wanted::text},
+                                      {"source_sha256", Wanted::maybe_text, false},
+                                      {"method", Wanted::maybe_text, false}};
+  record(*content.find("provenance"), provenance, where + ": provenance");
+  if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
+    fail(where, ": target is ", shown(*target), ", which it cannot be; ", kAgain);
+  }
+  if (const Json* tensors = content.find("tensors")) {
+    std::vector<Field> graphs;
+    for (const auto& graph : object_at(*tensors, where + ": tensors").members) {
+      graphs.push_back({graph.first.c_str(), Wanted::versions});
+    }
+    record(*tensors, graphs, where + ": tensors");
+  }
+  return bundle;
+}
+
+}  // namespace
+
+const std::string* Bundle::graph(const std::string& name) const {
+  for (const auto& [graph, file] : graphs) {
+    if (graph == name) return &file;
+  }
+  return nullptr;
+}
+
+bool Bundle::has_file(const std::string& name) const {
+  return std::any_of(files.begin(), files.end(), [&](const auto& file) { return file.name == name; });
+}
+
+Bundle open_bundle(const fs::path& folder, bool verify_all) {
+  Bundle bundle = parse_bundle(folder, read_manifest(folder));
+  check_files(folder, bundle.files, verify_all);
+  return bundle;
+}
+
+}  // namespace mmada_lite::internal

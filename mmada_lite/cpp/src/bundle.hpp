@@ -1,0 +1,36 @@
+// What bundle.json says of a model.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common.hpp"
+#include "files.hpp"
+#include "json.hpp"
+
+namespace mmada_lite::internal {
+
+struct Special {
+  std::int64_t bos, eos, soi, eoi, t2i, mmu, ipad, r2i, mask, start_header, end_header, eot;
+};
+
+struct Bundle {
+  fs::path path;
+  std::int64_t layers = 0, kv_heads = 0, head_dim = 0, longest = 0;
+  Special special{};
+  std::int64_t code_offset = 0, codebook = 0, size = 0;
+  std::int64_t resolution = 0, downsample = 0;  // 0: no pictures
+  TextSettings text_defaults;
+  ImageSettings image_defaults;
+  std::vector<std::pair<std::string, std::string>> graphs;  // each graph's file
+  std::vector<FileInfo> files;
+
+  const std::string* graph(const std::string& name) const;  // its file, or nothing
+  bool has_file(const std::string& name) const;
+};
+
+// The bundle in a folder, its manifest checked key by key and its files by size and sha256 (check_files).
+Bundle open_bundle(const fs::path& folder, bool verify_all);
+
+}  // namespace mmada_lite::internal

@@ -1,0 +1,171 @@
+// The two decoding loops: texts block by block, pictures all at once.
+#include "decoding.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "common.hpp"
+
+namespace mmada_lite::internal {
+namespace {
+
+// A candidate that is the mask itself would write nothing: the best other token there.
+void never_mask(const Denoiser& denoiser, const Forward& read, std::int64_t mask, Prediction& candidates) {
+  if (std::find(candidates.tokens.begin(), candidates.tokens.end(), mask) == candidates.tokens.end()) return;
+  const Floats logits = denoiser.logits(Head::text, read.hidden, read.mix);
+  const std::size_t size = logits.size() / candidates.tokens.size(), masked = static_cast<std::size_t>(mask);
+  for (std::size_t i = 0; i < candidates.tokens.size(); ++i) {
+    if (candidates.tokens[i] != mask) continue;
+    const float* row = logits.data() + i * size;
+    std::size_t best = masked == 0 ? 1 : 0;
+    for (std::size_t v = 0; v < size; ++v) {
+      if (v != masked && row[v] > row[best]) best = v;
+    }
+    double total = 0;
+    for (std::size_t v = 0; v < size; ++v) {
+      if (v != masked) total += std::exp(static_cast<double>(row[v]) - static_cast<double>(row[best]));
+    }
+    candidates.tokens[i] = static_cast<std::int64_t>(best);
+    candidates.log_probability[i] = static_cast<float>(-std::log(total));
+  }
+}
+
+// The masks that a step of the block may write: those left of its end and, with a cached context, in the window.
+Ids open_positions(const Canvas& canvas, const Block& block, const std::optional<CachedContext>& context) {
+  return canvas.masked(context ? context->start : 0, block.stop);
+}
+
+// The context that the block's later steps lean on: all but the window, which begins at the first mask.
+CachedContext cached_context(const Forward& read, std::int64_t first, std::int64_t stop) {
+  CachedContext context{{}, first, stop};
+  for (const auto& branch : read.kept) context.pasts.push_back(without(branch, first, stop));
+  return context;
+}
+
+// Which candidates [Q] are written; `quota` of them where no threshold says it.
+Bools choose(const Ids& positions, const Prediction& candidates, const TextSettings& s, Sampler& sampler, std::int64_t number,
+             std::int64_t quota) {
+  const Floats confidence = s.order == "random" ? sampler.order(Head::text, number, positions) : candidates.log_probability;
+  if (s.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.threshold)));
+  return most_confident(confidence, quota);
+}
+
+void write(Canvas& canvas, const Ids& positions, const Prediction& candidates, const Bools& chosen, Step& step) {
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    if (!chosen[i]) continue;
+    canvas.tokens[static_cast<std::size_t>(positions[i])] = candidates.tokens[i];
+    step.positions.push_back(positions[i]);
+    step.tokens.push_back(candidates.tokens[i]);
+    step.log_probabilities.push_back(candidates.log_probability[i]);
+  }
+  canvas.follow();
+  step.remaining = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+}
+
+// Whether a stop token is among the answer's finished tokens.
+bool ended(const Canvas& canvas, const Block& block, const Ids& ends) {
+  const auto past = canvas.tokens.begin() + block.stop;
+  return std::find_first_of(canvas.tokens.begin() + canvas.start, past, ends.begin(), ends.end()) != past;
+}
+
+// How many codes go back to mask: fewer than now. Each later step keeps at least one to draw, and nothing is left after the
+// last.
+std::int64_t left_masked(std::int64_t open, std::int64_t planned, std::int64_t steps_left) {
+  return std::max<std::int64_t>(std::min(open - 1, steps_left ? std::max(planned, steps_left) : 0), 0);
+}
+
+}  // namespace
+
+bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends,
+                 const Sink& sink) {
+  const Clock clock;
+  const auto blocks = blocks_of(s, canvas.start);
+  std::optional<std::int64_t> total;
+  if (!s.threshold) {
+    total = 0;
+    for (const auto& block : blocks) *total += block.steps;
+  }
+  std::int64_t number = 0;
+  for (const auto& block : blocks) {
+    std::optional<CachedContext> context;
+    Ids positions = open_positions(canvas, block, context);
+    const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
+    for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
+      const bool keep = s.cache != "none" && turn == 0;
+      const Forward read = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
+      Prediction candidates = sampler.draw(denoiser, Head::text, read.hidden, read.mix, number, positions);
+      never_mask(denoiser, read, canvas.mask, candidates);
+      const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
+      const Bools chosen = choose(positions, candidates, s, sampler, number, count);
+      if (keep) {
+        const auto first = std::min(block.start, positions.front());
+        context = cached_context(read, first, s.cache == "dual" ? block.stop : canvas.length());
+      }
+      Step step;
+      step.index = number;
+      step.total_steps = total;
+      write(canvas, positions, candidates, chosen, step);
+      step.model_calls = number + 1;
+      step.seconds = clock.seconds();
+      if (!sink(std::move(step))) return false;
+      positions = open_positions(canvas, block, context);
+    }
+    if (ended(canvas, block, ends)) break;
+  }
+  return true;
+}
+
+bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings& s, Sampler& sampler, const Sink& sink) {
+  const Clock clock;
+  const auto region = static_cast<std::size_t>(canvas.stop - canvas.start);
+  Ids everywhere;
+  for (auto p = canvas.start; p < canvas.stop; ++p) everywhere.push_back(p);
+  const auto unknown = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+  const Ids plan = masked_after(s.schedule, unknown, s.steps);
+  const auto temperatures = noise_temperatures(s.temperature, s.steps);
+  const float least = static_cast<float>(std::log(static_cast<double>(1e-20f)));
+  for (std::int64_t k = 0; k < s.steps; ++k) {
+    const Ids open = canvas.masked(canvas.start, canvas.stop);
+    const Ids before(canvas.tokens.begin() + canvas.start, canvas.tokens.begin() + canvas.stop);
+    Ids candidates = before;
+    Floats log_probability(region, std::numeric_limits<float>::infinity());
+    if (!open.empty()) {
+      const Forward read = forward(denoiser, canvas, open, s.guidance, nullptr, false);
+      const Prediction drawn = sampler.draw(denoiser, Head::image, read.hidden, read.mix, k, open);
+      for (std::size_t i = 0; i < open.size(); ++i) {
+        const auto cell = static_cast<std::size_t>(open[i] - canvas.start);
+        candidates[cell] = drawn.tokens[i] + canvas.code_offset;
+        log_probability[cell] = std::max(drawn.log_probability[i], least);
+      }
+    }
+    Floats confidence = log_probability;
+    const double temperature = temperatures[static_cast<std::size_t>(k)];
+    if (temperature > 0) {
+      const Floats noise = sampler.order(Head::image, k, everywhere);
+      for (std::size_t i = 0; i < region; ++i) {
+        confidence[i] += rounded(static_cast<float>(temperature) * gumbel(noise[i]));
+      }
+    }
+    const auto planned = plan[static_cast<std::size_t>(k)];
+    const auto count = left_masked(static_cast<std::int64_t>(open.size()), planned, s.steps - 1 - k);
+    const Bools again = remask_least_confident(confidence, count);
+    Step step;
+    step.index = k;
+    step.total_steps = s.steps;
+    Bools changed(region);
+    for (std::size_t i = 0; i < region; ++i) {
+      step.predicted_codes.ids.push_back(candidates[i] - canvas.code_offset);
+      if (again[i]) candidates[i] = canvas.mask;
+      changed[i] = candidates[i] != before[i];
+    }
+    write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed, step);
+    step.model_calls = k + 1;
+    step.seconds = clock.seconds();
+    if (!sink(std::move(step))) return false;
+  }
+  return true;
+}
+
+}  // namespace mmada_lite::internal

@@ -1,0 +1,254 @@
+// onnxruntime: sessions over a bundle's graphs, and the functions that they are.
+#include "session.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <numeric>
+#include <thread>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "common.hpp"
+
+namespace mmada_lite::internal {
+namespace {
+
+struct Runtime {
+  Ort::Env environment{ORT_LOGGING_LEVEL_ERROR, "mmada_lite"};
+  Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+};
+
+Runtime& runtime() {
+  if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {
+    fail("this libonnxruntime (", OrtGetApiBase()->GetVersionString(),
+         ") is older than the headers that the program was built with", " (interface ", ORT_API_VERSION, "); link a newer one");
+  }
+  static Runtime* const kept = new Runtime;  // never taken down: sessions of static lifetime may outlive it otherwise
+  return *kept;
+}
+
+int usable_cores() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')).substr(0, 240); }
+
+// Whether onnxruntime's fast kernels add up products of int8 exactly on this processor: on x86 without VNNI they add pairs of
+// them in 16 bits, which can overflow. Where the system does not say: yes.
+bool exact_int8() {
+#if defined(__x86_64__) || defined(_M_X64)
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    line += ' ';
+    return line.find(" avx512_vnni ") != std::string::npos || line.find(" avx_vnni ") != std::string::npos;
+  }
+#endif
+  return true;
+}
+
+Ort::Session open_session(const fs::path& path, const Options& options) {
+  Ort::SessionOptions settings;
+  settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
+  settings.SetInterOpNumThreads(1);
+  settings.AddConfigEntry("session.intra_op.allow_spinning",
+                          "0");  // waiting threads sleep: the host's other work needs the cores
+  settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+  // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
+  if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
+    settings.AddConfigEntry("session.x64quantprecision", "1");
+  }
+  try {
+    if (options.device == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
+    return Ort::Session(runtime().environment, path.c_str(), settings);
+  } catch (const Ort::Exception& error) {
+    fail("onnxruntime cannot load ", path.string(), ": ", first_line(error.what()));
+  }
+}
+
+std::int64_t size_of(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+// A tensor over memory that the caller keeps.
+template <typename T>
+Ort::Value tensor(const std::vector<T>& data, const std::vector<std::int64_t>& shape) {
+  static T nothing{};  // an empty tensor needs an address all the same
+  T* at = data.empty() ? &nothing : const_cast<T*>(data.data());
+  return Ort::Value::CreateTensor<T>(runtime().memory, at, static_cast<std::size_t>(size_of(shape)), shape.data(),
+                                     shape.size());
+}
+
+template <typename T>
+const T* data_of(const Ort::Value& value) {
+  const auto type = value.GetTensorTypeAndShapeInfo().GetElementType();
+  if (type != Ort::TypeToTensorType<T>::type) fail("a graph of the bundle gives numbers of another type; ", kAgain);
+  return value.GetTensorData<T>();
+}
+
+template <typename T>
+std::vector<T> copied(const Ort::Value& value) {
+  const T* data = data_of<T>(value);
+  return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+}
+
+std::vector<std::int64_t> shape_of(const Ort::Value& value, std::size_t axes) {
+  auto shape = value.GetTensorTypeAndShapeInfo().GetShape();
+  if (shape.size() != axes) fail("a graph of the bundle gives ", shape.size(), " axes where there are ", axes, "; ", kAgain);
+  return shape;
+}
+
+Values run(std::optional<Ort::Session>& session, const std::vector<const char*>& input_names, const Values& inputs,
+           const std::vector<const char*>& output_names) {
+  if (!session) fail("the bundle lacks a graph that this needs; ", kAgain);
+  try {
+    return session->Run(Ort::RunOptions{nullptr}, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
+                        output_names.size());
+  } catch (const Ort::Exception& error) {
+    fail("onnxruntime cannot run a graph of the bundle: ", first_line(error.what()));
+  }
+}
+
+}  // namespace
+
+void check_runtime(const std::string& device) {
+  runtime();
+  if (device != "cpu" && device != "cuda") fail("no device is called ", quoted(device), "; use one of cpu, cuda");
+  if (device == "cpu") return;
+  const auto providers = Ort::GetAvailableProviders();
+  if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end()) {
+    fail("the linked onnxruntime has no CUDA provider; link the one that the package onnxruntime-gpu brings, or use cpu");
+  }
+}
+
+Past without(const Values& keys_and_values, std::int64_t start, std::int64_t stop) {
+  Past past;
+  for (const auto& value : keys_and_values) {
+    const auto shape = shape_of(value, 4);
+    const std::int64_t length = shape[2], width = shape[3];
+    const float* data = data_of<float>(value);
+    Floats left;
+    for (std::int64_t outer = 0; outer < shape[0] * shape[1]; ++outer, data += length * width) {
+      left.insert(left.end(), data, data + start * width);
+      if (stop < length) left.insert(left.end(), data + stop * width, data + length * width);
+    }
+    past.length = start + std::max<std::int64_t>(0, length - stop);
+    past.tensors.push_back(std::move(left));
+  }
+  return past;
+}
+
+Denoiser::Denoiser(const Bundle& bundle, const Options& options)
+    : layers_(bundle.layers), heads_(bundle.kv_heads), head_dim_(bundle.head_dim) {
+  for (const auto& [slot, name] : {std::pair{&embedder_, "embedder"}, std::pair{&backbone_, "backbone"},
+                                   std::pair{&text_head_, "text_head"}, std::pair{&image_head_, "image_head"}}) {
+    if (const auto* file = bundle.graph(name)) slot->emplace(open_session(bundle.path / *file, options));
+  }
+  if (!backbone_) return;
+  if ((backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
+    fail((bundle.path / kManifest).string(), ": architecture.n_layers is ", layers_, " and the backbone has ",
+         (backbone_->GetInputCount() - 3) / 2, "; ", kAgain);
+  }
+  for (const char* kind : {"key_", "value_"}) {
+    for (std::int64_t layer = 0; layer < layers_; ++layer) names_.push_back(kind + std::to_string(layer));
+  }
+  for (const auto& name : names_) past_names_.push_back("past_" + name);
+}
+
+Hidden Denoiser::forward(const Window& window, Values* kept) const {
+  if (watch) watch(window);
+  const std::int64_t width = window.stop - window.start, queried = static_cast<std::int64_t>(window.queried.size());
+  Ids positions(static_cast<std::size_t>(width));
+  std::iota(positions.begin(), positions.end(), window.start);
+  Values tokens;
+  tokens.push_back(tensor(window.tokens, {1, width}));
+  Values inputs = run(embedder_, {"tokens"}, tokens, {"embeddings"});
+  inputs.push_back(tensor(positions, {1, width}));
+  inputs.push_back(tensor(window.queried, {1, queried}));
+  std::vector<const char*> input_names{"embeddings", "positions", "rows"}, output_names{"hidden"};
+  static const Floats kNothing;
+  for (std::size_t i = 0; i < past_names_.size(); ++i) {
+    input_names.push_back(past_names_[i].c_str());
+    inputs.push_back(tensor(window.past ? window.past->tensors[i] : kNothing,
+                            {1, heads_, window.past ? window.past->length : 0, head_dim_}));
+    if (kept) output_names.push_back(names_[i].c_str());
+  }
+  Values outputs = run(backbone_, input_names, inputs, output_names);
+  const auto shape = shape_of(outputs[0], 3);
+  Hidden hidden{copied<float>(outputs[0]), shape[0], shape[1], shape[2]};
+  if (kept) kept->assign(std::make_move_iterator(outputs.begin() + 1), std::make_move_iterator(outputs.end()));
+  return hidden;
+}
+
+Prediction Denoiser::predict(Head head, const Hidden& hidden, const Floats& mix, double temperature,
+                             const Floats* draws) const {
+  const Values outputs = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability"});
+  return {copied<std::int64_t>(outputs[0]), copied<float>(outputs[1])};
+}
+
+Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) const {
+  return copied<float>(run_head(head, hidden, mix, 0.0, nullptr, {"logits"})[0]);
+}
+
+Values Denoiser::run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
+                          const std::vector<const char*>& output_names) const {
+  const Floats heat{static_cast<float>(temperature)};
+  const Floats middle(draws ? 0 : static_cast<std::size_t>(hidden.queried), 0.5f);
+  Values inputs;
+  inputs.push_back(tensor(hidden.states, {hidden.branches, hidden.queried, hidden.width}));
+  inputs.push_back(tensor(mix, {1, hidden.branches}));
+  inputs.push_back(tensor(heat, {}));
+  inputs.push_back(tensor(draws ? *draws : middle, {1, hidden.queried}));
+  return run(head == Head::text ? text_head_ : image_head_, {"hidden", "mix", "temperature", "uniform"}, inputs, output_names);
+}
+
+int Codec::grid() const {
+  if (!bundle_.resolution || !bundle_.graph("image_decoder") || !bundle_.graph("image_encoder")) {
+    fail(bundle_.path.string(), " has no image tokenizer and cannot see or draw; export it with its vq folder");
+  }
+  return static_cast<int>(bundle_.resolution / bundle_.downsample);
+}
+
+std::optional<Ort::Session>& Codec::opened(const char* name, std::optional<Ort::Session>& slot) const {
+  grid();  // for its error
+  const std::lock_guard<std::mutex> lock(opening_);
+  if (!slot) {
+    still_the_same(bundle_.path, bundle_.files);
+    slot.emplace(open_session(bundle_.path / *bundle_.graph(name), options_));
+  }
+  return slot;
+}
+
+Ids Codec::encode(const Floats& pixels) const {
+  Values input;
+  input.push_back(tensor(pixels, {1, 3, bundle_.resolution, bundle_.resolution}));
+  const Values outputs = run(opened("image_encoder", encoder_), {"pixels"}, input, {"codes"});
+  const auto shape = shape_of(outputs[0], 3);
+  if (shape[0] != 1 || shape[1] != grid() || shape[2] != grid()) {
+    fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ", kAgain);
+  }
+  return copied<std::int64_t>(outputs[0]);
+}
+
+Floats Codec::decode(const Codes& codes) const {
+  Values input;
+  input.push_back(tensor(codes.ids, {1, codes.rows, codes.columns}));
+  const Values outputs = run(opened("image_decoder", decoder_), {"codes"}, input, {"pixels"});
+  const auto shape = shape_of(outputs[0], 4);
+  const auto height = codes.rows * bundle_.downsample, width = codes.columns * bundle_.downsample;
+  if (shape[0] != 1 || shape[1] != 3 || shape[2] != height || shape[3] != width) {
+    fail("the image decoder gives ", shape[3], " x ", shape[2], " pixels where ", kManifest, " says ", width, " x ", height,
+         "; ", kAgain);
+  }
+  return copied<float>(outputs[0]);
+}
+
+}  // namespace mmada_lite::internal

@@ -1,0 +1,313 @@
+// A tokenizer.json of byte-level BPE: texts to ids and back.
+#include "tokenizer.hpp"
+
+#include <algorithm>
+#include <functional>
+#include <queue>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "common.hpp"
+#include "files.hpp"
+#include "json.hpp"
+#include "unicode.hpp"
+
+namespace mmada_lite::internal {
+
+void Tokenizer::unknown(const std::string& what) const {
+  fail(path_.string(), " uses ", what, ", which this program does not know; tokenize elsewhere and give ids");
+}
+
+namespace {
+
+bool flag(const Json& object, const char* name, bool otherwise) {
+  const Json* value = object.find(name);
+  return value && value->is(Json::Kind::boolean) ? value->boolean : otherwise;
+}
+
+bool absent(const Json& object, const char* name) {
+  const Json* value = object.find(name);
+  return !value || value->is(Json::Kind::null);
+}
+
+std::string type_of(const Json& object) {
+  const Json* value = object.find("type");
+  return value && value->is(Json::Kind::string) ? value->string : "";
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer(const fs::path& path) : path_(path) {
+  // Bytes that print stand for themselves, the others for the letters from 256 on.
+  char32_t next = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const char32_t letter = prints ? static_cast<char32_t>(byte) : next++;
+    append_utf8(letter_of_byte_[static_cast<std::size_t>(byte)], letter);
+    byte_of_letter_[letter] = static_cast<std::uint8_t>(byte);
+  }
+  const std::string text = read_file(path);
+  Json content;
+  try {
+    if (first_wrong_byte(text) < text.size()) fail("it is not UTF-8 text");
+    content = parse_json(text);
+    if (!content.find("model")) fail("it has no model");
+  } catch (const Error& error) {
+    fail(path.string(), " is not a tokenizer.json: ", error.what());
+  }
+  if (!absent(content, "normalizer")) unknown("a normalizer");
+  read_model(*content.find("model"));
+  if (!absent(content, "pre_tokenizer")) read_pre_tokenizer(*content.find("pre_tokenizer"));
+  if (before_.empty() || (before_.back() != Before::words && before_.back() != Before::bytes)) {
+    unknown("a vocabulary that is not of bytes");
+  }
+  const Json* decoder = content.find("decoder");
+  if (!decoder || type_of(*decoder) != "ByteLevel") unknown("another decoder than ByteLevel");
+  const Json* added = content.find("added_tokens");
+  read_added(added ? *added : Json{});
+}
+
+void Tokenizer::read_pre_tokenizer(const Json& content) {
+  const std::string type = type_of(content);
+  if (type == "Sequence") {
+    if (const Json* parts = content.find("pretokenizers")) {
+      for (const auto& part : parts->items) read_pre_tokenizer(part);
+    }
+  } else if (type == "Digits") {
+    before_.push_back(flag(content, "individual_digits", false) ? Before::digits_each : Before::digits_together);
+  } else if (type == "ByteLevel") {
+    if (flag(content, "add_prefix_space", true)) unknown("add_prefix_space");
+    before_.push_back(flag(content, "use_regex", true) ? Before::words : Before::bytes);
+  } else {
+    unknown("the pre-tokenizer " + type);
+  }
+}
+
+void Tokenizer::read_model(const Json& model) {
+  const std::string type = type_of(model);
+  if (!type.empty() && type != "BPE") unknown("the model " + type);
+  for (const char* part : {"dropout", "unk_token"}) {
+    if (!absent(model, part)) unknown(part);
+  }
+  for (const char* part : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (!absent(model, part) && !model.find(part)->string.empty()) unknown(part);
+  }
+  for (const char* part : {"byte_fallback", "ignore_merges"}) {
+    if (flag(model, part, false)) unknown(part);
+  }
+  const Json *vocabulary = model.find("vocab"), *merges = model.find("merges");
+  if (!vocabulary || !merges) unknown("a model without vocab or merges");
+  for (const auto& [spelling, id] : vocabulary->members) {
+    vocabulary_[spelling] = id.integer;
+    spelling_[id.integer] = spelling;
+  }
+  std::int64_t rank = 0;
+  for (const auto& rule : merges->items) {
+    std::string left, right;
+    if (rule.is(Json::Kind::array) && rule.items.size() == 2) {
+      left = rule.items[0].string, right = rule.items[1].string;
+    } else {
+      const auto space = rule.string.find(' ');
+      left = rule.string.substr(0, space), right = space == std::string::npos ? "" : rule.string.substr(space + 1);
+    }
+    const auto a = vocabulary_.find(left), b = vocabulary_.find(right), joined = vocabulary_.find(left + right);
+    if (a == vocabulary_.end() || b == vocabulary_.end() || joined == vocabulary_.end()) {
+      fail(path_.string(), " is not a tokenizer.json: the merge of ", quoted(left), " and ", quoted(right),
+           " is not in its vocabulary");
+    }
+    merges_[pair_of(a->second, b->second)] = {rank++, joined->second};
+  }
+  for (std::size_t byte = 0; byte < 256; ++byte) {
+    const auto entry = vocabulary_.find(letter_of_byte_[byte]);
+    id_of_byte_[byte] = entry == vocabulary_.end() ? -1 : entry->second;
+  }
+}
+
+void Tokenizer::read_added(const Json& added) {
+  std::set<std::string> beyond;
+  for (const auto& token : added.items) {
+    const Json *content = token.find("content"), *id = token.find("id");
+    if (!content || !id) continue;
+    if (!vocabulary_.count(content->string)) beyond.insert(content->string);
+    spelling_[id->integer] = content->string;
+    if (flag(token, "special", false)) {
+      special_.insert(id->integer);
+      continue;
+    }
+    for (const char* part : {"single_word", "lstrip", "rstrip"}) {
+      if (flag(token, part, false)) unknown(std::string("an added token with ") + part);
+    }
+    added_.push_back({content->string, id->integer, flag(token, "normalized", true)});
+  }
+  for (const char* header : {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}) {  // added where a file lacks them
+    if (!vocabulary_.count(header)) beyond.insert(header);
+  }
+  length_ = static_cast<std::int64_t>(vocabulary_.size() + beyond.size());
+}
+
+// Cuts the added tokens out: the leftmost first, the longest of those that begin together.
+std::vector<Tokenizer::Piece> Tokenizer::without_added(std::vector<Piece> pieces, bool normalized) const {
+  std::vector<Piece> cut;
+  for (const auto& piece : pieces) {
+    std::size_t from = 0;
+    for (std::size_t at = 0; piece.id < 0 && at < piece.text.size();) {
+      const Added* longest = nullptr;
+      for (const auto& token : added_) {
+        if (token.normalized != normalized || token.content.empty()) continue;
+        if (piece.text.compare(at, token.content.size(), token.content) != 0) continue;
+        if (!longest || token.content.size() > longest->content.size()) longest = &token;
+      }
+      if (!longest) {
+        ++at;
+        continue;
+      }
+      if (at > from) cut.push_back({piece.text.substr(from, at - from), -1});
+      cut.push_back({piece.text.substr(at, longest->content.size()), longest->id});
+      from = at += longest->content.size();
+    }
+    if (from < piece.text.size()) cut.push_back({piece.text.substr(from), piece.id});
+  }
+  return cut;
+}
+
+std::vector<std::string_view> Tokenizer::digits_apart(const std::vector<std::string_view>& parts, bool each) const {
+  std::vector<std::string_view> apart;
+  for (const auto part : parts) {
+    std::size_t from = 0, at = 0;
+    bool numeric = false;
+    for (std::size_t length; at < part.size(); at += length) {
+      const auto character = character_at(part, at);
+      length = character.length;
+      // Numbers that came with Unicode 17, which the Digits of the tokenizers library counts and its ByteLevel does not yet.
+      const bool newer =
+          (character.code >= 0x11DE0 && character.code <= 0x11DE9) || (character.code >= 0x16FF4 && character.code <= 0x16FF6);
+      const bool number = newer || is_number(character.code);
+      if (at > from && (number != numeric || (number && each))) {
+        apart.push_back(part.substr(from, at - from));
+        from = at;
+      }
+      numeric = number;
+    }
+    if (at > from) apart.push_back(part.substr(from));
+  }
+  return apart;
+}
+
+// Words as GPT-2 cuts them: English contractions, then runs of letters, of numbers or of other signs, each with one space
+// before it; of a run of whitespace before a word the last stays with the word.
+std::vector<std::string_view> Tokenizer::words_of(const std::vector<std::string_view>& parts) const {
+  std::vector<std::string_view> words;
+  for (const auto part : parts) {
+    const auto kind = [&](std::size_t at) {  // 0 the end, 1 a space, 2 a letter, 3 a number, 4 another sign
+      if (at >= part.size()) return 0;
+      const auto code = character_at(part, at).code;
+      return is_space(code) ? 1 : is_letter(code) ? 2 : is_number(code) ? 3 : 4;
+    };
+    for (std::size_t at = 0; at < part.size();) {
+      std::size_t end = at;
+      for (const std::string_view tail : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
+        if (part.substr(at, tail.size()) == tail) {
+          end = at + tail.size();
+          break;
+        }
+      }
+      if (end == at) {
+        const std::size_t first = part[at] == ' ' && kind(at + 1) > 1 ? at + 1 : at;
+        const int run = kind(first);
+        std::size_t last = first;  // where the run's last character begins
+        for (end = first; kind(end) == run; end += character_at(part, end).length) last = end;
+        if (run == 1 && end < part.size() && last > at) end = last;
+      }
+      words.push_back(part.substr(at, end - at));
+      at = end;
+    }
+  }
+  return words;
+}
+
+// Joins neighbours by the merges, the lowest rank first and the leftmost of those.
+void Tokenizer::merge(std::string_view word, Ids& ids) const {
+  struct Symbol {
+    std::int64_t id, left, right;
+  };
+  std::vector<Symbol> symbols;
+  for (const char letter : word) {
+    const auto id = id_of_byte_[static_cast<unsigned char>(letter)];
+    const auto at = static_cast<std::int64_t>(symbols.size());
+    if (id >= 0) symbols.push_back({id, at - 1, at + 1});
+  }
+  if (symbols.empty()) return;
+  symbols.back().right = -1;
+  using Candidate = std::tuple<std::int64_t, std::int64_t, std::uint64_t, std::int64_t>;  // rank, place, pair, new id
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> queue;
+  const auto offer = [&](std::int64_t at) {
+    if (at < 0 || symbols[static_cast<std::size_t>(at)].right < 0) return;
+    const auto& symbol = symbols[static_cast<std::size_t>(at)];
+    const auto pair = pair_of(symbol.id, symbols[static_cast<std::size_t>(symbol.right)].id);
+    const auto rule = merges_.find(pair);
+    if (rule != merges_.end()) queue.emplace(rule->second.rank, at, pair, rule->second.id);
+  };
+  for (std::size_t at = 0; at < symbols.size(); ++at) offer(static_cast<std::int64_t>(at));
+  while (!queue.empty()) {
+    const auto [rank, at, pair, id] = queue.top();
+    queue.pop();
+    auto& symbol = symbols[static_cast<std::size_t>(at)];
+    if (symbol.id < 0 || symbol.right < 0) continue;
+    auto& gone = symbols[static_cast<std::size_t>(symbol.right)];
+    if (pair_of(symbol.id, gone.id) != pair) continue;
+    symbol.id = id;
+    symbol.right = gone.right;
+    gone.id = -1;
+    if (symbol.right >= 0) symbols[static_cast<std::size_t>(symbol.right)].left = at;
+    offer(symbol.left);
+    offer(at);
+  }
+  for (std::int64_t at = 0; at >= 0; at = symbols[static_cast<std::size_t>(at)].right) {
+    ids.push_back(symbols[static_cast<std::size_t>(at)].id);
+  }
+}
+
+Ids Tokenizer::encode(const std::string& text) const {
+  Ids ids;
+  for (const auto& piece : without_added(without_added({{text, -1}}, false), true)) {
+    if (piece.id >= 0) {
+      ids.push_back(piece.id);
+      continue;
+    }
+    std::vector<std::string_view> parts{piece.text};
+    for (const auto before : before_) {
+      if (before == Before::words) {
+        parts = words_of(parts);
+      } else if (before != Before::bytes) {
+        parts = digits_apart(parts, before == Before::digits_each);
+      }
+    }
+    for (const auto part : parts) merge(part, ids);
+  }
+  return ids;
+}
+
+std::string Tokenizer::decode(const Ids& ids) const {
+  std::string bytes;
+  for (const auto id : ids) {
+    const auto entry = spelling_.find(id);
+    if (id < 0 || id >= length_ || entry == spelling_.end() || special_.count(id)) continue;
+    const std::string& spelling = entry->second;
+    std::string mapped;
+    for (std::size_t at = 0; at < spelling.size();) {
+      const auto letter = character_at(spelling, at);
+      const auto byte = byte_of_letter_.find(letter.code);
+      if (byte == byte_of_letter_.end()) {  // no spelling of bytes: it stands for itself
+        mapped = spelling;
+        break;
+      }
+      mapped += static_cast<char>(byte->second);
+      at += letter.length;
+    }
+    bytes += mapped;
+  }
+  return lossy_utf8(bytes);
+}
+
+}  // namespace mmada_lite::internal

@@ -1,0 +1,67 @@
+// Byte-level BPE as tokenizer.json describes it.
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "common.hpp"
+#include "files.hpp"
+#include "json.hpp"
+
+namespace mmada_lite::internal {
+
+// Byte-level BPE as tokenizer.json describes it: added tokens, Digits and ByteLevel before the merges, ByteLevel after.
+// Whatever else a file asks for is named in an Error, and ids are the way out.
+class Tokenizer {
+ public:
+  explicit Tokenizer(const fs::path& path);
+
+  Ids encode(const std::string& text) const;
+  std::string decode(const Ids& ids) const;
+
+ private:
+  struct Added {
+    std::string content;
+    std::int64_t id;
+    bool normalized;
+  };
+  struct Merge {
+    std::int64_t rank;
+    std::int64_t id;
+  };
+  struct Piece {
+    std::string_view text;
+    std::int64_t id;  // of an added token; -1: text
+  };
+
+  [[noreturn]] void unknown(const std::string& what) const;
+  void read_pre_tokenizer(const Json& content);
+  void read_model(const Json& model);
+  void read_added(const Json& added);
+  std::vector<Piece> without_added(std::vector<Piece> pieces, bool normalized) const;
+  std::vector<std::string_view> digits_apart(const std::vector<std::string_view>& parts, bool each) const;
+  std::vector<std::string_view> words_of(const std::vector<std::string_view>& parts) const;
+  void merge(std::string_view word, Ids& ids) const;
+  static std::uint64_t pair_of(std::int64_t left, std::int64_t right) {
+    return static_cast<std::uint64_t>(left) << 32 | static_cast<std::uint64_t>(right);
+  }
+
+  fs::path path_;
+  std::array<std::string, 256> letter_of_byte_;
+  std::unordered_map<char32_t, std::uint8_t> byte_of_letter_;
+  std::array<std::int64_t, 256> id_of_byte_{};  // -1: the vocabulary lacks it
+  std::unordered_map<std::string, std::int64_t> vocabulary_;
+  std::unordered_map<std::int64_t, std::string> spelling_;
+  std::unordered_map<std::uint64_t, Merge> merges_;
+  std::vector<Added> added_;                  // those that are found in a text
+  std::unordered_set<std::int64_t> special_;  // left out of decoded text
+  std::int64_t length_ = 0;
+  enum class Before { digits_each, digits_together, words, bytes };
+  std::vector<Before> before_;
+};
+
+}  // namespace mmada_lite::internal
