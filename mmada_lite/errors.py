@@ -1,5 +1,22 @@
-"""The one exception that a user can cause. It knows nothing of how it is shown: the command line prints one line."""
+"""The one exception that a user can cause, and the hint at the nearest word that its message may end with.
+
+It knows nothing of how an error is shown: the command line prints one line.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
 
 
 class Error(ValueError):
     """A fault in what the caller gave: its message says what is wrong, where, and how to mend it, in one line."""
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], otherwise: str = "", *, spell: Callable[[str], str] = repr, likeness: float = 0.6
+) -> str:
+    """`did you mean 'near'?` with the known word that is nearest to a wrong one; `otherwise` where none is near.
+
+    `spell` writes the known word; `likeness`, 0 to 1, is what makes it near (difflib's ratio).
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
+    return f"did you mean {spell(near[0])}?" if near else otherwise

@@ -1,1 +1,1 @@
-"""What each word of the command line does: a module a verb. Only these files print; the library never imports them."""
+"""The command line: a module a verb, with `add_arguments` and `run`. Only these files print; the library never imports them."""

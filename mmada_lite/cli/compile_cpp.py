@@ -26,10 +26,10 @@ def find_library() -> Path:
     """The library inside the installed onnxruntime. Raises Error when there is none."""
     spec = find_spec("onnxruntime")
     folders = [Path(folder) / "capi" for folder in (spec.submodule_search_locations or [])] if spec else []
-    found = sorted(path for folder in folders for path in folder.glob("libonnxruntime.*") if not path.is_symlink())
-    if not found:
+    libraries = sorted(path for folder in folders for path in folder.glob("libonnxruntime.*") if not path.is_symlink())
+    if not libraries:
         raise Error('onnxruntime is not installed, or without its library; pip install "mmada-lite[cpu]" brings both')
-    return found[-1]
+    return libraries[-1]
 
 
 def find_headers(given: str) -> Path:

@@ -1,23 +1,47 @@
-"""The verbs about bundles rather than about their answers: export and check."""
+"""The verb export: turn a checkpoint into a bundle, build engines for a bundle, or both."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmada_lite.bundle import MANIFEST, Bundle
-from mmada_lite.cli import terminal
-from mmada_lite.cli.workshop import needs
+from mmada_lite.cli import options, terminal
+from mmada_lite.cli.extras import needs
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.ort import nvidia
 
 if TYPE_CHECKING:
-    from mmada_lite.bench.parity.check import Checked
     from mmada_lite.export.lowering import Target
 
 
-def export(arguments: argparse.Namespace) -> int:
-    """Turn a checkpoint into a bundle, build engines for a bundle, or both."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder with config.json and safetensors weights; with --engine, a bundle too",
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
+    )
+    options.add_target(parser)
+    parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
+    parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="build engines for this alone: prefill, block or picture; may be repeated (default: one engine for all)",
+    )
+    options.add_force(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the bundle, then its engines."""
+    from mmada_lite.bundle import MANIFEST
+
     engines = arguments.engine is not None
     ready = engines and (Path(arguments.checkpoint) / MANIFEST).is_file()
     if not engines and (arguments.profile or arguments.compute_capability):
@@ -28,29 +52,27 @@ def export(arguments: argparse.Namespace) -> int:
         raise Error("the following arguments are required: -o/--output, the folder of the bundle")
     if engines:
         _engines_can_be_built()
-    written = Path(arguments.checkpoint) if ready else _bundle(arguments)
+    folder = Path(arguments.checkpoint) if ready else _write_bundle(arguments)
     if engines:
-        _engines(arguments, written)
-    size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-    said = {} if ready else {"precision": arguments.precision, "target": _target(arguments)}
-    print(terminal.json_line({"result": str(written), "bytes": size, **said}) if arguments.json else written)
+        _build_engines(arguments, folder)
+    about = {} if ready else {"precision": arguments.precision, "target": _target(arguments)}
+    terminal.print_folder(folder, about, as_json=arguments.json)
     return 0
 
 
-def _bundle(arguments: argparse.Namespace) -> Path:
+def _write_bundle(arguments: argparse.Namespace) -> Path:
     with needs("export"):
         from mmada_lite.export.bundle import export_checkpoint
     with needs("export"), terminal.Progress(quiet=arguments.json) as progress:
-        written = export_checkpoint(
+        return export_checkpoint(
             arguments.checkpoint,
             arguments.output,
             precision=arguments.precision,
             target=_target(arguments),
-            formats=formats_of(arguments.store),
+            formats=options.formats_of(arguments.store),
             force=arguments.force,
-            progress=lambda done, total, name: progress.show(_portion(done, total, name)),
+            progress=lambda done, total, name: progress.show(_progress_line(done, total, name)),
         )
-    return written
 
 
 def _target(arguments: argparse.Namespace) -> "Target":
@@ -66,8 +88,9 @@ def _engines_can_be_built() -> None:
         raise Error(lacking)
 
 
-def _engines(arguments: argparse.Namespace, folder: Path) -> None:
+def _build_engines(arguments: argparse.Namespace, folder: Path) -> None:
     with needs("export"):
+        from mmada_lite.bundle import Bundle
         from mmada_lite.export.engines import build_engines
         from mmada_lite.ort.engines import NAMES
     with terminal.Progress(quiet=arguments.json) as progress:
@@ -87,36 +110,5 @@ def _capability_here() -> str:
     return cards[0].compute_capability
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Replay recorded cases. Returns 1 when any falls short."""
-    with needs("export"):
-        from mmada_lite.bench.parity.check import ENGINES, as_json, check_folder
-    engines = ENGINES if arguments.engine is None else (arguments.engine,)
-    results: list[Checked] = []
-    with needs("train"):
-        for result in check_folder(Path(arguments.folder), engines):
-            results.append(result)
-            if not arguments.json:
-                print(_line(result), flush=True)
-    summary = as_json(results)
-    print(terminal.json_line(summary))
-    return 1 if summary["failed"] or not results else 0
-
-
-def formats_of(changes: list[str]) -> dict[str, str]:
-    """`text_head=int8` and so on, as a mapping."""
-    for change in changes:
-        if "=" not in change:
-            raise Error(f"--store {change}: write GROUP=FORMAT, for example --store text_head=int8")
-    return {group: name for group, _, name in (change.partition("=") for change in changes)}
-
-
-def _portion(done: int, total: int, name: str) -> str:
+def _progress_line(done: int, total: int, name: str) -> str:
     return f"{100 * done // total:3d}% {size_in_words(done)} of {size_in_words(total)}  {name}"
-
-
-def _line(checked: "Checked") -> str:
-    """`ok    cache/mha_dual_steps [onnx] ids: 0 (at most 0)`."""
-    found = checked.comparison
-    verdict = "ok   " if found.passed else "FALLS SHORT"
-    return f"{verdict} {found.name} [{checked.engine}] {found.what}: {found.difference:.3g} (at most {found.allowed:.3g})"

@@ -7,23 +7,40 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmada_lite import __version__
-from mmada_lite.bundle import Bundle
-from mmada_lite.cli import compile_cpp, terminal
+from mmada_lite.cli import compile_cpp, options, terminal
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.memory_plan import expansion
-from mmada_lite.model import embedded_bundle
-from mmada_lite.ort.loader import device_for
-from mmada_lite.ort.session import usable_cores
+
+if TYPE_CHECKING:
+    from mmada_lite.bundle import Bundle
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
-def info(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder; the same as -m")
+    options.add_model(parser)
+    options.add_machine(parser)
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
+    parser.add_argument(
+        "--cpp",
+        nargs="?",
+        const="",
+        metavar="HEADERS",
+        help="print the line that compiles a C++ program here, and nothing else",
+    )
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print a bundle and this machine. Returns 1 when the bundle is sound but will not run here."""
+    from mmada_lite.bundle import Bundle
+    from mmada_lite.model import embedded_bundle
+    from mmada_lite.ort.session import usable_cores
+
     if arguments.cpp is not None:
         return compile_cpp.show(arguments.cpp)
     named = [name for name in (arguments.bundle, arguments.model) if name is not None]
@@ -38,7 +55,7 @@ def info(arguments: argparse.Namespace) -> int:
     return 0 if machine["runs"] else 1
 
 
-def bundle_json(bundle: Bundle) -> dict[str, Any]:
+def bundle_json(bundle: "Bundle") -> dict[str, Any]:
     return {
         "name": bundle.name,
         "path": str(bundle.path),
@@ -56,10 +73,12 @@ def bundle_json(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def machine_json(bundle: Bundle, device: str, threads: int) -> dict[str, Any]:
+def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
     """What this machine offers, and `runs` with the reason when that is false."""
+    from mmada_lite.ort.loader import device_for
+
     needed, available = memory_needed(bundle), memory_available()
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "mmada_lite": __version__,
         "python": platform.python_version(),
         "onnxruntime": _runtime_version(),
@@ -72,18 +91,20 @@ def machine_json(bundle: Bundle, device: str, threads: int) -> dict[str, Any]:
     try:
         chosen = device_for(bundle, device)
     except Error as error:
-        return {**found, "runs": False, "why": str(error)}
+        return {**machine, "runs": False, "why": str(error)}
     import onnxruntime
 
-    found |= {"providers": onnxruntime.get_available_providers(), "device": chosen.name}
+    machine |= {"providers": onnxruntime.get_available_providers(), "device": chosen.name}
     if chosen.name == "cpu" and available is not None and needed > available:
         lacking = f"it needs about {size_in_words(needed)} of memory and {size_in_words(available)} are free"
-        return {**found, "runs": False, "why": f"{lacking}; close other programs or use a smaller bundle"}
-    return {**found, "runs": True, "why": chosen.reason}
+        return {**machine, "runs": False, "why": f"{lacking}; close other programs or use a smaller bundle"}
+    return {**machine, "runs": True, "why": chosen.reason}
 
 
-def memory_needed(bundle: Bundle) -> int:
+def memory_needed(bundle: "Bundle") -> int:
     """Bytes, roughly: the weights as the CPU holds them. Activations of long texts come on top."""
+    from mmada_lite.memory_plan import expansion
+
     sizes = {name: group.bytes for name, group in bundle.quantization.items()}
     expansions = {name: expansion(name, group, bundle.target) for name, group in bundle.quantization.items()}
     if any(size is None for size in sizes.values()):  # written before groups said their size

@@ -3,30 +3,28 @@
 It finds out what the model's shape is and prints; the arithmetic is `mmada_lite.memory_plan`.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmada_lite.bundle import MANIFEST, Architecture, Bundle, ImageInfo, WeightGroup
-from mmada_lite.cli import terminal
-from mmada_lite.cli.chat import settings_for
-from mmada_lite.cli.info import memory_available
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
+from mmada_lite.cli import options, terminal
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Need, Shape, need, stored
-from mmada_lite.model import embedded_bundle
 from mmada_lite.ort import nvidia
+
+if TYPE_CHECKING:  # a verb's module imports no numpy before it runs
+    from mmada_lite.bundle import WeightGroup
+    from mmada_lite.decoding.settings import ImageSettings, TextSettings
+    from mmada_lite.memory_plan import Need, Shape
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_CARD = ("cuda", "rtx", "tensorrt")
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
-_ANSWER = TextSettings(
-    answer_length=128, steps=64, block_length=32, cache="dual"
-)  # what is planned for a model without defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +37,30 @@ class Row:
     spare: int  # bytes left, or missing where negative
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", metavar="SOURCE", help="a bundle, a checkpoint folder, a config.json, or 8b, the published model"
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="8GB, 7.5GiB (default: what is free here, or the card's)")
+    parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
+    options.add_answer(parser)
+    options.add_speed(parser)
+    options.add_device(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print what each precision needs. Returns 1 when none fits."""
+    from mmada_lite.cli.model_options import text_settings
+    from mmada_lite.decoding.settings import with_speed
+
     device = arguments.device if arguments.device != "auto" else "cpu"
     if device not in ("cpu", *_ON_CARD):
         raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join(_ON_CARD)}")
     memory = _memory(arguments.memory, device)
     shape, defaults, groups = _source(arguments.model)
     text, image = with_speed(arguments.speed, *defaults)
-    text = settings_for(text, arguments)
+    text = text_settings(text, arguments)
     spare = _Spare(shape, text, image, device, memory, arguments.shared)
     rows = [spare.row(name, each) for name, each in groups.items()]
     content = {
@@ -66,13 +79,15 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def bytes_of(text: str) -> int:
     """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in _UNITS or float(found[1]) <= 0:
+    amount = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if amount is None or amount[2].lower() not in _UNITS or float(amount[1]) <= 0:
         raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
-    return round(float(found[1]) * _UNITS[found[2].lower()])
+    return round(float(amount[1]) * _UNITS[amount[2].lower()])
 
 
 def _memory(given: str | None, device: str) -> int:
+    from mmada_lite.cli.info import memory_available
+
     if given is not None:
         return bytes_of(given)
     if device in _ON_CARD:
@@ -88,9 +103,14 @@ def _memory(given: str | None, device: str) -> int:
 
 def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
     """A model's shape, its default settings, and precision -> groups, largest first; a bundle as it is comes first."""
+    from mmada_lite.bundle import MANIFEST, Bundle
+    from mmada_lite.decoding.settings import ImageSettings
+    from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
+    from mmada_lite.model import embedded_bundle
+
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
-        return shape, (_ANSWER, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+        return shape, (_planned_answer(), ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
     path = Path(name) if name is not None else embedded_bundle()
     if path.is_dir() and (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
@@ -102,14 +122,24 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
             as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
         )
     shape = _checkpoint_shape(path)
-    longest = min(_ANSWER.answer_length, max(1, shape.architecture.max_sequence_length // 2))
-    text = replace(_ANSWER, answer_length=longest, steps=longest, block_length=min(32, longest))
+    text = _planned_answer()
+    longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
+    text = replace(text, answer_length=longest, steps=longest, block_length=min(32, longest))
     return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+
+
+def _planned_answer() -> TextSettings:
+    """What is planned for a model without defaults."""
+    from mmada_lite.decoding.settings import TextSettings
+
+    return TextSettings(answer_length=128, steps=64, block_length=32, cache="dual")
 
 
 def _checkpoint_shape(path: Path) -> Shape:
     """From config.json alone, in its folder or by its own name; weights need not be there."""
+    from mmada_lite.bundle import Architecture, ImageInfo
     from mmada_lite.export.checkpoint import TransformerConfig, VQConfig, read_json
+    from mmada_lite.memory_plan import PUBLISHED, Shape
 
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
@@ -150,6 +180,8 @@ class _Spare:
     shared: bool
 
     def row(self, precision: str, groups: Mapping[str, WeightGroup]) -> Row:
+        from mmada_lite.memory_plan import need
+
         counted = need(self.shape, groups, self.text, device=self.device, image=self.image)
         spare = self.memory - _asked(counted, self.device, self.shared)
         return Row(precision, counted, spare >= 0, spare)
@@ -185,8 +217,8 @@ def _as_text(content: Mapping[str, Any], rows: list[Row], shared: bool) -> str:
     )
     heads = ["precision", "fits", "peak", *_PARTS, "embedding on disk", "bundle"]
     lines = [heads]
-    for row, said in zip(rows, content["precisions"], strict=True):
-        sizes = [said[key] for key in ("peak", *_PARTS, "embedding_on_disk", "disk")]
+    for row, plain in zip(rows, content["precisions"], strict=True):
+        sizes = [plain[key] for key in ("peak", *_PARTS, "embedding_on_disk", "disk")]
         lines.append([row.precision, "yes" if row.fits else "no", *(size_in_words(size) if size else "-" for size in sizes)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -194,6 +226,8 @@ def _as_text(content: Mapping[str, Any], rows: list[Row], shared: bool) -> str:
 
 
 def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
+    from mmada_lite.memory_plan import PRECISIONS
+
     best = content["best"]
     if best is None:
         least = max(rows, key=lambda row: row.spare)

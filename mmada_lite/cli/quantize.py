@@ -1,15 +1,41 @@
-"""The verb that makes a bundle smaller: a request out of arguments, progress to a terminal, the bundle's name out."""
+"""The verb quantize: turn a checkpoint, or a bundle of half or full precision, into a smaller bundle."""
 
 import argparse
 from pathlib import Path
 
-from mmada_lite.cli import terminal
-from mmada_lite.cli.export import formats_of
-from mmada_lite.cli.workshop import needs
+from mmada_lite.cli import options, terminal
+from mmada_lite.cli.extras import needs
 
 
-def quantize(arguments: argparse.Namespace) -> int:
-    """Quantize a checkpoint, or a bundle of half or full precision."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint's folder, or a bundle of fp16 or fp32")
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument(
+        "--format", default="int4", metavar="NAME", help="int4, int8, or one format such as int4-b32-asym (default: int4)"
+    )
+    parser.add_argument(
+        "--method",
+        default="gptq",
+        metavar="NAME",
+        help="rtn, clip, gptq or gptaq, with smooth+ or rotate+ before it (default: gptq)",
+    )
+    options.add_target(parser)
+    parser.add_argument("--prompts", metavar="FILE", help="calibrate on these: a JSON object with task and text a line")
+    parser.add_argument(
+        "--prompt-count", type=options.whole, default=32, metavar="N", help="prompts of each task (default: 32)"
+    )
+    parser.add_argument(
+        "--calibration", choices=["masked", "unmasked"], default="masked", help="rows as decoding meets them, or finished ones"
+    )
+    parser.add_argument("--record-with", metavar="BUNDLE", help="decode the prompts with this bundle of the same model")
+    parser.add_argument("--work", metavar="FOLDER", help="where a killed conversion goes on (default: beside the bundle)")
+    options.add_seed(parser)
+    options.add_force(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Quantize."""
     with needs("quant"):
         from mmada_lite.quant.convert import Request, quantize_model
         from mmada_lite.quant.prompts import from_file
@@ -17,7 +43,7 @@ def quantize(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         method=arguments.method,
         target=arguments.target or "cpu",
-        store=tuple(sorted(formats_of(arguments.store).items())),
+        store=tuple(sorted(options.formats_of(arguments.store).items())),
         prompts=arguments.prompt_count,
         seen=arguments.calibration,
         seed=arguments.seed,
@@ -26,15 +52,11 @@ def quantize(arguments: argparse.Namespace) -> int:
     )
     given = from_file(Path(arguments.prompts)) if arguments.prompts else None
     with needs("quant"), terminal.Progress(quiet=arguments.json) as progress:
-        written = quantize_model(
+        folder = quantize_model(
             arguments.source, arguments.output, request, given=given, force=arguments.force, report=progress.show
         )
-    if arguments.json:
-        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-        said = {"format": request.format, "method": request.method, "target": request.target}
-        print(terminal.json_line({"result": str(written), "bytes": size, **said}))
-    else:
-        print(written)
+    about = {"format": request.format, "method": request.method, "target": request.target}
+    terminal.print_folder(folder, about, as_json=arguments.json)
     return 0
 
 

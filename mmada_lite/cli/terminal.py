@@ -10,12 +10,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
+
+if TYPE_CHECKING:
+    from mmada_lite.decoding.forward import Step
+    from mmada_lite.decoding.settings import ImageSettings, TextSettings
 
 STDIN = "-"
 _BAR = 16  # characters
@@ -24,9 +27,9 @@ _log = logging.getLogger("mmada_lite")
 
 def only_one_stdin(arguments: Mapping[str, str | None]) -> None:
     """Raise Error when more than one of the arguments is `-`: there is one standard input."""
-    wanted = [name for name, value in arguments.items() if value == STDIN]
-    if len(wanted) > 1:
-        raise Error(f"{' and '.join(wanted)} cannot both be - : there is one standard input")
+    readers = [name for name, value in arguments.items() if value == STDIN]
+    if len(readers) > 1:
+        raise Error(f"{' and '.join(readers)} cannot both be - : there is one standard input")
 
 
 def text_of(argument: str, what: str) -> str:
@@ -47,10 +50,10 @@ def picture_of(argument: str) -> str | bytes:
     """A picture argument as the library takes it: a path, or the bytes of standard input for `-`."""
     if argument != STDIN:
         return argument
-    found = bytes_from_stdin()
-    if not found:
+    picture = bytes_from_stdin()
+    if not picture:
         raise Error("there is no picture on standard input; pipe one in or give a file")
-    return found
+    return picture
 
 
 def bytes_from_stdin() -> bytes:
@@ -73,7 +76,16 @@ def print_json(content: Mapping[str, Any]) -> None:
     print(json_line(content), flush=True)
 
 
-def step_json(step: Step) -> dict[str, Any]:
+def print_folder(folder: Path, about: Mapping[str, Any], *, as_json: bool) -> None:
+    """The folder that was written: its name, or one object with its size and what there is to say about it."""
+    if as_json:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print_json({"result": str(folder), "bytes": size, **about})
+    else:
+        print(folder)
+
+
+def step_json(step: "Step") -> dict[str, Any]:
     """A step as plain data; steps count from 1 here, as in the names of saved pictures."""
     return {
         "step": step.index + 1,
@@ -87,7 +99,7 @@ def step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def result_json(result: str, seed: int, settings: TextSettings | ImageSettings, last: Step | None) -> dict[str, Any]:
+def result_json(result: str, seed: int, settings: "TextSettings | ImageSettings", last: "Step | None") -> dict[str, Any]:
     return {
         "result": result,
         "seed": seed,
@@ -98,7 +110,7 @@ def result_json(result: str, seed: int, settings: TextSettings | ImageSettings, 
     }
 
 
-def step_line(step: Step, unit: str) -> str:
+def step_line(step: "Step", unit: str) -> str:
     """`step 3/15 ███░░░ 0.8 s, 41 tokens left`."""
     done = f"step {step.index + 1}" + (f"/{step.total_steps}" if step.total_steps else "")
     share = (step.index + 1) / step.total_steps if step.total_steps else None
@@ -165,5 +177,5 @@ def dimmed(text: str) -> str:
 
 def is_terminal(*streams: str) -> bool:
     """Whether all of the named streams of sys (stdin, stdout, stderr) are a terminal."""
-    found: Sequence[Any] = [getattr(sys, name) for name in streams]
-    return all(stream is not None and stream.isatty() for stream in found)
+    open_streams: Sequence[Any] = [getattr(sys, name) for name in streams]
+    return all(stream is not None and stream.isatty() for stream in open_streams)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmada_lite.cli.chat import settings_for
 from mmada_lite.cli.main import VERBS, build_parser, main
+from mmada_lite.cli.model_options import text_settings
 from mmada_lite.cli.output import named_after
 from mmada_lite.decoding.settings import TextSettings
 
@@ -57,15 +57,34 @@ def command(*arguments: str | Path, **options: object) -> "subprocess.CompletedP
     return subprocess.run(words, env=environment, capture_output=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
+HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "torch"}
+VERB_MODULES = {f"mmada_lite.cli.{verb}" for verb in VERBS}
+
+
+def imported_by(*words: str) -> tuple[str, set[str]]:
+    """Standard output of a command that ends with --help, in a process of its own, and what it imported."""
     code = (
         "import sys\nfrom mmada_lite.cli.main import main\n"
-        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "assert not {'numpy', 'PIL', 'tokenizers', 'onnxruntime'} & set(sys.modules), 'heavy'"
+        "try: main(sys.argv[1:])\nexcept SystemExit as end: assert end.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(f"\n    {verb} " in done.stdout for verb in VERBS)
+    return done.stdout, set(done.stderr.split())
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
+    shown, modules = imported_by()
+    assert all(f"\n    {verb} " in shown for verb in VERBS)
+    assert not modules & (HEAVY | VERB_MODULES)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train"}))
+def test_the_help_of_a_verb_imports_no_other_and_nothing_heavy(verb: str) -> None:
+    shown, modules = imported_by(verb)
+    assert f"usage: mmada-lite {verb}" in shown
+    assert not modules & HEAVY
+    assert modules & VERB_MODULES == {f"mmada_lite.cli.{verb}"}
 
 
 def test_a_flag_means_one_thing_in_every_verb() -> None:
@@ -258,7 +277,7 @@ def test_ctrl_c_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmada_lite.cli.paint.load", interrupted)
+    monkeypatch.setattr("mmada_lite.model.load", interrupted)
     assert run("paint", "x") == (130, "", "mmada-lite: interrupted\n")
     assert os.listdir() == []
 
@@ -329,4 +348,4 @@ def test_a_sentence_becomes_a_safe_file_name(text: str, name: str) -> None:
 )
 def test_steps_follow_the_answer_unless_they_are_said(words: list[str], steps: int) -> None:
     arguments = build_parser()[0].parse_args(["chat", "x", *words])
-    assert settings_for(TextSettings(), arguments).steps == steps
+    assert text_settings(TextSettings(), arguments).steps == steps

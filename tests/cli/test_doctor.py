@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mmada_lite.cli import doctor
+from mmada_lite.cli import machine
 from mmada_lite.cli.main import main
 from mmada_lite.ort import devices, nvidia
 from mmada_lite.ort.nvidia import Card
@@ -39,7 +39,7 @@ def test_a_person_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for word in ("processor", "memory", "driver", "devices", "libraries", "best here", *devices.PROVIDERS):
         assert re.search(rf"^\s*(?:ok|-)?\s*{word}\b", out, re.MULTILINE), word
-    for name in doctor._LIBRARIES:
+    for name in machine._LIBRARIES:
         assert f" {name} " in out
 
 
@@ -74,5 +74,5 @@ def test_without_onnxruntime_nothing_runs_and_the_mend_is_said(
 
 
 def test_two_runtimes_in_each_others_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version", lambda name: "1.0")
+    monkeypatch.setattr(machine, "version", lambda name: "1.0")
     assert "overwrite each other" in examined(capsys)["conflicts"][0]

@@ -22,8 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(thinker: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a verb on the model in an empty folder; returns the exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-    for verbs in ("paint", "chat"):
-        monkeypatch.setattr(f"mmada_lite.cli.{verbs}.load", lambda *_, **__: thinker)
+    monkeypatch.setattr("mmada_lite.model.load", lambda *_, **__: thinker)
 
     def call(*words: str) -> tuple[int, str, str]:
         code = main(list(words))

@@ -7,8 +7,8 @@ import pytest
 
 import mmada_lite
 from mmada_lite import Error, ImageSettings, Model, TextSettings
-from mmada_lite.cli.chat import settings_for
 from mmada_lite.cli.main import build_parser, main
+from mmada_lite.cli.model_options import text_settings
 from mmada_lite.decoding.settings import PRESETS, later_settings, with_speed
 
 BASE = TextSettings(answer_length=6, steps=6, block_length=6)
@@ -75,9 +75,9 @@ def test_no_cache_needs_no_renewal() -> None:
     """What a speed would renew is let go with the cache; what was said beside it is not."""
     quick, _ = with_speed("fast", BASE, ImageSettings())
     parser = build_parser()[0]
-    assert settings_for(quick, parser.parse_args(["chat", "x", "--cache", "none"])).refresh is None
+    assert text_settings(quick, parser.parse_args(["chat", "x", "--cache", "none"])).refresh is None
     with pytest.raises(Error, match="renew a cache and there is none"):
-        settings_for(quick, parser.parse_args(["chat", "x", "--cache", "none", "--refresh", "3"]))
+        text_settings(quick, parser.parse_args(["chat", "x", "--cache", "none", "--refresh", "3"]))
 
 
 def test_the_command_line_spells_every_later_setting() -> None:
@@ -85,17 +85,17 @@ def test_the_command_line_spells_every_later_setting() -> None:
     arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *said.split()])
     used = {"select": "margin", "draft": 2, "entropy_bound": 0.5, "early_stop": 0.9, "refresh": 4, "drift": 0.2, "suffix": 0}
     used |= {"thought_first": True}
-    assert later_settings(settings_for(TextSettings(), arguments)) == used
+    assert later_settings(text_settings(TextSettings(), arguments)) == used
     arguments = build_parser()[0].parse_args(["ask", "x.png", "y", "--threshold", "0.9", "--reach", "8"])
-    assert later_settings(settings_for(TextSettings(), arguments)) == {"reach": 8}
+    assert later_settings(text_settings(TextSettings(), arguments)) == {"reach": 8}
 
 
 def test_one_rule_takes_the_place_of_the_other() -> None:
     """Neither a preset's threshold nor a bundle's bound stands in the way of what is said."""
     arguments = build_parser()[0].parse_args(["chat", "x", "--entropy-bound", "0.5"])
-    assert settings_for(replace(BASE, threshold=0.9), arguments).threshold is None
+    assert text_settings(replace(BASE, threshold=0.9), arguments).threshold is None
     arguments = build_parser()[0].parse_args(["chat", "x", "--threshold", "0.5"])
-    assert settings_for(replace(BASE, entropy_bound=0.9), arguments).entropy_bound is None
+    assert text_settings(replace(BASE, entropy_bound=0.9), arguments).entropy_bound is None
 
 
 def test_a_speed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

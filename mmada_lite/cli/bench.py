@@ -1,12 +1,10 @@
-"""What needs more than the runtime: an absent package is named with the line that installs it. `train`, `bench`: handed on."""
+"""The verb bench: hands its arguments to the benchmark that the first of them names."""
 
 import argparse
-import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
-from mmada_lite.errors import Error
+from mmada_lite.cli.extras import needs
+from mmada_lite.errors import Error, did_you_mean
 
 BENCHES: dict[str, tuple[str, str]] = {  # name -> its module, and what it measures
     "quality": ("bench.quality.evaluate", "every task of the small model, for a checkpoint or a bundle, with intervals"),
@@ -30,38 +28,19 @@ BENCHES: dict[str, tuple[str, str]] = {  # name -> its module, and what it measu
 }
 
 
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Turn the absence of another package into the line that installs it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        if name in ("", "mmada_lite"):
-            raise  # a fault of ours
-        raise Error(f'this needs {name}, which is not installed; pip install "mmada-lite[{extra}]"') from error
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see mmada-lite bench --help")
 
 
-def train(arguments: argparse.Namespace) -> int:
-    """Hand the arguments to `python -m mmada_lite.train`."""
-    with needs("train"):
-        from mmada_lite.train.__main__ import main
-
-        return main(arguments.arguments)
-
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Hand the arguments to the benchmark that the first of them names."""
+def run(arguments: argparse.Namespace) -> int:
+    """Hand the other arguments on; without any, list the benchmarks."""
     name, rest = (arguments.arguments[0], arguments.arguments[1:]) if arguments.arguments else ("--help", [])
     if name in ("-h", "--help"):
         print("usage: mmada-lite bench NAME [...]; each has a --help of its own\n")
         print("\n".join(f"  {known:<10}{about}" for known, (_, about) in BENCHES.items()))
         return 0
     if name not in BENCHES:
-        close = difflib.get_close_matches(name, BENCHES, n=1)
-        raise Error(
-            f"no benchmark is called {name!r}; {f'did you mean {close[0]}?' if close else 'see mmada-lite bench --help'}"
-        )
+        raise Error(f"no benchmark is called {name!r}; {did_you_mean(name, BENCHES, 'see mmada-lite bench --help', spell=str)}")
     with needs("bench"):
-        found: int = import_module(f"mmada_lite.{BENCHES[name][0]}").main(rest)
-    return found
+        code: int = import_module(f"mmada_lite.{BENCHES[name][0]}").main(rest)
+    return code

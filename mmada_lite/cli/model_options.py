@@ -1,0 +1,58 @@
+"""Which model the options of a command ask for, and with which settings. It opens models; it runs none and prints nothing."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from mmada_lite import model as models
+from mmada_lite.cli.terminal import Progress, threads_of
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.model import Model
+
+
+def load_model(arguments: argparse.Namespace, progress: Progress) -> Model:
+    """Open the model, saying so."""
+    progress.show("loading the model")
+    threads = threads_of(arguments.threads)
+    model = models.load(arguments.model, device=arguments.device, threads=threads, speed=arguments.speed)
+    progress.show(f"on {model.device.name}: {model.device.reason}")
+    return model
+
+
+def open_for_text(arguments: argparse.Namespace) -> tuple[Model, TextSettings]:
+    """The model, and the settings that its answers get."""
+    with Progress(quiet=arguments.json) as progress:
+        model = load_model(arguments, progress)
+    return model, text_settings(model.text_defaults, arguments)
+
+
+def text_settings(defaults: TextSettings, arguments: argparse.Namespace) -> TextSettings:
+    """The defaults with what the options change. Steps that are not given follow the answer's length."""
+    given = _given(arguments, TextSettings)
+    if "entropy_bound" in given and "threshold" not in given:  # one rule takes the place of the other
+        given["threshold"] = None
+    elif "threshold" in given and "entropy_bound" not in given:
+        given["entropy_bound"] = None
+    if given.get("cache") == "none":  # what a speed would renew is not there
+        given = {"refresh": None, "drift": None} | given
+    if "steps" not in given:
+        given["steps"] = _steps_for(defaults, given)
+    return replace(defaults, **given)
+
+
+def image_settings(defaults: ImageSettings, arguments: argparse.Namespace) -> ImageSettings:
+    """The defaults with what the options change."""
+    return replace(defaults, **_given(arguments, ImageSettings))
+
+
+def _given(arguments: argparse.Namespace, settings: type[TextSettings] | type[ImageSettings]) -> dict:
+    """The options that were given and are settings of that kind."""
+    options = vars(arguments)
+    return {field.name: options[field.name] for field in fields(settings) if options.get(field.name) is not None}
+
+
+def _steps_for(defaults: TextSettings, given: Mapping[str, int]) -> int:
+    length = given.get("answer_length", defaults.answer_length)
+    blocks = math.ceil(length / max(1, given.get("block_length", defaults.block_length)))
+    return max(1, min(length, max(blocks, round(defaults.steps * length / defaults.answer_length))))
