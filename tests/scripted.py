@@ -7,7 +7,7 @@ from conftest import MockDenoiser
 
 from mmada_lite import Model, TextSettings
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
-from mmada_lite.train.rollouts import plan_prompts, question_prompts
+from mmada_lite.train.rollouts import caption_to_thought_prompts, question_prompts
 
 CAPTION = "a cat"
 THOUGHT = "left car, right cat"
@@ -35,7 +35,7 @@ class Scripted(MockDenoiser):
 
 def plant(model: Model, text: str) -> Scripted:
     """Make the model think `text` about CAPTION, whatever comes after it."""
-    (plan,) = plan_prompts(model, [CAPTION])
+    (plan,) = caption_to_thought_prompts(model, [CAPTION])
     ids = model.tokenizer.encode(text)
     ids += [model.vocabulary.special.eos] * (model.text_defaults.answer_length - len(ids))
     model.denoiser = Scripted({len(plan) + n: token for n, token in enumerate(ids)}, model.denoiser)  # type: ignore[assignment]

@@ -38,7 +38,10 @@ from mmada_lite.vocabulary import Tokenizer, Vocabulary
 CODES = 256
 SIDE = 8  # codes of a picture
 TINY_VQ = VQConfig(Tower(8, (1, 1, 2, 2), (1, 1, 1, 1)), Tower(8, (1, 1, 2, 2), (1, 1, 1, 1)), 8, 64, 4)  # 64 pixels, 8 bits
-MIXTURE = {task: Share(1.0) for task in ("paint", "drawn", "ask", "scene", "sum")} | {"fact": Share(0.5), "plan": Share(0.5)}
+MIXTURE = {task: Share(1.0) for task in ("paint", "thought_to_image", "ask", "scene", "sum")} | {
+    "fact": Share(0.5),
+    "caption_to_thought": Share(0.5),
+}
 
 
 def disc(colour: tuple[int, int, int], size: int = 96) -> NDArray[np.uint8]:
@@ -94,7 +97,7 @@ def tiny_model(vocabulary: Vocabulary, layers: int = 2, width: int = 32) -> MMaD
 def single_pool() -> Pool:
     """Two pictures of each kind of each training pair; the codes mean nothing."""
     rng = np.random.default_rng(0)
-    rows = [(i, COLOURS.index(k), tidy) for i, k in texts.pairs(held=False) for tidy in (True, False) for _ in range(2)]
+    rows = [(i, COLOURS.index(k), tidy) for i, k in texts.pairs(held_out=False) for tidy in (True, False) for _ in range(2)]
     concept, colour, tidy = (np.array(column) for column in zip(*rows, strict=True))
     names = np.full((len(rows), 4), NOTHING)
     names[:, 0] = concept

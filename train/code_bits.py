@@ -40,7 +40,7 @@ class CodeBits(nn.Module):
 @contextmanager
 def leaning(model: MMaDA, bits: CodeBits) -> Iterator[None]:
     """Inside, the model's embedding adds the vectors of the signs."""
-    hook = model.transformer.wte.register_forward_hook(lambda _, given, found: found + bits.embed(given[0]))
+    hook = model.transformer.wte.register_forward_hook(lambda _, inputs, output: output + bits.embed(inputs[0]))
     try:
         yield
     finally:

@@ -55,11 +55,11 @@ def stack(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     few = len(numbers)
     if not few or few == layers or layers % few:
         return dict(weights)
-    found = {name: tensor for name, tensor in weights.items() if not name.startswith(_BLOCKS)}
-    for name in set(weights) - set(found):
+    stacked = {name: tensor for name, tensor in weights.items() if not name.startswith(_BLOCKS)}
+    for name in set(weights) - set(stacked):
         number, _, rest = name.removeprefix(_BLOCKS).partition(".")
-        found |= {f"{_BLOCKS}{layer}.{rest}": weights[name] for layer in range(int(number), layers, few)}
-    return found
+        stacked |= {f"{_BLOCKS}{layer}.{rest}": weights[name] for layer in range(int(number), layers, few)}
+    return stacked
 
 
 @torch.no_grad()
@@ -78,5 +78,5 @@ def average(model: MMaDA, *others: Path) -> None:
 def _ids(file: Path) -> dict[str, int]:
     if not file.is_file():
         raise Error(f"{file} is missing: a start needs its tokenizer.json")
-    found: dict[str, int] = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    return found
+    ids: dict[str, int] = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    return ids

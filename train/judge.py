@@ -77,8 +77,8 @@ class Judge(nn.Module):
         self.eval()
         device = self.head.weight.device
         parts = [self(to_tensor(pictures[i : i + 256]).to(device)).argmax(1).cpu() for i in range(0, len(pictures), 256)]
-        found: NDArray[np.int64] = torch.cat(parts).numpy()
-        return found
+        concepts: NDArray[np.int64] = torch.cat(parts).numpy()
+        return concepts
 
     def save(self, folder: Path, report: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +119,12 @@ def measure(judge: Judge, model: MagViT, icons: dict[str, NDArray[np.uint8]], co
     """Share of untouched icons named right, raw and after the image tokenizer; alone, in a picture grown by half,
     and cut out of pictures of two."""
     report: dict[str, object] = {}
-    for role, own in icons.items():
+    for role, role_icons in icons.items():
         rng = np.random.default_rng(9)
-        pictures, labels = compose_many(own, count, rng, PLAIN)
-        halves, names = compose_cells(own, count // 2, rng, PLAIN_CELL, None)
-        seen, asked = compose_cells(own, count // 2, rng, PLAIN_CELL, model)
-        grown, grown_names = compose_grown(own, count // 2, rng, PLAIN, None)
+        pictures, labels = compose_many(role_icons, count, rng, PLAIN)
+        halves, names = compose_cells(role_icons, count // 2, rng, PLAIN_CELL, None)
+        seen, asked = compose_cells(role_icons, count // 2, rng, PLAIN_CELL, model)
+        grown, grown_names = compose_grown(role_icons, count // 2, rng, PLAIN, None)
         for name, shown, right in (
             ("raw", pictures, labels),
             ("grown_raw", grown, grown_names),
@@ -144,7 +144,7 @@ def compose_cells(
     scenes = np.stack([compose_layout(layout, icons, COLOURS[rng.integers(len(COLOURS))], rng, how) for layout in layouts])
     if model is not None:
         scenes = reconstruct(model, scenes)
-    parts = [cell_pictures(scene, own.rows, own.columns) for scene, own in zip(scenes, layouts, strict=True)]
+    parts = [cell_pictures(scene, layout.rows, layout.columns) for scene, layout in zip(scenes, layouts, strict=True)]
     names = [NUMBERS[name] for layout in layouts for _, name in layout.named]
     return np.concatenate(parts)[:count], np.array(names)[:count]
 
@@ -185,7 +185,7 @@ def train_judge(
     parts = [compose_many(icons, count - shown, rng, CONDITIONS)]
     if signs is not None:
         parts.append(compose_many(signs, shown, rng, CONDITIONS))
-    pictures, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
+    pictures, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     log.info("judge: %d pictures of one thing", count)
     others = [
         (reconstruct(model, pictures), labels),
@@ -194,17 +194,17 @@ def train_judge(
         compose_grown(icons, count // 6, rng, GROWING, None),
         compose_grown(icons, count // 4, rng, GROWING, model),
     ]
-    seen = np.concatenate([pictures, *(own for own, _ in others)])
-    targets = torch.from_numpy(np.concatenate([labels, *(own for _, own in others)]))
+    seen = np.concatenate([pictures, *(more for more, _ in others)])
+    targets = torch.from_numpy(np.concatenate([labels, *(more for _, more in others)]))
     log.info("judge: %d pictures in all", len(seen))
     torch.manual_seed(settings.seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=0.05)
     for step in range(settings.steps):
-        rows = step_generator(settings.seed, step).integers(len(seen), size=settings.batch)
-        pixels = to_tensor(seen[rows])
+        batch = step_generator(settings.seed, step).integers(len(seen), size=settings.batch)
+        pixels = to_tensor(seen[batch])
         loss = F.cross_entropy(
-            judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[rows], label_smoothing=0.05
+            judge(_erase(pixels, step_generator(settings.seed + 1, step))), targets[batch], label_smoothing=0.05
         )
         optimizer.zero_grad()
         torch.autograd.backward(loss)

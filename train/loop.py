@@ -92,14 +92,14 @@ class Loop:
         self.settings, self.folder, self.rate = settings, folder, rate
         self.accelerator = open_accelerator()
         self.step, self.seconds, self._noted = 0, 0.0, dict[str, float]()
-        made = optimizers(
+        made_optimizers = optimizers(
             objective,
             set() if str(self.accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP")) else matrices,  # want one optimizer
             muon_lr=settings.muon_lr,
             adam_lr=settings.adam_lr,
             decay=settings.weight_decay,
         )
-        prepared = self.accelerator.prepare(objective, *made)
+        prepared = self.accelerator.prepare(objective, *made_optimizers)
         self.model, self.optimizers = prepared[0], list(prepared[1:])
         self.average = Average(self.inner, settings.average)
         self.accelerator.register_for_checkpointing(self.average, _Progress(self))
@@ -160,7 +160,7 @@ class Loop:
         fewest = min(len(next(iter(piece.values()))) for piece in pieces)
         if fewest < world:
             raise Error(f"a group of {fewest} rows cannot be shared by {world} processes: launch fewer, or use larger groups")
-        factor, found = self.rate(self.step), list[Parts]()
+        factor, logged = self.rate(self.step), list[Parts]()
         for optimizer in self.optimizers:
             set_rates(optimizer, factor)
         for number, piece in enumerate(pieces):
@@ -171,8 +171,8 @@ class Loop:
                 with self.accelerator.autocast():
                     loss, parts = self.model(**rows)
                 self.accelerator.backward(loss * world)  # gradients are averaged over processes, losses add up
-            found.append({"loss": torch.stack([loss.detach().float(), loss.new_tensor(1.0 / world)]), **parts})
-        means = self._means(found)
+            logged.append({"loss": torch.stack([loss.detach().float(), loss.new_tensor(1.0 / world)]), **parts})
+        means = self._means(logged)
         if not math.isfinite(means["loss"]):
             raise Error(
                 f"the loss of step {self.step} is {means['loss']}: lower the learning rate, or look at the data of that step"
@@ -186,24 +186,24 @@ class Loop:
         self.average.update(self.inner, self.step)
         return means | {"norm": round(norm, 3)}
 
-    def _means(self, found: Sequence[Parts]) -> dict[str, float]:
+    def _means(self, logged: Sequence[Parts]) -> dict[str, float]:
         total: dict[str, Tensor] = {}
-        for parts in found:
+        for parts in logged:
             for name, pair in parts.items():
                 total[name] = total[name] + pair.detach().float() if name in total else pair.detach().float()
         table = torch.stack(list(total.values()))  # [names, 2]
         table = self.accelerator.reduce(table, reduction="sum")
         table[:, 1] = torch.where(table[:, 1] > 0, table[:, 1], 1.0)
         means = {name: float(pair[0] / pair[1]) for name, pair in zip(total, table, strict=True)}
-        means["loss"] *= float(len(found))
+        means["loss"] *= float(len(logged))
         return {name: round(value, 4) for name, value in means.items()}
 
     def _all_agree(self, flag: bool) -> bool:
         """What the first process says, so that none waits for another in vain."""
         if self.accelerator.num_processes == 1:
             return flag
-        said = torch.tensor([float(flag and self.accelerator.is_main_process)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(said, reduction="sum").item())
+        vote = torch.tensor([float(flag and self.accelerator.is_main_process)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(vote, reduction="sum").item())
 
     def _pause(self, records: Log | None, check: Callable[[], Mapping[str, float]] | None) -> None:
         if check is not None and records is not None:
@@ -221,7 +221,7 @@ class Loop:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # each writes its own part
         weights = self.accelerator.get_state_dict(self.model)
-        averaged = self.average.whole()
+        averaged = self.average.full()
         if self.accelerator.is_main_process:
             torch.save({"model": weights, "average": averaged, "step": self.step}, partial / "weights.pt")
             if state.exists():
@@ -262,10 +262,10 @@ def whole_state(folder: Path) -> Path | None:
 
 def trained_weights(folder: Path, averaged: bool = True) -> tuple[dict[str, Tensor], int]:
     """Parameters by name, as the objective names them, of a training's last state, and its steps. Raises Error without one."""
-    found = whole_state(folder)
-    if found is None:
+    state_folder = whole_state(folder)
+    if state_folder is None:
         raise Error(f"{folder} holds no training state: run that stage first (mmada-lite train --help lists them in order)")
-    file = found / "weights.pt"
+    file = state_folder / "weights.pt"
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         return (state["average"] if averaged else state["model"]), int(state["step"])

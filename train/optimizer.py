@@ -29,8 +29,8 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = (x.mT if turned else x).to(matrix.dtype)
-    return found
+    nearest: Tensor = (x.mT if turned else x).to(matrix.dtype)
+    return nearest
 
 
 class Muon(torch.optim.Optimizer):
@@ -62,8 +62,8 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(state["momentum"], momentum)
 
     def _directions(self, wanted: list[Tensor]) -> list[Tensor]:
-        whole = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in wanted]
-        flat = [tensor.flatten(1) for tensor in whole]
+        gathered = [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in wanted]
+        flat = [tensor.flatten(1) for tensor in gathered]
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         world, rank = (dist.get_world_size(), dist.get_rank()) if shared else (1, 0)
         if not shared:
@@ -79,17 +79,17 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrices: list[Tensor]) -> list[Tensor]:
     """Those of one shape together: a small model on a GPU waits for the start of every product, not for the product."""
-    found = list(matrices)
+    results = list(matrices)
     for shape in dict.fromkeys(m.shape for m in matrices):
         alike = [number for number, m in enumerate(matrices) if m.shape == shape]
-        for number, made in zip(alike, orthogonalize(torch.stack([matrices[n] for n in alike])), strict=True):
-            found[number] = made
-    return found
+        for number, result in zip(alike, orthogonalize(torch.stack([matrices[n] for n in alike])), strict=True):
+            results[number] = result
+    return results
 
 
-def _spread_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, cut as another is where that is sharded (FSDP2)."""
-    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
+def _spread_like(full: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, cut as another is where that is sharded (FSDP2)."""
+    return distribute_tensor(full, like.device_mesh, like.placements) if isinstance(like, DTensor) else full
 
 
 def optimizers(
@@ -99,8 +99,8 @@ def optimizers(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     inner = [p for name, p in named if name in matrices]
     rest = [p for name, p in named if name not in matrices]
-    found: list[torch.optim.Optimizer] = [Muon(inner, muon_lr, 0.95, decay)] if inner else []
-    return [*found, torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)] if rest else found
+    muon: list[torch.optim.Optimizer] = [Muon(inner, muon_lr, 0.95, decay)] if inner else []
+    return [*muon, torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)] if rest else muon
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -116,12 +116,12 @@ class Average:
         self.decay = decay
         self.values = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    def whole(self) -> dict[str, Tensor]:
+    def full(self) -> dict[str, Tensor]:
         """The averaged parameters by name, gathered where they are sharded."""
         return {name: v.full_tensor() if isinstance(v, DTensor) else v for name, v in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "values": self.whole()}
+        return {"decay": self.decay, "values": self.full()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self.values.items():
@@ -140,9 +140,9 @@ class Average:
         for name, parameter in model.named_parameters():
             if name not in self.values:
                 continue
-            held = self.values[name].clone()
+            average = self.values[name].clone()
             self.values[name].copy_(parameter)
-            parameter.copy_(held)
+            parameter.copy_(average)
 
 
 def trapezoid(step: int, steps: int, warmup: int, decay: float = 0.6, floor: float = 0.02) -> float:

@@ -168,9 +168,9 @@ def trace_copies(
 
 
 def _copies(targets: Tensor, chosen: Tensor, hidden: Tensor, row: Tensor, mask_id: int) -> MaskedCopies:
-    kept = chosen.any(1)
-    own = targets[row[kept]]
-    return MaskedCopies(torch.where(hidden[kept], mask_id, own), own, chosen[kept], row[kept])
+    counts = chosen.any(1)  # [C] copies that hide something
+    own_targets = targets[row[counts]]
+    return MaskedCopies(torch.where(hidden[counts], mask_id, own_targets), own_targets, chosen[counts], row[counts])
 
 
 def token_log_probabilities(logits: Tensor, targets: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
@@ -199,12 +199,12 @@ def policy_loss(
     if objective.unit == "response":
         change = (change.sum(1) / count)[:, None].expand_as(change)
     ratio, gain = change.exp(), advantages[:, None]
-    free, held = ratio * gain, ratio.clamp(1 - objective.clip, 1 + objective.clip) * gain
-    policy = -(torch.minimum(free, held).masked_fill(~chosen, 0.0).sum(1) / count).sum() / copies
+    free, clipped_gain = ratio * gain, ratio.clamp(1 - objective.clip, 1 + objective.clip) * gain
+    policy = -(torch.minimum(free, clipped_gain).masked_fill(~chosen, 0.0).sum(1) / count).sum() / copies
     apart = (new - (old if reference is None else reference)).masked_fill(~chosen, 0.0)
     estimate = torch.expm1(-apart) + apart if objective.estimator == "k3" else apart
     per_copy = estimate.sum(1) / count if objective.divergence == "mean" else estimate.sum(1)
     divergence = per_copy.sum() / copies
-    clipped = ((held < free) & chosen).sum() / chosen.sum().clamp(min=1)
+    clipped = ((clipped_gain < free) & chosen).sum() / chosen.sum().clamp(min=1)
     total = policy + objective.beta * divergence if objective.beta > 0 else policy
     return PolicyLoss(total, policy, divergence, clipped)

@@ -44,9 +44,9 @@ class Log:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+        earlier = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         partial = file.with_name(file.name + ".partial")  # a kill in the middle of writing leaves the old lines
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
         partial.replace(file)
 
     def write(self, record: dict[str, Any]) -> None:

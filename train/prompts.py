@@ -67,7 +67,7 @@ def sums(*kinds: str) -> Source:
 
 def paint(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
     """One thing on a background, pairs of the training side."""
-    allowed = pairs(held=False)
+    allowed = pairs(held_out=False)
 
     def draw() -> tuple[tuple[int, ...], Prompt]:
         concept, colour = allowed[rng.integers(len(allowed))]
@@ -79,13 +79,13 @@ def paint(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt
     return [prompt for _, prompt in equal_length(draw, count)]
 
 
-def drawn(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
+def thought_to_image(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
     """Two things side by side, after the thought of what goes where."""
-    held = set(pairs(held=True))
+    held_out = set(pairs(held_out=True))
 
     def draw() -> tuple[tuple[int, ...], Prompt]:
         layout, colour = draw_layout(GRIDS[1 + rng.integers(2)], False, rng), COLOURS[rng.integers(len(COLOURS))]
-        while any((NUMBERS[name], colour) in held for _, name in layout.named):
+        while any((NUMBERS[name], colour) in held_out for _, name in layout.named):
             colour = COLOURS[rng.integers(len(COLOURS))]
         text = pair_caption(layout, colour, rng)
         thought = f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
@@ -102,30 +102,31 @@ def looking(shown: Shown) -> dict[str, Source]:
     one ("count", "compare")."""
 
     def what(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt]:
-        rows = np.flatnonzero(~shown.singles.tidy)
+        pictures = np.flatnonzero(~shown.singles.tidy)
         question = WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))]
-        found = []
-        for row in rows[rng.integers(len(rows), size=count)]:
-            ids = (*picture_prompt(shown.singles.codes[row], speaker.vocabulary), *_chat(speaker, question))
-            found.append(Prompt(ids, question, Truth(answer=CONCEPTS[int(shown.singles.names[row, 0])].phrase)))
-        return found
+        prompts = []
+        for picture in pictures[rng.integers(len(pictures), size=count)]:
+            ids = (*picture_prompt(shown.singles.codes[picture], speaker.vocabulary), *_chat(speaker, question))
+            prompts.append(Prompt(ids, question, Truth(answer=CONCEPTS[int(shown.singles.names[picture, 0])].phrase)))
+        return prompts
 
     def scene(speaker: Speaker, count: int, rng: np.random.Generator, kinds: Sequence[str] = KINDS) -> list[Prompt]:
-        rows = np.flatnonzero(~shown.several.tidy)
+        pictures = np.flatnonzero(~shown.several.tidy)
 
         def draw() -> tuple[tuple[int, ...], Prompt]:
             while True:
-                row = int(rows[rng.integers(len(rows))])
+                picture = int(pictures[rng.integers(len(pictures))])
                 kind = kinds[int(rng.integers(len(kinds)))]
-                asked = scene_question(shown.several.layout(row), COLOURS[shown.several.colour[row]], kind, rng)
-                if asked:
-                    ids = (*picture_prompt(shown.several.codes[row], speaker.vocabulary), *_chat(speaker, asked[0]))
-                    return ids, Prompt(ids, asked[0], Truth(answer=answer_of(asked[1])))
+                layout, colour = shown.several.layout(picture), COLOURS[shown.several.colour[picture]]
+                if turn := scene_question(layout, colour, kind, rng):
+                    question, answer = turn
+                    ids = (*picture_prompt(shown.several.codes[picture], speaker.vocabulary), *_chat(speaker, question))
+                    return ids, Prompt(ids, question, Truth(answer=answer_of(answer)))
 
         return [prompt for _, prompt in equal_length(draw, count)]
 
-    found: dict[str, Source] = {"what": what, "scene": scene}
-    return found | {kind: partial(scene, kinds=(kind,)) for kind in ("count", "compare")}
+    tasks: dict[str, Source] = {"what": what, "scene": scene}
+    return tasks | {kind: partial(scene, kinds=(kind,)) for kind in ("count", "compare")}
 
 
 def _chat(speaker: Speaker, text: str) -> tuple[int, ...]:
@@ -136,12 +137,12 @@ def sources(pool: Path | None = None) -> dict[str, Source]:
     """Every task by name; those that look need a folder of encoded pictures."""
     from mmada_lite.train.data.pool import read_pool
 
-    found: dict[str, Source] = {
+    tasks: dict[str, Source] = {
         "sum": sums("sum2", "difference2", "sum3"),
         "difference3": sums("difference3"),
         "paint": paint,
-        "drawn": drawn,
+        "thought_to_image": thought_to_image,
     }
     if pool is not None:
-        found |= looking(Shown(read_pool(pool, "single"), read_pool(pool, "scene")))
-    return found
+        tasks |= looking(Shown(read_pool(pool, "single"), read_pool(pool, "scene")))
+    return tasks

@@ -1,21 +1,25 @@
-"""The recipe of the small "emoji" model in one place: sizes of its two networks, lengths of its trainings and the layout of its
-working folder. Knows no loops; `python -m mmada_lite.train` runs them in order.
+"""The recipe of the small "emoji" model in one place: sizes of its two networks and lengths of its trainings. Knows no loops;
+`python -m mmada_lite.train` runs them in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
-from mmada_lite.train.loop import LoopSettings, whole_state
+from mmada_lite.train.loop import LoopSettings
+from mmada_lite.train.model import MMaDA
 from mmada_lite.train.rollouts import ROWS
 from mmada_lite.train.stage_three import PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 IMAGE = ImageSettings(steps=16, guidance=2.5, temperature=1.0, sampling_temperature=1.0)  # how the small model is decoded
 TEXT = TextSettings(answer_length=48, steps=48, block_length=8)
@@ -35,88 +39,6 @@ CONTINUE = VQSettings(steps=420, muon_lr=0.01, adam_lr=1e-3, edges=0.7, concept_
 SHARPEN = VQSettings(steps=700, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
 
 
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where the files of a training lie, under one folder."""
-
-    root: Path
-
-    @property
-    def packages(self) -> Path:
-        return self.root / "packages"
-
-    @property
-    def concepts(self) -> Path:
-        return self.root / "concepts.npz"
-
-    @property
-    def library(self) -> Path:
-        return self.root / "library-train.npz"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer.json"
-
-    @property
-    def vq(self) -> Path:
-        return self.root / "vq"
-
-    @property
-    def vq_model(self) -> Path:
-        return self.root / "vq" / "model"
-
-    @property
-    def sharp(self) -> Path:
-        return self.root / "vq-sharp"
-
-    @property
-    def sharp_model(self) -> Path:
-        """The image tokenizer after `sharpen`: the same encoder, a better decoder."""
-        return self.root / "vq-sharp" / "model"
-
-    @property
-    def judge(self) -> Path:
-        return self.root / "judge"
-
-    @property
-    def pool(self) -> Path:
-        return self.root / "pool"
-
-    @property
-    def stage_one(self) -> Path:
-        return self.root / "stage-one"
-
-    @property
-    def stage_two(self) -> Path:
-        return self.root / "stage-two"
-
-    @property
-    def policy(self) -> Path:
-        return self.root / "policy"
-
-    @property
-    def best_vq(self) -> Path:
-        """The image tokenizer to decode with: the sharpened one where there is one."""
-        return self.sharp_model if self.sharp_model.exists() else self.vq_model
-
-    def stage(self, name: str) -> Path:
-        """The folder of a stage: one, two, or a run of stage three (seed-0); last is two, or one where that is all there is.
-        Raises Error for one that was not trained."""
-        known = {"one": self.stage_one, "two": self.stage_two}
-        known |= {folder.name: folder for folder in sorted(self.policy.glob("seed-*"))}
-        trained = {key: folder for key, folder in known.items() if whole_state(folder)}
-        if name == "last":
-            name = next((latest for latest in ("two", "one") if latest in trained), name)
-        if name not in trained:
-            raise Error(f"no stage {name!r} was trained in {self.root}; there are {', '.join(trained) or 'none'}")
-        return trained[name]
-
-    @property
-    def checkpoint(self) -> Path:
-        """The finished model in the Hugging Face layout."""
-        return self.root / "emoji"
-
-
 REWARDS: dict[str, dict[str, float]] = {
     "sum": {"answer": 1.0, "thought": 0.5, "format": 0.25},
     "difference3": {"answer": 1.0, "thought": 0.5, "format": 0.25},
@@ -125,7 +47,7 @@ REWARDS: dict[str, dict[str, float]] = {
     "compare": {"answer": 1.0, "format": 0.25},
     "what": {"answer": 1.0},
     "paint": {"concept": 1.0, "background": 0.5},
-    "drawn": {"concept": 1.0, "background": 0.5},
+    "thought_to_image": {"concept": 1.0, "background": 0.5},
 }
 
 
@@ -133,7 +55,7 @@ def policy_settings(
     tasks: Sequence[str],
     seed: int,
     steps: int | None,
-    hurry: bool,
+    few_steps: bool,
     rate: float = 1.0,
     trace: bool = False,
     prompts: int = 8,
@@ -141,10 +63,10 @@ def policy_settings(
     skip_ties: bool = False,
     on_gpu: bool = False,
 ) -> PolicySettings:
-    """Stage three of the small model. In a hurry, responses are decoded in a quarter of the steps; with a trace, masked copies
-    are states of the decoding, four steps of which are counted (one in a hurry), four tokens of a text. On a GPU all responses
+    """Stage three of the small model. With few steps responses are decoded in a quarter of them; with a trace, masked copies
+    are states of the decoding, four steps of which are counted (one of few), four tokens of a text. On a GPU all responses
     of a batch are decoded at once, and keys and values are computed again rather than copied."""
-    share = 4 if hurry else 1
+    share = 4 if few_steps else 1
     loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.97, clip=1.0).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
@@ -184,3 +106,13 @@ def transformer_config(tokenizer_length: int, mask_id: int, eos_id: int, layers:
         llm_vocab_size=tokenizer_length,
         num_vq_tokens=(VQ_CONFIG.resolution // VQ_CONFIG.downsample_factor) ** 2,
     )
+
+
+def new_model(tokenizer_file: Path, seed: int = 0, layers: int = LAYERS) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+    """The small transformer with the first weights of a seed, and the vocabulary that it speaks, of a tokenizer.json."""
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    mask, eos = tokenizer.find("<|mdm_mask|>", -1), tokenizer.find("<|endoftext|>", -1)
+    config = transformer_config(len(tokenizer), mask, eos, layers)
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, codebook_size=config.codebook_size, size=config.vocab_size)
+    return MMaDA(config), tokenizer, vocabulary

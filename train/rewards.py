@@ -6,7 +6,6 @@ the policy's drawings (train/judge.py); never by the policy itself. Nothing here
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train.data.arithmetic import problem_in, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.layouts import Layout, cell_pictures, occupied
@@ -58,11 +57,11 @@ def format_reward(prompt: str, response: Response, truth: Truth) -> float:
 
 def thought_reward(prompt: str, response: Response, truth: Truth) -> float:
     """The share of true steps in the thought about the prompt's sum or difference, as train/data/arithmetic.py writes them."""
-    found = split_thought(_text("thought", response))
+    parts = split_thought(_text("thought", response))
     problem = problem_in(prompt)
     if problem is None:
         raise Error(f"the prompt {prompt!r} asks for no sum or difference, so the reward 'thought' cannot judge its thought")
-    return 0.0 if found is None else true_share(problem, found.thought)
+    return 0.0 if parts is None else true_share(problem, parts.thought)
 
 
 def background_reward(prompt: str, response: Response, truth: Truth) -> float:
@@ -77,8 +76,8 @@ def layout_reward(prompt: str, response: Response, truth: Truth) -> float:
     if truth.layout is None:
         raise _lacks("layout", "layout", prompt)
     layout = truth.layout
-    found = occupied(_picture("layout", response), layout.rows, layout.columns)
-    return float(np.mean([full == (name is not None) for full, name in zip(found, layout.names, strict=True)]))
+    filled = occupied(_picture("layout", response), layout.rows, layout.columns)
+    return float(np.mean([full == (name is not None) for full, name in zip(filled, layout.names, strict=True)]))
 
 
 def concept_reward(classify: Classifier) -> Reward:
@@ -104,8 +103,8 @@ class SeenTogether:
     def look(self, pictures: Sequence[tuple[Pixels, int, int]]) -> None:
         """Pictures uint8 [H, W, 3] with their rows and columns of cells. What was seen before is forgotten."""
         cells = [cell_pictures(picture, rows, columns) for picture, rows, columns in pictures]
-        said = self._classify(np.concatenate(cells)) if cells else np.zeros(0, dtype=np.int64)
-        parts = np.split(said, np.cumsum([len(own) for own in cells])[:-1]) if cells else []
+        concepts = self._classify(np.concatenate(cells)) if cells else np.zeros(0, dtype=np.int64)
+        parts = np.split(concepts, np.cumsum([len(own) for own in cells])[:-1]) if cells else []
         self._known = {own.tobytes(): part for own, part in zip(cells, parts, strict=True)}
 
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -181,5 +180,4 @@ def _plain(answer: str) -> str:
 
 
 def _nearest(name: str, names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; use one of {', '.join(names)}"
+    return f"; {did_you_mean(name, names, 'use one of ' + ', '.join(names))}"

@@ -117,16 +117,16 @@ def caption_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]
     return [paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
 
 
-def plan_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
+def caption_to_thought_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
     """Prompts that the thought about a caption follows."""
     return [thinking_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
 
 
-def planned_prompts(speaker: Speaker, captions: Sequence[str], thoughts: Sequence[str]) -> list[list[int]]:
+def thought_to_image_prompts(speaker: Speaker, captions: Sequence[str], thoughts: Sequence[str]) -> list[list[int]]:
     """Prompts that draw a caption after a thought."""
     eos = speaker.vocabulary.special.eos
-    plans = plan_prompts(speaker, captions)
-    return [[*plan, *speaker.tokenizer.encode(thought), eos] for plan, thought in zip(plans, thoughts, strict=True)]
+    prompts = caption_to_thought_prompts(speaker, captions)
+    return [[*prompt, *speaker.tokenizer.encode(thought), eos] for prompt, thought in zip(prompts, thoughts, strict=True)]
 
 
 def question_prompts(speaker: Speaker, questions: Sequence[str], codes: Ints | None = None) -> list[list[int]]:

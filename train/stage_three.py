@@ -6,7 +6,6 @@ and drawing are one case. Knows the course of a step; objective, rewards, rollou
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train import rollouts
 from mmada_lite.train.denoiser import TorchDenoiser
 from mmada_lite.train.loop import Loop, LoopSettings, Piece
@@ -152,8 +151,7 @@ class StageThree:
     ) -> None:
         for task in settings.tasks:
             if task not in sources:
-                close = difflib.get_close_matches(task, sources, n=1)
-                raise Error(f"no task is called {task!r}; {f'did you mean {close[0]!r}?' if close else f'use {list(sources)}'}")
+                raise Error(f"no task is called {task!r}; {did_you_mean(task, sources, f'use {list(sources)}')}")
         self.policy, self.settings, self.sources, self.decode = policy, settings, sources, decode
         self.seen = None if classify is None else SeenTogether(classify)
         self.rewards = {task: weigh(settings.rewards[task], self.seen) for task in settings.tasks}
@@ -190,18 +188,18 @@ class StageThree:
         advantages = group_advantages(rewards)
         if settings.skip_ties:
             differ = (advantages != 0).any(-1)
-            rows = differ.repeat_interleave(settings.group)
-            responses, advantages = Responses(*(part[rows] for part in responses)), advantages[differ]
+            counting = differ.repeat_interleave(settings.group)
+            responses, advantages = Responses(*(part[counting] for part in responses)), advantages[differ]
             if not len(advantages):
                 return [[] for _ in range(settings.updates)]
         advantages = advantages.flatten()
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
         first = torch.rand(len(responses.targets) * settings.copies, generator=generator)
-        found = []
+        updates = []
         for turn in range(settings.updates):
             copies = self._copies(responses, first, turn / settings.updates, generator)
-            found.append([self._piece(copies, advantages, prompts[0].draws)] if len(copies.tokens) else [])
-        return found
+            updates.append([self._piece(copies, advantages, prompts[0].draws)] if len(copies.tokens) else [])
+        return updates
 
     def _copies(self, responses: Responses, first: Tensor, turn: float, generator: torch.Generator) -> MaskedCopies:
         """The masked copies of an update: `first` [C] are the draws of the first, `turn` the share of the updates before it."""
@@ -217,9 +215,9 @@ class StageThree:
     @torch.no_grad()
     def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
         device = self.loop.accelerator.device
-        places = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
+        arguments = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
         with self.loop.accelerator.autocast():  # as the new ones are computed: a ratio begins at 1
-            old, reference = self.objective.log_probabilities(*places), self.reference.log_probabilities(*places)
+            old, reference = self.objective.log_probabilities(*arguments), self.reference.log_probabilities(*arguments)
         return {
             "tokens": copies.tokens,
             "targets": copies.targets,
@@ -268,7 +266,7 @@ class StageThree:
     def _reward(self, task: str, prompts: Sequence[Prompt], targets: Tensor, response: Tensor) -> Tensor:
         """[prompts, group]"""
         settings, tokenizer, special = self.settings, self.policy.tokenizer, self.policy.vocabulary.special
-        given: list[str | NDArray[np.uint8]]
+        replies: list[str | NDArray[np.uint8]]
         if prompts[0].draws:
             if self.decode is None:
                 raise Error(f"the task {task!r} draws, and no image tokenizer was given to decode what it draws")
@@ -277,14 +275,15 @@ class StageThree:
             if self.seen is not None:
                 shown = zip(pictures, (p.truth.layout for p in prompts for _ in range(settings.group)), strict=True)
                 self.seen.look([(picture, layout.rows, layout.columns) for picture, layout in shown if layout is not None])
-            given = list(pictures)
+            replies = list(pictures)
         else:
             ends = {special.eot, special.eos, special.mask}
-            rows = [row[mask].tolist() for row, mask in zip(targets, response, strict=True)]
-            given = [tokenizer.decode([t for t in row if t not in ends]).strip() for row in rows]
+            answers = [row[mask].tolist() for row, mask in zip(targets, response, strict=True)]
+            replies = [tokenizer.decode([t for t in ids if t not in ends]).strip() for ids in answers]
         reward = self.rewards[task]
-        found = [reward(prompts[n // settings.group].text, g, prompts[n // settings.group].truth) for n, g in enumerate(given)]
-        return torch.tensor(found).reshape(len(prompts), settings.group)
+        asked = [prompt for prompt in prompts for _ in range(settings.group)]
+        rewards = [reward(prompt.text, reply, prompt.truth) for prompt, reply in zip(asked, replies, strict=True)]
+        return torch.tensor(rewards).reshape(len(prompts), settings.group)
 
 
 def _ended(body: NDArray[np.int64], eot: int, eos: int, mask: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

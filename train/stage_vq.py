@@ -121,8 +121,8 @@ class PictureSource:
         if rng.random() < self.scene_share:
             layout = draw_layout(GRIDS[rng.integers(len(GRIDS))], False, rng)
             return compose_layout(layout, self.concepts, colour, rng, SEVERAL)
-        own = self.concepts.reshape(-1, *self.concepts.shape[-3:])
-        icons = own if rng.random() < self.concept_share else self.library
+        concepts = self.concepts.reshape(-1, *self.concepts.shape[-3:])
+        icons = concepts if rng.random() < self.concept_share else self.library
         return compose(icons[rng.integers(len(icons))], colour, rng, HEAVY)
 
 

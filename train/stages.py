@@ -5,7 +5,6 @@ makes the rows.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train.code_bits import CodeBits, leaning, merge
-from mmada_lite.train.data.sequences import Rows, Sequences
+from mmada_lite.train.data.masking import Rows
+from mmada_lite.train.data.sequences import Sequences
 from mmada_lite.train.grow import stack
 from mmada_lite.train.loop import Loop, LoopSettings, Piece, trained_weights
 from mmada_lite.train.model import MMaDA
@@ -25,7 +25,10 @@ from mmada_lite.train.objectives import Corrupted, unified_loss
 from mmada_lite.train.optimizer import trapezoid
 from mmada_lite.train.progress import step_generator
 
-TASKS = ("paint", "pair", "drawn", "edit", "plan", "ask", "list", "scene", "conclude", "sum", "fact")
+TASKS = (
+    *("paint", "pair", "thought_to_image", "edit", "caption_to_thought"),
+    *("ask", "list", "scene", "answer_from_thought", "sum", "fact"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,7 @@ class StageSettings:
     def __post_init__(self) -> None:
         for task, share in self.mixture.items():
             if task not in TASKS:
-                close = difflib.get_close_matches(task, TASKS, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
-                raise Error(f"no task is called {task!r}; {hint}")
+                raise Error(f"no task is called {task!r}; {did_you_mean(task, TASKS, 'use some of ' + ', '.join(TASKS))}")
             if not 0 <= share.groups < float("inf"):
                 raise Error(f"the task {task!r} cannot have {share.groups:g} groups in a batch; give a number from 0 on")
         if not any(share.groups > 0 for share in self.mixture.values()):
@@ -94,12 +95,12 @@ STAGE_ONE = StageSettings(
 STAGE_TWO = StageSettings(
     {
         "paint": Share(1.5, 1.5),
-        "drawn": Share(1.25, 1.25),
+        "thought_to_image": Share(1.25, 1.25),
         "edit": Share(1.0, 1.25),
-        "plan": Share(0.25),
+        "caption_to_thought": Share(0.25),
         "ask": Share(4.0, 4.5),
         "scene": Share(3.0, 4.0),
-        "conclude": Share(2.0, 3.0),
+        "answer_from_thought": Share(2.0, 3.0),
         "sum": Share(2.5, 3.0),
         "fact": Share(0.25, 0.5),
     },
@@ -148,12 +149,13 @@ def batch(sequences: Sequences, settings: StageSettings, step: int) -> list[Piec
 
 def groups(sequences: Sequences, settings: StageSettings, step: int) -> list[tuple[Rows, float]]:
     """The rows of the groups of one step, each with its weight."""
-    rng, found = step_generator(settings.seed, step), []
+    rng = step_generator(settings.seed, step)
+    weighted: list[tuple[Rows, float]] = []
     for task, share in settings.mixture.items():
         count = int((step + 1) * share.groups) - int(step * share.groups)
         weight = share.weight / max(share.groups, 1.0)
-        found += [(sequences.tasks[task](settings.rows, rng), weight) for _ in range(count)]
-    return found
+        weighted += [(sequences.tasks[task](settings.rows, rng), weight) for _ in range(count)]
+    return weighted
 
 
 class _Batches(Dataset[list[tuple[Rows, float]]]):
@@ -171,7 +173,7 @@ class _Batches(Dataset[list[tuple[Rows, float]]]):
 
 def _ahead(sequences: Sequences, settings: StageSettings, first: int, last: int, workers: int) -> Callable[[int], list[Piece]]:
     """`batch`, made by so many processes ahead of the step that asks; the draws are the same."""
-    made = iter(
+    batches = iter(
         DataLoader(
             _Batches(sequences, settings, first, last),
             batch_size=None,
@@ -180,7 +182,7 @@ def _ahead(sequences: Sequences, settings: StageSettings, first: int, last: int,
             prefetch_factor=4,
         )
     )
-    return lambda step: [piece(rows, weight) for rows, weight in next(made)]
+    return lambda step: [piece(rows, weight) for rows, weight in next(batches)]
 
 
 def train_stage(

@@ -61,20 +61,20 @@ def train(run: Run, threads: int | None = None) -> Curve:
     """Train, or go on where the run was left, and measure its tasks every so many updates."""
     import torch
 
-    from mmada_lite.train.__main__ import fresh
     from mmada_lite.train.data.pool import read_pool
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.loop import LoopSettings
-    from mmada_lite.train.recipe import Workplace
+    from mmada_lite.train.recipe import new_model
     from mmada_lite.train.stages import Share, StageSettings, load_trained, train_stage
+    from mmada_lite.train.workspace import Workspace
 
     if threads:
         torch.set_num_threads(threads)
-    place, curve = Workplace(run.folder), _read(run.place / "curve.json")
-    model, tokenizer, vocabulary = fresh(place.tokenizer, run.seed)
-    measured, _, _ = fresh(place.tokenizer)
+    place, curve = Workspace(run.folder), _read(run.place / "curve.json")
+    model, tokenizer, vocabulary = new_model(place.tokenizer, run.seed)
+    measured, _, _ = new_model(place.tokenizer)
     seen = Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"))
-    held = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held=True)
+    held = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held_out=True)
     settings = StageSettings(
         {task: Share(1.0) for task in run.tasks},
         LoopSettings(run.updates, save_seconds=1e9),
@@ -128,11 +128,12 @@ def _held(folder: Path) -> Path:
 def prepare(folder: Path) -> None:
     """Encode pictures of the validation style, which no training sees, once."""
     from mmada_lite.train.data import emoji
-    from mmada_lite.train.data.pool import read_pool, write_shard
-    from mmada_lite.train.recipe import Workplace
+    from mmada_lite.train.data.pool import read_pool
+    from mmada_lite.train.shards import write_shard
     from mmada_lite.train.vq import MagViT
+    from mmada_lite.train.workspace import Workspace
 
-    place, file = Workplace(folder), _held(folder) / "single-00000.npz"
+    place, file = Workspace(folder), _held(folder) / "single-00000.npz"
     if not place.tokenizer.exists():
         raise Error(f"{place.tokenizer} is missing: run `python -m mmada_lite.train render` first")
     read_pool(place.pool, "single", limit=1)  # what is missing is said before anything is made

@@ -176,11 +176,11 @@ def open_exam(arguments: argparse.Namespace, path: Path) -> EvalContext:
     from mmada_lite.bench.quality.tasks import EvalContext
     from mmada_lite.train.data import emoji
     from mmada_lite.train.judge import Judge
-    from mmada_lite.train.recipe import Workplace
+    from mmada_lite.train.workspace import Workspace
 
     if not 4 <= arguments.count <= MOST:
         raise Error(f"--count is {arguments.count}; use at least 4 cases, {MOST} at most")
-    concepts = Workplace(arguments.folder).concepts
+    concepts = Workspace(arguments.folder).concepts
     icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
     subject = open_subject(path, arguments.device)
     return EvalContext(subject, Judge.load(arguments.judge).classify, icons, arguments.count, arguments.seed)

@@ -81,7 +81,7 @@ def prompts(exam: EvalContext, count: int) -> list[list[int]]:
 
 def captions(exam: EvalContext, count: int) -> list[list[int]]:
     """Prompts for pictures of pairs of thing and colour that no training saw."""
-    held = pairs(held=True)
+    held = pairs(held_out=True)
     said = [standard_caption(CONCEPTS[i], colour) for i, colour in (held[n % len(held)] for n in range(count))]
     return rollouts.caption_prompts(exam.subject, said)
 

@@ -64,7 +64,7 @@ def _bundle(path: Path, device: str) -> Subject:
 def _checkpoint(path: Path) -> Subject:
     import torch
 
-    from mmada_lite.train.data import pool
+    from mmada_lite.train import shards
     from mmada_lite.train.denoiser import TorchDenoiser
     from mmada_lite.train.model import MMaDA
     from mmada_lite.train.stage_vq import to_pictures
@@ -79,7 +79,7 @@ def _checkpoint(path: Path) -> Subject:
     denoiser = TorchDenoiser(model, slice(offset, offset + vocabulary.codebook_size))
 
     def encode(pictures: Pictures) -> Ints:
-        return np.concatenate([pool.encode(vq, part) for part in _parts(pictures)])
+        return np.concatenate([shards.encode(vq, part) for part in _parts(pictures)])
 
     def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
         parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]

@@ -78,7 +78,7 @@ def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: Su
     listed = re.search(r"\*\*Things:\*\*(.*?)\.", card, re.DOTALL)
     assert listed is not None
     known = {NUMBERS[name] for name in re.sub(r"\s+", " ", listed[1]).strip().split(", ")}
-    held = [(i, colour) for i, colour in pairs(held=True) if i in known]
+    held = [(i, colour) for i, colour in pairs(held_out=True) if i in known]
     wanted = held[:: max(1, len(held) // 24)][:24]
     pictures = drawn(bundle, [standard_caption(CONCEPTS[i], colour) for i, colour in wanted], 7)
     colours = [colour for _, colour in wanted]

@@ -15,7 +15,7 @@ from mmada_lite.decoding.image import decode_image, final_codes
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.train.data.thoughts import split_thought as split_in_training
 from mmada_lite.train.data.thoughts import with_thought
-from mmada_lite.train.rollouts import plan_prompts, planned_prompts
+from mmada_lite.train.rollouts import caption_to_thought_prompts, thought_to_image_prompts
 from mmada_lite.vocabulary import CLOSE, OPEN, fault_of, split_thought, unfinished, with_tags
 
 FEW = ImageSettings(steps=4, guidance=1.0)
@@ -34,7 +34,10 @@ def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:
     seen = plant(thinker, with_tags(THOUGHT))
     drawing = thinker.paint(CAPTION, FEW, seed=3, think=True).finish()
     rows = [window.tokens[0].tolist() for window in seen.windows]
-    (plan,), (planned,) = plan_prompts(thinker, [CAPTION]), planned_prompts(thinker, [CAPTION], [with_tags(THOUGHT)])
+    (plan,), (planned,) = (
+        caption_to_thought_prompts(thinker, [CAPTION]),
+        thought_to_image_prompts(thinker, [CAPTION], [with_tags(THOUGHT)]),
+    )
     assert rows[0] == plan + [thinker.vocabulary.special.mask] * WRITTEN.answer_length
     end = [thinker.vocabulary.special.soi]
     assert rows[-2][: len(planned) + 1] == planned + end
@@ -122,7 +125,7 @@ def test_a_thought_without_room_for_the_picture(thinker: Model, caplog: pytest.L
     """It is written in most of 256 tokens: one token more, and 16 codes with their brackets do not fit beside it."""
     thinker.text_defaults = replace(WRITTEN, answer_length=248, steps=248)
     plain = thinker.paint(CAPTION, FEW).finish()
-    (plan,) = plan_prompts(thinker, [CAPTION])
+    (plan,) = caption_to_thought_prompts(thinker, [CAPTION])
     tags = len(thinker.tokenizer.encode(with_tags("x"))) - 1
     for excess in (0, 1):
         words = "x" * (256 - len(plan) - 16 - 3 - tags + excess)

@@ -7,7 +7,6 @@ from toys import discs
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
 from mmada_lite.train.data.layouts import Layout, cells, occupied
 from mmada_lite.train.data.pictures import Augmentation, background_of
-from mmada_lite.train.data.pool import TIDY_CELL, WILD_CELL
 from mmada_lite.train.data.scenes import (
     CELLS,
     GRIDS,
@@ -24,6 +23,7 @@ from mmada_lite.train.data.scenes import (
     scene_thought,
 )
 from mmada_lite.train.data.thoughts import answer_of, split_thought
+from mmada_lite.train.shards import TIDY_CELL, WILD_CELL
 
 STILL = Augmentation((0.9, 0.9), 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)
 

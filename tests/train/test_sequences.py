@@ -12,6 +12,7 @@ from mmada_lite.train.data import texts
 from mmada_lite.train.data.arithmetic import draw_problem, problem_in, response_to, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
 from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.masking import BLOCK, CONCLUSION, FILLING, Rows, answer_rows, picture_rows, spread
 from mmada_lite.train.data.scenes import (
     CELLS,
     KINDS,
@@ -21,23 +22,11 @@ from mmada_lite.train.data.scenes import (
     scene_question,
     scene_thought,
 )
-from mmada_lite.train.data.sequences import (
-    ANSWER_LENGTH,
-    BLOCK,
-    CONCLUSION,
-    FILLING,
-    PROBLEM_SHARES,
-    Rows,
-    Sequences,
-    answer_rows,
-    equal_length,
-    picture_rows,
-    spread,
-)
+from mmada_lite.train.data.sequences import ANSWER_LENGTH, PROBLEM_SHARES, Sequences, equal_length
 from mmada_lite.train.data.thoughts import split_thought
 from mmada_lite.train.stages import TASKS
 
-DRAWN = ("paint", "pair", "drawn", "edit")
+DRAWN = ("paint", "pair", "thought_to_image", "edit")
 
 
 def groups(sequences: Sequences, task: str, seed: int, count: int, rows: int = 8) -> Iterator[Rows]:
@@ -82,7 +71,7 @@ def test_what_is_given_is_never_masked_and_never_counts(toy_sequences: Sequences
             assert (rows.targets[hidden] < offset).all()
             first = np.flatnonzero(hidden.any(axis=0))[0]
             given = rows.targets[:, :first]
-            assert ((given == special.end_header).sum(axis=1) == 2).all() or task == "plan"
+            assert ((given == special.end_header).sum(axis=1) == 2).all() or task == "caption_to_thought"
     assert np.mean(total) == pytest.approx(1.0, abs=0.12)  # of text in expectation over masks
     if task in DRAWN:
         assert total == pytest.approx([1.0] * 60, abs=1e-5)
@@ -90,7 +79,12 @@ def test_what_is_given_is_never_masked_and_never_counts(toy_sequences: Sequences
 
 def test_layouts_are_the_runtime_s_own(toy_sequences: Sequences) -> None:
     special = toy_sequences.vocabulary.special
-    for task, first in (("paint", special.t2i), ("pair", special.t2i), ("drawn", special.r2i), ("plan", special.r2i)):
+    for task, first in (
+        ("paint", special.t2i),
+        ("pair", special.t2i),
+        ("thought_to_image", special.r2i),
+        ("caption_to_thought", special.r2i),
+    ):
         assert all((rows.targets[:, 0] == first).all() for rows in groups(toy_sequences, task, 2, 3))
     for task in ("ask", "list", "scene"):
         for rows in groups(toy_sequences, task, 2, 3):
@@ -218,7 +212,7 @@ def test_thoughts_parse_and_are_true(toy_sequences: Sequences) -> None:
 
 def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: Sequences) -> None:
     special, kinds = toy_sequences.vocabulary.special, set[str]()
-    for rows in groups(toy_sequences, "conclude", 8, 40):
+    for rows in groups(toy_sequences, "answer_from_thought", 8, 40):
         assert not (rows.targets >= toy_sequences.vocabulary.image_code_offset).any()
         for row, tokens in zip(rows.targets, rows.tokens, strict=True):
             question, said = spoken(toy_sequences, row).split("assistant")
@@ -237,7 +231,7 @@ def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: S
 
 
 def test_drawn_rows_think_what_the_caption_says(toy_sequences: Sequences) -> None:
-    for rows in groups(toy_sequences, "drawn", 10, 40):
+    for rows in groups(toy_sequences, "thought_to_image", 10, 40):
         for row in rows.targets:
             said, thought = spoken(toy_sequences, row).removesuffix("</think>").split("<think>")
             parts = [part.split(" ", 1) for part in thought.strip().split(", ")]
@@ -279,11 +273,16 @@ def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
     problems = [problem_in(text) for text in said["sum"]]
     assert len(problems) == 1200
     assert not any(problem is None or problem.held_out for problem in problems)
-    held = {(CONCEPT_NAMES[i], colour) for i, colour in texts.pairs(held=True)}
+    held = {(CONCEPT_NAMES[i], colour) for i, colour in texts.pairs(held_out=True)}
     shown = [shown_in(text) for task in ("paint", "ask") for text in said[task]]
     assert sum(len(pairs) == 1 for pairs in shown) > 1000
     assert not set().union(*shown) & held
-    two = [relation for task in ("pair", "drawn", "plan") for text in said[task] if (relation := layout_in(text))]
+    two = [
+        relation
+        for task in ("pair", "thought_to_image", "caption_to_thought")
+        for text in said[task]
+        if (relation := layout_in(text))
+    ]
     assert len(two) > 2000
     assert not any(layout_held_out(layout) for layout in two)
     assert not any(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmada_lite.train import shards
 from mmada_lite.train.data import pool, signs
 from mmada_lite.train.data.concepts import CONCEPT_NAMES
 from mmada_lite.train.data.sources import STYLES, IconSet, styles
@@ -92,7 +93,7 @@ def test_signs_are_recognized_and_never_drawn_like(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(60):
         tidy = number % 2 == 0
-        picture, *_ = pool._single(icons(RED), tidy, rng, signs=icons(BLUE))
+        picture, *_ = shards._single(icons(RED), tidy, rng, signs=icons(BLUE))
         seen[tidy].append(picture[28:36, 28:36].reshape(-1, 3).astype(int).mean(0))
     bluer = {tidy: sum(p[2] > p[0] for p in pictures) for tidy, pictures in seen.items()}
     assert bluer[True] == 0
@@ -101,8 +102,8 @@ def test_signs_are_recognized_and_never_drawn_like(tmp_path: Path) -> None:
 
 def test_the_pool_without_signs_is_what_it_was(tmp_path: Path) -> None:
     model = MagViT(VQ_CONFIG).eval()
-    pool.write_shard(tmp_path / "a.npz", "scene", icons(RED), model, 4, 1)
-    pool.write_shard(tmp_path / "b.npz", "scene", icons(RED), model, 4, 1, icons(BLUE))
+    shards.write_shard(tmp_path / "a.npz", "scene", icons(RED), model, 4, 1)
+    shards.write_shard(tmp_path / "b.npz", "scene", icons(RED), model, 4, 1, icons(BLUE))
     with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
         assert all((a[name] == b[name]).all() for name in pool.FIELDS)
 

@@ -180,18 +180,18 @@ def test_unknown_tasks_and_rewards_are_named(toy_sequences: Sequences, model: MM
     assert not (tmp_path / "state").exists()
 
 
-def test_the_recipe_s_tasks_have_rewards_and_a_hurry(toy_sequences: Sequences) -> None:
+def test_the_recipe_s_tasks_have_rewards_and_few_steps(toy_sequences: Sequences) -> None:
     known = {**sources(), **looking(Shown(toy_sequences.singles, toy_sequences.several))}
-    settings = recipe.policy_settings(list(known), 0, None, hurry=False)
+    settings = recipe.policy_settings(list(known), 0, None, few_steps=False)
     assert set(settings.tasks) == set(known) == set(recipe.REWARDS)
-    hurried = recipe.policy_settings(["sum"], 0, 4, hurry=True)
-    assert hurried.text.steps == settings.text.steps // 4
-    assert hurried.image.steps == settings.image.steps // 4
-    assert [recipe.policy_settings(["sum"], 0, 4, hurry, trace=True).trace for hurry in (False, True)] == [4, 1]
+    quick = recipe.policy_settings(["sum"], 0, 4, few_steps=True)
+    assert quick.text.steps == settings.text.steps // 4
+    assert quick.image.steps == settings.image.steps // 4
+    assert [recipe.policy_settings(["sum"], 0, 4, few_steps, trace=True).trace for few_steps in (False, True)] == [4, 1]
     assert settings.trace is None
     assert not settings.skip_ties
-    assert recipe.policy_settings(["sum"], 0, 4, hurry=True, skip_ties=True).skip_ties
-    assert hurried.text.temperature == 1  # the log-probabilities that are learned from know no other
+    assert recipe.policy_settings(["sum"], 0, 4, few_steps=True, skip_ties=True).skip_ties
+    assert quick.text.temperature == 1  # the log-probabilities that are learned from know no other
 
 
 WORDS = {"count": "how many", "compare": "more"}  # what every question of a kind says
@@ -199,13 +199,13 @@ WORDS = {"count": "how many", "compare": "more"}  # what every question of a kin
 
 def test_prompts_are_of_the_training_side_and_of_one_length(toy_sequences: Sequences, model: MMaDA) -> None:
     speaker = Policy(model, toy_sequences.tokenizer, toy_sequences.vocabulary)
-    held, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held=True)}, np.random.default_rng(0)
+    held, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held_out=True)}, np.random.default_rng(0)
     for task, source in {**sources(), **looking(Shown(single_pool(), scene_pool(200)))}.items():
         for _ in range(40):
             prompts = source(speaker, 8, rng)
             assert len(prompts) == 8
             assert len({len(prompt.ids) for prompt in prompts}) == 1
-            assert {prompt.draws for prompt in prompts} == {task in ("paint", "drawn")}
+            assert {prompt.draws for prompt in prompts} == {task in ("paint", "thought_to_image")}
             if task in WORDS:
                 assert all(WORDS[task] in prompt.text for prompt in prompts)
             for prompt in prompts:

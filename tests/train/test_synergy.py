@@ -10,8 +10,7 @@ import torch
 from toys import TINY_VQ, config_of, single_pool, vocabulary_of
 
 from mmada_lite.errors import Error
-from mmada_lite.train import __main__ as training
-from mmada_lite.train import synergy
+from mmada_lite.train import recipe, synergy
 from mmada_lite.train.data.pool import FIELDS
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.vq import MagViT
@@ -22,12 +21,12 @@ from mmada_lite.vocabulary import Tokenizer, Vocabulary
 def place(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a pool, and the recipe's transformer small."""
 
-    def fresh(names: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
-        tokenizer = Tokenizer.from_file(names)
+    def new_model(tokenizer_file: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+        tokenizer = Tokenizer.from_file(tokenizer_file)
         torch.manual_seed(seed)
         return MMaDA(config_of(vocabulary_of(tokenizer))), tokenizer, vocabulary_of(tokenizer)
 
-    monkeypatch.setattr(training, "fresh", fresh)
+    monkeypatch.setattr(recipe, "new_model", new_model)
     monkeypatch.setattr(synergy, "HELD_PICTURES", 64)
     (tmp_path / "pool").mkdir()
     pool = single_pool()

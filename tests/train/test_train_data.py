@@ -21,7 +21,7 @@ from mmada_lite.vocabulary import Tokenizer
 
 def test_split_is_crc32_and_stays() -> None:
     assert texts.held_out("apple on red") == (zlib.crc32(b"apple on red") % 10 == 0)
-    held, kept = set(texts.pairs(held=True)), set(texts.pairs(held=False))
+    held, kept = set(texts.pairs(held_out=True)), set(texts.pairs(held_out=False))
     assert not held & kept
     assert len(held | kept) == len(CONCEPTS) * len(COLOURS)
     assert {i for i, _ in kept} == set(range(len(CONCEPTS)))

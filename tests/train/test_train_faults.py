@@ -15,8 +15,8 @@ from toys import TINY_VQ, config_of, discs, scene_pool, single_pool, stage_setti
 
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
-from mmada_lite.train import __main__ as verbs
-from mmada_lite.train import stages
+from mmada_lite.train import __main__ as command
+from mmada_lite.train import recipe, stages
 from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.pool import FIELDS, Pool
 from mmada_lite.train.data.sequences import Sequences
@@ -24,8 +24,8 @@ from mmada_lite.train.data.sources import STYLES
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.loop import trained_weights
 from mmada_lite.train.model import Block, MMaDA
-from mmada_lite.train.recipe import Workplace
 from mmada_lite.train.vq import MagViT
+from mmada_lite.train.workspace import Workspace
 from mmada_lite.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -46,13 +46,13 @@ def place(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path, monkeyp
     def config(length: int, mask: int, eos: int, layers: int) -> TransformerConfig:
         return config_of(toy_sequences.vocabulary, layers=1 if layers == 1 else 2)
 
-    monkeypatch.setattr(verbs, "transformer_config", config)
+    monkeypatch.setattr(recipe, "transformer_config", config)
     monkeypatch.setattr(stages, "STAGES", {name: stage_settings(2) for name in stages.STAGES})
     return tmp_path
 
 
 def train(folder: Path, *arguments: str) -> int:
-    return verbs.main([*arguments, "--folder", str(folder), "--threads", "1"])
+    return command.main([*arguments, "--folder", str(folder), "--threads", "1"])
 
 
 def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
@@ -212,7 +212,7 @@ def test_a_state_of_another_shape_is_refused_and_kept(
     assert train(place, "one") == 0
     before = (place / "stage-one" / "state" / "weights.pt").read_bytes()
     other: Vocabulary = toy_sequences.vocabulary
-    monkeypatch.setattr(verbs, "transformer_config", lambda *_: config_of(other, width=16))
+    monkeypatch.setattr(recipe, "transformer_config", lambda *_: config_of(other, width=16))
     assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
     assert (place / "stage-one" / "state" / "weights.pt").read_bytes() == before
 
@@ -235,7 +235,7 @@ def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.
 @pytest.mark.parametrize("layers", [4, 7, 1_000_000])
 def test_blocks_that_could_not_be_stacked_are_refused(toy_tokenizer: Path, layers: int) -> None:
     with pytest.raises(Error, match=r"cannot be stacked to the model's 6: give --layers one of 1, 2, 3, 6"):
-        verbs.fresh(toy_tokenizer, layers=layers)
+        recipe.new_model(toy_tokenizer, layers=layers)
 
 
 def test_two_stacks_a_stage_one_of_fewer_blocks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_the_stage_before_must_be_whole_and_of_this_shape(
     assert train(place, "one") == 0
     file, other = place / "stage-one" / "state" / "weights.pt", toy_sequences.vocabulary
     with monkeypatch.context() as patch:
-        patch.setattr(verbs, "transformer_config", lambda *_: config_of(other, layers=3))
+        patch.setattr(recipe, "transformer_config", lambda *_: config_of(other, layers=3))
         assert "stage-one was trained with another shape" in fails(capsys, place, "two")
     file.write_bytes(file.read_bytes()[:5000])
     assert "weights.pt cannot be read" in fails(capsys, place, "two")
@@ -262,7 +262,7 @@ def test_the_stage_before_must_be_whole_and_of_this_shape(
 def test_export_finds_what_a_kill_left(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(place, "one") == 0
     (place / "stage-one" / "state").rename(place / "stage-one" / "state.old")
-    assert Workplace(place).stage("last") == place / "stage-one"
+    assert Workspace(place).stage("last") == place / "stage-one"
     assert "no stage 'two' was trained" in fails(capsys, place, "export", "--stage", "two")
 
 
@@ -295,7 +295,7 @@ NUMBERS = [(f"--{name}", 1) for name in ("threads", "shards", "rows", "prompts",
 
 @pytest.mark.parametrize(("option", "least"), NUMBERS)
 def test_numbers_that_cannot_be(option: str, least: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verbs.main(["two", "--folder", str(tmp_path), option, str(least - 1)]) == 2
+    assert command.main(["two", "--folder", str(tmp_path), option, str(least - 1)]) == 2
     assert f"{option} {least - 1} cannot be; give a whole number from {least} on" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
@@ -312,7 +312,7 @@ def test_a_start_that_is_cut_leaves_nothing(tmp_path: Path, wrong: str, capsys: 
 
 def test_what_is_only_written_needs_neither_pool_nor_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start, bare = ROOT / "train" / "shipped" / "emoji", tmp_path / "bare"
-    few = ("--hurry", "--trace", "--prompts", "1", "--copies", "1", "--steps", "2")
+    few = ("--few-steps", "--trace", "--prompts", "1", "--copies", "1", "--steps", "2")
     assert train(bare, "three", "--from", str(start), "--tasks", "difference3", *few) == 0
     assert "no stage 'last' was trained" in (line := fails(capsys, bare, "export"))
     assert line.endswith("there are seed-0")

@@ -22,7 +22,7 @@ from mmada_lite.train import optimizer, stage_vq
 from mmada_lite.train.code_bits import merge
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.pictures import PLAIN
-from mmada_lite.train.data.pool import NOTHING, extend_pool, read_pool
+from mmada_lite.train.data.pool import NOTHING, read_pool
 from mmada_lite.train.data.scenes import layout_held_out
 from mmada_lite.train.data.sequences import Sequences
 from mmada_lite.train.data.texts import pairs
@@ -30,6 +30,7 @@ from mmada_lite.train.judge import Judge, compose_cells, compose_many
 from mmada_lite.train.loop import Loop, LoopSettings, Piece, trained_weights
 from mmada_lite.train.optimizer import Average, optimizers, orthogonalize, set_rates, trapezoid, warm_cosine
 from mmada_lite.train.progress import Log, load_state, save_state
+from mmada_lite.train.shards import extend_pool
 from mmada_lite.train.stages import (
     STAGES,
     TASKS,
@@ -143,12 +144,12 @@ def test_the_recipe_s_stages_are_sound() -> None:
         assert (scaled.loop.steps, scaled.loop.muon_lr) == (7, settings.loop.muon_lr / 2)
         assert settings.scaled() == settings
         assert settings.scaled(seed=5, rows=3) == replace(settings, seed=5, rows=3)
-        fuller = settings.scaled(groups={"ask": 8.0, "sum": 0.0, "plan": 0.5}).mixture
+        fuller = settings.scaled(groups={"ask": 8.0, "sum": 0.0, "caption_to_thought": 0.5}).mixture
         assert fuller["ask"] == Share(8.0, settings.mixture["ask"].weight)
         assert (fuller["sum"].groups, fuller["paint"]) == (0.0, settings.mixture["paint"])
         with pytest.raises(Error, match="give --rate a number above 0"):
             settings.scaled(rate=0.0)
-    assert {"drawn", "scene", "sum", "plan"} <= set(STAGES["two"].mixture)
+    assert {"thought_to_image", "scene", "sum", "caption_to_thought"} <= set(STAGES["two"].mixture)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_entropy_loss_prefers_sure_and_varied_codes() -> None:
 
 
 def test_pool_is_written_in_shards_and_read_back(tmp_path: Path) -> None:
-    model, held = MagViT(TINY_VQ).eval(), set(pairs(held=True))
+    model, held = MagViT(TINY_VQ).eval(), set(pairs(held_out=True))
     extend_pool(tmp_path, "single", discs(), model, 10, range(2))
     extend_pool(tmp_path, "scene", discs(), model, 10, range(1))
     singles, several = read_pool(tmp_path, "single"), read_pool(tmp_path, "scene")

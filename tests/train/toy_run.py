@@ -185,14 +185,14 @@ def sharded(folder: Path) -> None:
                 optimizer.zero_grad()
             average.update(model, step)
         whole = {name: p.full_tensor() if cut else p for name, p in model.state_dict().items()}  # type: ignore[operator]
-        found.append((whole, average.whole()))
+        found.append((whole, average.full()))
     content = average.state_dict()  # as accelerate keeps it: the first process writes, all read
     if dist.get_rank() == 0:
         torch.save(content, folder / "average.pt")
     dist.barrier()
     again = Average(model, 0.9)
     again.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
-    found.append((average.whole(), again.whole()))
+    found.append((average.full(), again.full()))
     if dist.get_rank() == 0:
         torch.save(found, folder / "sharded.pt")
     dist.barrier()

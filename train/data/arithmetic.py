@@ -14,7 +14,6 @@ shorter one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train.data.texts import held_out, sum_held_out
 from mmada_lite.train.data.thoughts import with_thought
 
@@ -70,14 +69,11 @@ class Problem:
         return sum_held_out(self.first, self.second) if self.sign == "+" else held_out(str(self))
 
 
-def draw_problem(kind: str, held: bool, rng: np.random.Generator, shorter: float = 0.0) -> Problem:
+def draw_problem(kind: str, held_out: bool, rng: np.random.Generator, shorter: float = 0.0) -> Problem:
     """A problem of a kind from the wanted side of the split; with probability `shorter` one number has fewer digits. Raises
     Error for an unknown kind."""
     if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, n=1)
-        raise Error(
-            f"no kind of problem is called {kind!r}; {f'did you mean {close[0]!r}?' if close else f'use one of {KINDS}'}"
-        )
+        raise Error(f"no kind of problem is called {kind!r}; {did_you_mean(kind, KINDS, f'use one of {KINDS}')}")
     sign, digits = KINDS[kind]
     while True:
         first, second = (int(n) for n in rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits, size=2))
@@ -85,18 +81,18 @@ def draw_problem(kind: str, held: bool, rng: np.random.Generator, shorter: float
             second = int(rng.integers(10 ** (digits - 1)))
             first, second = (first, second) if rng.random() < 0.5 else (second, first)
         problem = Problem(max(first, second), sign, min(first, second)) if sign == "-" else Problem(first, sign, second)
-        if problem.held_out == held:
+        if problem.held_out == held_out:
             return problem
 
 
-def distinct_problems(kind: str, held: bool, count: int, rng: np.random.Generator) -> list[Problem]:
+def distinct_problems(kind: str, held_out: bool, count: int, rng: np.random.Generator) -> list[Problem]:
     """`count` different problems: an evaluation set. Raises Error where there are not as many."""
-    found: dict[Problem, None] = {}
+    problems: dict[Problem, None] = {}
     for _ in range(20 * count):
-        found[draw_problem(kind, held, rng)] = None
-        if len(found) == count:
-            return list(found)
-    raise Error(f"only {len(found)} different problems of kind {kind!r} were found on this side of the split, not {count}")
+        problems[draw_problem(kind, held_out, rng)] = None
+        if len(problems) == count:
+            return list(problems)
+    raise Error(f"only {len(problems)} different problems of kind {kind!r} were found on this side of the split, not {count}")
 
 
 def question_of(problem: Problem, rng: np.random.Generator) -> str:
@@ -106,10 +102,10 @@ def question_of(problem: Problem, rng: np.random.Generator) -> str:
 
 def problem_in(text: str) -> Problem | None:
     """The first sum or difference that a text speaks of."""
-    found = _PROBLEM.search(text)
-    if found is None:
+    match = _PROBLEM.search(text)
+    if match is None:
         return None
-    return Problem(int(found[1]), "+" if found[2] == "+" else "-", int(found[3]))
+    return Problem(int(match[1]), "+" if match[2] == "+" else "-", int(match[3]))
 
 
 def thought_of(problem: Problem) -> str:
@@ -142,7 +138,7 @@ def corpus(rng: np.random.Generator, count: int = 2000) -> Iterator[str]:
     """Questions and responses of the training side, for the tokenizer."""
     for kind in KINDS:
         for _ in range(count):
-            problem = draw_problem(kind, held=False, rng=rng)
+            problem = draw_problem(kind, held_out=False, rng=rng)
             yield question_of(problem, rng)
             yield response_to(problem)
 
@@ -166,6 +162,6 @@ def _step(problem: Problem, column: int, carry: int) -> str:
 
 def _carry(step: str) -> int:
     """What a step leaves to the next one: 1 where the total of a sum, or the top of a difference, is 10 or more."""
-    found = _STEP.fullmatch(step)
-    assert found is not None, "only steps of the written form are read"
-    return int(int(found[3] if found[2] == "+" else found[1]) >= 10)
+    match = _STEP.fullmatch(step)
+    assert match is not None, "only steps of the written form are read"
+    return int(int(match[3] if match[2] == "+" else match[1]) >= 10)

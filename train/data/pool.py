@@ -1,46 +1,22 @@
 """A pool of composed pictures already encoded to codes, so that the transformer's training never waits for the image
-tokenizer. Shards are written one by one and can be added later. Knows the concepts and the splits; knows no text.
+tokenizer: reading it. `mmada_lite.train.shards` writes it. Knows the concepts and the splits; knows no text and no model.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
-import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, NUMBERS
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
 from mmada_lite.train.data.layouts import Layout
-from mmada_lite.train.data.pictures import Augmentation, Pixels, compose
-from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
+from mmada_lite.train.data.scenes import GRIDS
 from mmada_lite.train.data.texts import pairs
-from mmada_lite.train.stage_vq import to_tensor
-from mmada_lite.train.vq import MagViT
 
-log = logging.getLogger("mmada_lite")
-
-# Pictures to draw like are tidy; pictures to be recognized come in all conditions. What is drawn is not mirrored: a key or a
-# moon has a left and a right.
-TIDY = Augmentation((0.74, 0.92), 0.04, 5.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD = Augmentation((0.5, 1.0), 0.10, 20.0, True, 0.12, 0.6, 0.2, 0.3, 9.0, 0.2, 0.7)
-CLEAR = Augmentation((0.68, 0.96), 0.06, 8.0, True, 0.06, 0.4, 0.15, 0.2, 6.0, 0.08, 0.5)
-TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
-WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1, 0.5)
-CLEAR_SHARE = 0.5  # of the pictures of one thing to be recognized, those in milder conditions, as most are shown
-SIGN_SHARE = 0.4  # of the pictures of one thing to be recognized, those that show a sign
 FIELDS = ("codes", "names", "grid", "colour", "tidy")
 NOTHING = -1
 Kind = Literal["single", "scene"]
@@ -56,71 +32,11 @@ class Pool:
     colour: NDArray[np.int64]  # [N] index into COLOURS
     tidy: NDArray[np.bool_]  # [N]
 
-    def layout(self, row: int) -> Layout:
+    def layout(self, number: int) -> Layout:
         """What a picture of several things shows."""
-        rows, columns = GRIDS[self.grid[row]]
-        names = (int(n) for n in self.names[row, : rows * columns])
+        rows, columns = GRIDS[self.grid[number]]
+        names = (int(n) for n in self.names[number, : rows * columns])
         return Layout(rows, columns, tuple(None if n == NOTHING else CONCEPT_NAMES[n] for n in names))
-
-
-def write_shard(
-    file: Path,
-    kind: Kind,
-    icons: NDArray[np.uint8],
-    model: MagViT,
-    count: int,
-    seed: int,
-    signs: NDArray[np.uint8] | None = None,
-    asked: bool = False,
-) -> None:
-    """Compose and encode `count` pictures of the training side; icons [styles, concepts, S, S, 4], and signs of the same shape
-    for a share of what is to be recognized. Even rows are tidy, to be drawn; with `asked` none is."""
-    rng = np.random.default_rng([seed, 0x90_01, kind == "scene"])
-    draw = _scene if kind == "scene" else partial(_single, signs=signs)
-    parts: list[tuple[NDArray[np.int64], dict[str, NDArray]]] = []
-    for start in range(0, count, 64):
-        tidy = (np.arange(start, min(start + 64, count)) % 2 == 0) & (not asked)
-        drawn = [draw(icons, bool(t), rng) for t in tidy]
-        shown = {
-            "names": np.array([names for _, names, _, _ in drawn]),
-            "grid": np.array([grid for _, _, grid, _ in drawn]),
-            "colour": np.array([colour for _, _, _, colour in drawn]),
-            "tidy": tidy,
-        }
-        parts.append((encode(model, np.stack([picture for picture, _, _, _ in drawn])), shown))
-    arrays = {name: np.concatenate([shown[name] for _, shown in parts]) for name in FIELDS[1:]}
-    unfinished = file.with_name(file.name + ".partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("wb") as stream:
-        np.savez(stream, codes=np.concatenate([codes for codes, _ in parts]), **arrays)  # type: ignore[arg-type]
-    unfinished.replace(file)
-    log.info("%s: %d pictures", file.name, count)
-
-
-def _single(
-    icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator, signs: NDArray[np.uint8] | None = None
-) -> tuple[Pixels, list[int], int, int]:
-    allowed = pairs(held=False)
-    concept, colour = allowed[rng.integers(len(allowed))]
-    shown = signs if signs is not None and not tidy and rng.random() < SIGN_SHARE else icons
-    how = TIDY if tidy else CLEAR if rng.random() < CLEAR_SHARE else WILD
-    picture = compose(shown[rng.integers(len(shown)), concept], colour, rng, how)
-    return picture, [concept, NOTHING, NOTHING, NOTHING], NOTHING, COLOURS.index(colour)
-
-
-def _scene(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
-    """Tidy ones are two things side by side, to be drawn; the others are mostly four places, to be asked about."""
-    grid = int(rng.integers(1, 3)) if tidy else 0
-    layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
-    picture = compose_layout(layout, icons, COLOURS[colour], rng, TIDY_CELL if tidy or rng.random() < 0.5 else WILD_CELL)
-    names = [NOTHING if name is None else NUMBERS[name] for name in layout.names]
-    return picture, names + [NOTHING] * (4 - len(names)), grid, colour
-
-
-def encode(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """uint8 [B, H, W, 3] to codes [B, tokens]."""
-    codes: NDArray[np.int64] = model.encode(to_tensor(pictures)).numpy()
-    return codes
 
 
 def read_pool(folder: Path, kind: Kind, limit: int | None = None) -> Pool:
@@ -130,16 +46,16 @@ def read_pool(folder: Path, kind: Kind, limit: int | None = None) -> Pool:
         raise Error(f"{folder} holds no encoded pictures of kind {kind!r}: run `python -m mmada_lite.train pool` first")
     shards = [_read_shard(file) for file in files]
     pool = Pool(*(np.concatenate([shard[name] for shard in shards]) for name in FIELDS))
-    kept = ~_shows_held_out(pool)
-    return Pool(*(getattr(pool, name)[kept] for name in FIELDS))
+    allowed = ~_shows_held_out(pool)
+    return Pool(*(getattr(pool, name)[allowed] for name in FIELDS))
 
 
 def _shows_held_out(pool: Pool) -> NDArray[np.bool_]:
-    """Rows that show a thing on a background that is kept for the evaluation of drawings, among other things too."""
-    held = np.zeros((len(CONCEPT_NAMES) + 1, len(COLOURS)), dtype=bool)  # the last row stands for NOTHING
-    for concept, colour in pairs(held=True):
-        held[concept, COLOURS.index(colour)] = True
-    return np.asarray(held[pool.names, pool.colour[:, None]].any(axis=1), dtype=np.bool_)
+    """Pictures that show a thing on a background that is kept for the evaluation of drawings, among other things too."""
+    held_out = np.zeros((len(CONCEPT_NAMES) + 1, len(COLOURS)), dtype=bool)  # the last row stands for NOTHING
+    for concept, colour in pairs(held_out=True):
+        held_out[concept, COLOURS.index(colour)] = True
+    return np.asarray(held_out[pool.names, pool.colour[:, None]].any(axis=1), dtype=np.bool_)
 
 
 def _read_shard(file: Path) -> dict[str, NDArray]:
@@ -153,58 +69,3 @@ def _read_shard(file: Path) -> dict[str, NDArray]:
     if not len(shard["codes"]):
         raise Error(f"{file} is empty: delete it and run `python -m mmada_lite.train pool`")
     return shard
-
-
-def extend_pool(
-    folder: Path,
-    kind: Kind,
-    icons: NDArray[np.uint8],
-    model: MagViT,
-    count: int,
-    numbers: Sequence[int],
-    signs: NDArray[np.uint8] | None = None,
-    asked: bool = False,
-    workers: int = 0,
-) -> None:
-    """Write the shards of those numbers, `count` pictures each; those that exist stay. `workers`: so many processes, a shard
-    each at a time, one thread each, and no more than there are cores; the shards are the same. Raises Error where one of them
-    is ended."""
-    files = {number: folder / f"{kind}-{number:05d}.npz" for number in numbers}
-    left = {number: file for number, file in files.items() if not file.exists()}
-    workers = min(workers, len(left), os.cpu_count() or 1)
-    if workers < 2:
-        for number, file in left.items():
-            write_shard(file, kind, icons, model, count, number, signs, asked)
-        return
-    with tempfile.TemporaryDirectory() as shared:
-        given = Path(shared) / "given.pickle"  # sent with every job it could hang for ever where a process is ended
-        given.write_bytes(pickle.dumps((icons, model, signs)))
-        _share_out(folder, kind, given, count, left, asked, workers)
-
-
-def _share_out(folder: Path, kind: Kind, given: Path, count: int, left: Mapping[int, Path], asked: bool, workers: int) -> None:
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(given,)) as pool:
-        try:
-            jobs = [pool.submit(_make_shard, file, kind, count, number, asked) for number, file in left.items()]
-            for job in as_completed(jobs):
-                job.result()
-        except BrokenProcessPool as fault:
-            raise Error(
-                f"{folder}: a process that made shards was ended, as for want of memory; what is done stays: run `pool` again, "
-                f"with fewer than --workers {workers}"
-            ) from fault
-
-
-_given: tuple[NDArray[np.uint8], MagViT, NDArray[np.uint8] | None]  # of a process that makes shards: icons, model, signs
-
-
-def _start_worker(given: Path) -> None:
-    global _given
-    _given = pickle.loads(given.read_bytes())
-    torch.set_num_threads(1)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-
-def _make_shard(file: Path, kind: Kind, count: int, number: int, asked: bool) -> None:
-    icons, model, signs = _given
-    write_shard(file, kind, icons, model, count, number, signs, asked)

@@ -30,7 +30,7 @@ def layout_held_out(layout: Layout) -> bool:
     return held_out(" + ".join(names if len(names) == 4 else sorted(names)))
 
 
-def draw_layout(grid: tuple[int, int], held: bool, rng: np.random.Generator) -> Layout:
+def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator) -> Layout:
     """A layout of the wanted side of the split: two different things side by side, or one to four in four places.
 
     In four places names come twice more often than by chance, so that there is something to count.
@@ -43,7 +43,7 @@ def draw_layout(grid: tuple[int, int], held: bool, rng: np.random.Generator) -> 
             first, second = rng.choice(len(SMALL), size=2, replace=False)
             names = [CONCEPT_NAMES[SMALL[first]], CONCEPT_NAMES[SMALL[second]]]
         layout = Layout(*grid, tuple(names))
-        if layout_held_out(layout) == held:
+        if layout_held_out(layout) == held_out:
             return layout
 
 
@@ -74,8 +74,8 @@ def compose_layout(
     picture = np.broadcast_to(tone + rng.normal(0.0, 1.0, 3) * how.tone, (RESOLUTION, RESOLUTION, 3)).clip(0, 255).copy()
     for rgb, alpha, rows, columns in placed:
         picture[rows, columns] = rgb * alpha + picture[rows, columns] * (1 - alpha)
-    found: Pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    return found
+    rounded: Pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def scene_thought(layout: Layout) -> str:
@@ -96,9 +96,9 @@ def scene_question(layout: Layout, colour: str, kind: str, rng: np.random.Genera
         question, answer = "how many things are there?", str(len(names))
     elif kind == "cell":
         cell = int(rng.integers(4))
-        found = layout.names[cell]
+        name = layout.names[cell]
         question = f"what is at the {CELLS[cell]}?"
-        answer = CONCEPTS[NUMBERS[found]].phrase if found else "nothing"
+        answer = CONCEPTS[NUMBERS[name]].phrase if name else "nothing"
     elif kind == "position":
         single = sorted({name for name in names if names.count(name) == 1})
         if not single:
@@ -131,8 +131,8 @@ def pair_caption(layout: Layout, colour: str | None, rng: np.random.Generator) -
 
 def relation_caption(layout: Layout, relation: str, colour: str | None) -> str:
     """The caption that says where the first thing of the relation is."""
-    own = RELATIONS[relation][2]
-    first, second = (CONCEPTS[NUMBERS[str(layout.names[cell])]].phrase for cell in (own, 1 - own))
+    first_cell = RELATIONS[relation][2]
+    first, second = (CONCEPTS[NUMBERS[str(layout.names[cell])]].phrase for cell in (first_cell, 1 - first_cell))
     return f"{first} {relation} {second}" + (f" on {_article(colour)} {colour} background" if colour else "")
 
 
@@ -145,15 +145,15 @@ def drawing_thought(layout: Layout, colour: str) -> str:
 def corpus() -> Sequence[str]:
     """Words and phrases of this module, for the tokenizer."""
     rng = np.random.default_rng(4)
-    found = []
+    sentences: list[str] = []
     for _ in range(3000):
         colour = COLOURS[rng.integers(len(COLOURS))]
         four = draw_layout((2, 2), False, rng)
         for kind in KINDS:
-            found += list(scene_question(four, colour, kind, rng) or ())
+            sentences += list(scene_question(four, colour, kind, rng) or ())
         two = draw_layout(GRIDS[1 + rng.integers(2)], False, rng)
-        found += [*list_question(four), pair_caption(two, colour, rng), drawing_thought(two, colour)]
-    return found
+        sentences += [*list_question(four), pair_caption(two, colour, rng), drawing_thought(two, colour)]
+    return sentences
 
 
 def _article(colour: str) -> str:

@@ -72,14 +72,15 @@ def render_signs(packages: Path, coloured: Mapping[str, Rgba]) -> dict[str, Rgba
     fallback, arrays = list(coloured.values()), {}
     for number, style in enumerate(styles("sign")):
         icons, names = IconSet(packages, style), sign_names(style.name)
-        own = fallback[number % len(fallback)]
-        rows = []
+        coloured_icons = fallback[number % len(fallback)]
+        pictures = []
         for index, concept in enumerate(CONCEPTS):
             if concept.name in names:
-                rows.append(paint_sign(icons.render(names[concept.name]), own[index], style.name in OUTLINED))
+                sign = icons.render(names[concept.name])
+                pictures.append(paint_sign(sign, coloured_icons[index], style.name in OUTLINED))
             else:
-                rows.append(own[index])
-        arrays[style.name] = np.stack(rows)
+                pictures.append(coloured_icons[index])
+        arrays[style.name] = np.stack(pictures)
     return arrays
 
 

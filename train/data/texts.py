@@ -92,9 +92,9 @@ def sum_held_out(a: int, b: int) -> bool:
     return held_out(f"{min(a, b)} + {max(a, b)}")
 
 
-def pairs(held: bool) -> list[tuple[int, str]]:
+def pairs(held_out: bool) -> list[tuple[int, str]]:
     """(index of concept, colour) of every pair on the wanted side of the split."""
-    return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if pair_held_out(concept, k) == held]
+    return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if pair_held_out(concept, k) == held_out]
 
 
 def _fill(template: str, concept: Concept, colour: str) -> str:

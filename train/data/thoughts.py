@@ -26,15 +26,15 @@ def with_thought(thought: str, answer: str) -> str:
 def split_thought(text: str) -> Thought | None:
     """The two parts, or None where the format is broken: something before the thought, a tag that lacks or comes twice, or an
     empty part."""
-    found = _THOUGHT.fullmatch(text)
-    if found is None:
+    match = _THOUGHT.fullmatch(text)
+    if match is None:
         return None
-    thought, answer = (part.strip() for part in found.groups())
+    thought, answer = (part.strip() for part in match.groups())
     broken = not thought or not answer or any(tag in part for tag in (OPEN, CLOSE) for part in (thought, answer))
     return None if broken else Thought(thought, answer)
 
 
 def answer_of(text: str) -> str:
     """What is answered: all that follows the thought, or the whole of a text that does not try to think."""
-    found = split_thought(text)
-    return text.strip() if found is None else found.answer
+    parts = split_thought(text)
+    return text.strip() if parts is None else parts.answer
