@@ -10,13 +10,12 @@ runs it). The image tokenizer's convolutions stay in half precision: they are 2 
 is another picture.
 """
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
 from mmada_lite.bundle import WeightGroup
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
 
@@ -54,8 +53,7 @@ def recipe(precision: str, target: str = "cpu", formats: Mapping[str, str] | Non
 
 def _form(group: str, name: str, target: Target) -> WeightSpec:
     if group not in GROUPS:
-        near = difflib.get_close_matches(group, GROUPS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the groups are {', '.join(GROUPS)}"
+        hint = did_you_mean(group, GROUPS, f"the groups are {', '.join(GROUPS)}")
         raise Error(f"no group of tensors is called {group!r}; {hint}")
     form = WeightSpec(format_named(name), target)
     if name not in _ONLY.get(group, (name,)):

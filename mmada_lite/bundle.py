@@ -4,7 +4,6 @@ verified, written.
 It knows what bundle.json holds and says in one line what is wrong with a folder; it opens no graph and no tokenizer.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.files import AtomicFolder, recover
 from mmada_lite.vocabulary import Vocabulary
 
@@ -317,8 +316,7 @@ def _mapping(content: Any, where: str) -> Mapping[str, Any]:
 def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Collection[str], where: str) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+            hint = did_you_mean(key, known, f"the keys are {', '.join(known)}")
             raise Error(f"{where}: unknown key {key!r}; {hint}")
     for key in required:
         if key not in content:

@@ -5,14 +5,13 @@ model's function as it is and make it easier to round (smooth, rotate). How GPTQ
 into weights is `folding`; nothing here knows a layer or a file.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.export.formats import Format, Quantized, encode, fit, require_finite
 
 Rounding = Literal["rtn", "clip", "gptq", "gptaq"]
@@ -62,8 +61,7 @@ def method_named(name: str) -> Method:
     known = (*ROUNDINGS, *CHANGES)
     for word in words:
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}, or several joined by +"
+            hint = did_you_mean(word, known, f"use {', '.join(known)}, or several joined by +")
             raise Error(f"no method is called {word!r}; {hint}")
     chosen = [rounding for rounding in ROUNDINGS if rounding in words]
     if len(chosen) > 1 or len(set(words)) < len(words):

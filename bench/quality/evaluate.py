@@ -6,7 +6,6 @@ along its decodings (`truth`). Knows the command line; the tasks know the data.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import platform
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmada_lite.bench.arguments import require_counts
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 
 if TYPE_CHECKING:
     from mmada_lite.bench.quality.quantization import Row
@@ -53,8 +52,7 @@ def known(names: Sequence[str]) -> None:
 
     for name in names:
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
+            hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
             raise Error(f"no task is called {name!r}; {hint}")
 
 

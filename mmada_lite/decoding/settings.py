@@ -1,6 +1,5 @@
 """How a text or a picture is to be decoded, checked before any work is done. No arrays and no models here."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from mmada_lite.decoding.kv_cache import POLICIES
 from mmada_lite.decoding.schedules import schedule, transfers
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 
 Law = Literal["sensible", "reference"]
 Settings = TypeVar("Settings")
@@ -215,13 +214,9 @@ def settings_from(cls: type[Settings], values: Mapping[str, Any], where: str) ->
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise Error(f"{where}: unknown setting {key!r}{_nearest(key, names)}")
+            hint = did_you_mean(key, names, f"the settings are {', '.join(names)}")
+            raise Error(f"{where}: unknown setting {key!r}; {hint}")
     return cls(**values)
-
-
-def _nearest(key: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the settings are {', '.join(names)}"
 
 
 def _whole(name: str, value: object, least: int = 1) -> None:
