@@ -24,11 +24,11 @@ class Draws:
     """The chance in masked copies: copies k*m .. k*m+m-1 are those of row k."""
 
     ratio: Tensor  # float32 [C] uniform in 0..1, scaled to a mask ratio
-    place: Tensor  # float32 [C, L] uniform in 0..1; a position is masked where it lies below the ratio
+    position: Tensor  # float32 [C, L] uniform in 0..1; a position is masked where it lies below the ratio
 
     @classmethod
     def uniform(cls, copies: int, length: int, generator: torch.Generator) -> Self:
-        """First the ratios, then the places, from the generator."""
+        """First the ratios, then the positions, from the generator."""
         return cls(torch.rand(copies, generator=generator), torch.rand(copies, length, generator=generator))
 
 
@@ -127,7 +127,7 @@ def random_copies(
     row = torch.arange(len(targets), device=targets.device).repeat_interleave(len(draws.ratio) // len(targets))
     late = torch.zeros_like(response) if late is None else late
     free = (response & ~late)[row]
-    hit = (draws.place < (bounds[0] + (bounds[1] - bounds[0]) * draws.ratio)[:, None]).to(targets.device)
+    hit = (draws.position < (bounds[0] + (bounds[1] - bounds[0]) * draws.ratio)[:, None]).to(targets.device)
     chosen = hit & free
     if complement:
         chosen = torch.stack((chosen, ~hit & free), 1).flatten(0, 1)

@@ -132,7 +132,7 @@ def _ended(text: Ids, special: SpecialTokens, length: int) -> list[int]:
 
 def _given(row: Ids, special: SpecialTokens) -> int:
     """How many tokens there are up to the last end of a header, that one included; 0 without any."""
-    return max((place + 1 for place, token in enumerate(row) if token == special.end_header), default=0)
+    return max((position + 1 for position, token in enumerate(row) if token == special.end_header), default=0)
 
 
 def _array(rows: Sequence[Ids]) -> Ints:

@@ -15,23 +15,23 @@ CARD = Card("a planted card", "8.9", 8 * 10**9, 7 * 10**9)
 
 def examined(capsys: pytest.CaptureFixture[str]) -> dict:
     assert main(["doctor", "--json"]) == 0
-    found: dict = json.loads(capsys.readouterr().out)
-    return found
+    report: dict = json.loads(capsys.readouterr().out)
+    return report
 
 
 def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    found = examined(capsys)
-    listed = {device["name"]: device for device in found["devices"]}
+    report = examined(capsys)
+    listed = {device["name"]: device for device in report["devices"]}
     assert set(listed) == set(devices.PROVIDERS)
     assert listed["cpu"]["works"]
     for device in listed.values():
         assert device["works"] or "pip install" in device["why"] or "driver" in device["why"] or "doctor" in device["why"]
-    libraries = {library["name"]: library for library in found["libraries"]}
+    libraries = {library["name"]: library for library in report["libraries"]}
     assert libraries["numpy"]["version"]
     assert all(library["version"] or 'pip install "mmada-lite[' in library["mend"] for library in libraries.values())
-    assert all(library["found"] or library["mend"] for library in found["shared"])
-    assert found["memory"]["total"] is None or found["memory"]["total"] >= found["memory"]["free"]
-    assert found["best"]["device"] in listed
+    assert all(library["found"] or library["mend"] for library in report["shared"])
+    assert report["memory"]["total"] is None or report["memory"]["total"] >= report["memory"]["free"]
+    assert report["best"]["device"] in listed
 
 
 def test_a_person_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,9 +57,9 @@ def test_the_best_settings_follow_what_works(
     monkeypatch.setattr(devices, "fault", lambda device: None if device in ("cpu", works) else f"no {device}")
     monkeypatch.setattr(nvidia, "cards", lambda: (CARD,))
     monkeypatch.setattr(nvidia, "version", lambda: "13.0")
-    found = examined(capsys)
-    assert found["best"]["device"] == works
-    assert any(settings in line for line in found["best"]["settings"])
+    report = examined(capsys)
+    assert report["best"]["device"] == works
+    assert any(settings in line for line in report["best"]["settings"])
     assert main(["doctor"]) == 0
     assert "CUDA 13.0: a planted card (compute capability 8.9, 8.0 GB, 7.0 GB free)" in capsys.readouterr().out
 
@@ -67,8 +67,8 @@ def test_the_best_settings_follow_what_works(
 def test_without_onnxruntime_nothing_runs_and_the_mend_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = devices.find_spec
-    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    find_spec = devices.find_spec
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     assert main(["doctor"]) == 1
     assert 'onnxruntime is not installed; pip install "mmada-lite[cpu]"' in capsys.readouterr().out
 

@@ -84,10 +84,10 @@ def test_the_steps_spell_the_answer(problem: Problem) -> None:
 @given(problems(), st.data())
 def test_a_corrupted_digit_lowers_the_score(problem: Problem, data: st.DataObject) -> None:
     response = arithmetic.response_to(problem)
-    place = data.draw(st.sampled_from([k for k, letter in enumerate(response) if letter.isdigit()]))
-    other = data.draw(st.sampled_from([d for d in "0123456789" if d != response[place]]))
-    found = scored(problem, response[:place] + other + response[place + 1 :])
-    wrong, right = ("thought", "answer") if place < response.index("</think>") else ("answer", "thought")
+    index = data.draw(st.sampled_from([k for k, letter in enumerate(response) if letter.isdigit()]))
+    other = data.draw(st.sampled_from([d for d in "0123456789" if d != response[index]]))
+    found = scored(problem, response[:index] + other + response[index + 1 :])
+    wrong, right = ("thought", "answer") if index < response.index("</think>") else ("answer", "thought")
     assert found[wrong] < 1.0
     assert found[right] == found["format"] == 1.0
 
@@ -96,9 +96,9 @@ def test_a_corrupted_digit_lowers_the_score(problem: Problem, data: st.DataObjec
 @given(problems(), st.data())
 def test_a_missing_or_superfluous_step_lowers_the_score(problem: Problem, data: st.DataObject) -> None:
     steps = arithmetic.thought_of(problem).split(", ")
-    place = data.draw(st.integers(0, len(steps) - 1))
-    assert arithmetic.true_share(problem, ", ".join(steps[:place] + steps[place + 1 :])) < 1.0
-    longer = arithmetic.true_share(problem, ", ".join([*steps, steps[place]]))
+    index = data.draw(st.integers(0, len(steps) - 1))
+    assert arithmetic.true_share(problem, ", ".join(steps[:index] + steps[index + 1 :])) < 1.0
+    longer = arithmetic.true_share(problem, ", ".join([*steps, steps[index]]))
     assert longer == pytest.approx(len(steps) / (len(steps) + 1))
 
 

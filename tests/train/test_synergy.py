@@ -18,7 +18,7 @@ from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 
 @pytest.fixture
-def place(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a pool, and the recipe's transformer small."""
 
     def new_model(tokenizer_file: Path, seed: int = 0) -> tuple[MMaDA, Tokenizer, Vocabulary]:
@@ -37,13 +37,25 @@ def place(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def words(place: Path, *more: str) -> list[str]:
-    return ["--folder", str(place), "--updates", "4", "--every", "2", "--rows", "2", "-o", str(place / "out.json"), *more]
+def words(workspace: Path, *more: str) -> list[str]:
+    return [
+        "--folder",
+        str(workspace),
+        "--updates",
+        "4",
+        "--every",
+        "2",
+        "--rows",
+        "2",
+        "-o",
+        str(workspace / "out.json"),
+        *more,
+    ]
 
 
-def test_every_run_has_a_curve_and_the_table_is_their_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert synergy.main(words(place, "--seeds", "0", "1", "--plot", str(place / "curves.png"))) == 0
-    content = json.loads((place / "out.json").read_text())
+def test_every_run_has_a_curve_and_the_table_is_their_end(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert synergy.main(words(workspace, "--seeds", "0", "1", "--plot", str(workspace / "curves.png"))) == 0
+    content = json.loads((workspace / "out.json").read_text())
     assert set(content["curves"]) == {"0", "1"}
     for by_run in content["curves"].values():
         assert set(by_run) == {"joint", *synergy.TASKS}
@@ -56,13 +68,13 @@ def test_every_run_has_a_curve_and_the_table_is_their_end(place: Path, capsys: p
     assert row["differences"] == [round(joint - alone, 4) for alone, joint in ends]
     assert row["alone"] == pytest.approx(sum(alone for alone, _ in ends) / 2, abs=1e-4)
     assert "| sum |" in capsys.readouterr().out
-    assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (workspace / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_is_cut_goes_on_to_the_same_curve(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert synergy.main(words(place)) == 0
-    whole = json.loads((place / "out.json").read_text())["curves"]
-    (place / "synergy" / "updates-4-rows-2").rename(place / "first")
+def test_a_run_that_is_cut_goes_on_to_the_same_curve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert synergy.main(words(workspace)) == 0
+    whole = json.loads((workspace / "out.json").read_text())["curves"]
+    (workspace / "synergy" / "updates-4-rows-2").rename(workspace / "first")
     measure, calls = synergy.held_loss, 0
 
     def cut(*given: object) -> float:
@@ -74,26 +86,26 @@ def test_a_run_that_is_cut_goes_on_to_the_same_curve(place: Path, monkeypatch: p
 
     monkeypatch.setattr(synergy, "held_loss", cut)
     with pytest.raises(KeyboardInterrupt):
-        synergy.main(words(place))
+        synergy.main(words(workspace))
     monkeypatch.setattr(synergy, "held_loss", measure)
-    assert synergy.main(words(place)) == 0
-    assert json.loads((place / "out.json").read_text())["curves"] == whole
+    assert synergy.main(words(workspace)) == 0
+    assert json.loads((workspace / "out.json").read_text())["curves"] == whole
 
 
-def test_pictures_to_measure_with_are_made_once(place: Path) -> None:
-    held = place / "synergy" / "held" / "single-00000.npz"
+def test_pictures_to_measure_with_are_made_once(workspace: Path) -> None:
+    held = workspace / "synergy" / "held" / "single-00000.npz"
     held.unlink()
     with pytest.raises(Error, match=r"concepts\.npz is missing"):
-        synergy.prepare(place)
+        synergy.prepare(workspace)
     assert not held.exists()
     from mmada_lite.train.data.sources import STYLES
 
     noise = np.random.default_rng(0).integers(0, 256, size=(64, 96, 96, 4), dtype=np.uint8)
-    np.savez(place / "concepts.npz", **{style.name: noise for style in STYLES})
-    MagViT(TINY_VQ).save(place / "vq" / "model", "float32")
-    synergy.prepare(place)
+    np.savez(workspace / "concepts.npz", **{style.name: noise for style in STYLES})
+    MagViT(TINY_VQ).save(workspace / "vq" / "model", "float32")
+    synergy.prepare(workspace)
     made = held.stat().st_mtime_ns
-    synergy.prepare(place)
+    synergy.prepare(workspace)
     assert held.stat().st_mtime_ns == made
 
 
@@ -108,9 +120,9 @@ def test_pictures_to_measure_with_are_made_once(place: Path) -> None:
         (("--folder", "nowhere"), "nowhere"),
     ],
 )
-def test_faults_are_one_line(place: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert synergy.main(words(place, *more)) == 2
+def test_faults_are_one_line(workspace: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert synergy.main(words(workspace, *more)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
-    assert not (place / "out.json").exists()
+    assert not (workspace / "out.json").exists()

@@ -37,7 +37,7 @@ def write_pool(file: Path, pool: Pool) -> None:
 
 
 @pytest.fixture
-def place(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(toy_sequences: Sequences, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder up to the pool, for a transformer of two layers and short stages."""
     shutil.copyfile(toy_tokenizer, tmp_path / "tokenizer.json")
     write_pool(tmp_path / "pool" / "single-00000.npz", single_pool())
@@ -65,38 +65,40 @@ def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     return lines[0]
 
 
-def test_the_stages_run_in_order_and_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "stage-one holds no training state" in fails(capsys, place, "two")
-    assert train(place, "one") == train(place, "two") == 0
-    assert trained_weights(place / "stage-two")[1] == 2
-    assert train(place, "one", "--steps", "3") == 0
-    assert trained_weights(place / "stage-one")[1] == 3
+def test_the_stages_run_in_order_and_go_on(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "stage-one holds no training state" in fails(capsys, workspace, "two")
+    assert train(workspace, "one") == train(workspace, "two") == 0
+    assert trained_weights(workspace / "stage-two")[1] == 2
+    assert train(workspace, "one", "--steps", "3") == 0
+    assert trained_weights(workspace / "stage-one")[1] == 3
 
 
-def test_what_a_gpu_wants_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_wants_is_asked_for(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
     monkeypatch.setattr(Block, "compile", lambda self, dynamic: compiled.append(dynamic))
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, sys.executable)
-    assert train(place, "one", "--rows", "3", "--workers", "1", "--compile") == 0
+    assert train(workspace, "one", "--rows", "3", "--workers", "1", "--compile") == 0
     assert compiled
     assert all(compiled)
-    assert trained_weights(place / "stage-one")[1] == 2
+    assert trained_weights(workspace / "stage-one")[1] == 2
 
 
 def test_compiling_without_a_compiler_is_told_before_it_begins(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "no-such-compiler")
-    line = fails(capsys, place, "one", "--compile")
+    line = fails(capsys, workspace, "one", "--compile")
     assert "--compile needs no-such-compiler, which is not here" in line
-    assert not (place / "stage-one").exists()
+    assert not (workspace / "stage-one").exists()
 
 
 @pytest.mark.parametrize("kind", ["single", "scene"])
-def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    file = place / "pool" / f"{kind}-00000.npz"
+def test_pool_files_that_are_cut_empty_or_foreign_are_named(
+    workspace: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workspace / "pool" / f"{kind}-00000.npz"
     whole = file.read_bytes()
     with np.load(file) as data:
         arrays = dict(data)
@@ -115,13 +117,13 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: s
     ]
     for change, message in changes:
         change()
-        line = fails(capsys, place, "one")
+        line = fails(capsys, workspace, "one")
         assert str(file) in line
         assert message in line
         assert "mmada_lite.train pool" in line
     file.unlink()
-    assert f"holds no encoded pictures of kind '{kind}'" in fails(capsys, place, "one")
-    assert not (place / "stage-one").exists()
+    assert f"holds no encoded pictures of kind '{kind}'" in fails(capsys, workspace, "one")
+    assert not (workspace / "stage-one").exists()
 
 
 @pytest.mark.parametrize(
@@ -143,9 +145,9 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(place: Path, kind: s
     ],
 )
 def test_steps_out_of_order_say_what_is_missing(
-    place: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    workspace: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in fails(capsys, place, *arguments)
+    assert message in fails(capsys, workspace, *arguments)
 
 
 def test_an_empty_folder_lacks_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,9 +162,9 @@ def test_a_fault_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert wrong.stderr.count("\n") == 1
 
 
-def test_groups_are_a_task_and_a_number(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_are_a_task_and_a_number(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train(place, "one", "--groups", "ask=many")
+        train(workspace, "one", "--groups", "ask=many")
     assert stopped.value.code == 2
     assert "'ask=many' is not TASK=NUMBER" in capsys.readouterr().err
 
@@ -175,61 +177,61 @@ def test_an_unknown_verb_lists_those_that_there_are(tmp_path: Path, capsys: pyte
 
 
 def test_a_start_of_another_shape_is_refused(
-    place: Path, toy_sequences: Sequences, toy_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, toy_sequences: Sequences, toy_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = place / "start"
+    start = workspace / "start"
     tiny_model(toy_sequences.vocabulary, layers=3).save(start, "float32")
     shutil.copyfile(toy_tokenizer, start / "tokenizer.json")
-    assert "cannot be the start of this model" in fails(capsys, place, "one", "--from", str(start))
-    assert not (place / "stage-one").exists()
+    assert "cannot be the start of this model" in fails(capsys, workspace, "one", "--from", str(start))
+    assert not (workspace / "stage-one").exists()
 
 
 def test_a_loss_that_is_no_number_is_one_line_and_leaves_the_state(
-    place: Path,
+    workspace: Path,
     toy_sequences: Sequences,
     toy_tokenizer: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start, spoilt = place / "start", tiny_model(toy_sequences.vocabulary)
+    start, spoilt = workspace / "start", tiny_model(toy_sequences.vocabulary)
     torch.nn.init.constant_(spoilt.transformer.ln_f.weight, float("nan"))
     spoilt.save(start, "float32")
     shutil.copyfile(toy_tokenizer, start / "tokenizer.json")
-    assert "the loss of step 0 is nan" in fails(capsys, place, "one", "--from", str(start))
-    assert not (place / "stage-one" / "state").exists()
-    assert train(place, "one") == 0
-    before = {path.name: path.read_bytes() for path in (place / "stage-one" / "state").iterdir() if path.is_file()}
+    assert "the loss of step 0 is nan" in fails(capsys, workspace, "one", "--from", str(start))
+    assert not (workspace / "stage-one" / "state").exists()
+    assert train(workspace, "one") == 0
+    before = {path.name: path.read_bytes() for path in (workspace / "stage-one" / "state").iterdir() if path.is_file()}
     unified = stages.unified_loss
     monkeypatch.setattr(stages, "unified_loss", lambda logits, rows: unified(logits, rows) * float("inf"))
-    assert "the loss of step 2 is inf" in fails(capsys, place, "one", "--steps", "4")
-    assert {path.name: path.read_bytes() for path in (place / "stage-one" / "state").iterdir() if path.is_file()} == before
-    assert trained_weights(place / "stage-one")[1] == 2
+    assert "the loss of step 2 is inf" in fails(capsys, workspace, "one", "--steps", "4")
+    assert {path.name: path.read_bytes() for path in (workspace / "stage-one" / "state").iterdir() if path.is_file()} == before
+    assert trained_weights(workspace / "stage-one")[1] == 2
 
 
 def test_a_state_of_another_shape_is_refused_and_kept(
-    place: Path, toy_sequences: Sequences, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, toy_sequences: Sequences, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train(place, "one") == 0
-    before = (place / "stage-one" / "state" / "weights.pt").read_bytes()
+    assert train(workspace, "one") == 0
+    before = (workspace / "stage-one" / "state" / "weights.pt").read_bytes()
     other: Vocabulary = toy_sequences.vocabulary
     monkeypatch.setattr(recipe, "transformer_config", lambda *_: config_of(other, width=16))
-    assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
-    assert (place / "stage-one" / "state" / "weights.pt").read_bytes() == before
+    assert "does not fit this training" in fails(capsys, workspace, "one", "--steps", "4")
+    assert (workspace / "stage-one" / "state" / "weights.pt").read_bytes() == before
 
 
-def test_the_log_says_what_was_trained(place: Path) -> None:
-    assert train(place, "one") == 0
-    lines = [json.loads(line) for line in (place / "stage-one" / "log.jsonl").read_text().splitlines()]
+def test_the_log_says_what_was_trained(workspace: Path) -> None:
+    assert train(workspace, "one") == 0
+    lines = [json.loads(line) for line in (workspace / "stage-one" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert all({"loss", "norm", "seconds", "paint", "sum"} <= set(line) for line in lines)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"])
-def test_a_state_that_is_cut_is_one_line(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(place, "one") == 0
-    file = place / "stage-one" / "state" / name
+def test_a_state_that_is_cut_is_one_line(workspace: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(workspace, "one") == 0
+    file = workspace / "stage-one" / "state" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
+    assert "does not fit this training" in fails(capsys, workspace, "one", "--steps", "4")
 
 
 @pytest.mark.parametrize("layers", [4, 7, 1_000_000])
@@ -238,45 +240,47 @@ def test_blocks_that_could_not_be_stacked_are_refused(toy_tokenizer: Path, layer
         recipe.new_model(toy_tokenizer, layers=layers)
 
 
-def test_two_stacks_a_stage_one_of_fewer_blocks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(place, "one", "--layers", "1") == 0
-    assert "does not fit this training" in fails(capsys, place, "one", "--steps", "4")
-    assert "another shape" in fails(capsys, place, "export", "--stage", "one")
-    assert train(place, "two") == 0
-    blocks = {name.split(".blocks.")[1].split(".")[0] for name in trained_weights(place / "stage-two")[0] if ".blocks." in name}
+def test_two_stacks_a_stage_one_of_fewer_blocks(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(workspace, "one", "--layers", "1") == 0
+    assert "does not fit this training" in fails(capsys, workspace, "one", "--steps", "4")
+    assert "another shape" in fails(capsys, workspace, "export", "--stage", "one")
+    assert train(workspace, "two") == 0
+    blocks = {
+        name.split(".blocks.")[1].split(".")[0] for name in trained_weights(workspace / "stage-two")[0] if ".blocks." in name
+    }
     assert blocks == {"0", "1"}
 
 
 def test_the_stage_before_must_be_whole_and_of_this_shape(
-    place: Path, toy_sequences: Sequences, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, toy_sequences: Sequences, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train(place, "one") == 0
-    file, other = place / "stage-one" / "state" / "weights.pt", toy_sequences.vocabulary
+    assert train(workspace, "one") == 0
+    file, other = workspace / "stage-one" / "state" / "weights.pt", toy_sequences.vocabulary
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "transformer_config", lambda *_: config_of(other, layers=3))
-        assert "stage-one was trained with another shape" in fails(capsys, place, "two")
+        assert "stage-one was trained with another shape" in fails(capsys, workspace, "two")
     file.write_bytes(file.read_bytes()[:5000])
-    assert "weights.pt cannot be read" in fails(capsys, place, "two")
+    assert "weights.pt cannot be read" in fails(capsys, workspace, "two")
 
 
-def test_export_finds_what_a_kill_left(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(place, "one") == 0
-    (place / "stage-one" / "state").rename(place / "stage-one" / "state.old")
-    assert Workspace(place).stage("last") == place / "stage-one"
-    assert "no stage 'two' was trained" in fails(capsys, place, "export", "--stage", "two")
+def test_export_finds_what_a_kill_left(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(workspace, "one") == 0
+    (workspace / "stage-one" / "state").rename(workspace / "stage-one" / "state.old")
+    assert Workspace(workspace).stage("last") == workspace / "stage-one"
+    assert "no stage 'two' was trained" in fails(capsys, workspace, "export", "--stage", "two")
 
 
-def test_icons_that_are_cut_or_of_other_concepts_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = place / "concepts.npz"
-    MagViT(TINY_VQ).save(place / "vq" / "model")
+def test_icons_that_are_cut_or_of_other_concepts_are_named(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = workspace / "concepts.npz"
+    MagViT(TINY_VQ).save(workspace / "vq" / "model")
     few = {style.name: discs()[0, :3] for style in STYLES}
     np.savez(file, **few)
-    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, place, "pool")
+    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, workspace, "pool")
     np.savez(file, other=discs()[0])
-    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, place, "pool")
+    assert f"does not hold {len(CONCEPTS)} icons of each style" in fails(capsys, workspace, "pool")
     for content in (file.read_bytes()[:1000], b"", b"no archive"):
         file.write_bytes(content)
-        assert "concepts.npz cannot be read" in fails(capsys, place, "pool")
+        assert "concepts.npz cannot be read" in fails(capsys, workspace, "pool")
 
 
 def test_a_judge_of_other_concepts_is_refused(tmp_path: Path) -> None:
