@@ -320,7 +320,8 @@ def test_vq_training_lowers_the_loss_and_stops_where_it_is_done(tmp_path: Path) 
     model = stage_vq.train_vq(MagViT(TINY_VQ), source, checks, tmp_path, settings)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["psnr_some"] > 3
-    assert np.mean([line["mse"] for line in lines[7:10]]) < np.mean([line["mse"] for line in lines[:3]])
+    errors = [line["mse"] for line in lines if "mse" in line]  # a slow machine saves, and measures, on the way too
+    assert np.mean(errors[7:]) < np.mean(errors[:3])
     again = stage_vq.train_vq(MagViT(TINY_VQ), source, checks, tmp_path, settings)  # nothing left to do
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
