@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmada_lite.bundle import Bundle
-from mmada_lite.cli.plan import bytes_of
 from mmada_lite.errors import Error
 from mmada_lite.export.engines import build_engines
 from mmada_lite.files import size_in_words
-from mmada_lite.memory_plan import Shape, need
+from mmada_lite.memory_plan import Shape, bytes_of, need
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.engines import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
 

@@ -26,13 +26,16 @@ It knows no session and opens no graph.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from mmada_lite.bundle import Architecture, Bundle, ImageInfo, WeightGroup
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.errors import Error
 
 Task = Literal["answer", "drawing"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -45,6 +48,7 @@ _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where i
 _SCALE = {"fp16": 2, "fp32": 4}
 _ON_THE_WAY = 1.1
 _WHOLE_STEPS = ImageSettings()  # every step of a drawing computes everything
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -283,3 +287,34 @@ def _bytes(outputs: int, inputs: int, name: str) -> int:
         return outputs * (inputs + 4)
     blocks = -(-inputs // int(block))
     return outputs * blocks * (int(block) // 2 + 2)
+
+
+def bytes_of(text: str) -> int:
+    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].lower() not in _UNITS or float(found[1]) <= 0:
+        raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def memory_available() -> int | None:
+    """Bytes that this process may still take, within its container too; None where the system does not say."""
+    found = [value for value in (_meminfo_available(), _container_available()) if value is not None]
+    return min(found, default=None)
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    numbers = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return numbers[0] if numbers else None
+
+
+def _container_available() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None

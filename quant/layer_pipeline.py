@@ -19,6 +19,7 @@ from mmada_lite.export.bundle import Checkpoint, defaults_of
 from mmada_lite.export.formats import require_finite
 from mmada_lite.export.lowering import Weight, WeightSpec
 from mmada_lite.files import size_in_words
+from mmada_lite.memory_plan import memory_available
 from mmada_lite.model import load
 from mmada_lite.quant.block_rounding import Batch, HeadRead, Layer, aligned, embedded, load_block, round_head
 from mmada_lite.quant.calibration import Calibration, Reader, Sample, collect, grouped_by_length
@@ -196,7 +197,6 @@ def reader_of(checkpoint: Checkpoint, codes: slice, record_with: Path | None) ->
 def _torch_denoiser(checkpoint: Checkpoint, codes: slice) -> Denoiser:
     import torch
 
-    from mmada_lite.cli.info import memory_available
     from mmada_lite.train.denoiser import TorchDenoiser
     from mmada_lite.train.model import MMaDA, load_state
 

@@ -75,6 +75,7 @@ def bundle_json(bundle: "Bundle") -> dict[str, Any]:
 
 def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
     """What this machine offers, and `runs` with the reason when that is false."""
+    from mmada_lite.memory_plan import memory_available
     from mmada_lite.ort.loader import device_for
 
     needed, available = memory_needed(bundle), memory_available()
@@ -111,29 +112,6 @@ def memory_needed(bundle: "Bundle") -> int:
         return round(bundle.size * max(expansions.values(), default=1.0))
     rest = max(0, bundle.size - sum(size or 0 for size in sizes.values()))
     return rest + round(sum((size or 0) * expansions[name] for name, size in sizes.items()))
-
-
-def memory_available() -> int | None:
-    """Bytes that this process may still take, within its container too; None where the system does not say."""
-    found = [value for value in (_meminfo_available(), _container_available()) if value is not None]
-    return min(found, default=None)
-
-
-def _meminfo_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    numbers = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return numbers[0] if numbers else None
-
-
-def _container_available() -> int | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):  # absent, or "max"
-        return None
 
 
 def _runtime_version() -> str | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite import __version__
-from mmada_lite.cli.info import memory_available
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
+from mmada_lite.memory_plan import memory_available
 from mmada_lite.ort import devices, nvidia
 from mmada_lite.ort.session import exact_int8, usable_cores
 

@@ -6,7 +6,6 @@ It finds out what the model's shape is and prints; the arithmetic is `mmada_lite
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:  # a verb's module imports no numpy before it runs
     from mmada_lite.decoding.settings import ImageSettings, TextSettings
     from mmada_lite.memory_plan import Need, Shape
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_CARD = ("cuda", "rtx", "tensorrt")
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
 
@@ -77,16 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if content["best"] else 1
 
 
-def bytes_of(text: str) -> int:
-    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
-    amount = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if amount is None or amount[2].lower() not in _UNITS or float(amount[1]) <= 0:
-        raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
-    return round(float(amount[1]) * _UNITS[amount[2].lower()])
-
-
 def _memory(given: str | None, device: str) -> int:
-    from mmada_lite.cli.info import memory_available
+    from mmada_lite.memory_plan import bytes_of, memory_available
 
     if given is not None:
         return bytes_of(given)

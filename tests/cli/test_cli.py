@@ -223,7 +223,7 @@ def test_info_says_what_is_inside_and_whether_it_runs(run: Run, tiny_bundle: Pat
 
 
 def test_info_says_why_it_does_not_run(run: Run, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmada_lite.cli.info.memory_available", lambda: 1000)
+    monkeypatch.setattr("mmada_lite.memory_plan.memory_available", lambda: 1000)
     code, out, _ = run("info", tiny_bundle, "--device", "cpu")
     assert code == 1
     assert "runs here  no: it needs about" in out

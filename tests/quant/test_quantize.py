@@ -437,7 +437,7 @@ def test_the_verb_says_what_it_wrote(tiny_checkpoint: Path, tmp_path: Path, caps
 def test_a_bundle_decodes_the_prompts_for_a_checkpoint_too_large(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmada_lite.cli.info.memory_available", lambda: 1000)
+    monkeypatch.setattr("mmada_lite.quant.layer_pipeline.memory_available", lambda: 1000)
     with pytest.raises(Error, match="first quantize it with --method rtn, then add --record-with"):
         quantize_model(tiny_checkpoint, tmp_path / "b", SMALL)
     recorded = Request(format="int4-b32", method="gptq", prompts=1, steps=1, record_with=tiny_bundle)

@@ -12,14 +12,13 @@ from tiny_checkpoint import SPECIAL, write_tokenizer
 
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli.main import main
-from mmada_lite.cli.plan import bytes_of
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.export.precision import PRESETS
-from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, caches, need, stored
+from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, bytes_of, caches, need, stored
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "train" / "shipped" / "emoji"
