@@ -24,7 +24,7 @@ from mmada_lite.export import precision as precision_module
 from mmada_lite.export.checkpoint import Tower, TransformerConfig, VQConfig
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Weight, WeightSpec
-from mmada_lite.export.precision import described, recipe
+from mmada_lite.export.precision import specs_for, weight_group
 from mmada_lite.memory_plan import PUBLISHED, Shape, stored
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
@@ -132,7 +132,7 @@ def write_bundle(
     pictures: bool = False,
 ) -> Bundle:
     """Embedder, backbone and heads of a size, and with `pictures` an image tokenizer. Returns the bundle, opened."""
-    forms = recipe(precision, target, chosen)
+    forms = specs_for(precision, target, chosen)
     sizes = dict.fromkeys(("embedder", "backbone", "text_head", "image_head", *(["codec"] if pictures else [])), 0)
     graphs: dict[str, dict[str, Any]] = {}
     with BundleWriter(folder, needed=_needed(size, precision)) as writer:
@@ -148,7 +148,7 @@ def write_bundle(
                     _build(made, name, size, forms[group])
                     inputs, outputs = made.save(writer.folder / f"{name}.onnx")
                     graphs[name] = {"file": f"{name}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
-        groups = {name: asdict(described(name, forms[name], taken)) for name, taken in sizes.items()}
+        groups = {name: asdict(weight_group(name, forms[name], taken)) for name, taken in sizes.items()}
         return Bundle.open(writer.finish(_description(size, groups, graphs, target)))
 
 

@@ -1,8 +1,8 @@
-"""From a checkpoint folder to a bundle: checks everything first, then streams each graph's weights, then describes
-the result.
+"""From a checkpoint folder to a bundle: the folder is checked from end to end, its graphs are planned, their weights are
+streamed into one file, and bundle.json describes the result.
 
-It decides what goes into a bundle and under which name. How a graph is built is `transformer`, `heads` and `codec`;
-how a folder appears on disk whole or not at all is `mmada_lite.bundle`.
+It decides what goes into a bundle and under which name. How a graph is built is `transformer`, `heads` and `codec`, how a
+group of tensors is stored `precision`; how a folder appears on disk whole or not at all is `mmada_lite.bundle`.
 """
 
 import hashlib
@@ -11,39 +11,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mmada_lite
 from mmada_lite.bundle import Architecture, BundleWriter, read_settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
-from mmada_lite.export.checkpoint import Tensors, TensorSource, TransformerConfig, VQConfig, read_json
+from mmada_lite.export import codec, heads, transformer
+from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, TransformerConfig, VQConfig, read_json
+from mmada_lite.export.graph import Graph, WeightFile
+from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
+from mmada_lite.export.precision import Precision, specs_for, weight_group
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
-
-if TYPE_CHECKING:
-    from mmada_lite.export.graph import Graph
-    from mmada_lite.export.lowering import Target, WeightSpec
-    from mmada_lite.export.precision import Precision
 
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
 WEIGHTS = "weights.bin"
-SIDECAR = "mmada_lite.json"
-_CARRIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md", "model_card.md")
-_ROOM = 8 << 20  # bytes, for graph files, the tokenizer and alignment
+_COPIED = ("tokenizer.json", "LICENSE", "NOTICE", "README.md", "model_card.md")
+_MARGIN = 8 << 20  # bytes of disk for graph files, the tokenizer and alignment
 _ROOT, _TABLE, _OUTPUT = "model.transformer.", "wte.weight", "ff_out.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One graph to be written: the group its weights count to, the tensors it stores by their name in the graph, and
-    what builds it."""
+class GraphPlan:
+    """One graph to be written: the group its weights count to, the shapes of the tensors that it stores by their name in the
+    graph, and what builds it."""
 
     name: str
     group: str
     shapes: Mapping[str, tuple[int, ...]]
-    build: "Callable[[Graph, WeightSpec], None]"
+    build: Callable[[Graph, WeightSpec], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +55,25 @@ class Checkpoint:
     config: TransformerConfig
     tensors: Tensors
     vocabulary: Vocabulary
-    codec: tuple[Part, ...]
+    codec: tuple[GraphPlan, ...]
     image: Mapping[str, int] | None
     sidecar: Mapping[str, Any]
     origin: tuple[str, str | None]
     image_tensors: Tensors | None = None
+
+    @property
+    def image_rows(self) -> slice:
+        """The rows of the output matrix that are codes of pictures."""
+        first = self.vocabulary.image_code_offset
+        return slice(first, first + self.vocabulary.codebook_size)
 
 
 def export_checkpoint(
     source: str | Path,
     output: str | Path,
     *,
-    precision: "Precision" = "fp16",
-    target: "Target" = "cpu",
+    precision: Precision = "fp16",
+    target: Target = "cpu",
     formats: Mapping[str, str] | None = None,
     force: bool = False,
     vocabulary: Vocabulary | None = None,
@@ -85,48 +88,41 @@ def export_checkpoint(
     "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a group cannot be
     stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    forms = forms_for(precision, target, formats)
-    return write_bundle(open_checkpoint(Path(source), vocabulary), forms, output, force=force, progress=progress)
+    specs = specs_for(precision, target, formats)
+    checkpoint = open_checkpoint(Path(source), vocabulary)
+    return write_bundle(checkpoint, specs, output, force=force, progress=progress)
 
 
 def write_bundle(
     checkpoint: Checkpoint,
-    forms: "Mapping[str, WeightSpec]",
+    specs: Mapping[str, WeightSpec],
     output: str | Path,
     *,
     force: bool = False,
     progress: Progress | None = None,
     method: str | None = None,
 ) -> Path:
-    """Write an opened checkpoint as the bundle `output`, each group as `forms` says; `method`: how codes were found, for
+    """Write an opened checkpoint as the bundle `output`, each group as `specs` says; `method`: how codes were found, for
     the record. Raises Error as `export_checkpoint` does."""
-    parts = parts_of(checkpoint)
-    sizes = group_sizes(parts, forms)
-    description = _describe(checkpoint, parts, sizes, forms, method)
-    with BundleWriter(Path(output), force=force, needed=sum(sizes.values()) + _ROOM) as writer:
-        graphs = _write_graphs(parts, forms, writer.folder, progress)
-        for name in _CARRIED:
+    plans = graph_plans(checkpoint)
+    sizes = group_sizes(plans, specs)
+    description = _describe(checkpoint, plans, sizes, specs, method)
+    with BundleWriter(Path(output), force=force, needed=sum(sizes.values()) + _MARGIN) as writer:
+        graphs = _write_graphs(plans, specs, writer.folder, progress)
+        for name in _COPIED:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, writer.folder / name)
         return writer.finish(description | {"graphs": graphs})
 
 
-def export_codec(source: str | Path, output: str | Path, *, precision: "Precision" = "fp32") -> dict[str, Path]:
+def export_codec(source: str | Path, output: str | Path, *, precision: Precision = "fp32") -> dict[str, Path]:
     """Write only the image tokenizer in the folder `source` as graphs in the folder `output`; returns graph name ->
     file."""
-    forms = forms_for(precision, "cpu", None)
-    parts = list(_codec_parts(VQConfig.load(source), TensorSource.open(source)))
-    Path(output).mkdir(parents=True, exist_ok=True)
-    return {name: Path(output) / graph["file"] for name, graph in _write_graphs(parts, forms, Path(output), None).items()}
-
-
-def forms_for(precision: str, target: str = "cpu", formats: Mapping[str, str] | None = None) -> "dict[str, WeightSpec]":
-    """Group -> form, see `recipe`. Raises Error also when onnx is not there."""
-    if find_spec("onnx") is None:
-        raise Error('exporting needs onnx; pip install "mmada-lite[export]"')
-    from mmada_lite.export.precision import recipe
-
-    return recipe(precision, target, formats)
+    plans = list(_codec_plans(VQConfig.load(source), TensorSource.open(source)))
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = _write_graphs(plans, specs_for(precision), folder, None)
+    return {name: folder / graph["file"] for name, graph in graphs.items()}
 
 
 def open_checkpoint(folder: Path, vocabulary: Vocabulary | None = None) -> Checkpoint:
@@ -140,23 +136,18 @@ def open_checkpoint(folder: Path, vocabulary: Vocabulary | None = None) -> Check
     if (folder / "vq").is_dir():
         vq = VQConfig.load(folder / "vq"), TensorSource.open(folder / "vq")
         vq[1].verify(vq[0].expected_tensors())
-    found = vocabulary or _vocabulary(folder, config)
-    sizes = {"the vocabulary": found.codebook_size, "config.json": config.codebook_size}
-    if vq:
-        sizes["vq"] = vq[0].codebook_size
-    if len(set(sizes.values())) > 1:
-        raise Error(f"{folder}: different codebook_size in " + ", ".join(f"{name} ({size})" for name, size in sizes.items()))
-    if found.size != config.vocab_size:
-        raise Error(
-            f"{folder}: the vocabulary has {found.size} ids and the embedding {config.vocab_size} rows; they must agree"
-        )
-    codec: tuple[Part, ...] = ()
-    image = None
-    if vq:
-        codec = tuple(_codec_parts(*vq))
-        image = {"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor}
-    origin = folder.resolve().name, hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return Checkpoint(folder, config, tensors, found, codec, image, _sidecar(folder), origin)
+    vocabulary = vocabulary or _vocabulary(folder, config)
+    _check_sizes(folder, config, vocabulary, vq[0] if vq else None)
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        tensors=tensors,
+        vocabulary=vocabulary,
+        codec=tuple(_codec_plans(*vq)) if vq else (),
+        image={"resolution": vq[0].resolution, "downsample": vq[0].downsample_factor} if vq else None,
+        sidecar=_sidecar(folder),
+        origin=(folder.resolve().name, hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()),
+    )
 
 
 def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
@@ -166,6 +157,19 @@ def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
     return Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
     )
+
+
+def _check_sizes(folder: Path, config: TransformerConfig, vocabulary: Vocabulary, vq: VQConfig | None) -> None:
+    """Vocabulary, embedding and image tokenizer must agree on how many ids and codes there are."""
+    sizes = {"the vocabulary": vocabulary.codebook_size, "config.json": config.codebook_size}
+    if vq:
+        sizes["vq"] = vq.codebook_size
+    if len(set(sizes.values())) > 1:
+        raise Error(f"{folder}: different codebook_size in " + ", ".join(f"{name} ({size})" for name, size in sizes.items()))
+    if vocabulary.size != config.vocab_size:
+        raise Error(
+            f"{folder}: the vocabulary has {vocabulary.size} ids and the embedding {config.vocab_size} rows; they must agree"
+        )
 
 
 def _sidecar(folder: Path) -> dict[str, Any]:
@@ -178,56 +182,47 @@ def _sidecar(folder: Path) -> dict[str, Any]:
     return content
 
 
-def parts_of(checkpoint: Checkpoint) -> list[Part]:
+def graph_plans(checkpoint: Checkpoint) -> list[GraphPlan]:
     """Every graph that the bundle of a checkpoint holds."""
-    return [*_transformer_parts(checkpoint), *checkpoint.codec]
+    return [*_transformer_plans(checkpoint), *checkpoint.codec]
 
 
-def _transformer_parts(checkpoint: Checkpoint) -> Iterator[Part]:
-    from mmada_lite.export import heads, transformer
-    from mmada_lite.export.lowering import Weight
-
-    config, source, vocabulary = checkpoint.config, checkpoint.tensors, checkpoint.vocabulary
+def _transformer_plans(checkpoint: Checkpoint) -> Iterator[GraphPlan]:
+    config, source, image_rows = checkpoint.config, checkpoint.tensors, checkpoint.image_rows
     shapes = {name.removeprefix(_ROOT): shape for name, shape in config.expected_tensors().items()}
-    table, whole = {_TABLE: shapes.pop(_TABLE)}, {_OUTPUT: shapes.pop(_OUTPUT)}
-    first = vocabulary.image_code_offset
-    codes = Weight(checkpoint.image_tensors or source, _ROOT + _OUTPUT, (first, first + vocabulary.codebook_size))
-    yield Part("embedder", "embedder", table, lambda g, f: transformer.build_embedder(g, source, f, config.d_model))
-    yield Part("backbone", "backbone", shapes, lambda g, f: transformer.build_backbone(g, source, f, config))
-    yield Part("text_head", "text_head", whole, lambda g, f: heads.build_head(g, Weight(source, _ROOT + _OUTPUT), f))
-    yield Part("image_head", "image_head", {_OUTPUT: codes.shape}, lambda g, f: heads.build_head(g, codes, f))
+    table, output = {_TABLE: shapes.pop(_TABLE)}, {_OUTPUT: shapes.pop(_OUTPUT)}
+    text = Weight(source, _ROOT + _OUTPUT)
+    image = Weight(checkpoint.image_tensors or source, _ROOT + _OUTPUT, (image_rows.start, image_rows.stop))
+    yield GraphPlan("embedder", "embedder", table, lambda g, s: transformer.build_embedder(g, source, s, config.d_model))
+    yield GraphPlan("backbone", "backbone", shapes, lambda g, s: transformer.build_backbone(g, source, s, config))
+    yield GraphPlan("text_head", "text_head", output, lambda g, s: heads.build_head(g, text, s))
+    yield GraphPlan("image_head", "image_head", {_OUTPUT: image.shape}, lambda g, s: heads.build_head(g, image, s))
 
 
-def _codec_parts(config: VQConfig, source: TensorSource) -> Iterator[Part]:
-    from mmada_lite.export import codec
-
+def _codec_plans(config: VQConfig, source: TensorSource) -> Iterator[GraphPlan]:
     builders = {"encoder": codec.build_image_encoder, "decoder": codec.build_image_decoder}
     for tower, build in builders.items():
         shapes = {name: shape for name, shape in config.expected_tensors().items() if name.startswith(f"{tower}.")}
-        yield Part(f"image_{tower}", "codec", shapes, lambda g, f, build=build: build(g, source, f, config))  # type: ignore[misc]
+        yield GraphPlan(f"image_{tower}", "codec", shapes, lambda g, s, build=build: build(g, source, s, config))  # type: ignore[misc]
 
 
-def group_sizes(parts: Sequence[Part], forms: "Mapping[str, WeightSpec]") -> dict[str, int]:
+def group_sizes(plans: Sequence[GraphPlan], specs: Mapping[str, WeightSpec]) -> dict[str, int]:
     """Group -> bytes of its tensors in the bundle. Raises Error when a matrix cannot be stored as its group asks."""
-    from mmada_lite.export.lowering import check_linear, linear_bytes, table_bytes
-
-    sizes = dict.fromkeys(sorted({part.group for part in parts}), 0)
-    for part in parts:
-        form, lookup = forms[part.group], part.group == "embedder"
-        for shape in part.shapes.values():
+    sizes = dict.fromkeys(sorted({plan.group for plan in plans}), 0)
+    for plan in plans:
+        spec, lookup = specs[plan.group], plan.group == "embedder"
+        for shape in plan.shapes.values():
             if len(shape) == 2 and not lookup:
-                check_linear(shape, form)
-            sizes[part.group] += table_bytes(shape, form) if lookup else linear_bytes(shape, form)
+                check_linear(shape, spec)
+            sizes[plan.group] += table_bytes(shape, spec) if lookup else linear_bytes(shape, spec)
     return sizes
 
 
 def _write_graphs(
-    parts: Sequence[Part], forms: "Mapping[str, WeightSpec]", folder: Path, progress: Progress | None
+    plans: Sequence[GraphPlan], specs: Mapping[str, WeightSpec], folder: Path, progress: Progress | None
 ) -> dict[str, dict[str, Any]]:
     """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
-    from mmada_lite.export.graph import Graph, WeightFile
-
-    done, total = 0, sum(group_sizes(parts, forms).values())
+    done, total = 0, sum(group_sizes(plans, specs).values())
 
     def wrote(name: str, size: int) -> None:
         nonlocal done
@@ -235,28 +230,26 @@ def _write_graphs(
         if progress:
             progress(done, total, name)
 
-    described = {}
+    records = {}
     with WeightFile(folder / WEIGHTS, wrote) as weights:
-        for part in parts:
-            graph = Graph(part.name, weights)
-            part.build(graph, forms[part.group])
-            file = f"{part.name}.onnx"
+        for plan in plans:
+            graph = Graph(plan.name, weights)
+            plan.build(graph, specs[plan.group])
+            file = f"{plan.name}.onnx"
             inputs, outputs = graph.save(folder / file)
-            described[part.name] = {"file": file, "inputs": list(inputs), "outputs": list(outputs)}
+            records[plan.name] = {"file": file, "inputs": list(inputs), "outputs": list(outputs)}
     assert done == total, f"{done} bytes written, {total} expected"
-    return described
+    return records
 
 
 def _describe(
     checkpoint: Checkpoint,
-    parts: Sequence[Part],
+    plans: Sequence[GraphPlan],
     sizes: Mapping[str, int],
-    forms: "Mapping[str, WeightSpec]",
+    specs: Mapping[str, WeightSpec],
     method: str | None,
 ) -> dict[str, Any]:
     """What bundle.json says, without graphs and files. sizes: bytes of each group that the checkpoint has."""
-    from mmada_lite.export.precision import described
-
     config = checkpoint.config
     architecture = {name: getattr(config, name) for name in (field.name for field in fields(Architecture))}
     provenance = {
@@ -271,17 +264,17 @@ def _describe(
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),
         "image": checkpoint.image,
-        "quantization": {group: asdict(described(group, forms[group], size)) for group, size in sizes.items()},
-        "tensors": {part.name: _stored(part, forms[part.group]) for part in parts},
+        "quantization": {group: asdict(weight_group(group, specs[group], size)) for group, size in sizes.items()},
+        "tensors": {plan.name: _stored_formats(plan, specs[plan.group]) for plan in plans},
         "defaults": defaults_of(checkpoint),
         "provenance": provenance | ({"method": method} if method else {}),
-        "target": forms["backbone"].target,
+        "target": specs["backbone"].target,
     }
 
 
-def _stored(part: Part, form: "WeightSpec") -> dict[str, str]:
+def _stored_formats(plan: GraphPlan, spec: WeightSpec) -> dict[str, str]:
     """Tensor -> the name of the format that it is stored in; norms and biases are always fp32."""
-    return {name: form.format.name if len(shape) > 1 else "fp32" for name, shape in part.shapes.items()}
+    return {name: spec.format.name if len(shape) > 1 else "fp32" for name, shape in plan.shapes.items()}
 
 
 def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -293,8 +286,8 @@ def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     given = checkpoint.sidecar.get("defaults", {})
     where = str(checkpoint.folder / SIDECAR)
     chosen = {"text": text | given.get("text", {}), "image": image | given.get("image", {})}
-    said = {
+    checked = {
         "text": plain(read_settings(TextSettings, chosen["text"], f"{where}: defaults.text")),
         "image": plain(read_settings(ImageSettings, chosen["image"], f"{where}: defaults.image")),
     }
-    return {kind: {key: value for key, value in chosen[kind].items() if key in said[kind]} for kind in chosen}
+    return {kind: {key: value for key, value in chosen[kind].items() if key in checked[kind]} for kind in chosen}

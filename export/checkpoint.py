@@ -1,8 +1,8 @@
 """What a published checkpoint must look like: the configurations and the name and shape of every tensor they imply.
 
 Options of the reference that change its arithmetic and that we do not build are refused by name. This file computes nothing
-and knows neither torch nor ONNX. The image tokenizer's half is `vq_layout`, reading and writing the bytes is
-`safetensors_source`; both are re-exported here, so that this is the one name to import from.
+and knows neither torch nor ONNX. The image tokenizer's half is `codec_vq`, reading and writing the bytes is
+`safetensors_io`; what others need of both is re-exported here, so that this is the one name to import from.
 """
 
 import os
@@ -17,6 +17,7 @@ from mmada_lite.export.safetensors_io import Tensors, TensorSource, read_json, s
 
 __all__ = ["TensorSource", "Tensors", "Tower", "TransformerConfig", "VQConfig", "read_json", "save_tensors"]
 
+SIDECAR = "mmada_lite.json"  # beside the weights: a model's name and its default settings
 # Option of the reference -> the values that mean what we compute; the first is written by to_json. None: not set.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("silu",),

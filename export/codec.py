@@ -13,9 +13,9 @@ from mmada_lite.export.graph import Graph
 from mmada_lite.export.lowering import Weight, WeightSpec
 
 
-def build_image_encoder(graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig) -> None:
+def build_image_encoder(graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig) -> None:
     """pixels [B, 3, H, W] in -1..1 -> codes int64 [B, h, w]; channel 0 of the encoding is the most significant bit."""
-    layers = _Layers(graph, source, form, config, "encoder")
+    layers = _Layers(graph, source, spec, config, "encoder")
     x = layers.conv("conv_in", graph.input("pixels", "float32", ("B", 3, "H", "W")))
     tower: Tower = config.encoder
     for level, blocks in enumerate(tower.num_res_blocks):
@@ -32,9 +32,9 @@ def build_image_encoder(graph: Graph, source: Tensors, form: WeightSpec, config:
     graph.output("codes", "int64", ("B", "h", "w"))
 
 
-def build_image_decoder(graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig) -> None:
+def build_image_decoder(graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig) -> None:
     """codes int64 [B, h, w] -> pixels [B, 3, H, W], nominally -1..1 and not clamped."""
-    layers = _Layers(graph, source, form, config, "decoder")
+    layers = _Layers(graph, source, spec, config, "decoder")
     codes = graph.op("Unsqueeze", graph.input("codes", "int64", ("B", "h", "w")), graph.ints(1))
     x = layers.conv("conv_in", layers.conv("post_quant_conv", _signs(graph, codes, config.z_channels)))
     x = layers.middle(x)
@@ -65,8 +65,8 @@ def _signs(graph: Graph, codes: str, bits: int) -> str:
 class _Layers:
     """The parts that both towers are built from; names are relative to the tower."""
 
-    def __init__(self, graph: Graph, source: Tensors, form: WeightSpec, config: VQConfig, tower: str) -> None:
-        self.graph, self.source, self.form, self.config, self.tower = graph, source, form, config, tower
+    def __init__(self, graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig, tower: str) -> None:
+        self.graph, self.source, self.spec, self.config, self.tower = graph, source, spec, config, tower
 
     def conv(self, name: str, x: str, *, stride: int = 1, padded: bool = True, to: str = "") -> str:
         """A convolution as its weight says, 3x3 or 1x1; `padded` keeps height and width."""
@@ -74,7 +74,7 @@ class _Layers:
         side = weight.shape[-1]
         edge = side // 2 if padded else 0
         attributes = {"kernel_shape": [side, side], "strides": [stride, stride], "pads": [edge] * 4}
-        kernel, bias = lowering.plain(self.graph, weight, self.form), lowering.vector(self.graph, self._weight(f"{name}.bias"))
+        kernel, bias = lowering.plain(self.graph, weight, self.spec), lowering.vector(self.graph, self._weight(f"{name}.bias"))
         return self.graph.op("Conv", x, kernel, bias, attributes=attributes, to=to)
 
     def residual(self, name: str, x: str) -> str:

@@ -82,30 +82,30 @@ def build_engines(
         known = ", ".join(rtx_builder.capabilities())
         raise Error(f"TensorRT-RTX builds nothing for compute capability {compute_capability}; use one of {known}")
     (bundle.path / FOLDER).mkdir(exist_ok=True)
-    found = []
+    ready = []
     for graph in (name for name in ENGINES_OF if name in bundle.graphs):
         if own := profiles_of(graph, chosen):
             key = EngineKey(graph, graph_sha256(bundle, graph), made_by, compute_capability, described(own))
             with _locked(engine_path(bundle, key).with_suffix(".lock"), say):
-                found.append(_ready(bundle, key, own, build or rtx_builder.build, say, show))
-    return found
+                ready.append(_ready(bundle, key, own, build or rtx_builder.build, say, show))
+    return ready
 
 
 def _ready(bundle: Bundle, key: EngineKey, profiles: Sequence[Profile], build: Build, say: Say, show: Show) -> Engine:
     """The engine of a key, built unless a sound one is there. The lock is held."""
     path = engine_path(bundle, key)
-    why = fault(bundle, key, thorough=True)
-    if why is None:
+    reason = fault(bundle, key, thorough=True)
+    if reason is None:
         say(f"{path.name} fits, {size_in_words(path.stat().st_size)}")
         return Engine(key, path, path.stat().st_size, built=False)
-    again = _others(bundle, key) if why == ABSENT else f"{path.name} {why}: building it anew"
-    say(again or f"building {path.name}")
+    notice = _others(bundle, key) if reason == ABSENT else f"{path.name} {reason}: building it anew"
+    say(notice or f"building {path.name}")
     started = time.monotonic()
     title = f"{key.graph} for compute capability {key.compute_capability}"
     data = build(
         bundle.graph_path(key.graph), profiles, key.compute_capability, lambda part: show(f"{100 * part:3.0f}%  {title}")
     )
-    _keep(bundle, key, data)
+    _save(bundle, key, data)
     size = path.stat().st_size
     say(f"built {path.name}, {size_in_words(size)}, in {time.monotonic() - started:.1f} s")
     return Engine(key, path, size, built=True)
@@ -120,30 +120,29 @@ def _others(bundle: Bundle, key: EngineKey) -> str:
                 for name in ("graph_sha256", "builder", "compute_capability", "profile")
                 if getattr(record.key, name) != getattr(key, name)
             ]
-            found = {name.replace("_", " "): getattr(record.key, name) for name in different}
-            what = ", ".join(f"{name} {value[:40]}" for name, value in found.items())
-            return f"{path.name} was built for {what}: building {key.stem}.engine"
+            built_for = ", ".join(f"{name.replace('_', ' ')} {getattr(record.key, name)[:40]}" for name in different)
+            return f"{path.name} was built for {built_for}: building {key.stem}.engine"
     return ""
 
 
-def _keep(bundle: Bundle, key: EngineKey, data: Any) -> None:
+def _save(bundle: Bundle, key: EngineKey, data: Any) -> None:
     """Write the engine, the graph that a host opens, and last the record without which neither is used."""
     path = engine_path(bundle, key)
     record = path.with_suffix(".json")
     record.unlink(missing_ok=True)
-    beside = path.with_suffix(f".part-{os.getpid()}")
+    partial = path.with_suffix(f".part-{os.getpid()}")
     try:
-        with beside.open("wb") as stream:
+        with partial.open("wb") as stream:
             stream.write(memoryview(data))
             stream.flush()
             os.fsync(stream.fileno())
-        kept = record_of(key, beside)
-        beside.replace(path)
+        content = record_of(key, partial)
+        partial.replace(path)
         onnx.save(host_graph(bundle.graph_path(key.graph), key, path.name), str(host_graph_path(bundle, key)))
-        write_record(beside, kept)
-        beside.replace(record)
+        write_record(partial, content)
+        partial.replace(record)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def host_graph(graph: Path, key: EngineKey, engine: str) -> onnx.ModelProto:

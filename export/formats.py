@@ -1,13 +1,17 @@
-"""How the numbers of a matrix are stored: formats as values, rounding to nearest, and the way back. Pure numpy, on any
-chunk of rows.
+"""How the numbers of a matrix are stored: formats as values, rounding to nearest and the way back, and how codes lie in bytes.
+Pure numpy, on any chunk of a matrix.
 
-A matrix here is a checkpoint's (N, K): N output columns of a Linear, one a row, K inputs along it. A block is some
-consecutive inputs of one column that share a scale; the last block of a column may be shorter than the others. It
-knows nothing of ONNX, of files, or of which layer a matrix belongs to; how codes lie in bytes is `packing`.
+A matrix here is a checkpoint's (N, K): N outputs of a Linear, which the formats call columns, with K inputs each. A block is
+some consecutive inputs of one column that share a scale; the last block of a column may be shorter than the others. Four-bit
+codes are packed as onnxruntime and ONNX want them: two in a byte, the earlier in the low half, MatMulNBits' counted from zero
+along the inputs of a column and TensorRT's INT4 in two's complement across outputs. It knows nothing of graphs, of files, or
+of which layer a matrix belongs to.
 """
 
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -15,6 +19,8 @@ from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
 
+Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
 Family = Literal["fp32", "fp16", "int8", "int4"]
 _BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 BLOCKS = (32, 64, 128)
@@ -73,15 +79,12 @@ class Format:
         return -(-inputs // self.block) if self.block else 1
 
 
-FORMATS: dict[str, Format] = {}
-for _made in (
-    Format("fp32"),
-    Format("fp16"),
-    Format("int8"),
+_ALL = (
+    *(Format("fp32"), Format("fp16"), Format("int8")),
     *(Format("int8", block) for block in BLOCKS),
     *(Format("int4", block, symmetric) for symmetric in (True, False) for block in BLOCKS),
-):
-    FORMATS[_made.name] = _made
+)
+FORMATS: Mapping[str, Format] = MappingProxyType({fmt.name: fmt for fmt in _ALL})
 
 
 def format_named(name: str) -> Format:
@@ -105,61 +108,71 @@ class Quantized:
     scales: NDArray[np.float32]  # [n, blocks], above zero, each exact in format.scale_dtype
     zeros: NDArray[np.int8] | None  # [n, blocks]; None: symmetric
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Quantized]") -> "Quantized":
+        """One matrix of consecutive chunks of the same format."""
+        codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts])
+        zeros = [part.zeros for part in parts if part.zeros is not None]
+        return cls(parts[0].format, codes, scales, np.concatenate(zeros) if zeros else None)
 
-def quantize(rows: np.ndarray, form: Format, name: str) -> Quantized:
-    """Round rows [n, K] of the tensor `name` to the nearest codes; no weight is off by more than half its block's scale.
+
+def quantize(weights: np.ndarray, fmt: Format, name: str) -> Quantized:
+    """Round weights [n, K] of the tensor `name` to the nearest codes; none is off by more than half its block's scale.
 
     The scale is the smallest for which that holds (symmetric), or maps the block's range, zero included, onto all codes
     (asymmetric). A block of zeros gets scale 1. Raises Error naming the tensor when it holds NaN or infinite numbers,
     or numbers too large for the scales' type.
     """
-    require_finite(rows, name)
-    return encode(rows, form, *fit(rows, form, name))
+    require_finite(weights, name)
+    return encode(weights, fmt, *fit(weights, fmt, name))
 
 
-def fit(rows: np.ndarray, form: Format, name: str, shrink: float = 1.0) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
-    """Scales and zero points [n, blocks] that cover `shrink` of each block's range; what lies beyond is cut off."""
-    assert not form.floating, f"{form.name} holds no codes"
-    blocks = _blocked(np.asarray(rows, np.float32), form)  # [n, blocks, block]
+def fit(
+    weights: np.ndarray, fmt: Format, name: str, clip_ratio: float = 1.0
+) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
+    """Scales and zero points [n, blocks] that cover `clip_ratio` of each block's range; what lies beyond is cut off."""
+    assert not fmt.floating, f"{fmt.name} holds no codes"
+    blocks = _blocked(np.asarray(weights, np.float32), fmt)  # [n, blocks, block]
     high, low = np.maximum(blocks.max(-1), 0), np.minimum(blocks.min(-1), 0)  # [n, blocks]
-    if shrink != 1:
-        high, low = high * np.float32(shrink), low * np.float32(shrink)
-    lowest, highest = form.range
-    if form.symmetric:
+    if clip_ratio != 1:
+        high, low = high * np.float32(clip_ratio), low * np.float32(clip_ratio)
+    lowest, highest = fmt.range
+    if fmt.symmetric:
         wanted = np.maximum(high / np.float32(highest + 0.5), low / np.float32(lowest - 0.5))
-        return _stored_scales(wanted, form, name), None
+        return _stored_scales(wanted, fmt, name), None
     count = np.float32(highest - lowest)
-    scales = _stored_scales(high / count - low / count, form, name)
+    scales = _stored_scales(high / count - low / count, fmt, name)
     return scales, np.clip(np.rint(lowest - low / scales), lowest, highest).astype(np.int8)
 
 
-def encode(rows: np.ndarray, form: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None) -> Quantized:
-    """Rows [n, K] as the codes nearest to them under given scales and zero points [n, blocks]."""
-    steps = _blocked(np.asarray(rows, np.float32), form) / scales[..., None]
+def encode(weights: np.ndarray, fmt: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None) -> Quantized:
+    """Weights [n, K] as the codes nearest to them under given scales and zero points [n, blocks]."""
+    steps = _blocked(np.asarray(weights, np.float32), fmt) / scales[..., None]
     np.rint(steps, out=steps)
     if zeros is not None:
         steps += zeros[..., None]
-    codes = np.clip(steps, *form.range, out=steps).astype(np.int8).reshape(rows.shape[0], -1)
-    return Quantized(form, codes[:, : rows.shape[1]], scales, zeros)
+    codes = np.clip(steps, *fmt.range, out=steps).astype(np.int8).reshape(weights.shape[0], -1)
+    return Quantized(fmt, codes[:, : weights.shape[1]], scales, zeros)
 
 
-def dequantize(held: Quantized) -> NDArray[np.float32]:
+def dequantize(quantized: Quantized) -> NDArray[np.float32]:
     """The weights [n, K] that the codes stand for."""
-    blocks = _blocked(held.codes, held.format).astype(np.float32)
-    if held.zeros is not None:
-        blocks -= held.zeros[..., None]
-    whole: NDArray[np.float32] = (blocks * held.scales[..., None]).reshape(held.codes.shape[0], -1)
-    return whole[:, : held.codes.shape[1]]
+    outputs, inputs = quantized.codes.shape
+    blocks = _blocked(quantized.codes, quantized.format).astype(np.float32)
+    if quantized.zeros is not None:
+        blocks -= quantized.zeros[..., None]
+    weights: NDArray[np.float32] = (blocks * quantized.scales[..., None]).reshape(outputs, -1)
+    return weights[:, :inputs]
 
 
-def rounded(values: np.ndarray, form: Format, name: str) -> np.ndarray:
+def rounded(values: np.ndarray, fmt: Format, name: str) -> np.ndarray:
     """Values as a floating format stores them. Raises Error naming the tensor when it holds NaN, infinite numbers, or
     numbers beyond half precision."""
-    assert form.floating, f"{form.name} is not a floating format"
+    assert fmt.floating, f"{fmt.name} is not a floating format"
     require_finite(values, name)
     with np.errstate(over="ignore"):
-        stored = values.astype(form.dtype, copy=False)
-    if form.family == "fp16" and not np.isfinite(stored).all():
+        stored = values.astype(fmt.dtype, copy=False)
+    if fmt.family == "fp16" and not np.isfinite(stored).all():
         raise Error(f"{name} holds numbers beyond half precision; export it with --precision fp32")
     return stored
 
@@ -171,53 +184,49 @@ def require_finite(values: np.ndarray, name: str) -> None:
         raise Error(f"{name} holds {what}: the training diverged or the file is damaged; use another checkpoint")
 
 
-def _blocked(values: np.ndarray, form: Format) -> np.ndarray:
+def _blocked(values: np.ndarray, fmt: Format) -> np.ndarray:
     """[n, K] -> [n, blocks, block], zeros behind a short last block."""
-    rows, inputs = values.shape
-    missing = form.blocks(inputs) * (form.block or inputs) - inputs
+    outputs, inputs = values.shape
+    missing = fmt.blocks(inputs) * (fmt.block or inputs) - inputs
     padded = np.pad(values, ((0, 0), (0, missing))) if missing else values
-    return padded.reshape(rows, form.blocks(inputs), -1)
+    return padded.reshape(outputs, fmt.blocks(inputs), -1)
 
 
-def _stored_scales(scales: np.ndarray, form: Format, name: str) -> NDArray[np.float32]:
+def _stored_scales(scales: np.ndarray, fmt: Format, name: str) -> NDArray[np.float32]:
     """Scales as they are stored, rounded up so that no code is cut off; 1 for a block of zeros."""
-    least = SMALLEST_SCALE[form.scale_dtype]
+    least = SMALLEST_SCALE[fmt.scale_dtype]
     wanted = np.where(scales > 0, np.maximum(scales, least), np.float32(1))
     with np.errstate(over="ignore"):
-        stored = wanted.astype(form.scale_dtype)
+        stored = wanted.astype(fmt.scale_dtype)
         stored = np.where(stored < wanted, np.nextafter(stored, np.array(np.inf, stored.dtype)), stored)
     if not np.isfinite(stored).all():
-        raise Error(f"{name} holds numbers too large for {form.name}; export it with --precision fp32")
+        raise Error(f"{name} holds numbers too large for {fmt.name}; export it with --precision fp32")
     return stored.astype(np.float32)
 
 
-Bytes = NDArray[np.uint8]
-Codes = NDArray[np.int8]
-
-
-def pack_blocks(codes: Codes, form: Format, block: int) -> Bytes:
+def pack_blocks(codes: Codes, fmt: Format, block: int) -> Bytes:
     """Codes [n, K] -> bytes [n, blocks, block * bits / 8]; a short last block is filled with code 0."""
-    rows, inputs = codes.shape
+    outputs, inputs = codes.shape
     count = -(-inputs // block)
-    counted = _from_zero(np.pad(codes, ((0, 0), (0, count * block - inputs))), form.bits)
-    return _joined(counted, form.bits).reshape(rows, count, -1)
+    unsigned = _unsigned(np.pad(codes, ((0, 0), (0, count * block - inputs))), fmt.bits)
+    return _pack_bits(unsigned, fmt.bits).reshape(outputs, count, -1)
 
 
-def unpack_blocks(packed: Bytes, form: Format, inputs: int) -> Codes:
+def unpack_blocks(packed: Bytes, fmt: Format, inputs: int) -> Codes:
     """Bytes [n, blocks, bytes] -> codes [n, inputs]."""
-    flat = _apart(packed.reshape(packed.shape[0], -1), form.bits)
-    return _signed(flat, form.bits)[:, :inputs]
+    flat = _unpack_bits(packed.reshape(packed.shape[0], -1), fmt.bits)
+    return _signed(flat, fmt.bits)[:, :inputs]
 
 
-def pack_zeros(zeros: Codes, form: Format) -> Bytes:
+def pack_zeros(zeros: Codes, fmt: Format) -> Bytes:
     """Zero points [n, blocks] -> bytes [n, ceil(blocks * bits / 8)]; a missing last one is 0."""
-    odd = zeros.shape[1] * form.bits % 8 != 0
-    return _joined(_from_zero(np.pad(zeros, ((0, 0), (0, int(odd)))), form.bits), form.bits)
+    odd = zeros.shape[1] * fmt.bits % 8 != 0
+    return _pack_bits(_unsigned(np.pad(zeros, ((0, 0), (0, int(odd)))), fmt.bits), fmt.bits)
 
 
-def unpack_zeros(packed: Bytes, form: Format, blocks: int) -> Codes:
+def unpack_zeros(packed: Bytes, fmt: Format, blocks: int) -> Codes:
     """Bytes [n, any] -> zero points [n, blocks]."""
-    return _signed(_apart(packed, form.bits), form.bits)[:, :blocks]
+    return _signed(_unpack_bits(packed, fmt.bits), fmt.bits)[:, :blocks]
 
 
 def pack_pairs(codes: Codes) -> Bytes:
@@ -232,20 +241,20 @@ def unpack_pairs(packed: Bytes) -> Codes:
     return ((both ^ np.uint8(8)).view(np.int8) - np.int8(8)).astype(np.int8)  # the sign bit flipped, then 8 taken away
 
 
-def _from_zero(codes: Codes, bits: int) -> Bytes:
+def _unsigned(codes: Codes, bits: int) -> Bytes:
     return (codes.astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
 
 
-def _signed(counted: Bytes, bits: int) -> Codes:
-    return (counted.astype(np.int16) - (1 << bits - 1)).astype(np.int8)
+def _signed(unsigned: Bytes, bits: int) -> Codes:
+    return (unsigned.astype(np.int16) - (1 << bits - 1)).astype(np.int8)
 
 
-def _joined(counted: Bytes, bits: int) -> Bytes:
+def _pack_bits(unsigned: Bytes, bits: int) -> Bytes:
     """Numbers [n, m] of `bits` bits -> bytes [n, m * bits / 8]."""
-    return counted if bits == 8 else counted[:, 0::2] | (counted[:, 1::2] << np.uint8(4))
+    return unsigned if bits == 8 else unsigned[:, 0::2] | (unsigned[:, 1::2] << np.uint8(4))
 
 
-def _apart(packed: Bytes, bits: int) -> Bytes:
+def _unpack_bits(packed: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return packed
     return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(packed.shape[0], -1)

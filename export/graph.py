@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from mmada_lite.errors import Error
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ModuleNotFoundError as absent:
+    raise Error('exporting needs onnx; pip install "mmada-lite[export]"') from absent
 
 OPSET = 23
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own operators

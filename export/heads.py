@@ -17,7 +17,7 @@ from mmada_lite.export.lowering import Weight, WeightSpec
 _BELOW_ONE = 1 - 2.0**-23  # times any float32 total this stays below the total
 
 
-def build_head(graph: Graph, weight: Weight, form: WeightSpec) -> None:
+def build_head(graph: Graph, weight: Weight, spec: WeightSpec) -> None:
     """hidden [R, Q, D], mix [N, R], temperature [], uniform [N, Q] -> token, log_probability, entropy [N, Q], logits
     [N, Q, V]."""
     columns, d_model = weight.shape
@@ -25,11 +25,11 @@ def build_head(graph: Graph, weight: Weight, form: WeightSpec) -> None:
     mix = graph.input("mix", "float32", ("N", "R"))
     temperature = graph.input("temperature", "float32", ())
     uniform = graph.input("uniform", "float32", ("N", "Q"))
-    states = lowering.narrow(graph, _mixed(graph, hidden, mix, d_model), form)
-    if form.computed == "float32":
-        logits = lowering.linear(graph, states, weight, form, to="logits")
+    states = lowering.narrow(graph, _mixed(graph, hidden, mix, d_model), spec)
+    if spec.computed == "float32":
+        logits = lowering.linear(graph, states, weight, spec, to="logits")
     else:
-        logits = lowering.widen(graph, lowering.linear(graph, states, weight, form), form, to="logits")
+        logits = lowering.widen(graph, lowering.linear(graph, states, weight, spec), spec, to="logits")
     best, largest = _search(graph, logits, columns)
     drawn, greedy = graph.branch(), graph.branch()
     _draw(drawn, logits, temperature, uniform, columns)

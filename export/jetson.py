@@ -1,4 +1,4 @@
-"""Engines on a Jetson, from the same graphs, with the trtexec that JetPack brings; first what the plan counts for its memory.
+"""Engines on a Jetson, from the same graphs, with the trtexec that JetPack brings; first whether the board's memory suffices.
 
     python -m mmada_lite.export.jetson BUNDLE             # build what is missing in BUNDLE/engines
     python -m mmada_lite.export.jetson BUNDLE --dry-run   # print the commands
@@ -32,23 +32,24 @@ BUILDER = "tensorrt"
 
 def command(trtexec: str, bundle: Bundle, graph: str, profiles: Sequence[Profile], engine: Path) -> list[str]:
     """The call that builds one graph's engine. The graph itself says what is int4 and half precision: --stronglyTyped."""
-    words = [trtexec, f"--onnx={bundle.graph_path(graph)}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
+    arguments = [trtexec, f"--onnx={bundle.graph_path(graph)}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
     for number, profile in enumerate(profiles):
-        words += [f"--profile={number}"] if len(profiles) > 1 else []
+        arguments += [f"--profile={number}"] if len(profiles) > 1 else []
         for which, option in enumerate(("min", "opt", "max")):
             shapes = {name: profile.shape(dims, which) for name, dims in input_dims(bundle, graph).items()}
-            words.append(f"--{option}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items()))
-    return words
+            listed = (f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items())
+            arguments.append(f"--{option}Shapes={','.join(listed)}")
+    return arguments
 
 
 def version(trtexec: str) -> str:
     """Program and version, as an engine's key says it. Raises Error where there is no trtexec."""
     try:
-        said = subprocess.run([trtexec, "--help"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([trtexec, "--help"], capture_output=True, text=True, timeout=60)
     except OSError as error:
         raise Error(f"there is no {trtexec} ({error.strerror}); JetPack brings it: sudo apt install nvidia-jetpack") from error
-    found = re.search(r"TensorRT[ .]v?(\d+)", said.stdout + said.stderr)
-    return f"{BUILDER} {found[1] if found else 'unknown'}"
+    number = re.search(r"TensorRT[ .]v?(\d+)", done.stdout + done.stderr)
+    return f"{BUILDER} {number[1] if number else 'unknown'}"
 
 
 def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], str, Callable[[float], None]], mmap.mmap]:
@@ -71,20 +72,20 @@ def builder(trtexec: str, bundle: Bundle) -> Callable[[Path, Sequence[Profile], 
 def planned(bundle: Bundle, memory: int) -> str:
     """Whether the bundle fits a board, whose processor and GPU share one memory."""
     counted = need(Shape.of(bundle), bundle.quantization, bundle.text_defaults, device="tensorrt", target=bundle.target)
-    whole = counted.peak + counted.card_peak
+    needed = counted.peak + counted.card_peak
     parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in counted.card.items() if size)
-    verdict = "fits" if whole <= memory else f"does not fit, {size_in_words(whole - memory)} are lacking"
-    return f"{bundle.name} takes about {size_in_words(whole)} of {size_in_words(memory)} ({parts}): {verdict}"
+    verdict = "fits" if needed <= memory else f"does not fit, {size_in_words(needed - memory)} are lacking"
+    return f"{bundle.name} takes about {size_in_words(needed)} of {size_in_words(memory)} ({parts}): {verdict}"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="a bundle exported with --target tensorrt")
     parser.add_argument("--trtexec", default=TRTEXEC, help=f"default {TRTEXEC}")
     parser.add_argument("--compute-capability", default=ORIN, help=f"of the board (default {ORIN}, Orin)")
     parser.add_argument("--memory", help="of the board, such as 8GB (default: the board's own)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     try:
         return _run(options)
     except Error as error:

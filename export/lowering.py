@@ -36,10 +36,10 @@ _FLOAT, _HALF = 1, 10  # ONNX's numbers of float32 and float16
 
 
 @runtime_checkable
-class Quantizing(Protocol):
+class QuantizedSource(Protocol):
     """A source that has codes of its own; of any other, weights are rounded to nearest."""
 
-    def quantized(self, name: str, form: Format, rows: slice) -> Quantized: ...
+    def quantized(self, name: str, fmt: Format, rows: slice) -> Quantized: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        whole = self.source.shape(self.tensor)
-        return whole if self.rows is None else (self.rows[1] - self.rows[0], *whole[1:])
+        shape = self.source.shape(self.tensor)
+        return shape if self.rows is None else (self.rows[1] - self.rows[0], *shape[1:])
 
     @property
     def name(self) -> str:
@@ -63,13 +63,13 @@ class Weight:
         """The tensor in pieces of some 12 MB along its first axis, of an even number of rows except the last."""
         return (self.source.read(self.tensor, rows) for rows in self._pieces())
 
-    def quantized(self, form: Format) -> Iterator[Quantized]:
+    def quantized(self, fmt: Format) -> Iterator[Quantized]:
         """The same pieces as codes: the source's own, or rounded to nearest."""
         for rows in self._pieces():
-            if isinstance(self.source, Quantizing):
-                yield self.source.quantized(self.tensor, form, rows)
+            if isinstance(self.source, QuantizedSource):
+                yield self.source.quantized(self.tensor, fmt, rows)
             else:
-                yield quantize(self.source.read(self.tensor, rows), form, self.tensor)
+                yield quantize(self.source.read(self.tensor, rows), fmt, self.tensor)
 
     def _pieces(self) -> Iterator[slice]:
         count = self.shape[0]
@@ -97,41 +97,41 @@ class WeightSpec:
         return "float32" if self.target == "cpu" or self.format.family == "fp32" else "float16"
 
 
-def linear(graph: Graph, x: str, weight: Weight, form: WeightSpec, *, to: str = "") -> str:
-    """x [..., K] times the transpose of `weight` (N, K) -> [..., N], both in the form's computed type."""
-    return _LOWERINGS[_kind(form)](graph, x, weight, form, to)
+def linear(graph: Graph, x: str, weight: Weight, spec: WeightSpec, *, to: str = "") -> str:
+    """x [..., K] times the transpose of `weight` (N, K) -> [..., N], both in the spec's computed type."""
+    return _LOWERINGS[_kind(spec)](graph, x, weight, spec, to)
 
 
-def gated(graph: Graph, gate: str, x: str, weight: Weight, form: WeightSpec) -> str:
+def gated(graph: Graph, gate: str, x: str, weight: Weight, spec: WeightSpec) -> str:
     """gate [..., N] times `linear` of x, for a matrix to multiply and nothing else: where that rounds its activations, the
     scales of tokens are left to theirs, which spares a pass over N numbers a token."""
-    if _kind(form) != "integer":
-        return graph.op("Mul", gate, linear(graph, x, weight, form))
-    product, unit = _integer_product(graph, x, weight, form)
-    held = graph.op("Mul", gate, product)
-    counted, own = _per_token(graph, held)
-    graph.once(_PER_TOKEN, held, lambda: (counted, graph.op("Mul", own, unit)))
-    return held
+    if _kind(spec) != "integer":
+        return graph.op("Mul", gate, linear(graph, x, weight, spec))
+    product, unit = _integer_product(graph, x, weight, spec)
+    gated_product = graph.op("Mul", gate, product)
+    counted, own_unit = _per_token(graph, gated_product)
+    graph.once(_PER_TOKEN, gated_product, lambda: (counted, graph.op("Mul", own_unit, unit)))
+    return gated_product
 
 
-def narrow(graph: Graph, x: str, form: WeightSpec) -> str:
-    """A float32 value in the form's computed type."""
-    return x if form.computed == "float32" else graph.op("Cast", x, attributes={"to": _HALF})
+def narrow(graph: Graph, x: str, spec: WeightSpec) -> str:
+    """A float32 value in the spec's computed type."""
+    return x if spec.computed == "float32" else graph.op("Cast", x, attributes={"to": _HALF})
 
 
-def widen(graph: Graph, x: str, form: WeightSpec, *, to: str = "") -> str:
-    """A value of the form's computed type in float32."""
-    if form.computed == "float32":
+def widen(graph: Graph, x: str, spec: WeightSpec, *, to: str = "") -> str:
+    """A value of the spec's computed type in float32."""
+    if spec.computed == "float32":
         assert not to, "nothing is made, so nothing can be named"
         return x
     return graph.op("Cast", x, attributes={"to": _FLOAT}, to=to)
 
 
-def plain(graph: Graph, weight: Weight, form: WeightSpec, *, transposed: bool = False) -> str:
+def plain(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool = False) -> str:
     """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
     that at load."""
-    name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=transposed)
-    return _as_float(graph, name, form.format.dtype)
+    name = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec), transposed=transposed)
+    return _as_float(graph, name, spec.format.dtype)
 
 
 def vector(graph: Graph, weight: Weight) -> str:
@@ -139,42 +139,42 @@ def vector(graph: Graph, weight: Weight) -> str:
     return graph.weight(weight.name, weight.shape, "float32", _finite(weight))
 
 
-def lookup(graph: Graph, tokens: str, weight: Weight, form: WeightSpec, *, to: str) -> str:
+def lookup(graph: Graph, tokens: str, weight: Weight, spec: WeightSpec, *, to: str) -> str:
     """Rows of a table. The cast, and in int8 the multiplication by the row's scale, come after the lookup, so that the
     table stays as it is on disk and can be mapped."""
-    if form.format.floating:
-        table = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form))
-        if form.format.dtype == "float32":
+    if spec.format.floating:
+        table = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec))
+        if spec.format.dtype == "float32":
             return graph.op("Gather", table, tokens, to=to)
         return graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT}, to=to)
     scales: list[np.ndarray] = []
-    table = graph.weight(weight.name, weight.shape, "int8", (held.codes for held in _quantized(weight, form, scales)))
+    table = graph.weight(weight.name, weight.shape, "int8", (chunk.codes for chunk in _quantized(weight, spec, scales)))
     units = graph.weight(f"{weight.name}.scale", (weight.shape[0], 1), "float32", scales)
-    rows = graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT})
-    return graph.op("Mul", rows, graph.op("Gather", units, tokens), to=to)
+    looked_up = graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT})
+    return graph.op("Mul", looked_up, graph.op("Gather", units, tokens), to=to)
 
 
-def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], form: WeightSpec) -> str:
+def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], spec: WeightSpec) -> str:
     """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd] -> [B, H, Q, Hd], every query
-    seeing every key, in the form's computed type.
+    seeing every key, in the spec's computed type.
 
     For CPUs alone the operator joins past and window itself, on all cores: 8% of a forward of 32 tokens over a past of 1,122
     at size S. Elsewhere they are joined before it; TensorRT has kernels for half precision alone.
     """
-    if _kind(form) == "integer":
+    if _kind(spec) == "integer":
         return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0}, unused=2)
     joined = (graph.op("Concat", kept, own, attributes={"axis": 2}) for kept, own in zip(past, (key, value), strict=True))
     given = [query, *joined]
-    if form.target != "tensorrt" or form.computed == "float16":
+    if spec.target != "tensorrt" or spec.computed == "float16":
         return graph.op("Attention", *given, attributes={"is_causal": 0})
     halves = [graph.op("Cast", value, attributes={"to": _HALF}) for value in given]
     return graph.op("Cast", graph.op("Attention", *halves, attributes={"is_causal": 0}), attributes={"to": _FLOAT})
 
 
-def check_linear(shape: tuple[int, ...], form: WeightSpec) -> None:
+def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
     """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
-    stored, (columns, inputs) = form.format, shape
-    if form.target != "tensorrt" or stored.block is None:
+    stored, (columns, inputs) = spec.format, shape
+    if spec.target != "tensorrt" or stored.block is None:
         return
     if stored.family == "int8" or not stored.symmetric:
         raise Error(f"{stored.name} cannot be written for tensorrt, which reads int8 and symmetric int4; use one of them")
@@ -185,57 +185,57 @@ def check_linear(shape: tuple[int, ...], form: WeightSpec) -> None:
         )
 
 
-def linear_bytes(shape: tuple[int, ...], form: WeightSpec) -> int:
+def linear_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     """Bytes that the tensor of a Linear, a convolution or a norm takes in the bundle; vectors are always float32."""
     size = math.prod(shape)
-    if len(shape) == 1 or form.format.floating:
-        return size * (4 if len(shape) == 1 else form.format.bits // 8)
-    kind, bits, (columns, inputs) = _kind(form), form.format.bits, shape
+    if len(shape) == 1 or spec.format.floating:
+        return size * (4 if len(shape) == 1 else spec.format.bits // 8)
+    kind, bits, (columns, inputs) = _kind(spec), spec.format.bits, shape
     if kind != "blocks":
-        return size * bits // 8 + columns * form.format.blocks(inputs) * np.dtype(form.format.scale_dtype).itemsize
-    block = _block(form, inputs)
+        return size * bits // 8 + columns * spec.format.blocks(inputs) * np.dtype(spec.format.scale_dtype).itemsize
+    block = _block(spec, inputs)
     count = -(-inputs // block)
-    zeros = 0 if form.format.symmetric else -(-count * bits // 8)
-    return columns * (count * block * bits // 8 + count * np.dtype(form.format.scale_dtype).itemsize + zeros)
+    zeros = 0 if spec.format.symmetric else -(-count * bits // 8)
+    return columns * (count * block * bits // 8 + count * np.dtype(spec.format.scale_dtype).itemsize + zeros)
 
 
-def table_bytes(shape: tuple[int, ...], form: WeightSpec) -> int:
+def table_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     """Bytes that the table of a lookup takes in the bundle."""
-    return math.prod(shape) * form.format.bits // 8 + (0 if form.format.floating else 4 * shape[0])
+    return math.prod(shape) * spec.format.bits // 8 + (0 if spec.format.floating else 4 * shape[0])
 
 
-def _kind(form: WeightSpec) -> str:
-    stored = form.format
+def _kind(spec: WeightSpec) -> str:
+    stored = spec.format
     if stored.floating:
         return "floating"
-    if form.target == "tensorrt":
+    if spec.target == "tensorrt":
         return "dequantized"
-    return "integer" if stored.block is None and form.target == "cpu" else "blocks"
+    return "integer" if stored.block is None and spec.target == "cpu" else "blocks"
 
 
-def _block(form: WeightSpec, inputs: int) -> int:
+def _block(spec: WeightSpec, inputs: int) -> int:
     """The block that MatMulNBits is told. Where a column has one scale (CUDA has no faster form of int8), that scale is
     repeated for blocks that fill the column."""
-    return form.format.block or next((block for block in reversed(BLOCKS) if inputs % block == 0), BLOCKS[-1])
+    return spec.format.block or next((block for block in reversed(BLOCKS) if inputs % block == 0), BLOCKS[-1])
 
 
-def _floating(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
-    if form.computed == "float32":
-        return graph.op("MatMul", x, plain(graph, weight, form, transposed=True), to=to)
-    name = graph.weight(weight.name, weight.shape, form.format.dtype, _rounded(weight, form), transposed=True)
+def _floating(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
+    if spec.computed == "float32":
+        return graph.op("MatMul", x, plain(graph, weight, spec, transposed=True), to=to)
+    name = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec), transposed=True)
     return graph.op("MatMul", x, name, to=to)
 
 
-def _integer(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
+def _integer(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
     """Activations become uint8 with zero point 128, one scale a token; the sums are exact in int32, and leave the product
     multiplied by their columns' scales: as a Cast and a Mul of their own these passes took a tenth of a head's time."""
-    return graph.op("Mul", *_integer_product(graph, x, weight, form), to=to)
+    return graph.op("Mul", *_integer_product(graph, x, weight, spec), to=to)
 
 
-def _integer_product(graph: Graph, x: str, weight: Weight, form: WeightSpec) -> tuple[str, str]:
+def _integer_product(graph: Graph, x: str, weight: Weight, spec: WeightSpec) -> tuple[str, str]:
     """The product [..., N] without the scales of tokens, and these [..., 1]."""
     scales: list[np.ndarray] = []
-    codes = (held.codes for held in _quantized(weight, form, scales))
+    codes = (chunk.codes for chunk in _quantized(weight, spec, scales))
     matrix = graph.weight(weight.name, weight.shape, "int8", codes, transposed=True)
     scale = graph.weight(f"{weight.name}.scale", (weight.shape[0],), "float32", [np.concatenate(scales)[:, 0]])
     counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x))
@@ -252,18 +252,18 @@ def _per_token(graph: Graph, x: str) -> tuple[str, str]:
     return counted, graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
 
 
-def _blocks(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
+def _blocks(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
     """onnxruntime's own operator for weights in blocks, four or eight bits each."""
-    stored, (columns, inputs) = form.format, weight.shape
-    block = _block(form, inputs)
+    stored, (columns, inputs) = spec.format, weight.shape
+    block = _block(spec, inputs)
     count = -(-inputs // block)
     scales: list[np.ndarray] = []
     zeros: list[np.ndarray] = []
-    codes = (pack_blocks(held.codes, stored, block) for held in _quantized(weight, form, scales, zeros))
+    codes = (pack_blocks(chunk.codes, stored, block) for chunk in _quantized(weight, spec, scales, zeros))
     matrix = graph.weight(weight.name, (columns, count, block * stored.bits // 8), "uint8", codes)
     repeated = (np.broadcast_to(part, (part.shape[0], count)) for part in scales)
     scale = graph.weight(f"{weight.name}.scale", (columns, count), stored.scale_dtype, repeated)
-    inputs_of = [x, matrix, _as_computed(graph, scale, form)]
+    inputs_of = [x, matrix, _as_computed(graph, scale, spec)]
     if not stored.symmetric:
         packed = [pack_zeros(part, stored) for part in zeros]
         inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
@@ -271,40 +271,40 @@ def _blocks(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> 
     return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
 
 
-def _dequantized(graph: Graph, x: str, weight: Weight, form: WeightSpec, to: str) -> str:
+def _dequantized(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
     """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: int8 a column, int4 a block."""
-    stored, (columns, inputs) = form.format, weight.shape
-    check_linear(weight.shape, form)
+    stored, (columns, inputs) = spec.format, weight.shape
+    check_linear(weight.shape, spec)
     scales: list[np.ndarray] = []
-    parts = _quantized(weight, form, scales)
+    chunks = _quantized(weight, spec, scales)
     if stored.block is None:
-        matrix = graph.weight(weight.name, weight.shape, "int8", (held.codes for held in parts), transposed=True)
+        matrix = graph.weight(weight.name, weight.shape, "int8", (chunk.codes for chunk in chunks), transposed=True)
         scales_of = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
         attributes: dict[str, int] = {"axis": 1}
     else:
-        pairs = (pack_pairs(held.codes) for held in parts)
+        pairs = (pack_pairs(chunk.codes) for chunk in chunks)
         seen = ("int4", (inputs, columns))
         matrix = graph.weight(weight.name, (columns // 2, inputs), "uint8", pairs, transposed=True, seen=seen)
         shape = (columns, stored.blocks(inputs))
         scales_of = graph.weight(f"{weight.name}.scale", shape, stored.scale_dtype, scales, transposed=True)
         attributes = {"axis": 0, "block_size": stored.block}
-    scale = _as_computed(graph, scales_of, form)
+    scale = _as_computed(graph, scales_of, spec)
     return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes=attributes), to=to)
 
 
 def _quantized(
-    weight: Weight, form: WeightSpec, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
+    weight: Weight, spec: WeightSpec, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
 ) -> Iterator[Quantized]:
     """The chunks as codes; their scales and zero points, which are small, are put aside for later tensors."""
-    for held in weight.quantized(form.format):
-        scales.append(held.scales)
-        if held.zeros is not None and zeros is not None:
-            zeros.append(held.zeros)
-        yield held
+    for chunk in weight.quantized(spec.format):
+        scales.append(chunk.scales)
+        if chunk.zeros is not None and zeros is not None:
+            zeros.append(chunk.zeros)
+        yield chunk
 
 
-def _rounded(weight: Weight, form: WeightSpec) -> Iterator[np.ndarray]:
-    return (rounded(chunk, form.format, weight.tensor) for chunk in weight.chunks())
+def _rounded(weight: Weight, spec: WeightSpec) -> Iterator[np.ndarray]:
+    return (rounded(chunk, spec.format, weight.tensor) for chunk in weight.chunks())
 
 
 def _finite(weight: Weight) -> Iterator[np.ndarray]:
@@ -313,11 +313,11 @@ def _finite(weight: Weight) -> Iterator[np.ndarray]:
         yield chunk
 
 
-def _as_computed(graph: Graph, scale: str, form: WeightSpec) -> str:
+def _as_computed(graph: Graph, scale: str, spec: WeightSpec) -> str:
     """Scales in the type that they are multiplied in."""
-    if form.format.scale_dtype == form.computed:
+    if spec.format.scale_dtype == spec.computed:
         return scale
-    return graph.op("Cast", scale, attributes={"to": _HALF if form.computed == "float16" else _FLOAT})
+    return graph.op("Cast", scale, attributes={"to": _HALF if spec.computed == "float16" else _FLOAT})
 
 
 def _as_float(graph: Graph, name: str, dtype: str) -> str:

@@ -87,10 +87,10 @@ def _bindings() -> Any:
     assert spec.submodule_search_locations is not None, "it is a package"
     folder = Path(next(iter(spec.submodule_search_locations)))
     for pattern in _LIBRARIES:
-        found = sorted(folder.glob(pattern))
-        if not found:
+        libraries = sorted(folder.glob(pattern))
+        if not libraries:
             raise Error(f"{folder} holds no {pattern}; install it again: {INSTALL}")
-        ctypes.CDLL(str(found[-1]), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(libraries[-1]), mode=ctypes.RTLD_GLOBAL)
     import tensorrt_rtx_bindings
 
     return tensorrt_rtx_bindings

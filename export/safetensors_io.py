@@ -219,10 +219,10 @@ def _read_index(path: Path) -> dict[str, _Entry]:
             raise Error(f"{path}: names the shard {name!r}, which is no plain file name; fetch the file again")
         if not shard.is_file():
             raise Error(f"{shard}: this shard is absent although {path.name} names it; fetch the missing file")
-        found = _read_header(shard)
-        if absent := [tensor for tensor, home in weight_map.items() if home == name and tensor not in found]:
+        entries_of_shard = _read_header(shard)
+        if absent := [tensor for tensor, home in weight_map.items() if home == name and tensor not in entries_of_shard]:
             raise Error(f"{shard}: lacks {_few(absent)}, which {path.name} promises; fetch the folder again")
-        entries.update({tensor: entry for tensor, entry in found.items() if weight_map.get(tensor, name) == name})
+        entries.update({tensor: entry for tensor, entry in entries_of_shard.items() if weight_map.get(tensor, name) == name})
     return entries
 
 

@@ -16,67 +16,67 @@ from mmada_lite.export.lowering import Weight, WeightSpec
 _ROOT = "model.transformer"
 
 
-def build_embedder(graph: Graph, source: Tensors, form: WeightSpec, d_model: int) -> None:
+def build_embedder(graph: Graph, source: Tensors, spec: WeightSpec, d_model: int) -> None:
     tokens = graph.input("tokens", "int64", ("B", "W"))
-    lowering.lookup(graph, tokens, Weight(source, f"{_ROOT}.wte.weight"), form, to="embeddings")
+    lowering.lookup(graph, tokens, Weight(source, f"{_ROOT}.wte.weight"), spec, to="embeddings")
     graph.output("embeddings", "float32", ("B", "W", d_model))
 
 
-def build_backbone(graph: Graph, source: Tensors, form: WeightSpec, config: TransformerConfig) -> None:
+def build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: TransformerConfig) -> None:
     heads, size = config.n_kv_heads, config.head_dim
     x = graph.input("embeddings", "float32", ("B", "W", config.d_model))
     positions = graph.input("positions", "int64", ("B", "W"))
     for layer in range(config.n_layers):
         for kind in ("key", "value"):
-            graph.input(f"past_{kind}_{layer}", form.computed, ("B", heads, "P", size))
-    rows = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
-    cosines, sines = (lowering.narrow(graph, part, form) for part in _angles(graph, positions, config))
+            graph.input(f"past_{kind}_{layer}", spec.computed, ("B", heads, "P", size))
+    query_index = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
+    cosines, sines = (lowering.narrow(graph, part, spec) for part in _angles(graph, positions, config))
     for layer in range(config.n_layers):
         last = layer == config.n_layers - 1
-        x = _Block(graph, source, form, config, layer).build(x, (cosines, sines), rows if last else None)
+        x = _Block(graph, source, spec, config, layer).build(x, (cosines, sines), query_index if last else None)
     _norm(graph, source, f"{_ROOT}.ln_f.weight", x, config, to="hidden")
     graph.output("hidden", "float32", ("B", "Q", config.d_model))
     for kind in ("key", "value"):
         for layer in range(config.n_layers):
-            graph.output(f"{kind}_{layer}", form.computed, ("B", heads, "W", size))
+            graph.output(f"{kind}_{layer}", spec.computed, ("B", heads, "W", size))
 
 
 class _Block:
     """One layer under construction."""
 
-    def __init__(self, graph: Graph, source: Tensors, form: WeightSpec, config: TransformerConfig, layer: int) -> None:
-        self.graph, self.source, self.form, self.config, self.layer = graph, source, form, config, layer
+    def __init__(self, graph: Graph, source: Tensors, spec: WeightSpec, config: TransformerConfig, layer: int) -> None:
+        self.graph, self.source, self.spec, self.config, self.layer = graph, source, spec, config, layer
 
-    def build(self, x: str, angles: tuple[str, str], rows: str | None) -> str:
-        """x [B, W, D] -> [B, W, D]. With `rows` [B, Q, 1], the last layer's, only those leave it: the keys and values
-        still cover the window, while queries and the feed-forward part are computed for the rows alone, [B, Q, D]."""
+    def build(self, x: str, angles: tuple[str, str], query_index: str | None) -> str:
+        """x [B, W, D] -> [B, W, D]. With `query_index` [B, Q, 1], in the last layer, only those positions leave it, [B, Q, D]:
+        keys and values still cover the window, while queries and the feed-forward part are computed for them alone."""
         graph, config = self.graph, self.config
         normed = self._normed("attn_norm", x)
         key = self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=f"key_{self.layer}")
         value = self._heads("v_proj", normed, config.n_kv_heads, to=f"value_{self.layer}")
-        if rows is not None:
-            x, normed, *turned = (_take(graph, each, rows) for each in (x, normed, *angles))
-            angles = turned[0], turned[1]
+        if query_index is not None:
+            x, normed, *queried = (_take(graph, each, query_index) for each in (x, normed, *angles))
+            angles = queried[0], queried[1]
         query = self._rotate(self._heads("q_proj", normed, config.n_heads), angles)
         x = self._added(x, self._linear("attn_out", self._attend(query, key, value)))
         normed = self._normed("ff_norm", x)
         gate = self._linear("ff_proj", normed)
         silu = graph.op("Mul", gate, graph.op("Sigmoid", gate))
         up = Weight(self.source, self._name("up_proj"))
-        return self._added(x, self._linear("ff_out", lowering.gated(graph, silu, normed, up, self.form)))
+        return self._added(x, self._linear("ff_out", lowering.gated(graph, silu, normed, up, self.spec)))
 
     def _normed(self, name: str, x: str) -> str:
         """The sum x is float32 throughout; what is multiplied is in the computed type."""
-        return lowering.narrow(self.graph, _norm(self.graph, self.source, self._name(name), x, self.config), self.form)
+        return lowering.narrow(self.graph, _norm(self.graph, self.source, self._name(name), x, self.config), self.spec)
 
     def _added(self, x: str, change: str) -> str:
-        return self.graph.op("Add", x, lowering.widen(self.graph, change, self.form))
+        return self.graph.op("Add", x, lowering.widen(self.graph, change, self.spec))
 
     def _attend(self, query: str, key: str, value: str) -> str:
         """query [B, H, Q, Hd], key and value [B, Hkv, W, Hd] of the window, which follow the past -> [B, Q, D]. Grouped heads
         repeat consecutively."""
         past = f"past_key_{self.layer}", f"past_value_{self.layer}"
-        mixed = lowering.attention(self.graph, query, key, value, past, self.form)
+        mixed = lowering.attention(self.graph, query, key, value, past, self.spec)
         return self.graph.op(
             "Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1)
         )
@@ -90,7 +90,7 @@ class _Block:
         return self.graph.op("RotaryEmbedding", x, *angles, to=to)
 
     def _linear(self, name: str, x: str) -> str:
-        return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.form)
+        return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.spec)
 
     def _name(self, part: str) -> str:
         return f"{_ROOT}.blocks.{self.layer}.{part}.weight"
@@ -111,6 +111,6 @@ def _norm(graph: Graph, source: Tensors, name: str, x: str, config: TransformerC
     return graph.op("RMSNormalization", x, scale, attributes={"axis": -1, "epsilon": config.rms_norm_eps}, to=to)
 
 
-def _take(graph: Graph, x: str, rows: str) -> str:
-    """x [B, W, any] at rows [B, Q, 1] -> [B, Q, any]."""
-    return graph.op("GatherND", x, rows, attributes={"batch_dims": 1})
+def _take(graph: Graph, x: str, index: str) -> str:
+    """x [B, W, any] at index [B, Q, 1] -> [B, Q, any]."""
+    return graph.op("GatherND", x, index, attributes={"batch_dims": 1})

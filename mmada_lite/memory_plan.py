@@ -57,7 +57,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
-)  # as `mmada-lite export --precision` stores them, largest first
+)  # precision -> group -> format, as `mmada-lite export --precision` stores them, largest first
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 import mmada_lite
 from mmada_lite.bundle import MANIFEST, Bundle, BundleWriter
 from mmada_lite.errors import Error
-from mmada_lite.export.bundle import Checkpoint, forms_for, group_sizes, open_checkpoint, parts_of, write_bundle
+from mmada_lite.export.bundle import Checkpoint, graph_plans, group_sizes, open_checkpoint, write_bundle
 from mmada_lite.export.checkpoint import Tensors, TensorSource
 from mmada_lite.export.formats import FORMATS, format_named
 from mmada_lite.export.lowering import WeightSpec
-from mmada_lite.export.precision import PRESETS
+from mmada_lite.export.precision import specs_for
+from mmada_lite.memory_plan import PRECISIONS
 from mmada_lite.quant.methods import Method, method_named
 from mmada_lite.quant.prompts import Prompt
 from mmada_lite.quant.sources import Prepared
@@ -70,7 +71,7 @@ def quantize_model(
     checkpoint = open_source(source)
     if (source / MANIFEST).is_file() and checkpoint.codec:
         forms["codec"] = _codec_form(source, forms["codec"], "codec" in dict(request.store))
-    size = sum(group_sizes(parts_of(checkpoint), forms).values())
+    size = sum(group_sizes(graph_plans(checkpoint), forms).values())
     # A conversion in progress holds the codes too, before the bundle is there. Leaving without `finish` removes nothing else.
     with BundleWriter(output, force=force, needed=size * (2 if method.calibrated else 1) + _MARGIN):
         pass
@@ -103,17 +104,17 @@ def open_source(source: Path) -> Checkpoint:
 def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, WeightSpec]:
     """Group -> form. `name` is a preset of `export.recipe`, or a format: then the backbone and the heads are stored so, a
     text head in blocks of 64 at most, and the rest as the preset of its family. Raises Error that names the nearest."""
-    if name in PRESETS:
-        return forms_for(name, target, store)
+    if name in PRECISIONS:
+        return specs_for(name, target, store)
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, [*PRESETS, *FORMATS], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(dict.fromkeys([*PRESETS, *FORMATS]))}"
+        near = difflib.get_close_matches(name, [*PRECISIONS, *FORMATS], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(dict.fromkeys([*PRECISIONS, *FORMATS]))}"
         raise Error(f"no format is called {name!r}; {hint}")
     form = format_named(name)
     changes = {"backbone": name, "text_head": replace(form, block=min(form.block or _FINER, _FINER)).name}
     if form.family == "int8":
         changes = dict.fromkeys(("backbone", "text_head", "image_head"), name)
-    return forms_for(form.family, target, changes | store)
+    return specs_for(form.family, target, changes | store)
 
 
 def _refuse_useless(method: Method, forms: dict[str, WeightSpec]) -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from mmada_lite.bundle import Architecture, Bundle
 from mmada_lite.decoding.settings import plain
 from mmada_lite.errors import Error
-from mmada_lite.export.bundle import Checkpoint, Part
+from mmada_lite.export.bundle import Checkpoint, GraphPlan
 from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.formats import Format, Quantized, pack_blocks, quantize, unpack_blocks
 from mmada_lite.export.graph import Graph
@@ -150,11 +150,11 @@ def _config(bundle: Bundle) -> TransformerConfig:
     )
 
 
-def _codec_parts(bundle: Bundle) -> Iterator[Part]:
+def _codec_parts(bundle: Bundle) -> Iterator[GraphPlan]:
     for name in _CODEC:
         path = bundle.graph_path(name)
         shapes = {tensor.name: tuple(tensor.dims) for tensor in _initializers(path) if not Graph.is_constant(tensor.name)}
-        yield Part(name, "codec", shapes, lambda graph, form, path=path: _adopt(graph, path))  # type: ignore[misc]
+        yield GraphPlan(name, "codec", shapes, lambda graph, form, path=path: _adopt(graph, path))  # type: ignore[misc]
 
 
 def _adopt(graph: Graph, path: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.export.bundle import SIDECAR, export_checkpoint
-from mmada_lite.export.checkpoint import TransformerConfig
+from mmada_lite.export.bundle import export_checkpoint
+from mmada_lite.export.checkpoint import SIDECAR, TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.data import arithmetic, scenes, texts
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS

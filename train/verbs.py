@@ -246,7 +246,7 @@ def _adopt(workspace: Workspace, start: Path) -> None:
 
 def export(workspace: Workspace, arguments: argparse.Namespace) -> None:
     """Write averaged weights as a checkpoint in the Hugging Face layout, half precision: of the last stage, or of --stage."""
-    from mmada_lite.export.bundle import SIDECAR
+    from mmada_lite.export.checkpoint import SIDECAR
     from mmada_lite.train.grow import average
     from mmada_lite.train.recipe import IMAGE, TEXT, new_model
     from mmada_lite.train.stages import load_trained

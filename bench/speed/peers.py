@@ -27,7 +27,7 @@ from mmada_lite.bench.speed.contestants import Plan, Side, Work
 from mmada_lite.bench.speed.reference import torch_logits
 from mmada_lite.bench.synthetic import SIZES, Size, size_named
 from mmada_lite.errors import Error
-from mmada_lite.export.precision import recipe
+from mmada_lite.export.precision import specs_for
 from mmada_lite.ort.session import usable_cores
 from mmada_lite.train.loop import fast_type
 
@@ -170,7 +170,7 @@ def threads_of_torch(count: int) -> Iterator[None]:
 def measure(options: argparse.Namespace, argv: Sequence[str], work: Path) -> dict[str, Any]:
     size = size_named(options.shape)
     for precision in (*options.precisions, options.decode):
-        recipe(precision)  # an unknown one is told before a model is made
+        specs_for(precision)  # an unknown one is told before a model is made
     plan = Plan.of(size)
     tasks = options.only or plan.tasks
     for task in tasks:

@@ -15,7 +15,7 @@ from mmada_lite.bench.speed import sessions
 from mmada_lite.bundle import Bundle
 from mmada_lite.export import transformer
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.precision import recipe
+from mmada_lite.export.precision import specs_for
 from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.ort.session import Spinning, Tuning, choose_device, open_session
 
@@ -104,7 +104,7 @@ print(anonymous() - before, rows.shape)
 def test_the_table_of_the_embedder_is_mapped_not_loaded(tmp_path: Path) -> None:
     with WeightFile(tmp_path / "weights.bin", lambda tensor, wrote: None) as weights:
         graph = Graph("embedder", weights)
-        transformer.build_embedder(graph, _Table(), recipe("fp16", "cpu", {})["embedder"], 512)
+        transformer.build_embedder(graph, _Table(), specs_for("fp16", "cpu", {})["embedder"], 512)
         graph.save(tmp_path / "embedder.onnx")
     size = (tmp_path / "weights.bin").stat().st_size
     assert size >= 65536 * 512 * 2

@@ -24,7 +24,8 @@ from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TensorSource, read_json, save_tensors
 from mmada_lite.export.formats import FORMATS, dequantize, quantize, rounded
 from mmada_lite.export.graph import ALIGNMENT
-from mmada_lite.export.precision import PRESETS, recipe
+from mmada_lite.export.precision import specs_for
+from mmada_lite.memory_plan import PRECISIONS
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.session import choose_device, exact_int8, open_session
 
@@ -165,7 +166,7 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
     0.01 to 1, the divergence from the checkpoint itself."""
     source = golden / "llm" / "gqa"
     recorded = load_file(source / "forward.safetensors")
-    same = standing_for(source, tmp_path / "checkpoint", {**PRESETS[precision], **formats})
+    same = standing_for(source, tmp_path / "checkpoint", {**PRECISIONS[precision], **formats})
     export_checkpoint(same, tmp_path / "plain", precision="fp32", vocabulary=recorded_vocabulary(source))
     export_checkpoint(
         source,
@@ -278,7 +279,7 @@ def test_the_manifest_says_how_everything_is_stored(tiny_checkpoint: Path, tmp_p
         "image_head": ("int8", 8, None, True, "fp32", "int8 per token"),
         "text_head": ("int8", 8, None, True, "fp32", "int8 per token"),
     }
-    asymmetric = recipe("int4", formats={"backbone": "int4-b32-asym"})
+    asymmetric = specs_for("int4", overrides={"backbone": "int4-b32-asym"})
     assert asymmetric["backbone"].format.symmetric is False
 
 
@@ -318,7 +319,7 @@ def test_full_size_bundles_fit_where_they_must() -> None:
     block = [*[(d, d)] * 4, (mlp, d), (mlp, d), (d, mlp), (d,), (d,)]
     codec = VQConfig.from_json({}).expected_tensors().values()
     for precision, most in (("int8", 8.6e9), ("int4", 4.7e9)):
-        forms = recipe(precision)
+        forms = specs_for(precision)
         size = layers * sum(linear_bytes(shape, forms["backbone"]) for shape in block)
         size += linear_bytes((rows, d), forms["text_head"]) + linear_bytes((codes, d), forms["image_head"])
         size += table_bytes((rows, d), forms["embedder"]) + sum(linear_bytes(shape, forms["codec"]) for shape in codec)

@@ -17,7 +17,6 @@ from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
-from mmada_lite.export.precision import PRESETS
 from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, bytes_of, caches, need, stored
 
 ROOT = Path(__file__).parents[2]
@@ -77,12 +76,6 @@ def test_the_plan_is_within_seven_percent_of_what_is_taken(source: str, precisio
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout)
     assert abs(planned / taken - 1) <= WITHIN, f"planned {planned / 1e6:.1f} MB, taken {taken / 1e6:.1f} MB"
-
-
-def test_presets_are_those_of_export() -> None:
-    assert {name: dict(groups) for name, groups in PRECISIONS.items()} == {
-        name: dict(groups) for name, groups in PRESETS.items()
-    }
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
