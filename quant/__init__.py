@@ -1,1 +1,1 @@
-"""Making weights smaller: number formats now; calibration and search build on them."""
+"""Making weights smaller: methods of rounding, calibration, and the conversion that ties them together."""

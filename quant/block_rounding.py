@@ -1,7 +1,9 @@
-"""The states of all rows of calibration on their way through one block, stopping at each site where matrices read them.
+"""One transformer block is rounded, site after site: all rows of calibration pass through it, stop where matrices read them,
+and go on through what was rounded. The output matrix of a head is rounded by the same means.
 
-Activations are rounded as the graph will round them, where it does. It knows a block's arithmetic; it knows nothing of
-codes, of methods, or of how rows were chosen.
+Activations are rounded as the graph will round them, where it does. Two models are followed with gptaq: the one that is being
+rounded and the exact one, which no rounding touches. It knows a block's arithmetic; it knows nothing of how rows were chosen
+or where codes go.
 """
 
 import copy
@@ -18,72 +20,15 @@ from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.formats import Quantized, dequantize, quantize
 from mmada_lite.export.lowering import WeightSpec
 from mmada_lite.quant.calibration import Sample
-from mmada_lite.quant.gptq import aimed, gptq, prepare
-from mmada_lite.quant.methods import Method, clipped
-from mmada_lite.quant.transforms import ROOT, SITES, Folded, grouped, smoothing
+from mmada_lite.quant.gptq import factor_hessian, gptq, match_outputs
+from mmada_lite.quant.methods import Method, quantize_clipped
+from mmada_lite.quant.transforms import OUTPUT_MATRIX, ROOT, SITES, TransformedTensors, by_key_head, smoothing
 from mmada_lite.train.model import Block, KeyValue, attend, load_state, rotate, rotation
 
-
-class Passage:
-    """`states` [B, L, D] of each batch, which become in place those that the next layer reads once all sites, in their
-    order, are passed. round_activations: to int8 with a scale for each token, before every product."""
-
-    def __init__(self, block: Block, config: TransformerConfig, states: list[Tensor], round_activations: bool) -> None:
-        self.block, self.config, self.states, self.round_activations = block, config, states, round_activations
-        self._mixed: list[Tensor] = []
-
-    def read(self, site: str, batch: int) -> Tensor:
-        """What the matrices of a site multiply, [B, L, K], as it comes."""
-        if site == "value":
-            return self._mixed[batch]
-        norm = self.block.attn_norm if site == "attention" else self.block.ff_norm
-        normed: Tensor = norm(self.states[batch])
-        if site != "product":
-            return normed
-        return F.silu(self._times("ff_proj", normed)) * self._times("up_proj", normed)
-
-    def go_past(self, site: str) -> None:
-        """Multiply with the matrices of a site, as they are by now."""
-        if site == "attention":
-            self._mixed = [self._attended(self.read(site, i)) for i in range(len(self.states))]
-        for i, x in enumerate(self.states):
-            if site == "value":
-                self.states[i] = x + self._times("attn_out", self.read(site, i))
-            if site == "product":
-                self.states[i] = x + self._times("ff_out", self.read(site, i))
-
-    def linear(self, matrix: str) -> nn.Linear:
-        found: nn.Linear = getattr(self.block, matrix)
-        return found
-
-    def activations(self, x: Tensor) -> Tensor:
-        """x as a product sees it."""
-        if not self.round_activations:
-            return x
-        unit = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-        return (x / unit).round() * unit
-
-    def _attended(self, normed: Tensor) -> Tensor:
-        """normed [B, L, D] -> what attn_out reads, [B, L, D]."""
-        block = self.block
-        angles = self._angles(normed.shape[1])
-        q, k, v = (block.heads(self._times(name, normed)) for name in SITES["attention"])
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        if block.repeats > 1:
-            k, v = k.repeat_interleave(block.repeats, 1), v.repeat_interleave(block.repeats, 1)
-        return attend(q, k, v, None).transpose(1, 2).flatten(2)
-
-    def _angles(self, length: int) -> KeyValue:
-        return rotation(torch.arange(length)[None], self.config.head_dim, self.config.rope_theta)
-
-    def _times(self, matrix: str, x: Tensor) -> Tensor:
-        return F.linear(self.activations(x), self.linear(matrix).weight)
-
-
-SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the difficulty that smoothing may move into the weights; or none
-_ROWS = 4096  # outputs of a head that are held at once
-_TRIED_ON = 256  # tokens on which shares are compared
-_ADDED = ("value", "product")  # sites whose products are added to the states
+ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)  # shares of the difficulty that smoothing may move into the weights; or none
+_HEAD_OUTPUTS = 4096  # outputs of a head that are in memory at once
+_ALPHA_TOKENS = 256  # tokens on which alphas are compared
+_ADDED = ("value", "product")  # sites whose products are added to the residual stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +47,12 @@ class Batch:
         return cls(tokens, weight, predicted, samples[0].task)
 
 
-def embedded(source: Tensors, batches: Sequence[Batch]) -> list[Tensor]:
+def embed(source: Tensors, batches: Sequence[Batch]) -> list[Tensor]:
     """What the first layer reads, [B, L, D] of each batch; of the table only the rows that occur are read."""
-    found = torch.unique(torch.cat([batch.tokens.flatten() for batch in batches]))
+    ids = torch.unique(torch.cat([batch.tokens.flatten() for batch in batches]))
     name = f"{ROOT}.wte.weight"
-    rows = np.concatenate([np.asarray(source.read(name, slice(t, t + 1)), np.float32) for t in found.tolist()])
-    table = aligned(rows)
-    return [table[torch.searchsorted(found, batch.tokens)] for batch in batches]
+    table = aligned(np.concatenate([np.asarray(source.read(name, slice(i, i + 1)), np.float32) for i in ids.tolist()]))
+    return [table[torch.searchsorted(ids, batch.tokens)] for batch in batches]
 
 
 def aligned(values: np.ndarray) -> Tensor:
@@ -121,11 +65,11 @@ def load_block(source: Tensors, config: TransformerConfig, layer: int) -> Block:
     """Layer `layer` alone, in float32."""
     with torch.device("meta"):
         block = Block(config)
-    load_state(block, Prefixed(source, f"{ROOT}.blocks.{layer}."), torch.float32)
+    load_state(block, _PrefixedTensors(source, f"{ROOT}.blocks.{layer}."), torch.float32)
     return block.requires_grad_(False).eval()
 
 
-class Prefixed:
+class _PrefixedTensors:
     """A source whose names lack what all of them begin with."""
 
     def __init__(self, source: Tensors, prefix: str) -> None:
@@ -138,108 +82,169 @@ class Prefixed:
         return self.source.read(self.prefix + name, rows)
 
 
-class Layer:
-    """A block being rounded. With `form` floating nothing is rounded and no codes are given."""
+class BlockForward:
+    """A forward pass of all batches through one block that stops at each site. `states` [B, L, D] of each batch become, in
+    place, those that the next layer reads once all sites, in their order, are passed. round_activations: to int8 with a scale
+    for each token, before every product."""
 
-    def __init__(self, block: Block, config: TransformerConfig, method: Method, form: WeightSpec, name: str) -> None:
-        self.block, self.config, self.method, self.form, self.name = block, config, method, form, name
+    def __init__(self, block: Block, config: TransformerConfig, states: list[Tensor], round_activations: bool) -> None:
+        self.block, self.config, self.states, self.round_activations = block, config, states, round_activations
+        self._attended: list[Tensor] = []  # what attn_out reads, [B, L, D] of each batch
+
+    def inputs(self, site: str, batch: int) -> Tensor:
+        """What the matrices of a site multiply, [B, L, K], before it is rounded."""
+        if site == "value":
+            return self._attended[batch]
+        norm = self.block.attn_norm if site == "attention" else self.block.ff_norm
+        normed: Tensor = norm(self.states[batch])
+        if site != "product":
+            return normed
+        return F.silu(self._times("ff_proj", normed)) * self._times("up_proj", normed)
+
+    def go_past(self, site: str) -> None:
+        """Multiply with the matrices of a site, as they are by now."""
+        if site == "attention":
+            self._attended = [self._attend(self.inputs(site, i)) for i in range(len(self.states))]
+        for i, x in enumerate(self.states):
+            if site == "value":
+                self.states[i] = x + self._times("attn_out", self.inputs(site, i))
+            if site == "product":
+                self.states[i] = x + self._times("ff_out", self.inputs(site, i))
+
+    def linear(self, matrix: str) -> nn.Linear:
+        linear: nn.Linear = getattr(self.block, matrix)
+        return linear
+
+    def activations(self, x: Tensor) -> Tensor:
+        """x as a product sees it."""
+        if not self.round_activations:
+            return x
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+        return (x / scale).round() * scale
+
+    def _attend(self, normed: Tensor) -> Tensor:
+        """normed [B, L, D] -> what attn_out reads, [B, L, D]."""
+        block = self.block
+        angles = self._angles(normed.shape[1])
+        q, k, v = (block.heads(self._times(name, normed)) for name in SITES["attention"])
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if block.repeats > 1:
+            k, v = k.repeat_interleave(block.repeats, 1), v.repeat_interleave(block.repeats, 1)
+        return attend(q, k, v, None).transpose(1, 2).flatten(2)
+
+    def _angles(self, length: int) -> KeyValue:
+        return rotation(torch.arange(length)[None], self.config.head_dim, self.config.rope_theta)
+
+    def _times(self, matrix: str, x: Tensor) -> Tensor:
+        return F.linear(self.activations(x), self.linear(matrix).weight)
+
+
+class BlockRounder:
+    """A block being rounded. With a floating `spec` nothing is rounded and no codes are given."""
+
+    def __init__(self, block: Block, config: TransformerConfig, method: Method, spec: WeightSpec, name: str) -> None:
+        self.block, self.config, self.method, self.spec, self.name = block, config, method, spec, name
         self.codes: dict[str, Quantized] = {}
 
     @torch.no_grad()
-    def advance(self, states: list[Tensor], batches: Sequence[Batch], aims: list[Tensor] | None = None) -> dict[str, Quantized]:
+    def advance(
+        self, states: list[Tensor], batches: Sequence[Batch], exact_states: list[Tensor] | None = None
+    ) -> dict[str, Quantized]:
         """The codes of its matrices; the states [B, L, D] become, in place, those that the next layer reads.
 
-        aims: the same states where no layer is rounded, and then those of the next layer. With them matrices are moved
+        exact_states: the same where no layer is rounded, and then those of the next layer. With them matrices are moved
         towards what they give there before they are rounded (gptaq).
         """
-        whole = None if aims is None else Passage(copy.deepcopy(self.block), self.config, aims, False)
-        passage = self._passage(states)
+        exact = None if exact_states is None else BlockForward(copy.deepcopy(self.block), self.config, exact_states, False)
+        forward = self._forward(states)
         for site in SITES:
-            if not self.form.format.floating:
-                self._round(site, batches, passage, whole)
-            passage.go_past(site)
-            if whole is not None:
-                whole.go_past(site)
+            if not self.spec.format.floating:
+                self._round(site, batches, forward, exact)
+            forward.go_past(site)
+            if exact is not None:
+                exact.go_past(site)
         return self.codes
 
     @torch.no_grad()
-    def factors(self, states: Sequence[Tensor], batches: Sequence[Batch]) -> dict[str, NDArray[np.float32]]:
+    def smoothing_factors(self, states: Sequence[Tensor], batches: Sequence[Batch]) -> dict[str, NDArray[np.float32]]:
         """Site -> the factors [K] under which rounding costs least there, before anything is rounded."""
-        passage, found = self._passage(list(states)), {}
-        kept = [slice(None) if (w := batch.weight).min() == w.max() else w.flatten() > w.min() for batch in batches]
+        forward, factors = self._forward(list(states)), {}
+        counted = [slice(None) if (w := batch.weight).min() == w.max() else w.flatten() > w.min() for batch in batches]
         for site in SITES:
-            read = torch.cat([passage.read(site, i).flatten(0, 1)[some] for i, some in enumerate(kept)])
-            found[site] = self._factors(site, read, passage)
-            passage.go_past(site)
-        return found
+            inputs = torch.cat([forward.inputs(site, i).flatten(0, 1)[tokens] for i, tokens in enumerate(counted)])
+            factors[site] = self._best_factors(site, inputs, forward)
+            forward.go_past(site)
+        return factors
 
-    def _passage(self, states: list[Tensor]) -> Passage:
-        return Passage(self.block, self.config, states, self.form.activation is not None)
+    def _forward(self, states: list[Tensor]) -> BlockForward:
+        return BlockForward(self.block, self.config, states, self.spec.activation is not None)
 
-    def _factors(self, site: str, read: Tensor, passage: Passage) -> NDArray[np.float32]:
-        """read [tokens, K]: what the site's matrices multiply."""
-        weights = torch.cat([passage.linear(matrix).weight for matrix in SITES[site]])
-        size = (read.abs().amax(0) if passage.round_activations else read.abs().mean(0)).numpy()
+    def _best_factors(self, site: str, inputs: Tensor, forward: BlockForward) -> NDArray[np.float32]:
+        """inputs [tokens, K]: what the site's matrices multiply."""
+        weights = torch.cat([forward.linear(matrix).weight for matrix in SITES[site]])
+        sizes = (inputs.abs().amax(0) if forward.round_activations else inputs.abs().mean(0)).numpy()
         peaks = weights.abs().amax(0).numpy()
         if site == "value":
-            size, peaks = (self._shared(channels) for channels in (size, peaks))
-        some = read[torch.linspace(0, len(read) - 1, min(_TRIED_ON, len(read))).long()]
+            sizes, peaks = (self._shared(channels) for channels in (sizes, peaks))
+        some = inputs[torch.linspace(0, len(inputs) - 1, min(_ALPHA_TOKENS, len(inputs))).long()]
 
         def cost(factors: NDArray[np.float32]) -> float:
             """Squared error of the product when both sides are rounded under these factors."""
             scale = aligned(factors)
-            held = quantize((weights * scale).numpy(), self.form.format, self.name)
-            found = passage.activations(some / scale) @ aligned(dequantize(held)).T
-            return float((found - some @ weights.T).square().mean())
+            rounded = aligned(dequantize(quantize((weights * scale).numpy(), self.spec.format, self.name)))
+            products = forward.activations(some / scale) @ rounded.T
+            return float((products - some @ weights.T).square().mean())
 
-        best, chosen = cost(np.ones_like(size)), np.ones_like(size)
-        for share in SHARES:
-            factors = smoothing(size, peaks, share)
-            if (tried := cost(factors)) < best:
-                best, chosen = tried, factors
-        return chosen
+        best = np.ones_like(sizes)
+        lowest = cost(best)
+        for alpha in ALPHAS:
+            factors = smoothing(sizes, peaks, alpha)
+            if (tried := cost(factors)) < lowest:
+                lowest, best = tried, factors
+        return best
 
     def _shared(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
         """The largest of the query heads that share a key head, for each of them."""
-        heads = grouped(channels, self.config)
+        heads = by_key_head(channels, self.config)
         return np.broadcast_to(heads.max(1, keepdims=True), heads.shape).reshape(-1)
 
-    def _round(self, site: str, batches: Sequence[Batch], passage: Passage, whole: Passage | None) -> None:
+    def _round(self, site: str, batches: Sequence[Batch], forward: BlockForward, exact: BlockForward | None) -> None:
         """Round the matrices of a site."""
-        sums = self._sums(site, batches, passage, whole) if self.method.compensates else []
-        moments = prepare(sums[0], f"{self.name}.{SITES[site][0]}.weight") if sums else None
+        sums = self._sums(site, batches, forward, exact) if self.method.compensates else []
+        hessian = factor_hessian(sums[0], f"{self.name}.{SITES[site][0]}.weight") if sums else None
         for matrix in SITES[site]:
-            name, weight = f"{self.name}.{matrix}.weight", passage.linear(matrix).weight
+            name, weight = f"{self.name}.{matrix}.weight", forward.linear(matrix).weight
             if len(sums) > 1:
-                weight = aimed(weight, sum(sums[2:], start=weight @ sums[1]), sums[0], name)
-            if moments is not None:
-                held = gptq(weight, moments, self.form.format, name)
+                weight = match_outputs(weight, sum(sums[2:], start=weight @ sums[1]), sums[0], name)
+            if hessian is not None:
+                quantized = gptq(weight, hessian, self.spec.format, name)
             else:
-                held = (clipped if self.method.rounding == "clip" else quantize)(weight.numpy(), self.form.format, name)
-            self.codes[matrix] = held
-            passage.linear(matrix).weight = nn.Parameter(aligned(dequantize(held)), requires_grad=False)
+                alone = quantize_clipped if self.method.rounding == "clip" else quantize
+                quantized = alone(weight.numpy(), self.spec.format, name)
+            self.codes[matrix] = quantized
+            forward.linear(matrix).weight = nn.Parameter(aligned(dequantize(quantized)), requires_grad=False)
 
-    def _sums(self, site: str, batches: Sequence[Batch], passage: Passage, whole: Passage | None) -> list[Tensor]:
-        """Sums over positions of weight * y x^T, where the site's matrices multiply x: of y = x; then, with a whole passage,
-        of what they multiply there, and where their product is added to the states, of what the states lack by now."""
+    def _sums(self, site: str, batches: Sequence[Batch], forward: BlockForward, exact: BlockForward | None) -> list[Tensor]:
+        """Sums over positions of weight * y x^T, where the site's matrices multiply x: of y = x; then, with an exact pass, of
+        what they multiply there, and where their product is added to the states, of what the states lack by now."""
 
-        def read() -> Iterator[tuple[Tensor, ...]]:
+        def terms() -> Iterator[tuple[Tensor, ...]]:
             for i, batch in enumerate(batches):
-                x = passage.activations(passage.read(site, i))
-                there = () if whole is None else (whole.read(site, i),)
-                lacking = (whole.states[i] - passage.states[i],) if whole is not None and site in _ADDED else ()
-                yield batch.weight, x, *there, *lacking
+                x = forward.activations(forward.inputs(site, i))
+                exact_inputs = () if exact is None else (exact.inputs(site, i),)
+                lacking = (exact.states[i] - forward.states[i],) if exact is not None and site in _ADDED else ()
+                yield batch.weight, x, *exact_inputs, *lacking
 
-        return weighted_sums(read())
+        return weighted_sums(terms())
 
 
-def weighted_sums(read: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+def weighted_sums(terms: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
     """Sums over positions of weight * y x^T, [N, K], of y = x and of every other y: from tuples of weight [B, L], x [B, L, K]
     and any others [B, L, N]."""
     totals: list[Tensor] = []
-    for weight, *given in read:
+    for weight, *values in terms:
         root = weight.sqrt()[..., None]
-        x, *others = ((each * root).flatten(0, 1) for each in given)
+        x, *others = ((each * root).flatten(0, 1) for each in values)
         if totals:
             for total, y in zip(totals, (x, *others), strict=True):
                 total.addmm_(y.T, x)
@@ -250,30 +255,35 @@ def weighted_sums(read: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRead:
-    """What a head reads of a batch: states [B, L, D] after the last layer; aims, the same where no layer is rounded."""
+class HeadSample:
+    """What a head reads of a batch: states [B, L, D] after the last layer, and the same where no layer is rounded."""
 
     batch: Batch
     states: Tensor
-    aims: Tensor | None = None
+    exact_states: Tensor | None = None
 
 
 @torch.no_grad()
-def round_head(source: Folded, read: Sequence[HeadRead], rows: slice, form: WeightSpec) -> Quantized:
+def round_head(source: TransformedTensors, samples: Sequence[HeadSample], rows: slice, spec: WeightSpec) -> Quantized:
     """Codes by GPTQ of rows of the output matrix, for states after the last layer at what is predicted there; where there
-    are aims, of rows that give from those states what they would have given from these."""
-    name, eps = f"{ROOT}.ff_out.weight", source.config.rms_norm_eps
+    are exact states, of rows that give from the states what they would have given from these."""
+    eps = source.config.rms_norm_eps
     scale = aligned(np.asarray(source.read(f"{ROOT}.ln_f.weight"), np.float32))
 
     def normed(x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], scale, eps)
 
-    whole = ((normed(each.aims),) if each.aims is not None else () for each in read)
-    sums = weighted_sums((each.batch.predicted, normed(each.states), *aim) for each, aim in zip(read, whole, strict=True))
-    moments, parts = prepare(sums[0], name), []
-    for begin in range(rows.start, rows.stop, _ROWS):
-        chunk = aligned(np.asarray(source.read(name, slice(begin, min(begin + _ROWS, rows.stop))), np.float32))
-        parts.append(gptq(aimed(chunk, chunk @ sums[1], sums[0], name) if sums[1:] else chunk, moments, form.format, name))
-    codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts])
-    zeros = None if form.format.symmetric else np.concatenate([part.zeros for part in parts if part.zeros is not None])
-    return Quantized(form.format, codes, scales, zeros)
+    def terms() -> Iterator[tuple[Tensor, ...]]:
+        for sample in samples:
+            exact = () if sample.exact_states is None else (normed(sample.exact_states),)
+            yield sample.batch.predicted, normed(sample.states), *exact
+
+    sums = weighted_sums(terms())
+    hessian, parts = factor_hessian(sums[0], OUTPUT_MATRIX), []
+    for begin in range(rows.start, rows.stop, _HEAD_OUTPUTS):
+        chunk_rows = slice(begin, min(begin + _HEAD_OUTPUTS, rows.stop))
+        chunk = aligned(np.asarray(source.read(OUTPUT_MATRIX, chunk_rows), np.float32))
+        if sums[1:]:
+            chunk = match_outputs(chunk, chunk @ sums[1], sums[0], OUTPUT_MATRIX)
+        parts.append(gptq(chunk, hessian, spec.format, OUTPUT_MATRIX))
+    return Quantized.joined(parts)

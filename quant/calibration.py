@@ -7,7 +7,7 @@ is watched while it does both. A given token is seen by the others alone; a mask
 written. It knows no weights, layers or formats.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,21 +30,22 @@ from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
-from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, taken
+from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, first_prompts
 from mmada_lite.streams import Answer, Thinking
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Seen = Literal["masked", "unmasked"]
+Decoding = tuple[Task, Canvas, Iterator[Step]]  # what it counts as, and the steps that fill the canvas
 Progress = Callable[[int, int], None]  # prompts decoded, prompts in all
-_MOST = 10_000  # prompts of a task, and steps of each
+_LIMIT = 10_000  # prompts of a task, and steps of each
 _LONGEST_ANSWER = 64  # tokens decoded for calibration; the 8B model's own default would take an hour a prompt on a CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """What an error at a position counts: `given` where the token is known; where it is masked, `masked`, and `soon` more
+    """How much an error at a position counts: `given` where the token is known; where it is masked, `masked`, and `soon` more
     that halves with every `half` of the steps that are left until it is written (a share of all steps)."""
 
     given: float = 0.25
@@ -67,10 +68,10 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.steps < 1:
             raise Error(f"calibration on {self.prompts} prompts and {self.steps} steps of each sees nothing; use 1 or more")
-        if max(self.prompts, self.steps) > _MOST:
+        if max(self.prompts, self.steps) > _LIMIT:
             raise Error(
                 f"calibration on {self.prompts} prompts and {self.steps} steps of each is more than a machine decodes; "
-                f"use {_MOST} at most"
+                f"use {_LIMIT} at most"
             )
 
 
@@ -85,9 +86,13 @@ class Sample:
     predicted: Floats  # [L]
 
 
+_ARRAYS = ("tokens", "weight", "predicted")  # of a Sample
+
+
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """What is watched: a denoiser with what it takes to give it prompts. codes: of a picture; 0: it has no pictures."""
+class CalibrationModel:
+    """The model that is watched: a denoiser with what it takes to give it prompts. codes: of a picture; 0: it has no pictures.
+    longest: tokens that it reads at most."""
 
     denoiser: Denoiser
     tokenizer: Tokenizer
@@ -99,94 +104,94 @@ class Reader:
 
 
 def collect(
-    reader: Reader, calibration: Calibration, prompts: list[Prompt] | None = None, progress: Progress | None = None
+    model: CalibrationModel, calibration: Calibration, prompts: list[Prompt] | None = None, progress: Progress | None = None
 ) -> list[Sample]:
-    """Rows of every task that the model has, decoded now. Pictures that are asked about are those that it just drew. A model
+    """Rows of every task that the model has, recorded now. Pictures that are asked about are those that it just drew. A model
     that answers the first of the prompts to think about without a thought is asked no more of those."""
     rng = np.random.default_rng([calibration.seed, 0xCA11])
-    chosen = prompts_asked(prompts, calibration, pictures=reader.codes > 0)
+    chosen = prompts_by_task(prompts, calibration, pictures=model.codes > 0)
     total, done = sum(map(len, chosen.values())), 0
     pictures: list[Ints] = []
     samples: list[Sample] = []
     for task in chosen:
         for number, prompt in enumerate(chosen[task]):
-            picture = pictures[number % len(pictures)] if pictures else np.zeros(reader.codes, np.int64)
-            found: list[Sample] = []
-            for kind, canvas, steps in _decodings(reader, prompt, picture, calibration.seed * 1000 + number):
-                found += _watched(canvas, steps, kind, calibration, rng)
+            picture = pictures[number % len(pictures)] if pictures else np.zeros(model.codes, np.int64)
+            recorded: list[Sample] = []
+            for kind, canvas, steps in _decodings(model, prompt, picture, calibration.seed * 1000 + number):
+                recorded += _record(canvas, steps, kind, calibration, rng)
                 if task == "paint":
                     pictures.append(canvas.tokens[0, canvas.region] - canvas.code_offset)
-            drawn = task != "think" or len(found) > calibration.steps
-            if not drawn and number == 0:
+            complete = task != "think" or len(recorded) > calibration.steps  # a thought is drawn from
+            if not complete and number == 0:
                 break
-            samples, done = samples + (found if drawn else []), done + 1
+            samples, done = samples + (recorded if complete else []), done + 1
             if progress:
                 progress(done, total)
     return samples
 
 
-def prompts_asked(prompts: list[Prompt] | None, calibration: Calibration, *, pictures: bool) -> dict[Task, list[Prompt]]:
+def prompts_by_task(prompts: list[Prompt] | None, calibration: Calibration, *, pictures: bool) -> dict[Task, list[Prompt]]:
     """What a model is asked, task by task in this order: of those given, or built in. Raises Error where a task has none."""
     tasks: tuple[Task, ...] = ("paint", "ask", "chat", "think") if pictures else ("chat",)
     return {task: _chosen(prompts, task, calibration) for task in tasks}
 
 
-def position_weights(left: Ints, steps: int, weighting: Weighting) -> Floats:
-    """left [L]: steps until a position is written, 0 in this one, below 0 where the token is given -> weights [L]."""
-    soon = weighting.soon * 0.5 ** (np.maximum(left, 0) / max(1.0, weighting.half * steps))
-    return np.where(left < 0, weighting.given, weighting.masked + soon).astype(np.float32)
+def position_weights(steps_left: Ints, steps: int, weighting: Weighting) -> Floats:
+    """steps_left [L]: steps until a position is written, 0 in this one, below 0 where the token is given -> weights [L]."""
+    soon = weighting.soon * 0.5 ** (np.maximum(steps_left, 0) / max(1.0, weighting.half * steps))
+    return np.where(steps_left < 0, weighting.given, weighting.masked + soon).astype(np.float32)
 
 
 def _chosen(prompts: list[Prompt] | None, task: Task, calibration: Calibration) -> list[Prompt]:
     if prompts is None:
         return built_in(task, calibration.prompts, calibration.seed)
-    found = taken(prompts, task, calibration.prompts)
-    if not found and task in NEEDED:
+    chosen = first_prompts(prompts, task, calibration.prompts)
+    if not chosen and task in NEEDED:
         raise Error(f"there is no prompt for {task} among those given; calibration needs all of {', '.join(NEEDED)}")
-    return found
+    return chosen
 
 
-def _decodings(reader: Reader, prompt: Prompt, picture: Ints, seed: int) -> Iterator[tuple[Task, Canvas, Iterator[Step]]]:
+def _decodings(model: CalibrationModel, prompt: Prompt, picture: Ints, seed: int) -> Iterator[Decoding]:
     """What a prompt takes: an answer, a picture, or a thought and then, once its steps are done, the picture that it describes
     if it does describe one."""
-    encoded, special = reader.tokenizer.encode(prompt.text), reader.vocabulary.special
+    encoded, special = model.tokenizer.encode(prompt.text), model.vocabulary.special
     if prompt.task == "paint":
-        yield "paint", *_drawing(reader, paint_prompt(encoded, special), seed)
+        yield "paint", *_drawing(model, paint_prompt(encoded, special), seed)
     elif prompt.task == "think":
-        yield from _thought_through(reader, encoded, seed)
+        yield from _thinking(model, encoded, seed)
     else:
-        before = picture_prompt(picture, reader.vocabulary) if prompt.task == "ask" else []
-        row = before + chat_ids(reader.tokenizer, special, [{"role": "user", "content": prompt.text}])
-        yield prompt.task, *_writing(reader, row, seed)
+        picture_ids = picture_prompt(picture, model.vocabulary) if prompt.task == "ask" else []
+        ids = picture_ids + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        yield prompt.task, *_writing(model, ids, seed)
 
 
-def _thought_through(reader: Reader, text: list[int], seed: int) -> Iterator[tuple[Task, Canvas, Iterator[Step]]]:
-    special = reader.vocabulary.special
-    row = thinking_prompt(text, special)
-    if len(row) + _shortened(reader.text).answer_length > reader.longest:
+def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[Decoding]:
+    special = model.vocabulary.special
+    ids = thinking_prompt(text, special)
+    if len(ids) + _shortened(model.text).answer_length > model.longest:
         return
-    canvas, steps = _writing(reader, row, seed)
+    canvas, steps = _writing(model, ids, seed)
     yield "chat", canvas, steps
-    written = Answer((), canvas, reader.tokenizer, frozenset({special.eos, special.eot}))
-    thinking = Thinking(written, reader.tokenizer, reader.longest - len(row) - reader.codes - 3)  # eos, soi, eoi
+    answer = Answer((), canvas, model.tokenizer, frozenset({special.eos, special.eot}))
+    thinking = Thinking(answer, model.tokenizer, model.longest - len(ids) - model.codes - 3)  # eos, soi, eoi
     if thinking.fault is None:
-        yield "paint", *_drawing(reader, thought_prompt(text, thinking.ids, special), seed)
+        yield "paint", *_drawing(model, thought_prompt(text, thinking.ids, special), seed)
 
 
-def _drawing(reader: Reader, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
-    image = replace(reader.image, steps=min(reader.image.steps, reader.codes))
-    unknown = np.ones(reader.codes, dtype=bool)
-    unconditional = paint_prompt([], reader.vocabulary.special) if image.guidance > 0 else None
-    canvas = image_canvas(ids, np.zeros(reader.codes), unknown, reader.vocabulary, unconditional_prompt=unconditional)
-    _fits(canvas.length, reader)
-    return canvas, decode_image(reader.denoiser, canvas, image, PhiloxSampler(seed, image.sampling_temperature, canvas.start))
+def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
+    image = replace(model.image, steps=min(model.image.steps, model.codes))
+    unknown = np.ones(model.codes, dtype=bool)
+    unconditional = paint_prompt([], model.vocabulary.special) if image.guidance > 0 else None
+    canvas = image_canvas(ids, np.zeros(model.codes), unknown, model.vocabulary, unconditional_prompt=unconditional)
+    _fits(canvas.length, model)
+    return canvas, decode_image(model.denoiser, canvas, image, PhiloxSampler(seed, image.sampling_temperature, canvas.start))
 
 
-def _writing(reader: Reader, row: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
-    text = _shortened(reader.text)
-    canvas = text_canvas(row, text.answer_length, reader.vocabulary.special)
-    _fits(canvas.length, reader)
-    return canvas, decode_text(reader.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
+def _writing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
+    text = _shortened(model.text)
+    canvas = text_canvas(ids, text.answer_length, model.vocabulary.special)
+    _fits(canvas.length, model)
+    return canvas, decode_text(model.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
 
 
 def _shortened(text: TextSettings) -> TextSettings:
@@ -199,46 +204,59 @@ def _shortened(text: TextSettings) -> TextSettings:
     )
 
 
-def _fits(length: int, reader: Reader) -> None:
-    if length > reader.longest:
-        raise Error(f"a calibration row takes {length} tokens and the model reads {reader.longest}; give shorter prompts")
+def _fits(length: int, model: CalibrationModel) -> None:
+    if length > model.longest:
+        raise Error(f"a calibration row takes {length} tokens and the model reads {model.longest}; give shorter prompts")
 
 
-def _watched(
+def _record(
     canvas: Canvas, steps: Iterator[Step], task: Task, calibration: Calibration, rng: np.random.Generator
 ) -> list[Sample]:
     """Decode to the end; then the rows as they stood before some of the steps."""
-    stood = [[row.copy() for row in canvas.branches()]]
-    written = np.full(canvas.length, -1, dtype=np.int64)  # the step that wrote each position
+    snapshots = [[row.copy() for row in canvas.branches()]]
+    written_at = np.full(canvas.length, -1, dtype=np.int64)  # the step that wrote each position
     for step in steps:
-        written[step.positions] = step.index
-        stood.append([row.copy() for row in canvas.branches()])
-    count = len(stood) - 1
+        written_at[step.positions] = step.index
+        snapshots.append([row.copy() for row in canvas.branches()])
+    count = len(snapshots) - 1
     samples = []
     for number in np.sort(rng.integers(count, size=calibration.steps)):
-        branch = int(rng.integers(len(stood[0])))
+        branch = int(rng.integers(len(snapshots[0])))
         at = count if calibration.seen == "unmasked" else int(number)
-        left = np.where(written >= at, written - at, -1)  # [L]; below 0: given by now
+        steps_left = np.where(written_at >= at, written_at - at, -1)  # [L]; below 0: given by now
         if calibration.seen == "unmasked":
-            weight, predicted = np.ones(canvas.length, np.float32), (written >= 0).astype(np.float32)
+            weight, predicted = np.ones(canvas.length, np.float32), (written_at >= 0).astype(np.float32)
         else:
-            weight = position_weights(left, count, calibration.weighting)
-            predicted = np.where(left < 0, 0, weight).astype(np.float32)
-        samples.append(_placed(task, stood[at][branch][0], weight, predicted, canvas.shift if branch else 0))
+            weight = position_weights(steps_left, count, calibration.weighting)
+            predicted = np.where(steps_left < 0, 0, weight).astype(np.float32)
+        samples.append(_sample(task, snapshots[at][branch][0], weight, predicted, canvas.shift if branch else 0))
     return samples
 
 
-def _placed(task: Task, tokens: Ints, weight: Floats, predicted: Floats, shift: int) -> Sample:
+def _sample(task: Task, tokens: Ints, weight: Floats, predicted: Floats, shift: int) -> Sample:
     """A row with its weights. The row without a prompt is shorter: its positions are the last ones of the other."""
     if not shift:
         return Sample(task, tokens, weight, predicted)
     return Sample(task, tokens, weight[-len(tokens) :].copy(), predicted[-len(tokens) :].copy())
 
 
-def grouped_by_length(samples: Sequence[Sample], most: int = 4096) -> list[list[Sample]]:
-    """Samples of one task and one length together, at most `most` tokens: they pass through a layer as one batch."""
+def grouped_by_length(samples: Sequence[Sample], limit: int = 4096) -> list[list[Sample]]:
+    """Samples of one task and one length together, at most `limit` tokens: they pass through a layer as one batch."""
     groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.task, len(sample.tokens)), []).append(sample)
-    together = {key: max(1, most // key[1]) for key in groups}
-    return [group[i : i + together[key]] for key, group in sorted(groups.items()) for i in range(0, len(group), together[key])]
+    sizes = {key: max(1, limit // key[1]) for key in groups}  # rows of a batch
+    return [group[i : i + sizes[key]] for key, group in sorted(groups.items()) for i in range(0, len(group), sizes[key])]
+
+
+def to_arrays(samples: Sequence[Sample]) -> dict[str, NDArray]:
+    """Samples end to end, as a unit of a work folder."""
+    joined = {name: np.concatenate([getattr(sample, name) for sample in samples]) for name in _ARRAYS}
+    ends = np.cumsum([len(sample.tokens) for sample in samples])
+    return joined | {"ends": ends, "tasks": np.array([sample.task for sample in samples])}
+
+
+def samples_of(arrays: Mapping[str, NDArray]) -> list[Sample]:
+    """What `to_arrays` was given."""
+    parts = [np.split(np.array(arrays[name]), arrays["ends"][:-1]) for name in _ARRAYS]
+    return [Sample(str(task), *values) for task, *values in zip(arrays["tasks"], *parts, strict=True)]  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
-"""From a checkpoint, or a bundle in half or full precision, to a quantized bundle: what is asked for is checked first, codes
-are found layer by layer where the method needs that, then the bundle is written as every export is.
+"""From a checkpoint, or a bundle in half or full precision, to a quantized bundle. `quantize_model` is the whole way: the
+request is checked, the source opened, its weights transformed, rows to calibrate on recorded and layer after layer rounded
+where the method needs that, and then the bundle is written as every export is.
 
-It ties the parts together. What a method needs of memory: rtn, clip and rotate pass each tensor through in pieces (a
-rotated matrix whole); smooth and gptq hold one layer and the states of the calibration rows.
+It calls the other modules of this folder, and none of them calls back. What a method needs of memory: rtn, clip and rotate
+pass each tensor through in pieces (a rotated matrix whole); smooth, gptq and gptaq hold one layer and the states of the
+calibration rows, and they alone need torch.
 """
 
 import difflib
@@ -14,26 +16,27 @@ from pathlib import Path
 import mmada_lite
 from mmada_lite.bundle import MANIFEST, Bundle, BundleWriter
 from mmada_lite.errors import Error
-from mmada_lite.export.bundle import Checkpoint, graph_plans, group_sizes, open_checkpoint, write_bundle
+from mmada_lite.export.bundle import Checkpoint, graph_plans, group_sizes, write_bundle
 from mmada_lite.export.checkpoint import Tensors, TensorSource
 from mmada_lite.export.formats import FORMATS, format_named
 from mmada_lite.export.lowering import WeightSpec
 from mmada_lite.export.precision import specs_for
 from mmada_lite.memory_plan import PRECISIONS
+from mmada_lite.quant.calibration import Calibration, Sample, collect, prompts_by_task, samples_of, to_arrays
 from mmada_lite.quant.methods import Method, method_named
 from mmada_lite.quant.prompts import Prompt
-from mmada_lite.quant.sources import Prepared
-from mmada_lite.quant.transforms import Folded, folds_of
+from mmada_lite.quant.sources import QuantizedTensors, check_weights, is_bundle, open_calibration_model, open_source
+from mmada_lite.quant.transforms import TransformedTensors, transforms_for
 from mmada_lite.quant.work_folder import WorkFolder
 
-Report = Callable[[str], None]
+Report = Callable[[str], None]  # one line of progress
 _MARGIN = 16 << 20  # bytes of disk beside what is counted
-_FINER = 64  # the largest block of a text head: what it gives is read out
+_TEXT_HEAD_BLOCK = 64  # the largest block of a text head: its logits are read out
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is wanted. format: a preset (int8, int4, ...) or a format, see `forms_named`; method: see `method_named`; store:
+    """What is wanted. format: a precision (int8, int4, ...) or a format, see `specs_named`; method: see `method_named`; store:
     (group, format) in place of those. Of the calibration: prompts of each task, steps kept of each, seen ("masked" or
     "unmasked"), seed; record_with: a bundle of the same model that decodes the prompts, where the checkpoint itself does
     not fit in memory. work: the folder of the conversion in progress (default: beside the output)."""
@@ -49,6 +52,10 @@ class Request:
     record_with: Path | None = None
     work: Path | None = None
 
+    def calibration(self) -> Calibration:
+        """Raises Error when it asks for nothing or for too much."""
+        return Calibration(self.prompts, self.steps, self.seen, self.seed)  # type: ignore[arg-type]
+
 
 def quantize_model(
     source: str | Path,
@@ -62,67 +69,61 @@ def quantize_model(
     """Write the bundle `output`, quantized as asked; returns its path. `given` are prompts to calibrate on.
 
     A conversion that is killed leaves a work folder, and the same call goes on from there; no bundle is there before it is
-    whole. Raises Error when something asked for is unknown or impossible, when weights hold what is no number, when the
+    complete. Raises Error when something asked for is unknown or impossible, when weights hold what is no number, when the
     source is damaged, or when the disk is too small.
     """
     source, output, method = Path(source), Path(output), method_named(request.method)
-    forms = forms_named(request.format, request.target, dict(request.store))
-    _refuse_useless(method, forms)
-    checkpoint = open_source(source)
-    if (source / MANIFEST).is_file() and checkpoint.codec:
-        forms["codec"] = _codec_form(source, forms["codec"], "codec" in dict(request.store))
-    size = sum(group_sizes(graph_plans(checkpoint), forms).values())
-    # A conversion in progress holds the codes too, before the bundle is there. Leaving without `finish` removes nothing else.
-    with BundleWriter(output, force=force, needed=size * (2 if method.calibrated else 1) + _MARGIN):
-        pass
-    folded = Folded(checkpoint.tensors, checkpoint.config, folds_of(method, checkpoint.config, request.seed))
-    if not method.calibrated:
-        return _written(checkpoint, folded if method.rotate else checkpoint.tensors, method, None, forms, output, force, report)
-    from mmada_lite.quant.calibration import Calibration, prompts_asked
-    from mmada_lite.quant.layer_pipeline import find_codes
+    specs = specs_named(request.format, request.target, dict(request.store))
+    _refuse_nothing_to_round(method, specs)
 
-    calibration = Calibration(request.prompts, request.steps)  # this and the prompts are refused before there is a work folder
-    prompts_asked(given, calibration, pictures=bool(checkpoint.image))
-    place = request.work or output.absolute().with_name(f".{output.name}.quantizing")
-    work = WorkFolder(place, _key(source, checkpoint, request, given))
-    find_codes(checkpoint, folded, method, forms, work, request, given, report)
-    said = f"{method.name}, {request.seen} rows, {request.prompts} prompts of each task, seed {request.seed}"
-    written = _written(checkpoint, folded, method, work, forms, output, force, report, said)
-    work.remove()
+    checkpoint = open_source(source)
+    if is_bundle(source) and checkpoint.codec:
+        specs["codec"] = _spec_of_adopted_codec(source, specs["codec"], explicitly="codec" in dict(request.store))
+    _check_output(output, checkpoint, specs, method, force)
+
+    transforms = transforms_for(method, checkpoint.config, request.seed)
+    transformed = TransformedTensors(checkpoint.tensors, checkpoint.config, transforms)
+
+    work = None
+    if method.calibrated:
+        work = _calibrate_and_round(source, output, checkpoint, transformed, method, specs, request, given, report)
+
+    tensors = transformed if method.layerwise else checkpoint.tensors
+    written = write_bundle(
+        *(_with_codes(checkpoint, tensors, method, work), specs, output),
+        force=force,
+        progress=lambda done, total, name: report(f"{100 * done // total:3d}% written  {name}"),
+        method=_description(method, request),
+    )
+    if work is not None:
+        work.remove()
     return written
 
 
-def open_source(source: Path) -> Checkpoint:
-    """A checkpoint folder, or a bundle that is not quantized. Raises Error that names what is wrong with it."""
-    if (source / MANIFEST).is_file():
-        from mmada_lite.quant.sources import open_bundle
-
-        return open_bundle(source)
-    return open_checkpoint(source)
-
-
-def forms_named(name: str, target: str, store: dict[str, str]) -> dict[str, WeightSpec]:
-    """Group -> form. `name` is a preset of `export.recipe`, or a format: then the backbone and the heads are stored so, a
-    text head in blocks of 64 at most, and the rest as the preset of its family. Raises Error that names the nearest."""
+def specs_named(name: str, target: str, store: dict[str, str]) -> dict[str, WeightSpec]:
+    """Group -> how it is stored. `name` is a precision of an export, or a format: then the backbone and the heads are stored
+    so, a text head in blocks of 64 at most, and the rest as in the precision of its family. Raises Error that names the
+    nearest."""
     if name in PRECISIONS:
         return specs_for(name, target, store)
     if name not in FORMATS:
         near = difflib.get_close_matches(name, [*PRECISIONS, *FORMATS], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(dict.fromkeys([*PRECISIONS, *FORMATS]))}"
         raise Error(f"no format is called {name!r}; {hint}")
-    form = format_named(name)
-    changes = {"backbone": name, "text_head": replace(form, block=min(form.block or _FINER, _FINER)).name}
-    if form.family == "int8":
-        changes = dict.fromkeys(("backbone", "text_head", "image_head"), name)
-    return specs_for(form.family, target, changes | store)
+    fmt = format_named(name)
+    block = min(fmt.block or _TEXT_HEAD_BLOCK, _TEXT_HEAD_BLOCK)
+    overrides = {"backbone": name, "text_head": replace(fmt, block=block).name}
+    if fmt.family == "int8":
+        overrides = dict.fromkeys(("backbone", "text_head", "image_head"), name)
+    return specs_for(fmt.family, target, overrides | store)
 
 
-def _refuse_useless(method: Method, forms: dict[str, WeightSpec]) -> None:
-    if method != Method() and all(forms[group].format.floating for group in ("backbone", "text_head", "image_head")):
-        raise Error(f"there is nothing to round in {forms['backbone'].format.name}; use --method rtn, or mmada-lite export")
+def _refuse_nothing_to_round(method: Method, specs: dict[str, WeightSpec]) -> None:
+    if method != Method() and all(specs[group].format.floating for group in ("backbone", "text_head", "image_head")):
+        raise Error(f"there is nothing to round in {specs['backbone'].format.name}; use --method rtn, or mmada-lite export")
 
 
-def _codec_form(source: Path, asked: WeightSpec, explicitly: bool) -> WeightSpec:
+def _spec_of_adopted_codec(source: Path, asked: WeightSpec, *, explicitly: bool) -> WeightSpec:
     """The image tokenizer of a bundle is taken over as it is."""
     stored = Bundle.open(source).quantization["codec"].format
     if explicitly and stored != asked.format.name:
@@ -130,26 +131,69 @@ def _codec_form(source: Path, asked: WeightSpec, explicitly: bool) -> WeightSpec
     return WeightSpec(format_named(stored), asked.target)
 
 
-def _written(
-    checkpoint: Checkpoint,
-    tensors: Tensors,
-    method: Method,
-    work: WorkFolder | None,
-    forms: dict[str, WeightSpec],
+def _check_output(output: Path, checkpoint: Checkpoint, specs: dict[str, WeightSpec], method: Method, force: bool) -> None:
+    """Raise Error where the bundle may not be written or does not fit the disk, before the long work. A conversion in progress
+    holds the codes too, before the bundle is there."""
+    size = sum(group_sizes(graph_plans(checkpoint), specs).values())
+    with BundleWriter(output, force=force, needed=size * (2 if method.calibrated else 1) + _MARGIN):
+        pass  # left without `finish`, it removes nothing but its own folder
+
+
+def _calibrate_and_round(
+    source: Path,
     output: Path,
-    force: bool,
+    checkpoint: Checkpoint,
+    transformed: TransformedTensors,
+    method: Method,
+    specs: dict[str, WeightSpec],
+    request: Request,
+    given: list[Prompt] | None,
     report: Report,
-    said: str = "",
-) -> Path:
-    first = checkpoint.vocabulary.image_code_offset
-    heads = [Prepared(tensors, method, work, head, begin) for head, begin in (("text_head", 0), ("image_head", first))]
-    checkpoint = replace(checkpoint, tensors=heads[0], image_tensors=heads[1])
-    return write_bundle(
-        *(checkpoint, forms, output),
-        force=force,
-        progress=lambda done, total, name: report(f"{100 * done // total:3d}% written  {name}"),
-        method=None if method == Method() else said or method.name,
-    )
+) -> WorkFolder:
+    """The work folder, filled with the codes of every layer and head from where it stands."""
+    from mmada_lite.quant.layer_pipeline import LayerPipeline
+
+    calibration = request.calibration()  # this and the prompts are refused before there is a work folder
+    prompts_by_task(given, calibration, pictures=bool(checkpoint.image))
+    folder = request.work or output.absolute().with_name(f".{output.name}.quantizing")
+    work = WorkFolder(folder, _key(source, checkpoint, request, given))
+    samples = _samples(work, checkpoint, calibration, request.record_with, given, report)
+    LayerPipeline(transformed, method, specs, checkpoint.image_rows, work, samples, report).run()
+    return work
+
+
+def _samples(
+    work: WorkFolder,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    record_with: Path | None,
+    given: list[Prompt] | None,
+    report: Report,
+) -> list[Sample]:
+    """The rows to calibrate on: those of the work folder, or recorded now."""
+    if not work.has("samples"):
+        check_weights(checkpoint, report)
+        report("decoding prompts to calibrate on")
+        model = open_calibration_model(checkpoint, record_with)
+        recorded = collect(model, calibration, given, lambda done, total: report(f"prompt {done} of {total}"))
+        work.save("samples", to_arrays(recorded))
+    return samples_of(work.load("samples"))
+
+
+def _with_codes(checkpoint: Checkpoint, tensors: Tensors, method: Method, work: WorkFolder | None) -> Checkpoint:
+    """The checkpoint as the exporter reads it: with the codes of the work folder, or rounded as it is read."""
+    text = QuantizedTensors(tensors, method, work, "text_head", 0)
+    image = QuantizedTensors(tensors, method, work, "image_head", checkpoint.image_rows.start)
+    return replace(checkpoint, tensors=text, image_tensors=image)
+
+
+def _description(method: Method, request: Request) -> str | None:
+    """What bundle.json says of how codes were found; nothing of rounding to nearest."""
+    if method == Method():
+        return None
+    if not method.calibrated:
+        return method.name
+    return f"{method.name}, {request.seen} rows, {request.prompts} prompts of each task, seed {request.seed}"
 
 
 def _key(source: Path, checkpoint: Checkpoint, request: Request, given: list[Prompt] | None) -> dict[str, object]:
@@ -163,5 +207,5 @@ def _key(source: Path, checkpoint: Checkpoint, request: Request, given: list[Pro
     if request.record_with:
         recorder = hashlib.sha256((Bundle.open(request.record_with).path / MANIFEST).read_bytes()).hexdigest()
     prompts = None if given is None else [[prompt.task, prompt.text] for prompt in given]
-    made = {"version": mmada_lite.__version__, "origin": checkpoint.origin, "files": stats, "recorder": recorder}
-    return made | {"request": asked, "prompts": prompts}
+    identity = {"version": mmada_lite.__version__, "origin": checkpoint.origin, "files": stats, "recorder": recorder}
+    return identity | {"request": asked, "prompts": prompts}

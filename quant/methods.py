@@ -1,8 +1,8 @@
-"""Which codes stand for a matrix: methods by name, and those that need the matrix alone. Pure numpy, on any chunk of rows.
+"""Which codes stand for a matrix: methods by name, and those that need the matrix alone. Pure numpy, on any chunk of a matrix.
 
-A method is words joined by `+`: at most one way to round (rtn, clip, gptq, gptaq) and any of the changes that leave the
-model's function as it is and make it easier to round (smooth, rotate). How GPTQ rounds is `gptq`, how a change is folded
-into weights is `folding`; nothing here knows a layer or a file.
+A method is words joined by `+`: at most one way to round (rtn, clip, gptq, gptaq) and any of the transforms that leave the
+model's function as it is and make it easier to round (smooth, rotate). How GPTQ rounds is `gptq`, how a transform is folded
+into weights is `transforms`; nothing here knows a layer or a file.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from mmada_lite.export.formats import Format, Quantized, encode, fit, require_fi
 
 Rounding = Literal["rtn", "clip", "gptq", "gptaq"]
 ROUNDINGS: tuple[Rounding, ...] = ("rtn", "clip", "gptq", "gptaq")
-CHANGES = ("smooth", "rotate")
-SHRINKS = tuple(1 - 0.04 * step for step in range(12))  # shares of a block's range that a clipping search tries
+TRANSFORMS = ("smooth", "rotate")
+CLIP_RATIOS = tuple(1 - 0.04 * step for step in range(12))  # shares of a block's range that a clipping search tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        return "+".join([*(word for word in CHANGES if getattr(self, word)), self.rounding])
+        return "+".join([*(word for word in TRANSFORMS if getattr(self, word)), self.rounding])
 
     @property
     def calibrated(self) -> bool:
@@ -58,58 +58,60 @@ class Method:
 def method_named(name: str) -> Method:
     """`gptq`, `rotate+gptq`, `smooth` and so on. Raises Error that names the nearest word."""
     words = [word.strip() for word in name.split("+")]
-    known = (*ROUNDINGS, *CHANGES)
+    known = (*ROUNDINGS, *TRANSFORMS)
     for word in words:
         if word not in known:
             hint = did_you_mean(word, known, f"use {', '.join(known)}, or several joined by +")
             raise Error(f"no method is called {word!r}; {hint}")
     chosen = [rounding for rounding in ROUNDINGS if rounding in words]
     if len(chosen) > 1 or len(set(words)) < len(words):
-        raise Error(f"the method {name!r} says one thing twice; use one of {', '.join(ROUNDINGS)}, with {' or '.join(CHANGES)}")
+        raise Error(
+            f"the method {name!r} says one thing twice; use one of {', '.join(ROUNDINGS)}, with {' or '.join(TRANSFORMS)}"
+        )
     return Method(chosen[0] if chosen else "rtn", "smooth" in words, "rotate" in words)
 
 
-def clipped(rows: np.ndarray, form: Format, name: str, importance: NDArray[np.floating] | None = None) -> Quantized:
-    """Rows [n, K] under the scales of the least squared error that some share of each block's range gives.
+def quantize_clipped(weights: np.ndarray, fmt: Format, name: str, importance: NDArray[np.floating] | None = None) -> Quantized:
+    """Weights [n, K] under the scales of the least squared error that some share of each block's range gives.
 
     importance [K]: how much an error at an input counts, the mean square of what is multiplied there. Never worse than
     rounding to nearest, whose scales are the first that are tried. Raises Error as `quantize` does.
     """
-    require_finite(rows, name)
-    return encode(rows, form, *clipped_scales(rows, form, name, importance))
+    require_finite(weights, name)
+    return encode(weights, fmt, *clipped_scales(weights, fmt, name, importance))
 
 
 def clipped_scales(
-    rows: np.ndarray, form: Format, name: str, importance: NDArray[np.floating] | None = None
+    weights: np.ndarray, fmt: Format, name: str, importance: NDArray[np.floating] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int8] | None]:
-    """The scales and zero points [n, blocks] of `clipped`."""
-    weights = np.ones(rows.shape[1], np.float32) if importance is None else np.asarray(importance, np.float32)
-    best, scales, zeros = _tried(rows, form, name, weights, 1.0)
-    for shrink in SHRINKS[1:]:
-        error, other, offsets = _tried(rows, form, name, weights, shrink)
-        better = error < best
-        best, scales = np.where(better, error, best), np.where(better, other, scales)
-        if zeros is not None and offsets is not None:
-            zeros = np.where(better, offsets, zeros)
+    """The scales and zero points [n, blocks] of `quantize_clipped`."""
+    counts = np.ones(weights.shape[1], np.float32) if importance is None else np.asarray(importance, np.float32)
+    lowest, scales, zeros = _clip(weights, fmt, name, counts, 1.0)
+    for clip_ratio in CLIP_RATIOS[1:]:
+        errors, tried_scales, tried_zeros = _clip(weights, fmt, name, counts, clip_ratio)
+        better = errors < lowest
+        lowest, scales = np.where(better, errors, lowest), np.where(better, tried_scales, scales)
+        if zeros is not None and tried_zeros is not None:
+            zeros = np.where(better, tried_zeros, zeros)
     return scales, zeros
 
 
-def _tried(
-    rows: np.ndarray, form: Format, name: str, importance: NDArray[np.float32], shrink: float
+def _clip(
+    weights: np.ndarray, fmt: Format, name: str, importance: NDArray[np.float32], clip_ratio: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int8] | None]:
-    """The error [n, blocks] of covering `shrink` of the range, and the scales and zero points that do."""
-    scales, zeros = fit(rows, form, name, shrink)
-    held = encode(rows, form, scales, zeros)
-    return block_errors(rows, held, importance), scales, zeros
+    """The error [n, blocks] of covering `clip_ratio` of the range, and the scales and zero points that do."""
+    scales, zeros = fit(weights, fmt, name, clip_ratio)
+    return block_errors(weights, encode(weights, fmt, scales, zeros), importance), scales, zeros
 
 
-def block_errors(rows: np.ndarray, held: Quantized, importance: NDArray[np.float32]) -> NDArray[np.float32]:
+def block_errors(weights: np.ndarray, quantized: Quantized, importance: NDArray[np.float32]) -> NDArray[np.float32]:
     """Squared error of each block [n, blocks], each input's times its importance [K]."""
-    block = held.format.block or rows.shape[1]
-    spread = np.repeat(held.scales, block, axis=1)[:, : rows.shape[1]]
-    codes = held.codes.astype(np.float32)
-    if held.zeros is not None:
-        codes -= np.repeat(held.zeros, block, axis=1)[:, : rows.shape[1]]
-    errors = np.square(codes * spread - rows) * importance
-    sums: NDArray[np.float32] = np.add.reduceat(errors, np.arange(0, rows.shape[1], block), axis=1)
+    inputs = weights.shape[1]
+    block = quantized.format.block or inputs
+    scales = np.repeat(quantized.scales, block, axis=1)[:, :inputs]
+    codes = quantized.codes.astype(np.float32)
+    if quantized.zeros is not None:
+        codes -= np.repeat(quantized.zeros, block, axis=1)[:, :inputs]
+    errors = np.square(codes * scales - weights) * importance
+    sums: NDArray[np.float32] = np.add.reduceat(errors, np.arange(0, inputs, block), axis=1)
     return sums

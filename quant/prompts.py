@@ -58,7 +58,7 @@ def from_file(path: Path) -> list[Prompt]:
     return prompts
 
 
-def taken(prompts: list[Prompt], task: Task, count: int) -> list[Prompt]:
+def first_prompts(prompts: list[Prompt], task: Task, count: int) -> list[Prompt]:
     """The first `count` prompts of a task."""
     return list(islice((prompt for prompt in prompts if prompt.task == task), count))
 
@@ -80,8 +80,8 @@ def _sentence(task: Task, rng: np.random.Generator) -> str:
     a, b = rng.integers(0, 20, 2)
     if task == "think":
         article, other = "an" if colour[0] in "aeiou" else "a", THINGS[rng.integers(len(THINGS))]
-        said = f"{thing} {RELATIONS[rng.integers(len(RELATIONS))]} {other}"
-        return f"{said} on {article} {colour} background" if rng.random() < 0.5 else said
+        scene = f"{thing} {RELATIONS[rng.integers(len(RELATIONS))]} {other}"
+        return f"{scene} on {article} {colour} background" if rng.random() < 0.5 else scene
     if task == "paint":
         article = "an" if colour[0] in "aeiou" else "a"
         return f"{thing} on {article} {colour} background" if rng.random() < 0.8 else thing

@@ -1,4 +1,4 @@
-"""The folder of a conversion in progress: finished units of arrays, each there whole or not at all, under the key of the
+"""The folder of a conversion in progress: finished units of arrays, each there complete or not at all, under the key of the
 conversion they belong to. A killed conversion goes on from them; another one clears them away first.
 
 It knows disks and arrays; it knows nothing of layers or formats.
@@ -23,19 +23,19 @@ class WorkFolder:
 
     def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
         self.folder = folder
-        said = json.dumps(key, indent=1, sort_keys=True) + "\n"
+        content = json.dumps(key, indent=1, sort_keys=True) + "\n"
         marker = folder / KEY
         if folder.exists() and not folder.is_dir():
             raise Error(f"{folder} is a file, and a folder is needed to work in; choose another with --work")
         others = [path for path in folder.iterdir() if path.name != f"{KEY}.new"] if folder.is_dir() else []
         if others and not marker.is_file():
             raise Error(f"{folder} holds other things than a conversion in progress; choose another folder with --work")
-        if marker.is_file() and marker.read_text(encoding="utf-8") != said:
+        if marker.is_file() and marker.read_text(encoding="utf-8") != content:
             self._clear()
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
-        _write(marker, said)
+        _write(marker, content)
 
     def has(self, unit: str) -> bool:
         return (self.folder / unit).is_dir()
@@ -62,14 +62,14 @@ class WorkFolder:
 
     def drop(self, unit: str) -> None:
         if self.has(unit):
-            doomed = self.folder / f"{unit}.partial"
-            shutil.rmtree(doomed, ignore_errors=True)
-            (self.folder / unit).rename(doomed)  # so that half of a unit never has its name
-            shutil.rmtree(doomed)
+            partial = self.folder / f"{unit}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            (self.folder / unit).rename(partial)  # so that half of a unit never has its name
+            shutil.rmtree(partial)
 
     def remove(self) -> None:
-        """The folder is not needed any more. The marker goes last: what a kill leaves of the units is never taken for whole
-        ones, nor the folder for somebody else's."""
+        """The folder is not needed any more. The marker goes last: what a kill leaves of the units is never taken for
+        complete ones, nor the folder for somebody else's."""
         self._clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -331,7 +331,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     extra: str,
 ) -> None:
     shutil.copytree(golden / "image", tmp_path / "golden" / "image")
-    for name in [name for name in sys.modules if name.startswith("mmada_lite.train")]:
+    for name in [name for name in sys.modules if name.startswith(("mmada_lite.train", "mmada_lite.export"))]:
         monkeypatch.delitem(sys.modules, name)  # as in a fresh process
     monkeypatch.setitem(sys.modules, package, None)
     assert f'pip install "mmada-lite[{extra}]"' in refused(*words)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from mmada_lite.errors import Error
 from mmada_lite.export.formats import FORMATS, dequantize, quantize
-from mmada_lite.quant.gptq import aimed, gptq, prepare
-from mmada_lite.quant.methods import CHANGES, ROUNDINGS, Method, block_errors, clipped, method_named
+from mmada_lite.quant.gptq import factor_hessian, gptq, match_outputs
+from mmada_lite.quant.methods import ROUNDINGS, TRANSFORMS, Method, block_errors, method_named, quantize_clipped
 
-INTEGERS = sorted(name for name, form in FORMATS.items() if not form.floating)
+INTEGERS = sorted(name for name, fmt in FORMATS.items() if not fmt.floating)
 
 
 def correlated(tokens: int, inputs: int, seed: int, rank: int = 8) -> np.ndarray:
@@ -21,23 +21,23 @@ def correlated(tokens: int, inputs: int, seed: int, rank: int = 8) -> np.ndarray
     return ((mixed + 0.3 * rng.standard_normal((tokens, inputs))) * rng.lognormal(0, 0.7, inputs)).astype(np.float32)
 
 
-def output_error(values: np.ndarray, held: np.ndarray, x: np.ndarray) -> float:
-    return float(np.square(x.astype(np.float64) @ (held - values).T).mean())
+def output_error(values: np.ndarray, rounded: np.ndarray, x: np.ndarray) -> float:
+    return float(np.square(x.astype(np.float64) @ (rounded - values).T).mean())
 
 
 @pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("inputs", [96, 160])
 def test_gptq_beats_rounding_on_correlated_inputs(name: str, inputs: int) -> None:
-    form = FORMATS[name]
+    fmt = FORMATS[name]
     values = np.random.default_rng(1).standard_normal((64, inputs), dtype=np.float32)
     x, unseen = np.split(correlated(1250, inputs, 2), [1000])
-    moments = prepare(torch.from_numpy(x.T @ x), "w")
-    held = gptq(torch.from_numpy(values), moments, form, "w")
-    assert held.codes.min() >= form.range[0]
-    assert held.codes.max() <= form.range[1]
-    np.testing.assert_array_equal(held.scales, held.scales.astype(form.scale_dtype).astype(np.float32))
-    nearest = output_error(values, dequantize(quantize(values, form, "w")), unseen)
-    assert output_error(values, dequantize(held), unseen) < 0.6 * nearest
+    hessian = factor_hessian(torch.from_numpy(x.T @ x), "w")
+    quantized = gptq(torch.from_numpy(values), hessian, fmt, "w")
+    assert quantized.codes.min() >= fmt.range[0]
+    assert quantized.codes.max() <= fmt.range[1]
+    np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(fmt.scale_dtype).astype(np.float32))
+    nearest = output_error(values, dequantize(quantize(values, fmt, "w")), unseen)
+    assert output_error(values, dequantize(quantized), unseen) < 0.6 * nearest
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(INTEGERS), st.integers(1, 200), st.booleans())
@@ -46,15 +46,15 @@ def test_clipping_is_never_worse_than_rounding(seed: int, name: str, inputs: int
     rng = np.random.default_rng(seed)
     values = rng.standard_t(3, (5, inputs)).astype(np.float32)
     importance = rng.random(inputs, dtype=np.float32) if weighted else np.ones(inputs, np.float32)
-    form = FORMATS[name]
-    better = block_errors(values, clipped(values, form, "w", importance), importance)
-    assert (better <= block_errors(values, quantize(values, form, "w"), importance) * (1 + 1e-6)).all()
+    fmt = FORMATS[name]
+    better = block_errors(values, quantize_clipped(values, fmt, "w", importance), importance)
+    assert (better <= block_errors(values, quantize(values, fmt, "w"), importance) * (1 + 1e-6)).all()
 
 
 def test_clipping_pays_on_long_tails() -> None:
     values, ones = np.random.default_rng(0).standard_t(4, (64, 256)).astype(np.float32), np.ones(256, np.float32)
-    form = FORMATS["int4-b128"]
-    errors = [block_errors(values, held(values, form, "w"), ones).sum() for held in (clipped, quantize)]
+    fmt = FORMATS["int4-b128"]
+    errors = [block_errors(values, rounding(values, fmt, "w"), ones).sum() for rounding in (quantize_clipped, quantize)]
     assert errors[0] < 0.95 * errors[1]
 
 
@@ -64,48 +64,48 @@ def test_columns_without_weights_or_inputs_are_harmless(name: str) -> None:
     values[2] = 0
     x = correlated(200, 70, 1)
     x[:, 5] = 0
-    held = gptq(torch.from_numpy(values), prepare(torch.from_numpy(x.T @ x), "w"), FORMATS[name], "w")
-    assert (dequantize(held)[2] == 0).all()
-    assert np.isfinite(dequantize(held)).all()
-    nothing = gptq(torch.from_numpy(values), prepare(torch.zeros(70, 70), "w"), FORMATS[name], "w")
-    np.testing.assert_array_equal(nothing.codes, clipped(values, FORMATS[name], "w").codes)
+    quantized = gptq(torch.from_numpy(values), factor_hessian(torch.from_numpy(x.T @ x), "w"), FORMATS[name], "w")
+    assert (dequantize(quantized)[2] == 0).all()
+    assert np.isfinite(dequantize(quantized)).all()
+    nothing = gptq(torch.from_numpy(values), factor_hessian(torch.zeros(70, 70), "w"), FORMATS[name], "w")
+    np.testing.assert_array_equal(nothing.codes, quantize_clipped(values, FORMATS[name], "w").codes)
 
 
-def test_an_aimed_matrix_gives_from_what_is_read_what_was_wanted() -> None:
+def test_a_moved_matrix_gives_from_what_is_read_what_was_wanted() -> None:
     """Errors of 10% in what is read, which a matrix can undo where they are linear in it; and what no token shows is kept."""
     rng = np.random.default_rng(4)
     read = torch.from_numpy(correlated(600, 40, 3)).double()
     turned = read @ (torch.eye(40) + 0.1 * torch.from_numpy(rng.standard_normal((40, 40)))).double()
     weight = torch.from_numpy(rng.standard_normal((7, 40)))
     given = turned @ weight.T  # of the model that is not rounded
-    moved = aimed(weight, given.T @ read, read.T @ read, "w", damping=1e-6)
+    moved = match_outputs(weight, given.T @ read, read.T @ read, "w", damping=1e-6)
     assert float((read @ moved.T - given).square().mean()) < 1e-6 * float((read @ weight.T - given).square().mean())
-    torch.testing.assert_close(aimed(weight, weight @ (read.T @ read), read.T @ read, "w"), weight)
+    torch.testing.assert_close(match_outputs(weight, weight @ (read.T @ read), read.T @ read, "w"), weight)
     read[:, 5] = 0
-    moved = aimed(weight, given.T @ read, read.T @ read, "w")
+    moved = match_outputs(weight, given.T @ read, read.T @ read, "w")
     torch.testing.assert_close(moved[:, 5], weight[:, 5])
     assert float((read @ moved.T - given).square().mean()) < 0.2 * float((read @ weight.T - given).square().mean())
-    held = [aimed(weight, given.T @ read, read.T @ read, "w", damping) for damping in (0.01, 1.0, 100.0)]
-    distances = [float((each - weight).norm()) for each in held]
+    moved = [match_outputs(weight, given.T @ read, read.T @ read, "w", damping) for damping in (0.01, 1.0, 100.0)]
+    distances = [float((each - weight).norm()) for each in moved]
     assert distances == sorted(distances, reverse=True)
-    torch.testing.assert_close(aimed(weight, torch.zeros(7, 40), torch.zeros(40, 40), "w"), weight)
+    torch.testing.assert_close(match_outputs(weight, torch.zeros(7, 40), torch.zeros(40, 40), "w"), weight)
 
 
 def test_fewer_tokens_than_inputs_can_be_factored() -> None:
     x = torch.ones(1, 300)
-    moments = prepare(x.T @ x, "w")
-    assert torch.isfinite(moments.upper).all()
+    hessian = factor_hessian(x.T @ x, "w")
+    assert torch.isfinite(hessian.upper).all()
 
 
 def test_what_is_no_number_is_named() -> None:
     values = torch.ones(4, 40)
     values[1, 1] = torch.nan
     with pytest.raises(Error, match=r"blocks\.0\.q_proj\.weight holds NaN"):
-        gptq(values, prepare(torch.eye(40), "w"), FORMATS["int4-b32"], "blocks.0.q_proj.weight")
+        gptq(values, factor_hessian(torch.eye(40), "w"), FORMATS["int4-b32"], "blocks.0.q_proj.weight")
     with pytest.raises(Error, match="w holds NaN"):
-        clipped(values.numpy(), FORMATS["int4-b32"], "w")
+        quantize_clipped(values.numpy(), FORMATS["int4-b32"], "w")
     with pytest.raises(Error, match="w: what it multiplies is not finite"):
-        prepare(torch.full((3, 3), torch.inf), "w")
+        factor_hessian(torch.full((3, 3), torch.inf), "w")
 
 
 def test_names_of_methods() -> None:
@@ -114,7 +114,7 @@ def test_names_of_methods() -> None:
     assert method_named("smooth") == Method("rtn", smooth=True)
     assert method_named("gptq+rotate") == Method("gptq", rotate=True)
     assert all(method_named(Method(r, s, t).name) == Method(r, s, t) for r in ROUNDINGS for s in (0, 1) for t in (0, 1))
-    assert set(CHANGES) == {"smooth", "rotate"}
+    assert set(TRANSFORMS) == {"smooth", "rotate"}
     with pytest.raises(Error, match=r"no method is called 'gtpq'; did you mean 'gptq'\?"):
         method_named("gtpq")
     with pytest.raises(Error, match="no method is called 'awq'"):

@@ -1,4 +1,4 @@
-"""Folds: names, shapes and what the model computes stay; how hard its channels are to round does not."""
+"""Transforms: names, shapes and what the model computes stay; how hard its channels are to round does not."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmada_lite.export.checkpoint import TensorSource, TransformerConfig
-from mmada_lite.quant.transforms import ROOT, SITES, Folded, Folds, parsed, rotation, smoothing
+from mmada_lite.quant.transforms import ROOT, SITES, TransformedTensors, Transforms, layer_and_part, rotation, smoothing
 from mmada_lite.train.model import MMaDA, load_state
 
 CASES = ("mha", "gqa")
@@ -20,10 +20,10 @@ def model_of(source: object, config: TransformerConfig) -> MMaDA:
     return model.eval()
 
 
-def folds_of(kind: str, source: TensorSource, config: TransformerConfig) -> Folds:
-    folds, rng = Folds(), np.random.default_rng(0)
+def random_transforms(kind: str, source: TensorSource, config: TransformerConfig) -> Transforms:
+    transforms, rng = Transforms(), np.random.default_rng(0)
     if kind != "smooth":
-        folds.stream, folds.heads = rotation(config.d_model, 1), rotation(config.head_dim, 1)
+        transforms.residual, transforms.heads = rotation(config.d_model, 1), rotation(config.head_dim, 1)
     if kind != "rotate":
         for layer in range(config.n_layers):
             for site, matrices in SITES.items():
@@ -32,8 +32,8 @@ def folds_of(kind: str, source: TensorSource, config: TransformerConfig) -> Fold
                 if site == "value":  # heads that share a key head share its factors
                     shared = factors.reshape(config.n_kv_heads, -1, config.head_dim)
                     shared[:] = shared[:, :1]
-                folds.factors[layer, site] = factors
-    return folds
+                transforms.factors[layer, site] = factors
+    return transforms
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -41,7 +41,7 @@ def folds_of(kind: str, source: TensorSource, config: TransformerConfig) -> Fold
 def test_the_function_stays(golden: Path, case: str, kind: str) -> None:
     folder = golden / "llm" / case
     source, config = TensorSource.open(folder), TransformerConfig.load(folder)
-    view = Folded(source, config, folds_of(kind, source, config))
+    view = TransformedTensors(source, config, random_transforms(kind, source, config))
     tokens = torch.from_numpy(np.random.default_rng(2).integers(0, config.vocab_size, (3, 17)))
     with torch.inference_mode():
         plain, changed = model_of(source, config), model_of(view, config)
@@ -55,7 +55,7 @@ def test_the_function_stays(golden: Path, case: str, kind: str) -> None:
 def test_any_rows_are_those_of_the_whole(golden: Path, case: str) -> None:
     folder = golden / "llm" / case
     source, config = TensorSource.open(folder), TransformerConfig.load(folder)
-    view = Folded(source, config, folds_of("both", source, config))
+    view = TransformedTensors(source, config, random_transforms("both", source, config))
     for name in source.names:
         assert view.shape(name) == source.shape(name)
         whole = view.read(name)
@@ -84,6 +84,6 @@ def test_smoothing_takes_from_what_is_large() -> None:
 
 
 def test_names_are_read() -> None:
-    assert parsed(f"{ROOT}.blocks.12.ff_out.weight") == (12, "ff_out")
-    assert parsed(f"{ROOT}.ff_out.weight") == (None, "ff_out")
-    assert parsed(f"{ROOT}.ln_f.weight") == (None, "ln_f")
+    assert layer_and_part(f"{ROOT}.blocks.12.ff_out.weight") == (12, "ff_out")
+    assert layer_and_part(f"{ROOT}.ff_out.weight") == (None, "ff_out")
+    assert layer_and_part(f"{ROOT}.ln_f.weight") == (None, "ln_f")

@@ -1,0 +1,113 @@
+"""Calibration: rows as decoding meets them, weighted by how soon they are written, of prompts that are fixed or given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conversions import SMALL
+
+import mmada_lite
+from mmada_lite.bundle import Bundle
+from mmada_lite.errors import Error
+from mmada_lite.quant.calibration import (
+    Calibration,
+    CalibrationModel,
+    Weighting,
+    collect,
+    position_weights,
+    samples_of,
+    to_arrays,
+)
+from mmada_lite.quant.convert import Request, quantize_model
+from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, built_in, from_file
+from mmada_lite.quant.sources import open_calibration_model, open_source
+
+
+def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
+    checkpoint = open_source(tiny_checkpoint)
+    model = open_calibration_model(checkpoint, None)
+    mask, settings = checkpoint.vocabulary.special.mask, Calibration(prompts=2, steps=4)
+    samples = collect(model, settings)
+    assert {sample.task for sample in samples} == set(NEEDED)
+    assert len(samples) == 2 * 4 * 3  # random weights think of nothing
+    for sample in samples:
+        masked = sample.tokens == mask
+        assert masked.any()
+        assert (sample.weight[masked] > sample.weight[~masked].max()).all()
+        np.testing.assert_array_equal(sample.predicted > 0, masked)
+    ratios = {float((sample.tokens == mask).mean()) for sample in samples}
+    assert len(ratios) > 4
+    for sample in collect(model, Calibration(prompts=1, steps=2, seen="unmasked")):
+        assert not (sample.tokens == mask).any()
+        assert (sample.weight == 1).all()
+    again = samples_of(to_arrays(collect(model, settings)))  # as they come back from a work folder
+    assert [sample.task for sample in again] == [sample.task for sample in samples]
+    assert all((a.tokens == b.tokens).all() and (a.weight == b.weight).all() for a, b in zip(samples, again, strict=True))
+
+
+def test_a_model_that_thinks_before_it_draws_is_watched_while_it_does() -> None:
+    model = mmada_lite.load(device="cpu", threads=1)
+    codes, longest = model.codec.grid**2, model.bundle.architecture.max_sequence_length
+    watched = CalibrationModel(
+        *(model.denoiser, model.tokenizer, model.vocabulary, codes, longest, model.text_defaults, model.image_defaults)
+    )
+    prompts = [Prompt(task, "what is this?") for task in NEEDED]
+    prompts += [Prompt("think", text) for text in ("a cat left of a car", "an apple above a star on a red background")]
+    told: list[tuple[int, int]] = []
+    samples = collect(watched, Calibration(prompts=2, steps=3), prompts, lambda done, total: told.append((done, total)))
+    special = model.vocabulary.special
+    thought = [sample for sample in samples if sample.tokens[0] == special.r2i]
+    assert [sample.task for sample in thought if sample.task == "chat"] == ["chat"] * 6
+    drawn = [sample for sample in thought if sample.task == "paint"]
+    assert 0 < len(drawn) <= 6  # the others are rows of guidance, without a prompt
+    for sample in drawn:
+        before = sample.tokens.tolist()[2 : sample.tokens.tolist().index(special.soi)]
+        assert "</think>" in model.tokenizer.decode(before)
+    assert len(samples) == 3 * 3 + 2 * 2 * 3
+    assert told == [(n, 5) for n in range(1, 6)]
+
+
+def test_what_is_written_sooner_weighs_more() -> None:
+    weights = position_weights(np.array([-1, 0, 1, 8, 1000]), 16, Weighting(given=0.1, masked=0.5, soon=1.0, half=0.125))
+    np.testing.assert_allclose(weights[[0, 1, 4]], [0.1, 1.5, 0.5], atol=1e-6)
+    assert (np.diff(weights[1:]) < 0).all()
+
+
+def test_prompts_are_fixed_or_come_from_a_file(tmp_path: Path) -> None:
+    assert built_in("paint", 5) == built_in("paint", 9)[:5]
+    assert len({prompt.text for task in TASKS for prompt in built_in(task, 20)}) > 30
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"task": "chat", "text": "hello"}\n\n{"task": "paint", "text": "a cat"}\n')
+    assert from_file(file) == [Prompt("chat", "hello"), Prompt("paint", "a cat")]
+    for bad in ("nonsense", '{"task": "sing", "text": "x"}', '{"task": "chat", "text": " "}', '{"task": "chat"}'):
+        file.write_text('{"task": "chat", "text": "hello"}\n' + bad)
+        with pytest.raises(Error, match="line 2"):
+            from_file(file)
+    file.write_text("\n")
+    with pytest.raises(Error, match="holds no prompts"):
+        from_file(file)
+
+
+def test_a_bundle_decodes_the_prompts_for_a_checkpoint_too_large(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmada_lite.quant.sources.memory_available", lambda: 1000)
+    with pytest.raises(Error, match="first quantize it with --method rtn, then add --record-with"):
+        quantize_model(tiny_checkpoint, tmp_path / "b", SMALL)
+    recorded = Request(format="int4-b32", method="gptq", prompts=1, steps=1, record_with=tiny_bundle)
+    Bundle.open(quantize_model(tiny_checkpoint, tmp_path / "b", recorded), verify="full")
+
+
+def test_prompts_that_lack_a_task_leave_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Error, match="there is no prompt for paint among those given; calibration needs all of chat, ask, paint"
+    ):
+        quantize_model(tiny_checkpoint, tmp_path / "b", SMALL, given=[Prompt("think", "a cat left of a car")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_prompts_than_can_be_decoded_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="is more than a machine decodes; use 10000 at most"):
+        quantize_model(tiny_checkpoint, tmp_path / "b", replace(SMALL, prompts=10**9))
+    assert not list(tmp_path.iterdir())
