@@ -314,9 +314,9 @@ class RandomWeights:
         return random.standard_normal((count, *self.shape(name)[1:]), dtype=np.float32) * np.float32(0.03)
 
 
-def packed_bytes(form: WeightSpec) -> int:
+def packed_bytes(spec: WeightSpec) -> int:
     shapes: Iterable[tuple[int, ...]] = RandomWeights.config.expected_tensors().values()
-    return sum(linear_bytes(shape, form) for shape in shapes if shape[0] != RandomWeights.config.vocab_size)
+    return sum(linear_bytes(shape, spec) for shape in shapes if shape[0] != RandomWeights.config.vocab_size)
 
 
 @real
@@ -325,14 +325,14 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
     axes = {"B": (1, 1, 1), "W": (1, 32, 1280), "P": (0, 256, 1280), "Q": (1, 32, 1024)}
     sizes, packed = {}, {}
     for name in ("fp16", "int8", "int4-b128"):
-        form = WeightSpec(format_named(name), "tensorrt")
+        spec = WeightSpec(format_named(name), "tensorrt")
         with WeightFile(tmp_path / f"{name}.bin", lambda tensor, size: None) as weights:
             graph = Graph("backbone", weights)
-            build_backbone(graph, RandomWeights(), form, RandomWeights.config)
+            build_backbone(graph, RandomWeights(), spec, RandomWeights.config)
             graph.save(tmp_path / f"{name}.onnx")
         shares: list[float] = []
         engine = rtx_builder.build(tmp_path / f"{name}.onnx", [Profile("block", axes)], "8.9", shares.append)
-        sizes[name], packed[name] = memoryview(engine).nbytes, packed_bytes(form)
+        sizes[name], packed[name] = memoryview(engine).nbytes, packed_bytes(spec)
         assert packed[name] < sizes[name] <= 1.1 * packed[name] + ALLOWED, name
         assert shares == sorted(shares)
         assert shares[-1] == 1.0

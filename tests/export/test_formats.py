@@ -30,7 +30,7 @@ from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import TARGETS, Weight, WeightSpec
 from mmada_lite.ort.session import choose_device, open_session
 
-INTEGERS = {name: form for name, form in FORMATS.items() if not form.floating}
+INTEGERS = {name: fmt for name, fmt in FORMATS.items() if not fmt.floating}
 integers = st.sampled_from(sorted(INTEGERS)).map(format_named)
 
 
@@ -52,53 +52,53 @@ def matrices(draw: st.DrawFn, rows: int = 6, inputs: int = 300) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def spread(blocks: np.ndarray, form: Format, inputs: int) -> np.ndarray:
+def spread(blocks: np.ndarray, fmt: Format, inputs: int) -> np.ndarray:
     """One number a block [n, blocks] -> one a weight [n, K]."""
-    return np.repeat(blocks, form.block or inputs, axis=1)[:, :inputs]
+    return np.repeat(blocks, fmt.block or inputs, axis=1)[:, :inputs]
 
 
 @given(matrices(), integers)
 @settings(max_examples=150, deadline=None)
-def test_no_weight_is_off_by_more_than_half_a_step(values: np.ndarray, form: Format) -> None:
-    held = quantize(values, form, "w")
-    assert held.codes.shape == values.shape
-    assert held.scales.shape == (values.shape[0], form.blocks(values.shape[1]))
-    lowest, highest = -(1 << form.bits - 1), (1 << form.bits - 1) - 1
-    assert held.codes.min() >= lowest
-    assert held.codes.max() <= highest
-    assert (held.scales > 0).all()
-    np.testing.assert_array_equal(held.scales, held.scales.astype(form.scale_dtype).astype(np.float32))
+def test_no_weight_is_off_by_more_than_half_a_step(values: np.ndarray, fmt: Format) -> None:
+    quantized = quantize(values, fmt, "w")
+    assert quantized.codes.shape == values.shape
+    assert quantized.scales.shape == (values.shape[0], fmt.blocks(values.shape[1]))
+    lowest, highest = -(1 << fmt.bits - 1), (1 << fmt.bits - 1) - 1
+    assert quantized.codes.min() >= lowest
+    assert quantized.codes.max() <= highest
+    assert (quantized.scales > 0).all()
+    np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(fmt.scale_dtype).astype(np.float32))
     # Of an asymmetric block the zero point is rounded too, so that one end may move by half a step more.
-    bound = (0.5 if form.symmetric else 1.0) * spread(held.scales, form, values.shape[1])
-    off = np.abs(dequantize(held).astype(np.float64) - values)
+    bound = (0.5 if fmt.symmetric else 1.0) * spread(quantized.scales, fmt, values.shape[1])
+    off = np.abs(dequantize(quantized).astype(np.float64) - values)
     assert (off <= bound * (1 + 1e-4)).all()
-    assert (dequantize(held)[values == 0] == 0).all()
+    assert (dequantize(quantized)[values == 0] == 0).all()
 
 
 @given(matrices(), integers, st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
-def test_any_chunk_of_rows_gives_the_same(values: np.ndarray, form: Format, step: int) -> None:
-    whole = quantize(values, form, "w")
-    parts = [quantize(values[begin : begin + step], form, "w") for begin in range(0, len(values), step)]
-    np.testing.assert_array_equal(np.concatenate([part.codes for part in parts]), whole.codes)
-    np.testing.assert_array_equal(np.concatenate([part.scales for part in parts]), whole.scales)
+def test_any_chunk_of_rows_gives_the_same(values: np.ndarray, fmt: Format, step: int) -> None:
+    at_once = quantize(values, fmt, "w")
+    parts = [quantize(values[begin : begin + step], fmt, "w") for begin in range(0, len(values), step)]
+    np.testing.assert_array_equal(np.concatenate([part.codes for part in parts]), at_once.codes)
+    np.testing.assert_array_equal(np.concatenate([part.scales for part in parts]), at_once.scales)
 
 
 @given(matrices(), integers)
 @settings(max_examples=100, deadline=None)
-def test_packing_loses_nothing(values: np.ndarray, form: Format) -> None:
-    held = quantize(values, form, "w")
-    inputs, block = values.shape[1], form.block or 128
-    packed = pack_blocks(held.codes, form, block)
-    assert packed.shape == (len(values), -(-inputs // block), block * form.bits // 8)
-    np.testing.assert_array_equal(unpack_blocks(packed, form, inputs), held.codes)
-    if held.zeros is not None:
-        count = held.zeros.shape[1]
-        zeros = pack_zeros(held.zeros, form)
-        assert zeros.shape == (len(values), -(-count * form.bits // 8))
-        np.testing.assert_array_equal(unpack_zeros(zeros, form, count), held.zeros)
-    if form.bits == 4 and len(values) % 2 == 0:
-        np.testing.assert_array_equal(unpack_pairs(pack_pairs(held.codes)), held.codes)
+def test_packing_loses_nothing(values: np.ndarray, fmt: Format) -> None:
+    quantized = quantize(values, fmt, "w")
+    inputs, block = values.shape[1], fmt.block or 128
+    packed = pack_blocks(quantized.codes, fmt, block)
+    assert packed.shape == (len(values), -(-inputs // block), block * fmt.bits // 8)
+    np.testing.assert_array_equal(unpack_blocks(packed, fmt, inputs), quantized.codes)
+    if quantized.zeros is not None:
+        count = quantized.zeros.shape[1]
+        zeros = pack_zeros(quantized.zeros, fmt)
+        assert zeros.shape == (len(values), -(-count * fmt.bits // 8))
+        np.testing.assert_array_equal(unpack_zeros(zeros, fmt, count), quantized.zeros)
+    if fmt.bits == 4 and len(values) % 2 == 0:
+        np.testing.assert_array_equal(unpack_pairs(pack_pairs(quantized.codes)), quantized.codes)
 
 
 def test_every_code_survives_packing() -> None:
@@ -132,16 +132,16 @@ def test_more_bits_and_smaller_blocks_are_nearer() -> None:
 
 @pytest.mark.parametrize("name", sorted(INTEGERS))
 def test_a_column_of_zeros_stays_zero(name: str) -> None:
-    held = quantize(np.zeros((3, 70), np.float32), FORMATS[name], "w")
-    assert (held.scales == 1).all()
-    assert (dequantize(held) == 0).all()
+    quantized = quantize(np.zeros((3, 70), np.float32), FORMATS[name], "w")
+    assert (quantized.scales == 1).all()
+    assert (dequantize(quantized) == 0).all()
 
 
 @pytest.mark.parametrize("name", sorted(INTEGERS))
 def test_the_smallest_numbers_do_not_divide_by_zero(name: str) -> None:
-    form = FORMATS[name]
+    fmt = FORMATS[name]
     values = np.array([[1e-45, -1e-45, 0, 3e-42]], np.float32)
-    assert np.abs(dequantize(quantize(values, form, "w")) - values).max() <= SMALLEST_SCALE[form.scale_dtype]
+    assert np.abs(dequantize(quantize(values, fmt, "w")) - values).max() <= SMALLEST_SCALE[fmt.scale_dtype]
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
@@ -188,34 +188,34 @@ class Source:
 ROUNDING = {"float32": 1e-6, "float16": 2e-3}  # of a product, as a share of what its terms add up to without their signs
 
 
-def multiplied(values: np.ndarray, x: np.ndarray, form: WeightSpec, folder: Path) -> np.ndarray:
+def multiplied(values: np.ndarray, x: np.ndarray, spec: WeightSpec, folder: Path) -> np.ndarray:
     """x [..., K] times the transpose of values (N, K), lowered and run; the bytes written are those that were promised."""
     sizes: list[int] = []
     with WeightFile(folder / "w.bin", lambda name, size: sizes.append(size)) as weights:
         graph = Graph("linear", weights)
-        given = lowering.narrow(graph, graph.input("x", "float32", ("B", "M", "K")), form)
-        if form.computed == "float32":
-            lowering.linear(graph, given, Weight(Source(values), "w"), form, to="y")
+        given = lowering.narrow(graph, graph.input("x", "float32", ("B", "M", "K")), spec)
+        if spec.computed == "float32":
+            lowering.linear(graph, given, Weight(Source(values), "w"), spec, to="y")
         else:
-            lowering.widen(graph, lowering.linear(graph, given, Weight(Source(values), "w"), form), form, to="y")
+            lowering.widen(graph, lowering.linear(graph, given, Weight(Source(values), "w"), spec), spec, to="y")
         graph.output("y", "float32", ("B", "M", "N"))
         graph.save(folder / "g.onnx")
-    assert sum(sizes) == lowering.linear_bytes(values.shape, form)
+    assert sum(sizes) == lowering.linear_bytes(values.shape, spec)
     onnx.checker.check_model(str(folder / "g.onnx"), full_check=True)
-    found: np.ndarray = open_session(folder / "g.onnx", choose_device("cpu"), 1).run(None, {"x": x})[0]
-    return found
+    product: np.ndarray = open_session(folder / "g.onnx", choose_device("cpu"), 1).run(None, {"x": x})[0]
+    return product
 
 
 def lowered(shape: tuple[int, int]) -> list[WeightSpec]:
-    """Every form that a matrix of this shape can take."""
-    forms = []
-    for form in (WeightSpec(FORMATS[name], target) for name in INTEGERS for target in TARGETS):
+    """Every spec that a matrix of this shape can take."""
+    specs = []
+    for spec in (WeightSpec(FORMATS[name], target) for name in INTEGERS for target in TARGETS):
         try:
-            lowering.check_linear(shape, form)
+            lowering.check_linear(shape, spec)
         except Error:
             continue
-        forms.append(form)
-    return forms
+        specs.append(spec)
+    return specs
 
 
 @pytest.mark.parametrize("shape", [(96, 256), (64, 160), (33, 48), (2, 1)])
@@ -226,13 +226,13 @@ def test_every_lowering_multiplies_by_what_the_codes_stand_for(shape: tuple[int,
     values[1] = 0
     x = rng.integers(-127, 128, (2, 5, shape[1])).astype(np.float32)
     x[..., ::32] = 127
-    for form in lowered(shape):
-        held = dequantize(quantize(values, form.format, "w")).astype(np.float64)
-        expected = x.astype(np.float64) @ held.T
-        found = multiplied(values, x, form, tmp_path)
-        scale = np.abs(x).astype(np.float64) @ np.abs(held).T + 1e-9
-        assert (np.abs(found - expected) / scale).max() < ROUNDING[form.computed], form
-        assert (found[..., 1] == 0).all()
+    for spec in lowered(shape):
+        stored = dequantize(quantize(values, spec.format, "w")).astype(np.float64)
+        expected = x.astype(np.float64) @ stored.T
+        product = multiplied(values, x, spec, tmp_path)
+        scale = np.abs(x).astype(np.float64) @ np.abs(stored).T + 1e-9
+        assert (np.abs(product - expected) / scale).max() < ROUNDING[spec.computed], spec
+        assert (product[..., 1] == 0).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 40))
@@ -243,20 +243,20 @@ def test_lowerings_of_one_quantization_agree(tmp_path_factory: pytest.TempPathFa
     values, x = rng.standard_normal((n, k), dtype=np.float32), rng.standard_normal((1, 3, k), dtype=np.float32)
     folder = tmp_path_factory.mktemp("agree")
     for name in ("int8", "int4-b32", "int4-b64-asym"):
-        held = dequantize(quantize(values, FORMATS[name], "w")).astype(np.float64)
-        for form in lowered((n, k)):
-            if form.format.name == name:
-                bound = (np.abs(x).max(-1, keepdims=True) * np.abs(held).sum(-1)) * (1 / 254 + ROUNDING[form.computed]) + 1e-5
-                assert (np.abs(multiplied(values, x, form, folder) - x.astype(np.float64) @ held.T) <= bound).all(), form
+        stored = dequantize(quantize(values, FORMATS[name], "w")).astype(np.float64)
+        for spec in lowered((n, k)):
+            if spec.format.name == name:
+                bound = (np.abs(x).max(-1, keepdims=True) * np.abs(stored).sum(-1)) * (1 / 254 + ROUNDING[spec.computed]) + 1e-5
+                assert (np.abs(multiplied(values, x, spec, folder) - x.astype(np.float64) @ stored.T) <= bound).all(), spec
 
 
 def test_a_token_of_zeros_gives_zeros(tmp_path: Path) -> None:
     x = np.zeros((1, 2, 64), np.float32)
     x[0, 1, 3] = 1e-20
     values = np.ones((4, 64), np.float32)
-    found = multiplied(values, x, WeightSpec(FORMATS["int8"]), tmp_path)
-    assert (found[0, 0] == 0).all()
-    np.testing.assert_allclose(found[0, 1], 1e-20, rtol=0.02)
+    product = multiplied(values, x, WeightSpec(FORMATS["int8"]), tmp_path)
+    assert (product[0, 0] == 0).all()
+    np.testing.assert_allclose(product[0, 1], 1e-20, rtol=0.02)
 
 
 def test_activations_are_rounded_once_for_all_that_read_them(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_activations_are_rounded_once_for_all_that_read_them(tmp_path: Path) -> 
     assert (kinds.count("MatMulIntegerToFloat"), kinds.count("QuantizeLinear")) == (3, 1)
 
 
-@pytest.mark.parametrize("form", [WeightSpec(FORMATS["int8"]), WeightSpec(FORMATS["int4-b32"]), WeightSpec(FORMATS["fp32"])])
-def test_a_gated_product_leaves_the_scales_of_tokens_to_the_next(form: WeightSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [WeightSpec(FORMATS["int8"]), WeightSpec(FORMATS["int4-b32"]), WeightSpec(FORMATS["fp32"])])
+def test_a_gated_product_leaves_the_scales_of_tokens_to_the_next(spec: WeightSpec, tmp_path: Path) -> None:
     """Rows of sizes from 1e-3 to 1e3: the two products are those of numpy up to the rounding of activations, and in int8 one
     pass over the gate's width is spared."""
     rng = np.random.default_rng(5)
@@ -281,20 +281,20 @@ def test_a_gated_product_leaves_the_scales_of_tokens_to_the_next(form: WeightSpe
     with WeightFile(tmp_path / "w.bin", lambda name, size: None) as weights:
         graph = Graph("gated", weights)
         given = graph.input("x", "float32", ("B", "W", 64)), graph.input("gate", "float32", ("B", "W", 96))
-        held = lowering.gated(graph, given[1], given[0], Weight(Source(up), "up"), form)
-        lowering.linear(graph, held, Weight(Source(down), "down"), form, to="y")
+        gated = lowering.gated(graph, given[1], given[0], Weight(Source(up), "up"), spec)
+        lowering.linear(graph, gated, Weight(Source(down), "down"), spec, to="y")
         graph.output("y", "float32", ("B", "W", 32))
         graph.save(tmp_path / "g.onnx")
     session = open_session(tmp_path / "g.onnx", choose_device("cpu"), 1)
-    (found,) = session.run(["y"], {"x": x, "gate": gate})
-    stored = [w if form.format.floating else dequantize(quantize(w, form.format, "w")) for w in (up, down)]
+    (product,) = session.run(["y"], {"x": x, "gate": gate})
+    stored = [w if spec.format.floating else dequantize(quantize(w, spec.format, "w")) for w in (up, down)]
     wanted = (gate * (x @ stored[0].T)) @ stored[1].T
-    assert (found[0, 2] == 0).all()
-    errors = np.abs(found - wanted).max(-1)[0] / np.abs(wanted).max(-1).clip(1e-30)[0]
-    assert errors.max() < (1e-5 if form.format.floating else 0.05)
+    assert (product[0, 2] == 0).all()
+    errors = np.abs(product - wanted).max(-1)[0] / np.abs(wanted).max(-1).clip(1e-30)[0]
+    assert errors.max() < (1e-5 if spec.format.floating else 0.05)
     kinds = [node.op_type for node in graph._nodes]
     products, passes = kinds.count("MatMulIntegerToFloat"), kinds.count("Mul")
-    assert (products, passes) == {"int8": (2, 7), "int4-b32": (0, 1), "fp32": (0, 1)}[form.format.name]
+    assert (products, passes) == {"int8": (2, 7), "int4-b32": (0, 1), "fp32": (0, 1)}[spec.format.name]
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8"])
@@ -309,10 +309,10 @@ def test_a_table_gives_its_rows(name: str, tmp_path: Path) -> None:
         graph.save(tmp_path / "g.onnx")
     assert sum(sizes) == lowering.table_bytes(values.shape, WeightSpec(FORMATS[name]))
     asked = np.array([[0, 49, 7], [7, 7, 1]])
-    (found,) = open_session(tmp_path / "g.onnx", choose_device("cpu"), 1).run(None, {"tokens": asked})
-    form = FORMATS[name]
-    expected = rounded(values, form, "w").astype(np.float32) if form.floating else dequantize(quantize(values, form, "w"))
-    np.testing.assert_array_equal(found, expected[asked])
+    (rows,) = open_session(tmp_path / "g.onnx", choose_device("cpu"), 1).run(None, {"tokens": asked})
+    fmt = FORMATS[name]
+    expected = rounded(values, fmt, "w").astype(np.float32) if fmt.floating else dequantize(quantize(values, fmt, "w"))
+    np.testing.assert_array_equal(rows, expected[asked])
 
 
 @pytest.mark.parametrize(

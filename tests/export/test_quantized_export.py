@@ -50,13 +50,13 @@ def logits_of(path: Path, recorded: Mapping[str, np.ndarray], *, fused: bool = T
     sessions = {name: open_session(path, cpu, 1) if fused else as_written(path) for name, path in paths.items()}
     shape = bundle.architecture
     denoiser = OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
-    found = []
+    logits = []
     for row, mask in enumerate(recorded["attention_mask"]):
         tokens = recorded["input_ids"][row : row + 1, mask.astype(bool)]
         places = np.arange(tokens.shape[1])
         hidden, _ = denoiser.forward(Window(tokens, places, places[None]), keep=False)
-        found.append(denoiser.logits("text", hidden, ONE)[0])
-    return np.concatenate(found)
+        logits.append(denoiser.logits("text", hidden, ONE)[0])
+    return np.concatenate(logits)
 
 
 def reference(recorded: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -124,10 +124,10 @@ def test_quantized_models_stay_close(
 ) -> None:
     """The recorded models are random, with logits of deviation 4: they enlarge every error, so bounds are loose for int4."""
     expected = reference(load_file(golden / "llm" / case / "forward.safetensors"))
-    found = closeness(logits(case, precision, target, formats), expected)
-    assert found[0] > cosine, found
-    assert found[1] < divergence, found
-    assert found[2] > agreement, found
+    measured = closeness(logits(case, precision, target, formats), expected)
+    assert measured[0] > cosine, measured
+    assert measured[1] < divergence, measured
+    assert measured[2] > agreement, measured
 
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
@@ -143,18 +143,18 @@ def test_finer_formats_are_nearer(golden: Path, logits: Logits, case: str) -> No
     assert divergences == sorted(divergences)
 
 
-def standing_for(source: Path, target: Path, forms: Mapping[str, str]) -> Path:
-    """A copy of a checkpoint whose matrices are what the codes of `forms` (group -> format) stand for."""
+def standing_for(source: Path, target: Path, formats: Mapping[str, str]) -> Path:
+    """A copy of a checkpoint whose matrices are what the codes of `formats` (group -> format) stand for."""
     tensors = TensorSource.open(source)
-    found = {name: tensors.read(name).astype(np.float32) for name in tensors.names}
-    for name, values in found.items():
+    stored = {name: tensors.read(name).astype(np.float32) for name in tensors.names}
+    for name, values in stored.items():
         group = {"model.transformer.wte.weight": "embedder", "model.transformer.ff_out.weight": "text_head"}.get(
             name, "backbone"
         )
-        form = FORMATS[forms[group]]
+        fmt = FORMATS[formats[group]]
         if values.ndim == 2:
-            found[name] = rounded(values, form, name) if form.floating else dequantize(quantize(values, form, name))
-    save_tensors(target, found, read_json(source / "config.json"))
+            stored[name] = rounded(values, fmt, name) if fmt.floating else dequantize(quantize(values, fmt, name))
+    save_tensors(target, stored, read_json(source / "config.json"))
     return target
 
 
@@ -186,7 +186,7 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
 
 def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for precision, formats in (("int8", {}), ("int4", NARROW)):
-        found = []
+        logits = []
         for target in ("cpu", "cuda", "tensorrt"):
             written = export_checkpoint(
                 tiny_checkpoint,
@@ -201,9 +201,9 @@ def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> N
             hidden = np.random.default_rng(0).integers(-127, 128, (1, 3, 32)).astype(np.float32)
             hidden[..., 0] = 127
             feeds = {"hidden": hidden, "mix": ONE, "temperature": np.float32(0), "uniform": np.zeros((1, 3), np.float32)}
-            found.append(session.run(["logits"], {key: np.asarray(value) for key, value in feeds.items()})[0])
-        for other in found[1:]:
-            np.testing.assert_allclose(other, found[0], rtol=1e-3, atol=0.01)  # half precision; one code more or less: 0.05
+            logits.append(session.run(["logits"], {key: np.asarray(value) for key, value in feeds.items()})[0])
+        for other in logits[1:]:
+            np.testing.assert_allclose(other, logits[0], rtol=1e-3, atol=0.01)  # half precision; one code more or less: 0.05
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", "tensorrt"])
@@ -257,13 +257,13 @@ def test_what_will_be_slow_or_inexact_is_said(
 
 
 def test_a_processor_without_vnni_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tmp_path / "cpuinfo"
-    monkeypatch.setattr("mmada_lite.ort.session.Path", lambda _: said)
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr("mmada_lite.ort.session.Path", lambda _: cpuinfo)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for flags, exact in (("fpu avx2 avx512f", False), ("fpu avx2 avx_vnni", True), ("fpu avx512_vnni", True)):
-        said.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n")
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n")
         assert exact_int8() is exact
-    said.unlink()
+    cpuinfo.unlink()
     assert exact_int8()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert exact_int8()
@@ -319,10 +319,10 @@ def test_full_size_bundles_fit_where_they_must() -> None:
     block = [*[(d, d)] * 4, (mlp, d), (mlp, d), (d, mlp), (d,), (d,)]
     codec = VQConfig.from_json({}).expected_tensors().values()
     for precision, most in (("int8", 8.6e9), ("int4", 4.7e9)):
-        forms = specs_for(precision)
-        size = layers * sum(linear_bytes(shape, forms["backbone"]) for shape in block)
-        size += linear_bytes((rows, d), forms["text_head"]) + linear_bytes((codes, d), forms["image_head"])
-        size += table_bytes((rows, d), forms["embedder"]) + sum(linear_bytes(shape, forms["codec"]) for shape in codec)
+        specs = specs_for(precision)
+        size = layers * sum(linear_bytes(shape, specs["backbone"]) for shape in block)
+        size += linear_bytes((rows, d), specs["text_head"]) + linear_bytes((codes, d), specs["image_head"])
+        size += table_bytes((rows, d), specs["embedder"]) + sum(linear_bytes(shape, specs["codec"]) for shape in codec)
         assert 0.96 * most < size < most - 20e6, size  # room for a tokenizer and the graphs
 
 
@@ -369,8 +369,8 @@ def test_the_command_line_exports_and_shows(tiny_checkpoint: Path, tmp_path: Pat
     words = ("--precision", "int4", "--store", "backbone=int4-b32-asym", "--store", "text_head=int8", "--json")
     code, out, error = run(capsys, "export", tiny_checkpoint, "-o", target, *words)
     assert (code, error) == (0, "")
-    said = json.loads(out)
-    assert (said["precision"], said["target"]) == ("int4", "cpu")
+    answer = json.loads(out)
+    assert (answer["precision"], answer["target"]) == ("int4", "cpu")
     code, out, _ = run(capsys, "info", target)
     assert code == 0
     assert "backbone int4 in blocks of 32 with zero points, codec fp16, embedder int8, " in out
