@@ -1,7 +1,7 @@
 """`mmada-lite check FOLDER`: every recorded case of a folder in the golden format, through torch and through exported graphs.
 
-It finds the cases, builds each model once per engine, and yields comparisons. The comparing itself is `parity` (single passes),
-`replay` (decodings) and `parity_training` (prompts, losses, the policy objective); printing is the command line's.
+It finds the cases, builds each model once per engine, and yields comparisons. The comparing itself is `passes` (single forward
+passes), `replay` (decodings) and `training` (prompts, losses, the policy objective); printing is the command line's.
 """
 
 import json
@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 
 from mmada_lite.bench.parity import passes, training
 from mmada_lite.bench.parity.replay import Case, Comparison, replay_cache, replay_image, replay_text
+from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.errors import Error
-from mmada_lite.export.bundle import export_checkpoint
+from mmada_lite.export.bundle import export_checkpoint, export_codec
 from mmada_lite.images import Codec
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.session import choose_device, open_session
@@ -65,8 +66,6 @@ class _Models:
         return TorchDenoiser(MMaDA.load(self.folder / name), codes)
 
     def _onnx(self, name: str) -> Denoiser:
-        from mmada_lite.bundle import Bundle
-
         target = self.scratch / name.replace("/", "-")
         bundle = Bundle.open(export_checkpoint(self.folder / name, target, precision="fp32", vocabulary=self._vocabulary(name)))
         device = choose_device("cpu")
@@ -88,16 +87,16 @@ def check_folder(folder: Path, engines: Sequence[str] = ENGINES) -> Iterator[Che
 
     Raises Error when the folder is missing or holds no case, when a case is broken, or when torch is asked for and absent.
     """
-    found = [section for section in SECTIONS if (folder / section).is_dir()]
+    sections = [section for section in SECTIONS if (folder / section).is_dir()]
     if not folder.is_dir():
         raise Error(f"no folder at {folder}; give one in the format of tests/golden/README.md")
-    if not found:
+    if not sections:
         raise Error(f"{folder} holds none of {', '.join(SECTIONS)}; give a folder in the format of tests/golden/README.md")
     if "torch" in engines and find_spec("torch") is None:
         raise Error('the torch reference needs torch; pip install "mmada-lite[train]", or check with --engine onnx')
     with tempfile.TemporaryDirectory(prefix="mmada-lite-check-") as scratch:
         models = _Models(folder, Path(scratch))
-        for section in found:
+        for section in sections:
             yield from _section(section, models, engines)
 
 
@@ -106,7 +105,7 @@ def _section(section: str, models: _Models, engines: Sequence[str]) -> Iterator[
     if section == "t2i" and (root / passes.TABLE).is_file():
         yield from _guarded(root / passes.TABLE, lambda: (Checked("numpy", c) for c in passes.compare_schedules(section, root)))
     if section in ("vq", "image", "prompting", "loss", "rl"):
-        yield from _guarded(root, lambda: _single(section, models, engines))
+        yield from _guarded(root, lambda: _section_without_cases(section, models, engines))
         return
     for case in sorted(path for path in root.iterdir() if path.is_dir()):
         name = f"{section}/{case.name}"
@@ -126,7 +125,7 @@ def _case(models: _Models, section: str, folder: Path, name: str, engine: str) -
     yield from (Checked(engine, c) for c in _REPLAYS[section](denoiser, case))
 
 
-def _single(section: str, models: _Models, engines: Sequence[str]) -> Iterator[Checked]:
+def _section_without_cases(section: str, models: _Models, engines: Sequence[str]) -> Iterator[Checked]:
     root = models.folder / section
     if section == "image":
         yield from (Checked("numpy", c) for c in passes.compare_pictures(section, root))
@@ -144,8 +143,6 @@ def _single(section: str, models: _Models, engines: Sequence[str]) -> Iterator[C
 
 
 def _codec(root: Path, scratch: Path) -> Codec:
-    from mmada_lite.export.bundle import export_codec
-
     paths = export_codec(root, scratch / "vq")
     device = choose_device("cpu")
     return Codec(open_session(paths["image_encoder"], device), open_session(paths["image_decoder"], device), 0, 1)
@@ -156,8 +153,8 @@ def _guarded(place: Path, compare: Callable[[], Iterator[Checked]]) -> Iterator[
     try:
         yield from compare()
     except (KeyError, IndexError, OSError, json.JSONDecodeError, SafetensorError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise Error(f"the recording {place} is not complete ({what}); see tests/golden/README.md for its format") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise Error(f"the recording {place} is not complete ({reason}); see tests/golden/README.md for its format") from error
 
 
 def as_json(results: Sequence[Checked]) -> dict[str, Any]:

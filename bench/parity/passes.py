@@ -1,4 +1,4 @@
-"""Single passes against recorded numbers (golden/README.md: llm, vq, image): torch and exported graphs, no decoding.
+"""Single forward passes against recorded numbers (golden/README.md: llm, vq, image): torch and exported graphs, no decoding.
 
 Pads are dropped where the project drops them: removing left pads equals masking them, which is itself compared here.
 """
@@ -17,43 +17,44 @@ from mmada_lite.bench.parity.replay import Arrays, Comparison, Ints, differing
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Window
 from mmada_lite.decoding.schedules import masked_after
 
-LOGITS, PIXELS, RESIZED = 2e-4, 1e-4, 1e-6
+LOGITS, PIXELS, RESIZED = 2e-4, 1e-4, 1e-6  # largest absolute differences that are allowed
 TABLE = "mask_len_table.json"
 
 
 def compare_logits(denoiser: Denoiser, name: str, folder: Path) -> Iterator[Comparison]:
     """One forward over every recorded row: all tokens given, and with left pads dropped against the masked reference."""
-    t = load_file(folder / "forward.safetensors")
-    ids = t["input_ids"]
-    plain = [_logits(denoiser, row[None])[0] for row in ids]
-    pads = [int(np.argmax(mask != 0)) for mask in t["attention_mask"]]
-    dropped = [_logits(denoiser, row[None, pad:])[0] for row, pad in zip(ids, pads, strict=True)]
-    yield Comparison(name, "logits", max(_worst(t, "logits_nomask", r, 0, x) for r, x in enumerate(plain)), LOGITS)
-    worst = max(_worst(t, "logits_bias", r, pad, x) for (r, x), pad in zip(enumerate(dropped), pads, strict=True))
-    yield Comparison(name, "logits, pads dropped = pads masked", worst, LOGITS)
+    recorded = load_file(folder / "forward.safetensors")
+    pads = [int(np.argmax(mask != 0)) for mask in recorded["attention_mask"]]
+    with_pads, without_pads = [], []
+    for row, (ids, pad) in enumerate(zip(recorded["input_ids"], pads, strict=True)):
+        with_pads.append(_worst(recorded, "logits_nomask", row, 0, _logits(denoiser, ids[None])[0]))
+        without_pads.append(_worst(recorded, "logits_bias", row, pad, _logits(denoiser, ids[None, pad:])[0]))
+    yield Comparison(name, "logits", max(with_pads), LOGITS)
+    yield Comparison(name, "logits, pads dropped = pads masked", max(without_pads), LOGITS)
 
 
 def _logits(denoiser: Denoiser, tokens: Ints) -> Floats:
     """All logits [B, L, V] of one plain forward."""
-    places = np.arange(tokens.shape[1], dtype=np.int64)
-    rows = np.ascontiguousarray(np.broadcast_to(places, tokens.shape))
-    hidden, _ = denoiser.forward(Window(np.ascontiguousarray(tokens), places, rows), keep=False)
+    positions = np.arange(tokens.shape[1], dtype=np.int64)
+    query_index = np.ascontiguousarray(np.broadcast_to(positions, tokens.shape))
+    hidden, _ = denoiser.forward(Window(np.ascontiguousarray(tokens), positions, query_index), keep=False)
     return denoiser.logits("text", hidden, np.eye(tokens.shape[0], dtype=np.float32))
 
 
-def _worst(t: Arrays, kind: str, row: int, pad: int, logits: Floats) -> float:
+def _worst(recorded: Arrays, kind: str, row: int, pad: int, logits: Floats) -> float:
     """Largest difference of one row's logits [L - pad, V] from what was recorded: all of them, or chosen parts of them."""
-    if kind in t:
-        return _apart(logits, t[kind][row, pad:])
-    worst = _apart(logits[:, t["columns"]], t[f"{kind}_cols"][row, pad:])
+    if kind in recorded:
+        return _apart(logits, recorded[kind][row, pad:])
+    worst = _apart(logits[:, recorded["columns"]], recorded[f"{kind}_cols"][row, pad:])
     if row == 0:
-        at = t["positions_full"]
-        worst = max(worst, _apart(logits[at[at >= pad] - pad], t[f"{kind}_full_row0"][at >= pad]))
-    best = np.take_along_axis(logits, t[f"{kind}_top8_ids"][row, pad:], axis=-1)
+        at = recorded["positions_full"]
+        worst = max(worst, _apart(logits[at[at >= pad] - pad], recorded[f"{kind}_full_row0"][at >= pad]))
+    best = np.take_along_axis(logits, recorded[f"{kind}_top8_ids"][row, pad:], axis=-1)
     wide = logits.astype(np.float64)
     peak = wide.max(axis=-1)
     total = np.log(np.exp(wide - peak[:, None]).sum(axis=-1)) + peak
-    return max(worst, _apart(best, t[f"{kind}_top8_values"][row, pad:]), _apart(total, t[f"{kind}_logsumexp"][row, pad:]))
+    top8, logsumexp = recorded[f"{kind}_top8_values"][row, pad:], recorded[f"{kind}_logsumexp"][row, pad:]
+    return max(worst, _apart(best, top8), _apart(total, logsumexp))
 
 
 def compare_torch_states(name: str, folder: Path) -> Iterator[Comparison]:
@@ -62,22 +63,22 @@ def compare_torch_states(name: str, folder: Path) -> Iterator[Comparison]:
 
     from mmada_lite.train.model import MMaDA
 
-    model, t = MMaDA.load(folder), load_file(folder / "forward.safetensors")
-    tokens, mask = torch.from_numpy(t["input_ids"]), torch.from_numpy(t["attention_mask"]).bool()
+    model, recorded = MMaDA.load(folder), load_file(folder / "forward.safetensors")
+    tokens, mask = torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["attention_mask"]).bool()
     bias = (mask[:, :, None] & mask[:, None, :])[:, None]
     real = mask.numpy()
     with torch.inference_mode():
         for kind, given in (("nomask", None), ("bias", bias)):
-            if f"hidden_states_{kind}" not in t:
+            if f"hidden_states_{kind}" not in recorded:
                 continue
             output = model(tokens, bias=given, keep_states=True)
-            where = real if kind == "bias" else np.ones_like(real)
+            compared = real if kind == "bias" else np.ones_like(real)
             states = torch.stack(output.states).numpy()
-            difference = _apart(states[:, where], t[f"hidden_states_{kind}"][:, where])
+            difference = _apart(states[:, compared], recorded[f"hidden_states_{kind}"][:, compared])
             yield Comparison(name, f"hidden states, {'masked' if kind == 'bias' else 'plain'}", difference, LOGITS)
-        if "logits_floatbias01" in t:
+        if "logits_floatbias01" in recorded:
             logits = model.logits(model(tokens, bias=bias.float()).hidden).numpy()
-            difference = _apart(logits[real], t["logits_floatbias01"][real])
+            difference = _apart(logits[real], recorded["logits_floatbias01"][real])
             yield Comparison(name, "logits, bias added as in training", difference, LOGITS)
 
 
@@ -87,69 +88,68 @@ def compare_torch_vq(name: str, folder: Path) -> Iterator[Comparison]:
 
     from mmada_lite.train.vq import MagViT
 
-    vq, t = MagViT.load(folder), load_file(folder / "io.safetensors")
+    vq, recorded = MagViT.load(folder), load_file(folder / "io.safetensors")
     with torch.inference_mode():
-        for image in _vq_images(t):
-            pixels = torch.from_numpy(t[f"{image}.pixels"])
-            grid = t[f"{image}.z"].shape[2:]
-            codes = vq.encode(pixels).numpy().reshape(t[f"{image}.codes"].shape)
-            yield Comparison(f"{name} {image}", "codes", differing(codes, t[f"{image}.codes"]), 0)
+        for image in _vq_images(recorded):
+            pixels = torch.from_numpy(recorded[f"{image}.pixels"])
+            grid = recorded[f"{image}.z"].shape[2:]
+            codes = vq.encode(pixels).numpy().reshape(recorded[f"{image}.codes"].shape)
+            yield Comparison(f"{name} {image}", "codes", differing(codes, recorded[f"{image}.codes"]), 0)
             for kind in ("", "random_"):
-                decoded = vq.decode(torch.from_numpy(t[f"{image}.{kind}codes"]), grid).numpy()
+                decoded = vq.decode(torch.from_numpy(recorded[f"{image}.{kind}codes"]), grid).numpy()
                 what = "pixels of random codes" if kind else "pixels"
-                yield Comparison(f"{name} {image}", what, _apart(decoded, t[f"{image}.{kind}decoded"]), PIXELS)
+                yield Comparison(f"{name} {image}", what, _apart(decoded, recorded[f"{image}.{kind}decoded"]), PIXELS)
 
 
 def compare_graph_vq(name: str, folder: Path, codec: images.Codec) -> Iterator[Comparison]:
     """The image tokenizer's two graphs, on the same numbers."""
-    t = load_file(folder / "io.safetensors")
-    for image in _vq_images(t):
-        grid = t[f"{image}.z"].shape[2:]
-        recorded = t[f"{image}.codes"]
-        codes = codec.encode(t[f"{image}.pixels"]).reshape(recorded.shape)
-        yield Comparison(f"{name} {image}", "codes", differing(codes, recorded), 0)
+    recorded = load_file(folder / "io.safetensors")
+    for image in _vq_images(recorded):
+        grid, expected = recorded[f"{image}.z"].shape[2:], recorded[f"{image}.codes"]
+        codes = codec.encode(recorded[f"{image}.pixels"]).reshape(expected.shape)
+        yield Comparison(f"{name} {image}", "codes", differing(codes, expected), 0)
         for kind in ("", "random_"):
-            given = t[f"{image}.{kind}codes"].reshape(recorded.shape[0], *grid)
+            given = recorded[f"{image}.{kind}codes"].reshape(expected.shape[0], *grid)
             decoded = codec.decoder.run(["pixels"], {"codes": given})[0]
             what = "pixels of random codes" if kind else "pixels"
-            yield Comparison(f"{name} {image}", what, _apart(decoded, t[f"{image}.{kind}decoded"]), PIXELS)
+            yield Comparison(f"{name} {image}", what, _apart(decoded, recorded[f"{image}.{kind}decoded"]), PIXELS)
 
 
 def compare_pictures(name: str, folder: Path) -> Iterator[Comparison]:
     """The laws of resizing, cutting and rounding, which are the runtime's own code."""
-    t = load_file(folder / "expected.safetensors")
+    recorded = load_file(folder / "expected.safetensors")
     listed = json.loads((folder / "case.json").read_text())["images"]
     files = {Path(entry["file"]).stem: folder / entry["file"] for entry in listed}
-    for key, expected in t.items():
-        stem, law, resolution = key.rsplit(".", 2)
+    for key, expected in recorded.items():
+        stem, resize, resolution = key.rsplit(".", 2)
         path = files.get(Path(stem).stem)
         if path is None:
             yield Comparison(f"{name}/{key}", "picture listed in case.json", float("inf"), 0)
             continue
         with Image.open(path) as image:
-            fitted = images.fit(image.convert("RGB"), int(resolution), "squash" if law == "squash" else "crop")
+            fitted = images.fit(image.convert("RGB"), int(resolution), "squash" if resize == "squash" else "crop")
         pixels = images.to_pixels(fitted)[0]
-        if law == "transform_nonorm":
+        if resize == "transform_nonorm":
             pixels = np.asarray(fitted, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
         yield Comparison(f"{name}/{key}", "pixels", _apart(pixels, expected), RESIZED)
     rounding = folder / "to_uint8.safetensors"
     if rounding.is_file():
-        u = load_file(rounding)
-        wrong = differing(images.to_bytes(u["decoded"]), u["uint8_hwc"])
+        decoded = load_file(rounding)
+        wrong = differing(images.to_bytes(decoded["decoded"]), decoded["uint8_hwc"])
         yield Comparison(f"{name}/to_uint8", "bytes", wrong, 0)
 
 
 def compare_schedules(name: str, folder: Path) -> Iterator[Comparison]:
     """How many codes stay masked after each step, for every schedule and size that the table holds."""
     for entry in json.loads((folder / TABLE).read_text())["table"]:
-        law, tokens, steps = entry["schedule"], entry["seq_len"], entry["timesteps"]
-        counts = masked_after(law, tokens, steps)
+        schedule, tokens, steps = entry["schedule"], entry["seq_len"], entry["timesteps"]
+        counts = masked_after(schedule, tokens, steps)
         wrong = differing(counts, np.array(entry["floor_N_times_ratio"]))
-        yield Comparison(f"{name}/schedule {law} {tokens} codes {steps} steps", "codes left masked", wrong, 0)
+        yield Comparison(f"{name}/schedule {schedule} {tokens} codes {steps} steps", "codes left masked", wrong, 0)
 
 
-def _vq_images(t: Arrays) -> list[str]:
-    return sorted({key.split(".")[0] for key in t})
+def _vq_images(recorded: Arrays) -> list[str]:
+    return sorted({key.split(".")[0] for key in recorded})
 
 
 def _apart(a: NDArray, b: NDArray) -> float:

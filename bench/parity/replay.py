@@ -104,7 +104,7 @@ class RecordedSampler:
         return self.row + np.arange(positions.shape[0])[:, None]
 
 
-class Watching:
+class WatchedDenoiser:
     """A denoiser that also writes down the span of every window, and the logits of chosen calls over their whole window."""
 
     def __init__(self, inner: Denoiser, keep_logits: tuple[int, ...] = ()) -> None:
@@ -117,8 +117,8 @@ class Watching:
         self.spans.append((int(window.positions[0]), int(window.positions[-1]) + 1))
         if number in self._keep:
             everything = np.broadcast_to(np.arange(window.tokens.shape[1]), window.tokens.shape)
-            whole = Window(window.tokens, window.positions, np.ascontiguousarray(everything), window.past)
-            hidden, _ = self._inner.forward(whole, keep=False)
+            all_queried = Window(window.tokens, window.positions, np.ascontiguousarray(everything), window.past)
+            hidden, _ = self._inner.forward(all_queried, keep=False)
             self.all_logits[number] = self._inner.logits("text", hidden, np.eye(hidden.shape[0], dtype=np.float32))
         return self._inner.forward(window, keep=keep)
 
@@ -153,33 +153,34 @@ def replay_text(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
 
     Without guidance the left pads of each row are dropped; with it the reference attends to them, and so does this.
     """
-    info, t = case.info, case.tensors
+    info, recorded = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
     settings = replace(_text_settings(given), guidance=given["cfg_scale"], temperature=given["temperature"])
     stop = [info["eot_token"]] if given.get("function") == "mmu_generate_fast" and info.get("eot_token") is not None else []
-    recorded, prompt = t["x_steps"], t["prompt"]  # [calls, B, P+A], [B, P]
+    steps, prompt = recorded["x_steps"], recorded["prompt"]  # [calls, B, P+A], [B, P]
     wrong, calls = 0.0, set()
-    for row, rows, dropped in _row_groups(prompt, t.get("attention_mask"), settings.guidance > 0):
+    for row, rows, dropped in _row_groups(prompt, recorded.get("attention_mask"), settings.guidance > 0):
         masks = np.full((rows, settings.answer_length), mask, dtype=np.int64)
         tokens = np.concatenate([prompt[row : row + rows, dropped:], masks], axis=1)
         start = prompt.shape[1] - dropped
         canvas = _given_canvas(tokens, tokens == mask, start, mask, settings.guidance > 0)
         sampler = RecordedSampler(
-            row, dropped, start, t.get("gumbel_uniform"), settings.temperature, text_order=t.get("remask_uniform")
+            row, dropped, start, recorded.get("gumbel_uniform"), settings.temperature, text_order=recorded.get("remask_uniform")
         )
         number = 0
         for number, _ in enumerate(decode_text(denoiser, canvas, settings, sampler, stop), 1):
-            wrong += _against(recorded, number - 1, canvas, row, rows, dropped)
-        wrong += differing(canvas.tokens, t["final"][row : row + rows, dropped:])
+            wrong += _differing_after(steps, number - 1, canvas, row, rows, dropped)
+        wrong += differing(canvas.tokens, recorded["final"][row : row + rows, dropped:])
         calls.add(number)
     yield Comparison(case.name, "tokens after every step", wrong, 0)
     yield Comparison(case.name, "forward calls", float(calls != {info["forward_calls"]}), 0)
 
 
-def _against(recorded: NDArray, number: int, canvas: Canvas, row: int, rows: int, dropped: int) -> float:
-    if number >= len(recorded):
+def _differing_after(steps: NDArray, number: int, canvas: Canvas, row: int, rows: int, dropped: int) -> float:
+    """How many tokens differ from the recorded ones after a step; infinitely many where none was recorded."""
+    if number >= len(steps):
         return float("inf")
-    return differing(canvas.tokens, recorded[number][row : row + rows, dropped:])
+    return differing(canvas.tokens, steps[number][row : row + rows, dropped:])
 
 
 def _row_groups(prompt: Ints, attention: NDArray | None, guided: bool) -> Iterator[tuple[int, int, int]]:
@@ -196,28 +197,28 @@ def _row_groups(prompt: Ints, attention: NDArray | None, guided: bool) -> Iterat
 
 def replay_cache(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A Fast-dLLM case: the sequence after every call, each call's span, the number of calls, and logits where kept."""
-    info, t = case.info, case.tensors
+    info, recorded = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
     policy: Any = "none" if info["mode"] == "plain" else info["mode"]
     settings = replace(_text_settings(given), cache=policy, threshold=given.get("threshold"))
-    prompt = t["prompt"]
+    prompt = recorded["prompt"]
     tokens = np.concatenate([prompt, np.full((1, settings.answer_length), mask, dtype=np.int64)], axis=1)
     canvas = _given_canvas(tokens, tokens == mask, prompt.shape[1], mask, guided=False)
-    watched = Watching(denoiser, (0, 1) if "logits_call0_full" in t else ())
+    watched = WatchedDenoiser(denoiser, (0, 1) if "logits_call0_full" in recorded else ())
     wrong, number = 0.0, 0
     for number, _ in enumerate(decode_text(watched, canvas, settings, RecordedSampler(0, 0, 0)), 1):
-        wrong += _against(t["x_steps"][:, None], number - 1, canvas, 0, 1, 0)
-    yield Comparison(case.name, "tokens after every call", wrong + differing(canvas.tokens, t["final"]), 0)
+        wrong += _differing_after(recorded["x_steps"][:, None], number - 1, canvas, 0, 1, 0)
+    yield Comparison(case.name, "tokens after every call", wrong + differing(canvas.tokens, recorded["final"]), 0)
     yield Comparison(case.name, "forward calls", abs(number - info["nfe"]), 0)
-    yield Comparison(case.name, "span of every call", differing(np.array(watched.spans), t["call_span"][:, :2]), 0)
+    yield Comparison(case.name, "span of every call", differing(np.array(watched.spans), recorded["call_span"][:, :2]), 0)
     for call, key in ((0, "logits_call0_full"), (1, "logits_first_cached_call")):
-        if key in t:
-            yield Comparison(case.name, key, float(np.abs(watched.all_logits[call] - t[key]).max()), 2e-4)
+        if key in recorded:
+            yield Comparison(case.name, key, float(np.abs(watched.all_logits[call] - recorded[key]).max()), 2e-4)
 
 
 def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A text-to-image case: ids after every step, the drawn codes, the mask counts and the guided rows of step two."""
-    info, t = case.info, case.tensors
+    info, recorded = case.info, case.tensors
     given = info["settings"]
     n = given["seq_len"]
     settings = ImageSettings(
@@ -229,53 +230,53 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
         law="reference",
     )
     wrong, codes_wrong, rows_wrong = 0.0, 0.0, 0.0
-    for row in range(t["input_ids"].shape[0]):
-        canvas, dropped = _image_row(t, row, n, given, settings.guidance > 0)
+    for row in range(recorded["input_ids"].shape[0]):
+        canvas, dropped = _image_row(recorded, row, n, given, settings.guidance > 0)
         sampler = RecordedSampler(
             row,
             dropped,
             canvas.start,
-            codes=None if info["deterministic"] else t["sampled_codes_raw_steps"],
-            image_order=t.get("confidence_uniform_steps"),
+            codes=None if info["deterministic"] else recorded["sampled_codes_raw_steps"],
+            image_order=recorded.get("confidence_uniform_steps"),
         )
         steps: list[Step] = []
         for number, step in enumerate(decode_image(denoiser, canvas, settings, sampler)):
-            wrong += differing(canvas.tokens[0], t["input_ids_steps"][number, row, dropped:])
-            if number == 0 and "forward_input_step1" in t and settings.steps > 1:
-                rows_wrong += _guided_rows_differ(canvas, t, row, dropped)
+            wrong += differing(canvas.tokens[0], recorded["input_ids_steps"][number, row, dropped:])
+            if number == 0 and "forward_input_step1" in recorded and settings.steps > 1:
+                rows_wrong += _guided_rows_differ(canvas, recorded, row, dropped)
             steps.append(step)
         last = steps[-1].predicted_codes
         assert last is not None
-        codes_wrong += differing(last[0], t["final_codes"][row])
+        codes_wrong += differing(last[0], recorded["final_codes"][row])
     yield Comparison(case.name, "ids after every step", wrong, 0)
     yield Comparison(case.name, "final codes", codes_wrong, 0)
-    if "forward_input_step1" in t:
+    if "forward_input_step1" in recorded:
         yield Comparison(case.name, "rows of the second step", rows_wrong, 0)
 
 
-def _image_row(t: Arrays, row: int, n: int, given: dict[str, Any], guided: bool) -> tuple[Canvas, int]:
+def _image_row(recorded: Arrays, row: int, n: int, given: dict[str, Any], guided: bool) -> tuple[Canvas, int]:
     """The canvas of one row, pads dropped; under the reference law every code may be written."""
-    mask, dropped = given["mask_token_id"], int(np.argmax(t["attention_mask"][row] != 0))
-    tokens = t["input_ids"][row : row + 1, dropped:].copy()
+    mask, dropped = given["mask_token_id"], int(np.argmax(recorded["attention_mask"][row] != 0))
+    tokens = recorded["input_ids"][row : row + 1, dropped:].copy()
     start = tokens.shape[1] - n - 1
     editable = np.zeros(tokens.shape, dtype=bool)
     editable[:, start : start + n] = True
     canvas = Canvas(tokens, editable, start, start + n, mask, code_offset=given["image_code_offset"])
     if guided:
         text = given["resolution"] + 1  # the reference's name for its text length
-        kept = t["uncond_attention_mask"][row, :text] != 0
-        prompt = t["uncond_input_ids"][row : row + 1, :text][:, kept]
+        kept = recorded["uncond_attention_mask"][row, :text] != 0
+        prompt = recorded["uncond_input_ids"][row : row + 1, :text][:, kept]
         canvas.unconditional = np.concatenate([prompt, tokens[:, start - 1 :]], axis=1)
         canvas.shared = np.arange(start, start + n)
         canvas.shift = prompt.shape[1] + 1 - start
     return canvas, dropped
 
 
-def _guided_rows_differ(canvas: Canvas, t: Arrays, row: int, dropped: int) -> float:
+def _guided_rows_differ(canvas: Canvas, recorded: Arrays, row: int, dropped: int) -> float:
     """The recorded second batch (conditional rows, then unconditional ones) against the canvas after the first step."""
-    recorded = t["forward_input_step1"]
-    wrong = differing(canvas.tokens[0], recorded[row, dropped:])
+    rows = recorded["forward_input_step1"]
+    wrong = differing(canvas.tokens[0], rows[row, dropped:])
     if canvas.unconditional is not None:
-        other = recorded[t["input_ids"].shape[0] + row]
-        wrong += differing(canvas.unconditional[0], other[other.size - canvas.unconditional.shape[1] :])
+        unconditional = rows[recorded["input_ids"].shape[0] + row]
+        wrong += differing(canvas.unconditional[0], unconditional[unconditional.size - canvas.unconditional.shape[1] :])
     return wrong

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmada_lite.bench.parity.replay import RecordedSampler, Watching
+from mmada_lite.bench.parity.replay import RecordedSampler, WatchedDenoiser
 from mmada_lite.cli.compile_cpp import SOURCES, find_library
 from mmada_lite.decoding.canvas import Canvas
 from mmada_lite.decoding.denoiser import Denoiser
@@ -146,7 +146,7 @@ class Replayed:
         self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]
     ) -> Iterator[Step]:
         self.jobs += 1
-        watched = denoiser if isinstance(denoiser, Watching) else None
+        watched = denoiser if isinstance(denoiser, WatchedDenoiser) else None
         rows = []
         for row, single in enumerate(_rows_of(canvas)):
             choices = replace(sampler, row=sampler.row + row)
