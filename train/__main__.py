@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from mmada_lite.errors import Error
@@ -28,6 +29,12 @@ VERBS: dict[str, Callable[[Workspace, argparse.Namespace], None]] = {
     "export": verbs.export,
 }
 
+SHEETS = {  # verbs with options of their own, that show what a training came to -> what they do
+    "gallery": "a sheet of what a bundle draws",
+    "curves": "the logs of a training as a picture",
+    "synergy": "one joint training against one a task",
+}
+
 
 def _groups(text: str) -> tuple[str, float]:
     """task=number"""
@@ -40,7 +47,16 @@ def _groups(text: str) -> tuple[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step. Returns the exit code: 0, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="mmada-lite train", description="Train the small emoji model, step by step.")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] in SHEETS:
+        code: int = import_module(f"mmada_lite.train.{words[0]}").main(words[1:])
+        return code
+    others = "; ".join(f"{name}: {about}" for name, about in SHEETS.items())
+    parser = argparse.ArgumentParser(
+        prog="mmada-lite train",
+        description="Train the small emoji model, step by step.",
+        epilog=f"Three more verbs have a --help of their own: {others}.",
+    )
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process (%(default)s)")
@@ -95,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")
     parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for name, least in LEAST.items():

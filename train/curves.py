@@ -1,6 +1,6 @@
 """The curves of a training as a picture: the log of every stage, smoothed, a panel a stage. Knows only log.jsonl.
 
-`mmada-lite bench curves --folder runs/emoji-work -o docs/curves.png`
+`mmada-lite train curves --folder runs/emoji-work -o docs/curves.png`
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def plot(stages: Mapping[str, Series], target: Path, window: int = 25) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plot what there is. 0, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="mmada-lite bench curves", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mmada-lite train curves", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of a training")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/curves.png"), help="the PNG (%(default)s)")
     arguments = parser.parse_args(argv)

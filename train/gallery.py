@@ -1,6 +1,6 @@
 """The pictures under docs/: what a bundle draws, how a picture comes into being, a hole filled and a border crossed.
 
-    python -m mmada_lite.train.gallery -o docs
+    mmada-lite train gallery -o docs
 
 Nothing is chosen: seeds count from 0. It uses the public interface alone.
 """
@@ -73,7 +73,7 @@ def edits(model: mmada_lite.Model) -> Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="mmada-lite train gallery", description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", help="a bundle's folder (default: the small model in the package)")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder for the PNG files (%(default)s)")
     options = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 """Do tasks help each other? One joint run against one run a task, the same number of updates for each task, the same first
 weights; cross-entropy at hidden positions on pictures of the validation style and problems that were held out, along the way.
 
-    mmada-lite bench synergy --plot docs/synergy.png
-    mmada-lite bench synergy --updates 1500 --every 150 --rows 48 --seeds 0 1 --jobs 4    # on a GPU
+    mmada-lite train synergy --plot docs/synergy.png
+    mmada-lite train synergy --updates 1500 --every 150 --rows 48 --seeds 0 1 --jobs 4    # on a GPU
 
 The model is the recipe's small transformer from nothing. A run that is cut goes on where it was (in FOLDER/synergy).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmada_lite.bench.record import record, save
+from mmada_lite import __version__
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 TASKS = ("paint", "ask", "sum")
 JOINT = "joint"
+SCHEMA = 1  # of the JSON, as a benchmark's record has one
 HELD_PICTURES = 1024
 MOST_ROWS = 4096  # of a task in an update: they are made and computed together
 Curve = list[dict[str, float]]  # a record every few updates: update, and the mean cross-entropy of each task, nats
@@ -154,6 +156,21 @@ def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
     return found
 
 
+def save(target: Path | None, words: Sequence[str], rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Curves]) -> None:
+    """Write what was found as JSON, whole or not at all. Raises Error where it cannot be written."""
+    if target is None:
+        return
+    command = shlex.join(["mmada-lite", "train", "synergy", *words])
+    about = {"schema": SCHEMA, "bench": "synergy", "command": command, "versions": {"mmada-lite": __version__}}
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(about | {"curves": curves, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise Error(f"{target}: cannot be written ({error.strerror}); choose another --output") from error
+
+
 def check_plot(target: Path) -> None:
     """Say before the training what would keep its plot from being drawn. Raises Error without matplotlib or a folder."""
     if find_spec("matplotlib") is None:
@@ -203,7 +220,7 @@ def compare(arguments: argparse.Namespace) -> dict[int, dict[str, Curve]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all, print the table, write JSON and the plot. 0, or 2 after a fault of the user."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="mmada-lite bench synergy", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="mmada-lite train synergy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training (%(default)s)"
     )
@@ -213,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="first weights and draws of the runs (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each beside a GPU (%(default)s)")
     parser.add_argument("--plot", type=Path, help="draw the curves here (PNG)")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON file (bench/results/synergy.json of a checkout)")
+    parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
     arguments = parser.parse_args(words)
     try:
         for name in ("updates", "every", "rows", "jobs"):
@@ -229,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_plot(arguments.plot)
         curves = compare(arguments)
         rows = rows_of(curves)
-        saved = save(record("synergy", words, rows, curves=curves), arguments.output)
+        save(arguments.output, words, rows, curves)
         if arguments.plot:
             plot(curves, arguments.plot)
     except Error as error:
@@ -239,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         differences = ", ".join(f"{value:+.3f}" for value in row["differences"])
         print(f"| {row['task']} | {row['alone']:.3f} | {row['joint']:.3f} | {differences} |")
-    if saved:
-        print(f"\n{saved}")
+    if arguments.output:
+        print(f"\n{arguments.output}")
     return 0
 
 

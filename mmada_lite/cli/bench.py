@@ -8,15 +8,11 @@ from mmada_lite.errors import Error, did_you_mean
 
 BENCHES: dict[str, tuple[str, str]] = {  # name -> its module, and what it measures
     "quality": ("bench.quality.evaluate", "every task of the small model, for a checkpoint or a bundle, with intervals"),
-    "curves": ("train.curves", "the logs of a training as a picture"),
-    "synergy": ("train.synergy", "one joint training against one a task"),
-    "gallery": ("train.gallery", "a sheet of what a bundle draws"),
     "truth": ("bench.quality.quantization", "what formats and methods of quantization cost, along one trajectory"),
     "bits": ("bench.quality.bits", "how many bits a weight takes until pictures and text agree with fp32"),
     "peers": ("bench.speed.peers", "the published way in torch, and other engines, against ours, on this machine"),
     "frontier": ("bench.quality.frontier", "quality against latency over ways of decoding, on the small model"),
     "presets": ("bench.quality.presets", "what each --speed costs and gains, on the small model"),
-    "report": ("bench.report", "one HTML page of what the others measured"),
     "gpu": ("bench.speed.gpu", "pictures and answers at 8B shapes on a GPU, against torch"),
     "ceiling": ("bench.speed.ceiling", "what this machine can multiply and move at all"),
     "latency": ("bench.speed.latency", "how long text, answers about pictures and drawing take, and where the time goes"),

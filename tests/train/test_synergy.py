@@ -1,4 +1,4 @@
-"""Laws of `bench synergy` on a training in miniature: every run has its curve, a cut one goes on to the same, faults are one
+"""Laws of `train synergy` on a training in miniature: every run has its curve, a cut one goes on to the same, faults are one
 line."""
 
 import json
