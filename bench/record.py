@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -56,6 +57,11 @@ def record(bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any
 def command_line(bench: str, arguments: Sequence[str]) -> str:
     """What a person types to measure this again."""
     return shlex.join(["mmada-lite", "bench", bench, *map(str, arguments)])
+
+
+def say(line: str) -> None:
+    """A line of progress, off a terminal too."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def default_output(bench: str) -> Path | None:

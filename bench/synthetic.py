@@ -1,37 +1,47 @@
-"""A bundle of random weights in a known shape: as large and as slow as a real one, and meaning nothing.
+"""A model of random weights in a known shape: as large and as slow as a real one, and meaning nothing.
 
-Weights are drawn as they are written, some megabytes at a time, every tensor from its own seed, so that no two are equal (equal
-ones would be stored once, and memory and speed would be fiction). `cached_bundle` makes one of a named size once and finds it
-again. It knows what a bundle holds; it measures nothing.
+    python -m mmada_lite.bench.synthetic FOLDER          # a checkpoint in the published layout, 16 GB with an image tokenizer
+
+One source of numbers serves both ways of making one: a checkpoint on disk, from which everything can be tried before anything
+is downloaded, and a bundle straight through the exporter. Numbers are drawn as they are asked for, some megabytes at a time,
+each piece of a tensor from its own seed, so that no two tensors are equal (equal ones would be stored once, and memory and
+speed would be fiction). The tokenizer is a stand-in of bytes. It knows layouts; it measures nothing.
 """
 
+import argparse
 import hashlib
+import json
 import math
+import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import mmada_lite
-from mmada_lite.bundle import MANIFEST, Architecture, Bundle, BundleWriter, ImageInfo
+from mmada_lite.bench.record import say
+from mmada_lite.bundle import MANIFEST, Architecture, Bundle
 from mmada_lite.errors import Error
-from mmada_lite.export import codec, formats, graph, heads, lowering, transformer
-from mmada_lite.export import precision as precision_module
-from mmada_lite.export.checkpoint import Tower, TransformerConfig, VQConfig
-from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Weight, WeightSpec
-from mmada_lite.export.precision import specs_for, weight_group
-from mmada_lite.memory_plan import PUBLISHED, Shape, stored
+from mmada_lite.export import bundle as exporting
+from mmada_lite.export import codec, formats, graph, heads, lowering, precision, transformer
+from mmada_lite.export.checkpoint import TransformerConfig, VQConfig
+from mmada_lite.files import AtomicFolder, size_in_words
+from mmada_lite.memory_plan import PUBLISHED
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
-_HEAD = "model.transformer.ff_out.weight"
-_LEAST = 12  # ids of the special tokens
+SHARD = 4_000_000_000  # bytes of a file of weights at most
+_PIECE = 4 << 20  # numbers drawn at once
 _RANDOM = "random numbers"  # where such a bundle says it comes from
-_ROOM = 8 << 20  # bytes, for graph files and alignment
+_LEAST = 12  # ids of the special tokens, where they come first
+_WORDS, _GAP = 126349, 126464  # entries of the published tokenizer, and the id behind them where picture codes begin
+_SPECIAL = SpecialTokens(126080, 126081, 126084, 126085, 126088, 126089, 126093, 126094, 126336, 126346, 126347, 126348)
+_TEXTS = (  # of the special tokens, in the order of SpecialTokens
+    *("<|startoftext|>", "<|endoftext|>", "<|soi|>", "<|eoi|>", "<|t2i|>", "<|mmu|>", "[iPAD]", "<|r2i|>"),
+    *("<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,69 +60,58 @@ class Size:
         return Vocabulary(special, self.architecture.vocab_size - self.codes, self.codes, self.architecture.vocab_size)
 
 
-def _published_like(d_model: int, layers: int, heads: int, mlp: int) -> Architecture:
+_LARGE = PUBLISHED["8b"].architecture
+
+
+def _published_like(d_model: int, layers: int, heads: int, mlp: int) -> Size:
     """The published model's vocabulary, positions and constants in a smaller body."""
-    constants = {"vocab_size": 134656, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "max_sequence_length": 4096}
-    return Architecture(d_model, layers, heads, heads, d_model // heads, mlp, **constants)  # type: ignore[arg-type]
+    shape = {"n_heads": heads, "n_kv_heads": heads, "head_dim": d_model // heads, "mlp_hidden_size": mlp}
+    architecture = replace(_LARGE, d_model=d_model, n_layers=layers, **shape)
+    return Size(architecture, codes=PUBLISHED["8b"].codes, grid=32, answer=128, block=32)
 
 
 SIZES: Mapping[str, Size] = {
-    "s": Size(_published_like(1024, 16, 16, 3072), codes=8192, grid=32, answer=128, block=32),
-    "1b": Size(_published_like(2048, 16, 16, 5632), codes=8192, grid=32, answer=128, block=32),
-    "8b": Size(PUBLISHED["8b"].architecture, codes=8192, grid=32, answer=128, block=32),
+    "s": _published_like(1024, 16, 16, 3072),
+    "1b": _published_like(2048, 16, 16, 5632),
+    "8b": _published_like(_LARGE.d_model, _LARGE.n_layers, _LARGE.n_heads, _LARGE.mlp_hidden_size),
     "tiny": Size(Architecture(64, 2, 4, 4, 16, 192, 192, 10000.0, 1e-5, 256), codes=64, grid=4, answer=8, block=4),
 }
-_TINY_TOWER = Tower(8, (1, 1, 1, 1, 1), (1, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class RandomTensors:
     """Normal numbers in the shapes of a checkpoint, of deviation 0.02 (a convolution's by its inputs); ones for scales and
-    zeros for biases. The same rows whenever they are asked for."""
+    zeros for biases. The same rows whenever and however they are asked for."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    seed: int = 0
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         shape = self.shapes[name]
-        first, stop = (rows.start or 0, rows.stop) if rows else (0, shape[0])
+        first, stop, _ = (rows or slice(None)).indices(shape[0])
         if len(shape) == 1:
             return np.full(stop - first, 0.0 if name.endswith(".bias") else 1.0, dtype=np.float32)
-        random = np.random.default_rng([*name.encode(), first])
+        step, values = self._step(shape), np.empty((stop - first, *shape[1:]), dtype=np.float32)
         deviation = 0.02 if len(shape) == 2 else 1 / math.sqrt(math.prod(shape[1:]))
-        return random.standard_normal((stop - first, *shape[1:]), dtype=np.float32) * np.float32(deviation)
+        for piece in range(first // step, -(-stop // step)):
+            start = piece * step
+            random = np.random.default_rng([self.seed, *name.encode(), piece])
+            drawn = random.standard_normal((min(step, shape[0] - start), *shape[1:]), dtype=np.float32)
+            values[max(start - first, 0) : start + step - first] = drawn[max(first - start, 0) : stop - start]
+        values *= np.float32(deviation)
+        return values
 
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """All rows of a tensor, some megabytes at a time."""
+        count, step = self.shapes[name][0], self._step(self.shapes[name])
+        return (self.read(name, slice(start, min(start + step, count))) for start in range(0, count, step))
 
-def cached_bundle(name: str, precision: str, work: Path, *, target: str = "cpu", pictures: bool = False) -> Bundle:
-    """The bundle of a size of SIZES in the folder `work`: opened where it is there, else made, whole or not at all; one that
-    another version of the exporter made is made anew, since it would be measured in place of this one.
-
-    target: what it is lowered for; pictures: with an image tokenizer of the published shape.
-    Raises Error for an unknown size or precision, when the disk is too small, and when something else lies in its place.
-    """
-    size = size_named(name)
-    own = [] if target == "cpu" else [target]
-    folder = work / "-".join([name.lower(), precision, *own, *(["pictures"] if pictures else [])])
-    if not (folder / MANIFEST).is_file():
-        chosen = {"backbone": "int4-b64", "text_head": "int4-b64"} if precision == "int4" and name == "tiny" else None
-        return write_bundle(size, folder, precision, target, chosen, pictures=pictures)
-    bundle = Bundle.open(folder)
-    if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
-        raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
-    if bundle.provenance.versions.get("exporter") != exporter():
-        print(f"{folder} is of another exporter: it is made anew", file=sys.stderr, flush=True)
-        shutil.rmtree(folder)
-        return cached_bundle(name, precision, work, target=target, pictures=pictures)
-    return bundle
-
-
-def exporter() -> str:
-    """A word for the code that makes graphs and weights of a bundle: it changes whenever that does."""
-    files = (codec.__file__, graph.__file__, heads.__file__, lowering.__file__, precision_module.__file__, transformer.__file__)
-    code = [Path(file).read_bytes() for file in (*files, formats.__file__) if file]
-    return hashlib.sha256(b"".join(code)).hexdigest()[:16]
+    @staticmethod
+    def _step(shape: tuple[int, ...]) -> int:
+        return max(1, _PIECE // math.prod(shape[1:]))
 
 
 def size_named(name: str) -> Size:
@@ -122,96 +121,183 @@ def size_named(name: str) -> Size:
     return SIZES[name.lower()]
 
 
-def write_bundle(
-    size: Size,
-    folder: Path,
-    precision: str,
-    target: str,
-    chosen: Mapping[str, str] | None = None,
-    *,
-    pictures: bool = False,
-) -> Bundle:
-    """Embedder, backbone and heads of a size, and with `pictures` an image tokenizer. Returns the bundle, opened."""
-    forms = specs_for(precision, target, chosen)
-    sizes = dict.fromkeys(("embedder", "backbone", "text_head", "image_head", *(["codec"] if pictures else [])), 0)
-    graphs: dict[str, dict[str, Any]] = {}
-    with BundleWriter(folder, needed=_needed(size, precision)) as writer:
-        group = ""
-
-        def count(tensor: str, wrote: int) -> None:
-            sizes[group] += wrote
-
-        with WeightFile(writer.folder / "weights.bin", count) as weights:
-            for group in sizes:
-                for name in ("image_encoder", "image_decoder") if group == "codec" else (group,):
-                    made = Graph(name, weights)
-                    _build(made, name, size, forms[group])
-                    inputs, outputs = made.save(writer.folder / f"{name}.onnx")
-                    graphs[name] = {"file": f"{name}.onnx", "inputs": list(inputs), "outputs": list(outputs)}
-        groups = {name: asdict(weight_group(name, forms[name], taken)) for name, taken in sizes.items()}
-        return Bundle.open(writer.finish(_description(size, groups, graphs, target)))
-
-
-def _build(made: Graph, name: str, size: Size, form: WeightSpec) -> None:
-    config, vq = config_of(size), vq_of(size)
-    source, pixels = RandomTensors(config.expected_tensors()), RandomTensors(vq.expected_tensors())
-    first = size.vocabulary.image_code_offset
-    if name == "embedder":
-        transformer.build_embedder(made, source, form, config.d_model)
-    elif name == "backbone":
-        transformer.build_backbone(made, source, form, config)
-    elif name == "image_encoder":
-        codec.build_image_encoder(made, pixels, form, vq)
-    elif name == "image_decoder":
-        codec.build_image_decoder(made, pixels, form, vq)
-    else:
-        columns = (first, first + size.codes) if name == "image_head" else None
-        heads.build_head(made, Weight(source, _HEAD, columns), form)
-
-
-def _needed(size: Size, precision: str) -> int:
-    """Bytes on disk, for the check before anything is written; the image tokenizer's are few."""
-    image = ImageInfo(size.grid * 16, 16)
-    return _ROOM + sum(g.bytes or 0 for g in stored(Shape("", size.architecture, size.codes, image, 0), precision).values())
-
-
-def vq_of(size: Size) -> VQConfig:
-    """The published image tokenizer; a small one where the codebook is another."""
-    bits = size.codes.bit_length() - 1
-    if bits == VQConfig().z_channels:
-        return VQConfig()
-    return VQConfig(_TINY_TOWER, _TINY_TOWER, z_channels=bits, resolution=size.grid * 16, group_norm_groups=4)
-
-
-def config_of(size: Size) -> TransformerConfig:
-    a = size.architecture
-    shared = {name: getattr(a, name) for name in Architecture.__slots__ if name != "head_dim"}
-    special = size.vocabulary.special
+def config_of(size: Size, vocabulary: Vocabulary | None = None) -> TransformerConfig:
+    """The configuration of a size; its special tokens come first unless a vocabulary says otherwise."""
+    shared = {name: getattr(size.architecture, name) for name in Architecture.__slots__ if name != "head_dim"}
+    known = vocabulary or size.vocabulary
     return TransformerConfig(
         **shared,
-        mask_token_id=special.mask,
-        eos_token_id=special.eos,
+        mask_token_id=known.special.mask,
+        eos_token_id=known.special.eos,
         codebook_size=size.codes,
-        llm_vocab_size=a.vocab_size - size.codes,
+        llm_vocab_size=size.architecture.vocab_size - size.codes,
         num_vq_tokens=size.grid**2,
     )
 
 
-def _description(size: Size, groups: Mapping[str, Any], graphs: Mapping[str, Any], target: str) -> dict[str, Any]:
+def cached_bundle(name: str, form: str, work: Path, *, target: str = "cpu") -> Bundle:
+    """The bundle of a size of SIZES in a precision, in the folder `work`: opened where it is there, else made, whole or not
+    at all; one that another version of the exporter made is made anew, since it would be measured in place of this one.
+
+    Raises Error for an unknown size or precision, when the disk is too small, and when something else lies in its place.
+    """
+    size = size_named(name)
+    folder = work / "-".join([name.lower(), form, *([] if target == "cpu" else [target])])
+    if not (folder / MANIFEST).is_file():
+        say(f"making random weights of size {name} in {form}")
+        return write_bundle(size, folder, form, target)
+    bundle = Bundle.open(folder)
+    if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
+        raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
+    if bundle.provenance.source_sha256 != exporter():
+        say(f"{folder} is of another exporter: it is made anew")
+        shutil.rmtree(folder)
+        return cached_bundle(name, form, work, target=target)
+    return bundle
+
+
+def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
+    """Embedder, backbone and heads of a size, through the exporter as every model is. Returns the bundle, opened."""
+    config = config_of(size)
+    narrow = {"backbone": "int4-b64", "text_head": "int4-b64"} if form == "int4" and config.d_model < 128 else None
     text = {"answer_length": size.answer, "steps": size.answer // 2, "block_length": size.block, "cache": "dual"}
-    return {
-        "name": "synthetic",
-        "architecture": asdict(size.architecture),
-        "vocabulary": size.vocabulary.to_json(),
-        "image": {"resolution": size.grid * 16, "downsample": 16},
-        "quantization": groups,
-        "target": target,
-        "defaults": {"text": text, "image": {"steps": 15 if size.grid > 4 else 5, "guidance": 3.5}},
-        "graphs": graphs,
-        "provenance": {
-            "source": _RANDOM,
-            "exporter": f"mmada-lite {mmada_lite.__version__}",
-            "versions": {"numpy": np.__version__, "exporter": exporter()},
-            "created": "",
-        },
-    }
+    checkpoint = exporting.Checkpoint(
+        folder=Path(os.devnull),  # nothing lies beside these weights
+        config=config,
+        tensors=RandomTensors(config.expected_tensors()),
+        vocabulary=size.vocabulary,
+        codec=(),
+        image={"resolution": size.grid * 16, "downsample": 16},
+        sidecar={"name": "synthetic", "defaults": {"text": text, "image": {"steps": 15 if size.grid > 4 else 5}}},
+        origin=(_RANDOM, exporter()),
+    )
+    return Bundle.open(exporting.write_bundle(checkpoint, exporting.forms_for(form, target, narrow), folder))
+
+
+def exporter() -> str:
+    """A word for the code that makes graphs and weights of a bundle: it changes whenever that does."""
+    modules = (codec, graph, heads, lowering, precision, transformer, formats)
+    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
+
+
+def write_checkpoint(
+    folder: str | Path,
+    size: Size = SIZES["8b"],
+    *,
+    layers: int | None = None,
+    pictures: bool = True,
+    seed: int = 0,
+    force: bool = False,
+    shard: int = SHARD,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write a size as the checkpoint `folder` in bfloat16, whole or not at all; returns its path. layers: fewer make a smaller
+    one; pictures: whether a random image tokenizer of the published shape lies in its folder vq, where codes are as many as its
+    own. Peak memory is far below 1 GB.
+
+    Raises Error when the folder exists, or the disk is too small.
+    """
+    if layers is not None and layers < 1:
+        raise Error(f"{layers} layers make no model; use 1 or more")
+    architecture = replace(size.architecture, n_layers=layers or size.architecture.n_layers)
+    vocabulary = _stand_in(size)
+    config = config_of(replace(size, architecture=architecture), vocabulary)
+    vq = VQConfig() if pictures and VQConfig().codebook_size == size.codes else None
+    weights = RandomTensors(config.expected_tensors(), seed)
+    needed = 2 * sum(map(math.prod, weights.shapes.values()))
+    needed += 4 * sum(map(math.prod, vq.expected_tensors().values())) if vq else 0
+    with AtomicFolder(Path(folder), marker="config.json", force=force, needed=needed + (16 << 20)) as writer:
+        report(f"{size_in_words(needed)} to write")
+        _write_weights(writer.folder, weights, "BF16", shard, report)
+        _write_json(writer.folder / "config.json", config.to_json() | {"torch_dtype": "bfloat16"})
+        _write_json(writer.folder / "tokenizer.json", _tokenizer(vocabulary))
+        if vq:
+            (writer.folder / "vq").mkdir()
+            _write_weights(writer.folder / "vq", RandomTensors(vq.expected_tensors(), seed + 1), "F32", shard, report)
+            _write_json(writer.folder / "vq" / "config.json", vq.to_json())
+        return writer.commit()
+
+
+def _write_weights(folder: Path, source: RandomTensors, code: str, limit: int, report: Callable[[str], None]) -> None:
+    """safetensors in shards of `limit` bytes at most, and their index, piece by piece; one file has no index."""
+    width = {"BF16": 2, "F32": 4}[code]
+    shards: list[dict[str, int]] = [{}]  # tensor -> bytes
+    for name, shape in source.shapes.items():
+        taken = width * math.prod(shape)
+        if shards[-1] and sum(shards[-1].values()) + taken > limit:
+            shards.append({})
+        shards[-1][name] = taken
+    files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, taken in shard.items():
+            header[name] = {"dtype": code, "shape": list(source.shape(name)), "data_offsets": [end, end + taken]}
+            end += taken
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name in shard:
+                report(name)
+                for piece in source.pieces(name):  # bfloat16 by cutting off: random numbers lose nothing by it
+                    cut = (piece.view(np.uint32) >> np.uint32(16)).astype(np.uint16) if code == "BF16" else piece
+                    cut.tofile(stream)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(sum(shard.values()) for shard in shards)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _stand_in(size: Size) -> Vocabulary:
+    """The published ids; in a vocabulary of another size they come last of the text."""
+    first = size.architecture.vocab_size - size.codes
+    if first == _GAP:
+        return Vocabulary(_SPECIAL, _WORDS, size.codes, size.architecture.vocab_size)
+    return Vocabulary(SpecialTokens(*range(first - _LEAST, first)), first, size.codes, size.architecture.vocab_size)
+
+
+def _tokenizer(vocabulary: Vocabulary) -> dict[str, object]:
+    """A tokenizer.json of bytes and filling words, with the special tokens where the vocabulary has them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = vocabulary.special
+    taken = dict(zip((getattr(special, name) for name in special.__slots__), _TEXTS, strict=True))
+    letters = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    entries = {taken.get(n) or next(letters, None) or f"<{n}>": n for n in range(vocabulary.image_code_offset)}
+    tokenizer = Tokenizer(models.BPE(entries, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_TEXTS))
+    content: dict[str, object] = json.loads(tokenizer.to_str())
+    return content
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mmada_lite.bench.synthetic", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--shape", default="8b", help=f"one of {', '.join(SIZES)} (default: 8b)")
+    parser.add_argument("--layers", type=int, metavar="N", help="fewer than the shape's, for a smaller one")
+    parser.add_argument("--no-pictures", action="store_true", help="leave the image tokenizer out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (default: 0)")
+    parser.add_argument("--force", action="store_true", help="replace what is already there")
+    given = parser.parse_args(argv)
+    report = say if sys.stderr.isatty() else lambda line: None
+    shape = {"layers": given.layers, "pictures": not given.no_pictures, "seed": given.seed}
+    try:
+        written = write_checkpoint(given.folder, size_named(given.shape), force=given.force, report=report, **shape)
+    except Error as fault:
+        say(f"mmada-lite: {fault}")
+        return 2
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

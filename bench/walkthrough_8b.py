@@ -7,7 +7,7 @@ beside its target.
 `int8-answer` are asked as `--cache` and `--steps` say, and tell where their time goes. `drawing` takes one guided step. Beside
 their peaks stand what `mmada-lite plan` counts for them.
 
-Weights are random (`quant.synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
+Weights are random (`synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
 that is done is kept in FOLDER/eight.json and not done again, so that a run that was cut off goes on. It knows commands and
 files alone; what runs inside one that is no command of ours yet is `eight_parts`.
 """
@@ -74,7 +74,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
     inner = "mmada_lite.bench.walkthrough_parts"
 
     def checkpoint(name: str, layers: int) -> Found:
-        return run("mmada_lite.quant.synthetic", work / name, "--layers", str(layers), "--force")
+        return run("mmada_lite.bench.synthetic", work / name, "--layers", str(layers), "--force")
 
     def converted(source: str, bundle: str, form: str) -> Found:
         words = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")

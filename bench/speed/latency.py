@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
         "--precision", nargs="+", default=["int8"], help="of random weights: fp32, fp16, int8, int4 (default int8)"
     )
     made.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where random bundles are kept (%(default)s)")
-    made.add_argument("--pictures", action="store_true", help="random bundles with an image tokenizer, which is timed too")
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     made.add_argument("--caches", nargs="+", choices=POLICIES, default=POLICIES, help="default: all")
     made.add_argument(
@@ -83,7 +82,7 @@ def bundles(options: argparse.Namespace) -> dict[str, Bundle]:
     found = {}
     for precision in options.precision:
         print(f"random weights of size {options.shape} in {precision}", file=sys.stderr, flush=True)
-        found[precision] = cached_bundle(options.shape, precision, options.work, pictures=options.pictures)
+        found[precision] = cached_bundle(options.shape, precision, options.work)
     return found
 
 
