@@ -1,11 +1,14 @@
 """What every benchmark leaves behind: one JSON file that says what was measured, by which command, with what, on what.
 
-    {"bench": NAME, "command": ..., "versions": {...}, "hardware": {...}, "when": "2026-01-31T12:00:00+00:00", "rows": [{...}]}
+    {"schema": 1, "bench": NAME, "command": ..., "versions": {...}, "hardware": {...}, "when": "2026-01-31T12:00:00+00:00",
+     "complete": true, "rows": [{...}]}
 
-Beside `rows` a benchmark may keep what belongs to all of them. A file is written whole or not at all. It knows processors,
-packages and files; it knows nothing of models, or of what a row means.
+Beside `rows` a benchmark may keep what belongs to all of them. `Run` writes the file anew after each task, with `complete`
+false and how many rows each finished task gave, so that the same command goes on where it was stopped. A file is written
+whole or not at all. It knows processors, packages and files; it knows nothing of models, or of what a row means.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -13,7 +16,8 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +29,7 @@ from mmada_lite.errors import Error
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.session import usable_cores
 
+SCHEMA = 1
 PACKAGES = (
     "numpy",
     "onnxruntime",
@@ -37,26 +42,97 @@ PACKAGES = (
     "llama-cpp-python",
 )
 EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
-_KEYS = ("bench", "command", "versions", "hardware", "when", "rows")
+FRESH = "--force"  # of a command line: begin anew
+_KEYS = ("schema", "bench", "command", "rows")
+_SAME = ("bench", "command", "versions", "hardware", "about")  # what must agree for a run to be gone on with
 _HERE = Path(__file__).resolve().parent
+Row = dict[str, Any]
 
 
-def record(bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of the file. arguments: what stood after `mmada-lite bench NAME`; more: what belongs to all rows."""
+def record(bench: str, words: Sequence[str], rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """The content of the file. words: what stood after `mmada-lite bench NAME`; more: what belongs to all rows."""
     return {
+        "schema": SCHEMA,
         "bench": bench,
-        "command": command_line(bench, arguments),
+        "command": shlex.join(["mmada-lite", "bench", bench, *(word for word in map(str, words) if word != FRESH)]),
         "versions": versions(),
         "hardware": hardware(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "complete": True,
         **more,
         "rows": [dict(row) for row in rows],
     }
 
 
-def command_line(bench: str, arguments: Sequence[str]) -> str:
-    """What a person types to measure this again."""
-    return shlex.join(["mmada-lite", "bench", bench, *map(str, arguments)])
+class Run:
+    """A benchmark under way: task by task, each done once, its rows kept at once, a line of progress before each.
+
+    about: what decides the rows beside the command, such as the fingerprint of a model. An unfinished file of the same
+    command, versions, machine and `about` is gone on with, unless `force`; a finished one is never looked at.
+    """
+
+    def __init__(
+        self, bench: str, words: Sequence[str], output: Path | None = None, *, force: bool = False, about: object = None
+    ) -> None:
+        self.path = output or default_output(bench)
+        self._bench, self._words = bench, list(words)
+        self._counts: dict[str, int] = {}
+        self._rows: list[Row] = []
+        self._about = json.loads(json.dumps(about))
+        self._started, self._all, self._kept = time.monotonic(), 0, 0
+        if not force and self.path is not None and self.path.is_file():
+            self._go_on(self.path)
+
+    def plan(self, tasks: int) -> None:
+        """How many tasks there will be in all, for the lines of progress."""
+        self._all = tasks
+
+    def do(self, task: str, work: Callable[[], Iterable[Mapping[str, Any]]]) -> list[Row]:
+        """The rows of a task: done now, or kept from the run that was stopped."""
+        if task in self._counts:
+            names = list(self._counts)
+            first = sum(self._counts[name] for name in names[: names.index(task)])
+            return self._rows[first : first + self._counts[task]]
+        self._say(task)
+        rows: list[Row] = json.loads(json.dumps([dict(row) for row in work()]))
+        self._counts[task] = len(rows)
+        self._rows += rows
+        self._save(record(self._bench, self._words, self._rows, complete=False, about=self._about, tasks=self._counts))
+        return rows
+
+    def finish(self, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+        """Write the whole record in place of the unfinished one; returns it."""
+        content = record(self._bench, self._words, rows, **more)
+        self._save(content)
+        return content
+
+    def _go_on(self, path: Path) -> None:
+        try:
+            found = load(path)
+        except Error:
+            return  # another file in its place is written over, as it always was
+        if found.get("complete", True) or "tasks" not in found:
+            return
+        mine = record(self._bench, self._words, [], about=self._about)
+        differing = [key for key in _SAME if found.get(key) != mine[key]]
+        if differing:
+            say(f"{path}: what was left there is of another run ({', '.join(differing)} differ); begun anew")
+            return
+        self._counts, self._rows, self._kept = dict(found["tasks"]), list(found["rows"]), len(found["tasks"])
+        say(f"{path}: going on behind {', '.join(self._counts) or 'nothing'}; {FRESH} begins anew")
+
+    def _say(self, task: str) -> None:
+        done, passed = len(self._counts), time.monotonic() - self._started
+        now = done - self._kept
+        parts = [f"{passed:.0f} s so far"] if now else []
+        if now and self._all > done:
+            parts.append(f"about {passed / now * (self._all - done):.0f} s left")
+        number = f"{done + 1} of {max(self._all, done + 1)}: " if self._all else ""
+        say(f"{number}{task}" + (f" ({', '.join(parts)})" if parts else ""))
+
+    def _save(self, content: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            save(content, self.path)
 
 
 def say(line: str) -> None:
@@ -69,11 +145,8 @@ def default_output(bench: str) -> Path | None:
     return _HERE / "results" / f"{bench}.json" if (_HERE.parent / "setup.cfg").is_file() else None
 
 
-def save(content: Mapping[str, Any], output: Path | None) -> Path | None:
-    """Write a record to a file (None: the default of its benchmark, if there is one); returns where. Raises Error."""
-    path = output or default_output(content["bench"])
-    if path is None:
-        return None
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all. Raises Error."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,35 +156,37 @@ def save(content: Mapping[str, Any], output: Path | None) -> Path | None:
         with suppress(OSError):
             partial.unlink()
         raise Error(f"{path}: cannot be written ({fault.strerror or fault}); choose another --output") from fault
-    return path
-
-
-class NoRecord(Error):
-    """A file of JSON that no benchmark of speed wrote."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a record back. Raises NoRecord when it is none, Error when it cannot be read."""
+    """Read a record back. Raises Error when it is none, cannot be read, or is of a later version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a file that a benchmark wrote") from fault
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if missing:
-        raise NoRecord(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
+        raise Error(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
+    if content["schema"] > SCHEMA:
+        raise Error(f"{path}: is of schema {content['schema']}, and this version reads {SCHEMA}; use a later mmada-lite")
     found: dict[str, Any] = content
     return found
 
 
+def fingerprint(*folders: Path) -> str:
+    """A word for what lies in these folders: it changes when a file is added, removed, or written anew."""
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    seen = [(str(path), status.st_size, status.st_mtime_ns) for path in files for status in [path.stat()]]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+
 def versions() -> dict[str, str]:
     """Package -> version, of those that are installed, with ours and Python's."""
-    found = {"mmada-lite": __version__, "python": platform.python_version()}
+    installed = {"mmada-lite": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def hardware() -> dict[str, Any]:
@@ -127,7 +202,7 @@ def hardware() -> dict[str, Any]:
         "system": platform.system(),
         "cores": usable_cores(),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
-        "extensions": [word for word in EXTENSIONS if word in present],
+        "extensions": [extension for extension in EXTENSIONS if extension in present],
         "cards": [card.name for card in nvidia.cards()],
     }
 

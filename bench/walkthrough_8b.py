@@ -1,15 +1,12 @@
-"""The whole path of a model of the published size on this machine: written, converted to int4 and int8, loaded, asked about a
-picture, told to draw one, two of its layers rounded by GPTQ and by GPTAQ; what each part took of memory, time and disk,
-beside its target.
+"""The whole path of a model of the published size on this machine, as a script to run and to read.
 
-`load` is the median of three, each in a process of its own: the first may find memory that the system has yet to provide.
-`answer` is asked in one step without a cache: the least memory, and no step of a longer answer takes more. `int4-answer` and
-`int8-answer` are asked as `--cache` and `--steps` say, and tell where their time goes. `drawing` takes one guided step. Beside
-their peaks stand what `mmada-lite plan` counts for them.
+    python -m mmada_lite.bench.walkthrough_8b --work FOLDER          # 35 GB of room; --layers 2 for a trial
 
-Weights are random (`synthetic`). Every part is a process of its own, whose highest resident size the system keeps. A part
-that is done is kept in FOLDER/eight.json and not done again, so that a run that was cut off goes on. It knows commands and
-files alone; what runs inside one that is no command of ours yet is `eight_parts`.
+Random weights are written, converted to int4 and int8, loaded, asked about a picture, told to draw one; two of its layers are
+rounded by GPTQ and by GPTAQ. Every part is a process of its own, so that its memory and time are its own, and is kept in
+FOLDER/walkthrough_8b.json when it is done: a run that was stopped goes on. `load` is the median of three, each in a process of
+its own: the first may find memory that the system has yet to provide. `answer` is asked in one step without a cache: the least
+memory, and no step of a longer answer takes more. Beside peaks of answers and drawings stands what `mmada-lite plan` counts.
 """
 
 import argparse
@@ -18,28 +15,82 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmada_lite.bench import record
-from mmada_lite.errors import Error
+import numpy as np
+from PIL import Image
 
-LAYERS = 32  # of the published model
+import mmada_lite
+from mmada_lite import memory_plan
+from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite.bench.record import Row, Run, say
+from mmada_lite.bench.speed.timed import open_timed, timed
+from mmada_lite.decoding.canvas import picture_prompt
+from mmada_lite.decoding.denoiser import Window
+from mmada_lite.errors import Error
+from mmada_lite.export.synthetic import SIZES
+from mmada_lite.quant.convert import Request, quantize_model
+from mmada_lite.vocabulary import chat_ids
+
+NAME = "walkthrough_8b"
+LAYERS = SIZES["8b"].architecture.n_layers
 ROUNDED = 2  # layers on which GPTQ is tried
 LOADS = 3  # times that loading is measured
-TARGETS: Mapping[str, Mapping[str, float]] = {  # part -> measure -> at most, of the whole model
-    "checkpoint": {"peak_gb": 1.0},
-    "int4": {"peak_gb": 3.0, "minutes": 25.0, "bundle_gb": 4.7},
-    "load": {"load_seconds": 10.0},
-    "answer": {"peak_gb": 5.6},
-    "int8": {"bundle_gb": 8.6},
-}
-PARTS = ("checkpoint", "int4", "load", "answer", "drawing", "int4-answer", "int8", "int8-answer", "gptq", "gptaq")
-Found = dict[str, Any]
+QUESTION = "what is in this picture, and where does each one lie?"
+ANSWER = 128
+BLOCKS = 2  # of an answer in several steps: each block begins with a forward of the whole row
 
 
-def run(module: str, *words: str | Path) -> Found:
+def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
+    """Name -> what does it. Each takes what those before it left in the work folder."""
+    work, threads = options.work, ("--threads", options.threads)
+
+    def checkpoint(name: str, layers: int) -> Row:
+        return run("mmada_lite.export.synthetic", work / name, "--layers", layers, "--force")
+
+    def converted(source: str, bundle: str, form: str) -> Row:
+        words = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
+        row = run("mmada_lite", *words)
+        size = sum(path.stat().st_size for path in (work / bundle).rglob("*") if path.is_file())
+        return {**row, "bundle_gb": round(size / 1e9, 3)}
+
+    def answered(bundle: str, steps: int, policy: str) -> Row:
+        return inner("answer", work / bundle, "--steps", steps, "--cache", policy, *threads)
+
+    def loaded() -> Row:
+        runs = [inner("load", work / "int4", *threads) for _ in range(LOADS)]
+        each = [row["load_seconds"] for row in runs]
+        middle = sorted(runs, key=lambda row: row["load_seconds"])[LOADS // 2]
+        return {**middle, "peak_gb": max(row["peak_gb"] for row in runs), "each_load": each}
+
+    def calibrated(method: str) -> Row:
+        source = "layers" if options.layers != ROUNDED else "checkpoint"
+        if not (work / "layers-rtn").is_dir():
+            if source == "layers":
+                checkpoint(source, ROUNDED)
+            converted(source, "layers-rtn", "int4")
+        folders = ("--checkpoint", work / source, "--recorder", work / "layers-rtn")
+        return inner("calibrate", work / f"layers-{method}", *folders, "--method", method, "--prompts", options.prompts)
+
+    return {
+        "checkpoint": partial(checkpoint, "checkpoint", options.layers),
+        "int4": partial(converted, "checkpoint", "int4", "int4"),
+        "load": loaded,
+        "answer": partial(answered, "int4", 1, "none"),
+        "drawing": partial(inner, "draw", work / "int4", *threads),
+        "int4-answer": partial(answered, "int4", options.steps, options.cache),
+        "int8": partial(converted, "checkpoint", "int8", "int8"),
+        "int8-answer": partial(answered, "int8", options.steps, options.cache),
+        "gptq": partial(calibrated, "gptq"),
+        "gptaq": partial(calibrated, "gptaq"),
+    }
+
+
+def run(module: str, *words: object) -> Row:
     """`python -m module words` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its last
     line says if that is JSON. Raises Error with its last words when it fails."""
     command = [sys.executable, "-m", module, *map(str, words)]
@@ -49,17 +100,22 @@ def run(module: str, *words: str | Path) -> Found:
         process = os.posix_spawn(sys.executable, command, os.environ, file_actions=redirected)
         _, status, usage = os.wait4(process, 0)
         seconds = time.perf_counter() - started
-        said, complained = (_last_line(stream) for stream in (out, err))
+        printed, complained = (_last_line(stream) for stream in (out, err))
     if os.waitstatus_to_exitcode(status):
         raise Error(f"python {' '.join(command[1:])} failed: {complained or 'it says nothing'}")
     unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
-    found = {
+    row = {
         "command": " ".join(["python", *command[1:]]),
         "peak_gb": round(usage.ru_maxrss * unit / 1e9, 3),
         "minutes": round(seconds / 60, 2),
         "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 2),
     }
-    return found | (json.loads(said) if said.startswith("{") else {})
+    return row | (json.loads(printed) if printed.startswith("{") else {})
+
+
+def inner(part: str, bundle: Path, *words: object) -> Row:
+    """A part of this very file, in a process of its own."""
+    return run("mmada_lite.bench.walkthrough_8b", "--part", part, "--bundle", bundle, *words)
 
 
 def _last_line(stream: Any) -> str:
@@ -68,148 +124,146 @@ def _last_line(stream: Any) -> str:
     return lines[-1] if lines else ""
 
 
-def parts(options: argparse.Namespace) -> dict[str, Callable[[], Found]]:
-    """Name -> what does it. Each takes what those before it left in the work folder."""
-    work: Path = options.work
-    inner = "mmada_lite.bench.walkthrough_parts"
+def load(options: argparse.Namespace) -> Row:
+    """Seconds until one token has gone through: a large bundle's weights come with the first call."""
+    started = time.perf_counter()
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    one = np.zeros((1, 1), np.int64)
+    model.denoiser.forward(Window(one, np.arange(1), one), keep=False)
+    return {"load_seconds": round(time.perf_counter() - started, 2)}
 
-    def checkpoint(name: str, layers: int) -> Found:
-        return run("mmada_lite.bench.synthetic", work / name, "--layers", str(layers), "--force")
 
-    def converted(source: str, bundle: str, form: str) -> Found:
-        words = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
-        found = run("mmada_lite", *words)
-        return {**found, "bundle_gb": round(_size(work / bundle) / 1e9, 3)}
-
-    def answered(bundle: str, steps: int, cache: str) -> Found:
-        words = ("--steps", str(steps), "--threads", str(options.threads), "--cache", cache)
-        return run(inner, "answer", work / bundle, *words)
-
-    def loaded() -> Found:
-        runs = [run(inner, "load", work / "int4", "--threads", str(options.threads)) for _ in range(LOADS)]
-        each = [one["load_seconds"] for one in runs]
-        middle = sorted(runs, key=lambda one: one["load_seconds"])[LOADS // 2]
-        return {**middle, "peak_gb": max(one["peak_gb"] for one in runs), "each_load": each}
-
-    def calibrated(method: str) -> Found:
-        source = "layers" if options.layers != ROUNDED else "checkpoint"
-        if not (work / "layers-rtn").is_dir():
-            if source == "layers":
-                checkpoint(source, ROUNDED)
-            converted(source, "layers-rtn", "int4")
-        words = ("--method", method, "--prompts", str(options.prompts))
-        return run(inner, "calibrated", work / source, work / "layers-rtn", work / f"layers-{method}", *words)
-
+def answer(options: argparse.Namespace) -> Row:
+    """An answer of 128 tokens about a picture, from pixels on: its tokens, and its seconds by part. The first step sees the
+    whole row."""
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    model.denoiser, _ = open_timed(model.bundle, options.threads)
+    block = ANSWER // min(options.steps, BLOCKS)
+    text = mmada_lite.TextSettings(answer_length=ANSWER, steps=options.steps, block_length=block, cache=options.cache)
+    side = model.codec.resolution
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    started = time.perf_counter()
+    steps = model.ask(Image.fromarray(noise), QUESTION, text)
+    reading = time.perf_counter() - started
+    model.denoiser.open()
+    opening = time.perf_counter() - started - reading
+    decoded = timed(steps, model.denoiser.clock)
+    codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
+    question = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": QUESTION}])
     return {
-        "checkpoint": lambda: checkpoint("checkpoint", options.layers),
-        "int4": lambda: converted("checkpoint", "int4", "int4"),
-        "load": loaded,
-        "answer": lambda: answered("int4", 1, "none"),
-        "drawing": lambda: run(inner, "draw", work / "int4", "--threads", str(options.threads)),
-        "int4-answer": lambda: answered("int4", options.steps, options.cache),
-        "int8": lambda: converted("checkpoint", "int8", "int8"),
-        "int8-answer": lambda: answered("int8", options.steps, options.cache),
-        "gptq": lambda: calibrated("gptq"),
-        "gptaq": lambda: calibrated("gptaq"),
+        "prompt_tokens": len(picture_prompt(codes, model.vocabulary)) + len(question),
+        "answer_tokens": ANSWER,
+        "steps": decoded.steps,
+        "cache": options.cache,
+        "planned_gb": planned(model, "answer", text),
+        "answer_seconds": round(reading + opening + decoded.seconds, 1),
+        "first_step_seconds": round(reading + opening + decoded.first, 1),
+        "seconds_of": {"picture": round(reading, 3), "opening": round(opening, 3)}
+        | {part: round(taken, 4) for part, taken in decoded.parts.items()},
     }
 
 
-def measure(options: argparse.Namespace) -> Found:
-    """Do what is not done yet; returns part -> what it took, with the targets and whether they are met."""
-    state, made = options.work / "eight.json", parts(options)
+def draw(options: argparse.Namespace) -> Row:
+    """A picture in one guided step, to its pixels: no later step takes more memory."""
+    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
+    image = replace(model.image_defaults, steps=1, refresh=1)
+    started = time.perf_counter()
+    model.paint("a cat left of a car", image).picture  # noqa: B018
+    return {
+        "steps": 1,
+        "guidance": image.guidance,
+        "planned_gb": planned(model, "drawing", model.text_defaults),
+        "drawing_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def planned(model: mmada_lite.Model, task: memory_plan.Task, text: mmada_lite.TextSettings) -> float:
+    """Gigabytes that a plan counts for a task."""
+    shape, bundle = memory_plan.Shape.of(model.bundle), model.bundle
+    return round(memory_plan.need(shape, bundle.quantization, text, target=bundle.target, tasks=(task,)).peak / 1e9, 3)
+
+
+def calibrate(options: argparse.Namespace) -> Row:
+    """Seconds a layer and of the heads, from the lines of progress; the time of 32 layers follows from them."""
+    lines: list[tuple[float, str]] = []
+    request = Request("int4", options.method, prompts=options.prompts, record_with=options.recorder)
+    folders = options.checkpoint, options.bundle
+    quantize_model(*folders, request, force=True, report=lambda line: lines.append((time.perf_counter(), line)))
+    ends = [moment for moment, _ in lines[1:]] + [lines[-1][0]]
+    took = {"layers": 0.0, "heads": 0.0}
+    for (moment, line), end in zip(lines, ends, strict=True):
+        if line.startswith("layer ") or line.endswith(" head"):
+            took["layers" if line.startswith("layer ") else "heads"] += end - moment
+    layers = sum(line.startswith("layer ") for _, line in lines)
+    each = took["layers"] / layers
+    return {
+        "layers_rounded": layers,
+        "seconds_a_layer": round(each, 4),
+        "seconds_of_heads": round(took["heads"], 4),
+        "hours_of_32_layers": round((LAYERS * each + took["heads"]) / 3600, 2),
+    }
+
+
+PARTS = {"load": load, "answer": answer, "draw": draw, "calibrate": calibrate}  # what this file does in a process of its own
+
+
+def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+    """Part by part, each kept when it is done."""
+    require_counts(options, "layers", "steps", "prompts", "threads")
+    if options.work is None:
+        raise Error("name a folder with 35 GB of room: --work FOLDER")
     try:
         options.work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
-    asked = {name: value for name, value in vars(options).items() if name in ("layers", "steps", "cache", "prompts")}
-    done = _done(state) if state.is_file() else {"asked": asked}
-    if done.pop("asked") != asked:
-        raise Error(f"{state} is of a run with other options; give another --work, or remove it")
-    for name in options.only or made:
-        if name not in done:
-            if not os.access(options.work, os.W_OK):
-                raise Error(f"{options.work} cannot be written; give --work a folder that you may write")
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            done[name] = made[name]()
-            _write(state, {"asked": asked, **done})
-    whole = options.layers == LAYERS
-    return {name: judged(name, done[name], whole) for name in made if name in done}
+    under_way, todo = Run(NAME, words, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
+    under_way.plan(len(todo))
+    rows = [row for name in todo for row in under_way.do(name, partial(_row, name, todo[name]))]
+    return under_way.finish(rows, shape="8b", layers=options.layers), table(rows), under_way.path
 
 
-def _done(state: Path) -> Found:
-    """What an earlier run kept."""
-    try:
-        done = json.loads(state.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise Error(f"{state} cannot be read ({fault}); remove it, or give another --work") from fault
-    if not isinstance(done, dict) or "asked" not in done:
-        raise Error(f"{state} is not what `bench eight` keeps; remove it, or give another --work")
-    return done
+def _row(name: str, part: Callable[[], Row]) -> list[Row]:
+    return [{"part": name, **part()}]
 
 
-def judged(part: str, found: Found, whole: bool) -> Found:
-    """What a part took, beside its targets; of fewer layers than the whole model the numbers stand alone."""
-    limits = TARGETS.get(part, {}) if whole else {}
-    return found | {"targets": {name: {"at_most": most, "met": found[name] < most} for name, most in limits.items()}}
-
-
-def table(found: Mapping[str, Found]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """A line a part."""
-    lines = ["| part | peak GB | minutes | processor minutes | further | targets |", "|---|---|---|---|---|---|"]
-    known = ("command", "peak_gb", "minutes", "processor_minutes", "targets", "result", "bytes", "format", "method", "target")
-    for name, part in found.items():
-        further = ", ".join(f"{key} {value}" for key, value in part.items() if key not in known)
-        told = [f"{key} < {one['at_most']:g}: {'met' if one['met'] else 'missed'}" for key, one in part["targets"].items()]
-        cells = (name, part["peak_gb"], part["minutes"], part["processor_minutes"], further, ", ".join(told))
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    known = ("part", "peak_gb", "minutes", "processor_minutes")
+    hidden = (*known, "command", "result", "bytes", "format", "method", "target")
+    lines = ["| part | peak GB | minutes | processor minutes | further |", "|---|---|---|---|---|"]
+    for row in rows:
+        further = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
+        lines.append("| " + " | ".join([*(str(row[key]) for key in known), further]) + " |")
     return "\n".join(lines)
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mmada-lite bench eight", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder with 35 GB of room; remove it when all is done")
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m mmada_lite.bench.{NAME}", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone, in this order")
     parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
     parser.add_argument(
-        "--cache",
-        default="dual",
-        choices=("none", "prefix", "dual"),
-        help="of the timed answers: none, prefix or dual (default: dual)",
+        "--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)"
     )
     parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
-    parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    for name in ("--bundle", "--checkpoint", "--recorder"):
+        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    add_output(parser, NAME)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    if options.part is None:
+        return execute(build_parser(), measure, argv)
     try:
-        if min(options.layers, options.steps, options.prompts, options.threads) < 1:
-            raise Error("--layers, --steps, --prompts and --threads are at least 1")
-        found = measure(options)
+        print(json.dumps(PARTS[options.part](options)))
     except Error as fault:
-        print(f"mmada-lite: {fault}", file=sys.stderr)
+        say(f"mmada-lite: {fault}")
         return 2
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    rows = [{"part": name, **part} for name, part in found.items()]
-    content = record.record("eight", words, rows, shape="8b", layers=options.layers)
-    print(table(found))
-    try:
-        if options.output:
-            record.save(content, options.output)
-    except Error as fault:
-        print(f"mmada-lite: {fault}", file=sys.stderr)
-        return 2
-    print(json.dumps(content))
     return 0
 
 

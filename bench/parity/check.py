@@ -1,10 +1,13 @@
-"""`mmada-lite check FOLDER`: every recorded case of a folder in the golden format, through torch and through exported graphs.
+"""`mmada-lite check FOLDER`, in full `mmada-lite bench check`: every recorded case of a folder in the golden format, through
+torch and through exported graphs.
 
 It finds the cases, builds each model once per engine, and yields comparisons. The comparing itself is `passes` (single forward
-passes), `replay` (decodings) and `training` (prompts, losses, the policy objective); printing is the command line's.
+passes), `replay` (decodings) and `training` (prompts, losses, the policy objective).
 """
 
+import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -157,7 +160,37 @@ def _guarded(place: Path, compare: Callable[[], Iterator[Checked]]) -> Iterator[
         raise Error(f"the recording {place} is not complete ({reason}); see tests/golden/README.md for its format") from error
 
 
+def line_of(checked: Checked) -> str:
+    """`ok    cache/mha_dual_steps [onnx] ids: 0 (at most 0)`."""
+    found = checked.comparison
+    verdict = "ok   " if found.passed else "FALLS SHORT"
+    return f"{verdict} {found.name} [{checked.engine}] {found.what}: {found.difference:.3g} (at most {found.allowed:.3g})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, a line each, and a line of JSON last. 0, 1 where one falls short, or 2 after a fault of the user."""
+    parser = argparse.ArgumentParser(prog="mmada-lite bench check", description="Recorded cases of the reference, compared.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="recorded cases in the format of tests/golden/README.md")
+    parser.add_argument("--engine", choices=ENGINES, help="compare this alone (default: both)")
+    options = parser.parse_args(argv)
+    results: list[Checked] = []
+    try:
+        for result in check_folder(options.folder, (options.engine,) if options.engine else ENGINES):
+            results.append(result)
+            print(line_of(result), flush=True)
+    except Error as fault:
+        print(f"mmada-lite: {fault}", file=sys.stderr)
+        return 2
+    summary = as_json(results)
+    print(json.dumps(summary))
+    return 1 if summary["failed"] or not results else 0
+
+
 def as_json(results: Sequence[Checked]) -> dict[str, Any]:
     """The closing line: how much passed, and what did not."""
     failed = [f"{r.comparison.name} [{r.engine}] {r.comparison.what}" for r in results if not r.comparison.passed]
     return {"compared": len(results), "passed": len(results) - len(failed), "failed": failed}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

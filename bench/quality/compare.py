@@ -1,5 +1,5 @@
-"""Bundles told against a reference: the same tasks side by side with what was lost in points, and below them how near they stay
-along the reference's own decodings. It knows reports and rows of the truth table; it measures nothing itself.
+"""Bundles told against a reference: the same tasks side by side with what was lost in points, and how near they stay along the
+reference's own decodings. It knows reports and rows of `quantization`; it measures nothing itself.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mmada_lite.bench.quality.quantization import Row, percent, table
+from mmada_lite.bench.quality.quantization import percent, table
+from mmada_lite.bench.record import Row
 from mmada_lite.train.intervals import paired
 
 Report = Mapping[str, Mapping[str, object]]  # task -> metric -> what was counted
@@ -30,13 +31,13 @@ def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str
 
 def losses(reference: Report, other: Report) -> dict[str, dict[str, dict[str, float]]]:
     """Task -> metric -> loss, of every metric that has an interval in both."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    changes: dict[str, dict[str, dict[str, float]]] = {}
     for task, metrics in reference.items():
         for name, value in metrics.items():
             theirs = other.get(task, {}).get(name)
             if isinstance(value, dict) and isinstance(theirs, dict) and "low" in value and "low" in theirs:
-                found.setdefault(task, {})[name] = loss(value, theirs)
-    return found
+                changes.setdefault(task, {})[name] = loss(value, theirs)
+    return changes
 
 
 def tasks_table(reference: Report, others: Mapping[str, Report]) -> str:
@@ -54,18 +55,16 @@ def tasks_table(reference: Report, others: Mapping[str, Report]) -> str:
 
 
 def trajectories_table(rows: Sequence[Row]) -> str:
-    """The truth table, then agreement and writes that stayed the same, a line a bundle and a column a task."""
-    tasks = list(rows[0].tasks) if rows else []
-    lines = [
-        "| | " + " | ".join(f"{task}: agreement %, same writes %" for task in tasks) + " |",
-        "|---" * (1 + len(tasks)) + "|",
-    ]
+    """The table of quantization, then agreement and writes that stayed the same, a line a bundle and a column a task."""
+    tasks = list(rows[0]["tasks"]) if rows else []
+    heads = [f"{task}: agreement %, same writes %" for task in tasks]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(tasks)) + "|"]
     for row in rows:
-        cells = [f"{percent(row.tasks[task].agreement)}, {percent(_kept(row.tasks[task].flips))}" for task in tasks]
-        lines.append("| " + " | ".join([row.name, *cells]) + " |")
+        losses_of = [row["tasks"][task] for task in tasks]
+        cells = [f"{percent(each['agreement'])}, {percent(_kept(*each['flips']))}" for each in losses_of]
+        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
     return table(rows) + "\n\n" + "\n".join(lines)
 
 
-def _kept(flips: tuple[float, float, float]) -> tuple[float, float, float]:
-    mean, low, high = flips
+def _kept(mean: float, low: float, high: float) -> tuple[float, float, float]:
     return 1 - mean, 1 - high, 1 - low

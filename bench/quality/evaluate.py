@@ -1,201 +1,211 @@
-"""`mmada-lite bench quality`: every task of bench/quality/tasks for a checkpoint or a bundle, as a table and as JSON with
-counts and 95% intervals, beside the targets; with `--against`, what bundles lose against a reference, in the tasks and
-along its decodings (`truth`). Knows the command line; the tasks know the data.
+"""`mmada-lite bench quality`: how good answers and drawings are.
+
+    mmada-lite bench quality MODEL                         # every task of bench/quality/tasks, with counts and 95% intervals
+    mmada-lite bench quality INT8 INT4 --against FP32      # what bundles lose, in the tasks and along the reference's decodings
+    mmada-lite bench quality MODEL --frontier              # quality against latency over ways of decoding
+    mmada-lite bench quality MODEL --presets               # what each --speed costs and gains
+
+Each task is kept when it is done. Knows the command line; the tasks know the data.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import difflib
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from mmada_lite.bench.arguments import require_counts
-from mmada_lite.errors import Error, did_you_mean
-
-if TYPE_CHECKING:
-    from mmada_lite.bench.quality.quantization import Row
-    from mmada_lite.bench.quality.tasks import EvalContext
+from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite.bench.quality import frontier, measures
+from mmada_lite.bench.quality.compare import losses, tasks_table, trajectories_table
+from mmada_lite.bench.quality.measures import Published
+from mmada_lite.bench.quality.models import is_model, open_model
+from mmada_lite.bench.quality.quantization import Reference, plot, require_bundles
+from mmada_lite.bench.quality.tasks import TASKS, EvalContext
+from mmada_lite.bench.record import Row, Run, default_output, fingerprint
+from mmada_lite.errors import Error
+from mmada_lite.train.data import emoji
+from mmada_lite.train.judge import Judge
+from mmada_lite.train.recipe import Workplace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
-TARGETS: dict[tuple[str, str], float] = {
-    ("tokenizer", "psnr_validation"): 22.0,
-    ("tokenizer", "codebook_used"): 0.80,
-    ("what", "what_validation"): 0.85,
-    ("what", "what_test"): 0.70,
-    ("scenes", "background_train"): 0.99,
-    ("scenes", "position_train"): 0.95,
-    ("scenes", "count_train"): 0.90,
-    ("drawing", "concept"): 0.85,
-    ("drawing", "background"): 0.97,
-    ("thinking", "agree"): 0.75,
-    ("arithmetic", "sum2"): 0.97,
-    ("arithmetic", "difference2"): 0.97,
-    ("arithmetic", "sum3"): 0.90,
-    ("arithmetic", "thought_exact_where_right"): 0.95,
-    ("editing", "inpaint_same"): 0.85,
-    ("editing", "extend_same"): 0.70,
-}
-
-
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
+DEFAULTS = {"quality": (400, 0), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
+Measured = tuple[dict[str, Any], str, Path | None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmada-lite bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--against", type=Path, metavar="REFERENCE", help="a bundle of the same model in fp32, or the finest")
+    mode.add_argument("--frontier", action="store_true", help="quality against latency, every policy of bench/policies.py")
+    mode.add_argument("--presets", action="store_true", help="quality against latency of what --speed names")
+    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
+    parser.add_argument("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
+    parser.add_argument("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
+    parser.add_argument("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
+    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one"
+    )
+    parser.add_argument("--hurry", action="store_true", help="decode in a quarter of the steps")
+    parser.add_argument(
+        "--prompts", type=int, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)"
+    )
+    parser.add_argument("--states", type=int, default=4, help="of each decoding, to follow with --against (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of a step that --against times (%(default)s)")
+    parser.add_argument("--kinds", nargs="+", choices=frontier.UNITS, default=list(frontier.UNITS), help="to time: both")
+    parser.add_argument("--policies", nargs="+", default=[], metavar="WORD", help="of a frontier, those with WORD in the name")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each prompt is timed (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="of the same model: the published loops in torch are timed too")
+    parser.add_argument("--bf16", action="store_true", help="those in bfloat16 also where the processor lacks its instructions")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
+    add_output(parser, "quality, against, frontier or presets")
+    return parser
+
+
+def measure(options: argparse.Namespace, words: Sequence[str]) -> Measured:
+    named = ("frontier", "presets")
+    mode = "against" if options.against else next((name for name in named if getattr(options, name)), "quality")
+    count, prompts = DEFAULTS[mode]
+    options.count = count if options.count is None else options.count
+    options.prompts = prompts or 1 if options.prompts is None else options.prompts
+    require_counts(options, "prompts", "states", "threads", "rounds")
+    if not 4 <= options.count <= MOST:
+        raise Error(f"--count is {options.count}; use at least 4 cases, {MOST} at most")
+    if mode != "against" and len(options.model) > 1:
+        raise Error("several bundles are measured with --against REFERENCE; give one, or add that")
+    names = [name for name in options.only if name != ALONG or mode != "against"]
+    known(names)
+    if mode == "against":
+        require_bundles(options.against, *options.model)
+    for path in options.model:
+        is_model(path)
+    paths = (*options.model, *(path for path in (options.against, options.checkpoint) if path is not None))
+    about = fingerprint(*paths, options.judge)
+    run = Run("quality", words, options.output or default_output(mode), force=options.force, about=about)
+    measured = {"against": _against, "frontier": _timed, "presets": _timed, "quality": _tasks}[mode]
+    return measured(options, run, mode, names)
 
 
 def known(names: Sequence[str]) -> None:
     """Raises Error for an unknown task."""
-    from mmada_lite.bench.quality.tasks import TASKS
-
     for name in names:
         if name not in TASKS:
-            hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
+            close = difflib.get_close_matches(name, TASKS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
             raise Error(f"no task is called {name!r}; {hint}")
 
 
-def measure(exam: EvalContext, names: Sequence[str]) -> dict[str, dict[str, object]]:
-    """The reports of the named tasks, or of all. Raises Error for an unknown one."""
-    from mmada_lite.bench.quality.tasks import TASKS
+class Cases:
+    """Icons and a judge, opened once, and the context of one model at a time. Raises Error where a part is missing."""
 
-    known(names)
-    report = {}
-    for name in names or TASKS:
-        began = time.monotonic()
-        report[name] = TASKS[name](exam)
-        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return report
+    def __init__(self, options: argparse.Namespace) -> None:
+        concepts = Workplace(options.folder).concepts
+        self._icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
+        self._judge, self._options = Judge.load(options.judge), options
+        self.of = cache(self._of)
+
+    def _of(self, path: Path) -> EvalContext:
+        options, model = self._options, open_model(path, self._options.device)
+        if options.hurry:
+            model.text = replace(model.text, steps=max(1, model.text.steps // 4))
+            model.image = replace(model.image, steps=max(1, model.image.steps // 4))
+        return EvalContext(model, self._judge.classify, self._icons, options.count, options.seed)
 
 
-def table(report: dict[str, dict[str, object]]) -> str:
-    """Task, metric, share with its interval, counts, target."""
-    lines = ["| task | metric | value | 95% interval | right / asked | target |", "|---|---|---|---|---|---|"]
-    for task, metrics in report.items():
-        for name, value in metrics.items():
+def _reports(run: Run, cases: Cases, path: Path, names: Sequence[str]) -> list[Row]:
+    """A row a task: what was counted. Done first to last, one model after the other."""
+
+    def examine(task: str) -> list[Row]:
+        context = cases.of(path)
+        settings = {"text": str(context.model.text), "image": str(context.model.image)}
+        return [{"model": str(path), "task": task, "decoding": settings, "report": TASKS[task](context)}]
+
+    return [row for task in names for row in run.do(f"{task} of {path}", partial(examine, task))]
+
+
+def _along(reference: Callable[[], Reference], path: Path) -> list[Row]:
+    return [reference().told_of_bundle(path)]
+
+
+def _tasks(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
+    (path,), asked = options.model, names or list(TASKS)
+    run.plan(len(asked))
+    rows = _reports(run, Cases(options), path, asked)
+    return run.finish(rows, mode=mode, count=options.count), table(rows), run.path
+
+
+def _against(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
+    """Tables and JSON of bundles against the reference; with --plot divergence against megabytes."""
+    along = ALONG in options.only or not options.only
+    asked = names or ([] if options.only else list(TASKS))
+    run.plan(len(options.model) * along + len(asked) * (1 + len(options.model)))
+    shown, about, rows = list[str](), dict[str, Any](), list[Row]()
+    if along:
+        reference = Reference.cached(options.against, options.prompts, options.states, options.threads)
+        told = [row for path in options.model for row in run.do(f"{ALONG} of {path}", partial(_along, reference, path))]
+        shown.append(trajectories_table(told))
+        about["trajectories"] = {row["name"]: row for row in told}
+        if options.plot:
+            plot(told, options.plot)
+    if asked:
+        cases = Cases(options)
+        reports = {str(path): _reports(run, cases, path, asked) for path in (options.against, *options.model)}
+        rows = [row for path in reports for row in reports[path]]
+        by_model = {path: {row["task"]: row["report"] for row in told} for path, told in reports.items()}
+        of_reference, others = by_model[str(options.against)], {str(path): by_model[str(path)] for path in options.model}
+        shown.append(tasks_table(of_reference, others))
+        about["losses"] = {name: losses(of_reference, report) for name, report in others.items()}
+    content = run.finish(rows, mode=mode, reference=str(options.against), count=options.count, **about)
+    return content, "\n\n".join(shown), run.path
+
+
+def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
+    """Ways of decoding, by quality and latency."""
+    (path,) = options.model
+    context = Cases(options).of(path)
+    published = Published.open(options.checkpoint, context.model, options.bf16) if options.checkpoint else None
+    ways = {kind: measures.valid(frontier.ways_of(kind, mode, options.policies), context.model) for kind in options.kinds}
+    run.plan(sum(1 + len(good) for good, _ in ways.values()))
+    rows: list[Row] = []
+    for kind, (good, _) in ways.items():
+        rows += frontier.rows(context, run, kind, good, options.prompts, options.rounds, published)
+    if options.plot:
+        frontier.plot(rows, options.plot)
+    passed = [f"{kind} {line}" for kind, (_, bad) in ways.items() for line in bad]
+    base = {"text": str(context.model.text), "image": str(context.model.image)}
+    about = {"model": context.model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
+    content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about)
+    return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Task, metric, share with its interval, counts."""
+    lines = ["| task | metric | value | 95% interval | right / asked |", "|---|---|---|---|---|"]
+    for row in rows:
+        for name, value in row["report"].items():
             if not isinstance(value, dict) or "low" not in value:
                 continue
-            target = TARGETS.get((task, name))
             if "share" in value:
-                cells = [
-                    f"{value['share']:.1%}",
-                    f"{value['low']:.1%} to {value['high']:.1%}",
-                    f"{value['right']} / {value['total']}",
-                ]
-                wanted = f"{target:.0%}" if target else ""
+                cells = [f"{value['share']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"]
+                cells.append(f"{value['right']} / {value['total']}")
             else:
                 cells = [f"{value['mean']:.2f} dB", f"{value['low']:.2f} to {value['high']:.2f}", f"{value['total']} pictures"]
-                wanted = f"{target:.0f} dB" if target else ""
-            lines.append("| " + " | ".join([task, name, *cells, wanted]) + " |")
+            lines.append("| " + " | ".join([row["task"], name, *cells]) + " |")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 0, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="mmada-lite bench quality", description=__doc__)
-    parser.add_argument("subject", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
-    parser.add_argument("--against", type=Path, metavar="REFERENCE", help="a bundle of the same model in fp32, or the finest")
-    add_exam_options(parser, 400)
-    parser.add_argument(
-        "--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one"
-    )
-    parser.add_argument("--prompts", type=int, default=100, help="of each task, to follow with --against (%(default)s)")
-    parser.add_argument("--states", type=int, default=4, help="of each decoding, to follow with --against (%(default)s)")
-    parser.add_argument("--hurry", action="store_true", help="decode in a quarter of the steps")
-    parser.add_argument("--threads", type=int, default=1, help="of a step that --against times (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.against:
-            shown, found = _compare(arguments)
-        elif len(arguments.subject) > 1:
-            raise Error("several bundles are measured with --against REFERENCE; give one, or add that")
-        else:
-            found = _measure(arguments, arguments.subject[0], arguments.only)
-            shown = table(found["report"])
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
-    content = {"command": "mmada-lite bench quality " + " ".join(argv or sys.argv[1:]), **found}
-    print(shown)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = arguments.output.with_name(arguments.output.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(arguments.output)
-    return 0
-
-
-def add_exam_options(parser: argparse.ArgumentParser, count: int) -> None:
-    """What an exam is made of, `count` being the cases that a task has at most if nothing is said."""
-    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
-    parser.add_argument("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
-    parser.add_argument("--count", type=int, default=count, help="cases a task has at most (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
-    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda")
-
-
-def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, dict]]:
-    """Tables and JSON of bundles against the reference; with --output also a plot of divergence against megabytes."""
-    from mmada_lite.bench.quality.compare import losses, tasks_table, trajectories_table
-    from mmada_lite.bench.quality.quantization import against, plot
-
-    require_counts(arguments, "prompts", "states", "threads")
-    for path in (arguments.against, *arguments.subject):
-        if not (path / "bundle.json").is_file():
-            raise Error(f"{path} is no bundle; make one with mmada-lite export CHECKPOINT -o BUNDLE --precision fp32")
-    names = [name for name in arguments.only if name != ALONG]
-    known(names)
-    shown: list[str] = []
-    found: dict[str, dict] = {}
-    rows: list[Row] = []
-    if ALONG in arguments.only or not arguments.only:
-        rows = against(arguments.against, arguments.subject, arguments.prompts, arguments.states, arguments.threads)
-        shown.append(trajectories_table(rows))
-        found["trajectories"] = {row.name: asdict(row) for row in rows}
-    if names or not arguments.only:
-        reference = _measure(arguments, arguments.against, names)
-        others = {str(path): _measure(arguments, path, names)["report"] for path in arguments.subject}
-        shown.append(tasks_table(reference["report"], others))
-        found |= reference | {"others": others, "losses": {n: losses(reference["report"], o) for n, o in others.items()}}
-    if arguments.output and rows:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            plot(rows, arguments.output.with_suffix(".png"))
-        except Error as fault:  # the numbers are not lost for want of a picture
-            print(f"mmada-lite: {fault}", file=sys.stderr)
-    return "\n\n".join(shown), found
-
-
-def open_exam(arguments: argparse.Namespace, path: Path) -> EvalContext:
-    """The exam that those options ask for. Raises Error where one of its parts is missing."""
-    from mmada_lite.bench.quality.models import open_subject
-    from mmada_lite.bench.quality.tasks import EvalContext
-    from mmada_lite.train.data import emoji
-    from mmada_lite.train.judge import Judge
-    from mmada_lite.train.workspace import Workspace
-
-    if not 4 <= arguments.count <= MOST:
-        raise Error(f"--count is {arguments.count}; use at least 4 cases, {MOST} at most")
-    concepts = Workspace(arguments.folder).concepts
-    icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
-    subject = open_subject(path, arguments.device)
-    return EvalContext(subject, Judge.load(arguments.judge).classify, icons, arguments.count, arguments.seed)
-
-
-def _measure(arguments: argparse.Namespace, path: Path, names: Sequence[str]) -> dict[str, dict]:
-    import numpy as np
-    import torch
-
-    exam = open_exam(arguments, path)
-    subject = exam.subject
-    if arguments.hurry:
-        subject.text = replace(subject.text, steps=max(1, subject.text.steps // 4))
-        subject.image = replace(subject.image, steps=max(1, subject.image.steps // 4))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    decoding = {"text": str(subject.text), "image": str(subject.image)}
-    return {"versions": versions, "decoding": decoding, "report": measure(exam, names)}
+    return execute(build_parser(), measure, argv)
 
 
 if __name__ == "__main__":

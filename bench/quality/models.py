@@ -20,7 +20,7 @@ Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 
 
 @dataclass(slots=True)
-class Subject:
+class EvalModel:
     """A model under test: it denoises, it speaks, and it sees and shows pictures.
 
     encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures.
@@ -36,16 +36,19 @@ class Subject:
     decode: Callable[[Ints, tuple[int, int]], Pictures]
 
 
-def open_subject(path: Path, device: str = "auto") -> Subject:
-    """A checkpoint folder (config.json) or a bundle (bundle.json). Raises Error for anything else."""
-    if (path / "bundle.json").exists():
-        return _bundle(path, device)
-    if (path / "config.json").exists():
-        return _checkpoint(path)
-    raise Error(f"{path} is neither a bundle (bundle.json) nor a checkpoint (config.json); name the folder of one")
+def is_model(path: Path) -> None:
+    """Raises Error for what is neither a checkpoint's folder (config.json) nor a bundle's (bundle.json)."""
+    if not (path / "bundle.json").exists() and not (path / "config.json").exists():
+        raise Error(f"{path} is neither a bundle (bundle.json) nor a checkpoint (config.json); name the folder of one")
 
 
-def _bundle(path: Path, device: str) -> Subject:
+def open_model(path: Path, device: str = "auto") -> EvalModel:
+    """A checkpoint or a bundle, which alone asks for a device. Raises Error for anything else."""
+    is_model(path)
+    return _bundle(path, device) if (path / "bundle.json").exists() else _checkpoint(path)
+
+
+def _bundle(path: Path, device: str) -> EvalModel:
     import mmada_lite
 
     model = mmada_lite.load(path, device=device)
@@ -58,10 +61,10 @@ def _bundle(path: Path, device: str) -> Subject:
         return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
 
     defaults = (model.text_defaults, model.image_defaults)
-    return Subject(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
+    return EvalModel(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
 
 
-def _checkpoint(path: Path) -> Subject:
+def _checkpoint(path: Path) -> EvalModel:
     import torch
 
     from mmada_lite.train import shards
@@ -85,7 +88,7 @@ def _checkpoint(path: Path) -> Subject:
         parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]
         return np.concatenate([to_pictures(vq.decode(part, grid)) for part in parts])
 
-    return Subject(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
+    return EvalModel(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
 
 
 def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:

@@ -1,27 +1,31 @@
 """What quantization costs, told against fp32: every format and method on the same trajectories, others' quantizers beside.
 
-    python -m mmada_lite.bench.quality.quantization train/shipped/emoji -o runs/truth --peers
+    mmada-lite bench quantization train/shipped/emoji --peers
+    mmada-lite bench quantization train/shipped/emoji --bits 4 8 10
 
-The checkpoint is exported in fp32 as the reference and quantized in every wanted way; prompts that calibration does not use
-are decoded by the reference, and all candidates read its states. Prints a table, then a JSON line; with -o also truth.json,
-truth.md and, with matplotlib, truth.png. It knows bundles and prompts; how states are compared is `trajectories`.
+The checkpoint is exported in fp32 as the reference; prompts that calibration does not use are decoded by it, and one candidate
+after another is made and reads its states, in turns with it. With --bits the candidates are the torch model with its matrices
+at the nearest of 2^bits numbers, a scale for 32 weights: what no format of fewer bits can be asked for. It knows bundles and
+prompts; how states are compared is `trajectories`.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import mmada_lite
-from mmada_lite.bench import record
-from mmada_lite.bench.quality.trajectories import Answers, compare, thinks, trajectories
-from mmada_lite.bench.speed.third_party import rivals
+from mmada_lite.bench import third_party
+from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite.bench.quality.trajectories import Answers, State, compare, thinks, trajectories
+from mmada_lite.bench.record import Row, Run, fingerprint
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.errors import Error
@@ -31,47 +35,62 @@ from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, Task, built_in
 
 FORMATS = ("fp16", "int8", "int8-b64", "int4-b32", "int4-b64", "int4-b128", "int4-b32-asym", "int4-b64-asym", "int4-b128-asym")
 METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq", "rotate+gptaq")
+BLOCK = 32  # weights of --bits that have a scale
 _ONCE = ("fp16", "int8-b64")  # formats whose rtn alone is of interest
 _DRAWS = 1000  # of a bootstrap
+Share = tuple[float, float, float]  # a mean, and its 95% interval over prompts
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """Shares and means over positions, each with its 95% interval over prompts."""
+class Reference:
+    """A bundle of a model, fp32 or the finest there is, with the states of its decodings that all candidates read."""
 
-    agreement: tuple[float, float, float]
-    divergence: tuple[float, float, float]
-    flips: tuple[float, float, float]
+    model: Model
+    asked: Sequence[Prompt]
+    states: Sequence[State]
+    threads: int
+
+    @classmethod
+    def cached(cls, path: Path | Callable[[], Path], prompts: int, states: int, threads: int) -> "Callable[[], Reference]":
+        """Opened when it is first asked for: a run of which all is done opens nothing. path: the bundle's, or what makes it."""
+
+        @cache
+        def opened() -> Reference:
+            model = mmada_lite.load(path() if callable(path) else path, device="cpu", threads=threads)
+            asked = fresh_prompts(prompts, tasks_of(model))
+            return cls(model, asked, trajectories(model, asked, states), threads)
+
+        return opened
+
+    def answers(self, candidate: Denoiser) -> Answers:
+        return compare(self.model.denoiser, candidate, self.states, len(self.asked))
+
+    def told_of_bundle(self, path: Path, name: str | None = None) -> Row:
+        """The row of another bundle. Raises Error where it is of another model."""
+        other = mmada_lite.load(path, device="cpu", threads=self.threads)
+        if other.bundle.architecture != self.model.bundle.architecture or other.vocabulary != self.model.vocabulary:
+            raise Error(f"{path} is of another model than {self.model.bundle.path}; give bundles of one checkpoint")
+        return self.told(name or str(path), self.answers(other.denoiser), stored_bytes(other.bundle))
+
+    def told(self, name: str, answers: Answers, size: int | None, bits: float | None = None) -> Row:
+        """One line of the table. bytes: of backbone and heads as stored; bits: of one of their weights, scales counted; shares
+        and means over positions, and those of each task alone; seconds: medians of a step, and of the reference's."""
+        tasks = np.array([prompt.task for prompt in self.asked])
+        return {
+            "name": name,
+            "bytes": size,
+            "bits": round(8 * size / weights_of(self.model.bundle), 3) if size else bits,
+            **loss_of(answers, np.ones(len(tasks), bool)),
+            "seconds": round(float(np.median(answers.seconds)), 5),
+            "reference_seconds": round(float(np.median(answers.reference_seconds)), 5),
+            "tasks": {task: loss_of(answers, tasks == task) for task in dict.fromkeys(tasks.tolist())},
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table. bytes: of backbone and heads as stored; bits: of one of their weights, scales counted. Shares
-    and means over positions, each with its 95% interval over prompts, and those of each task alone; seconds: median of a
-    step."""
-
-    name: str
-    bytes: int
-    bits: float
-    agreement: tuple[float, float, float]
-    divergence: tuple[float, float, float]
-    flips: tuple[float, float, float]
-    seconds: float
-    tasks: Mapping[str, Loss] = field(default_factory=dict)
-
-
-def against(reference: Path, bundles: Sequence[Path], prompts: int = 100, states: int = 4, threads: int = 1) -> list[Row]:
-    """The rows of bundles of one model, told against the bundle `reference` (fp32, or the finest there is)."""
-    model = mmada_lite.load(reference, device="cpu", threads=threads)
-    asked = fresh_prompts(prompts, tasks_of(model))
-    followed = trajectories(model, asked, states)
-    loaded = {str(path): mmada_lite.load(path, device="cpu", threads=threads) for path in bundles}
-    for path, other in loaded.items():
-        if other.bundle.architecture != model.bundle.architecture or other.vocabulary != model.vocabulary:
-            raise Error(f"{path} is of another model than {reference}; give bundles of one checkpoint")
-    found = compare(model.denoiser, {name: other.denoiser for name, other in loaded.items()}, followed, len(asked))
-    sizes, weights = {name: stored_bytes(other.bundle) for name, other in loaded.items()}, weights_of(model.bundle)
-    return [row(name, found[name], sizes[name], weights, asked) for name in loaded]
+def require_bundles(*paths: Path) -> None:
+    for path in paths:
+        if not (path / "bundle.json").is_file():
+            raise Error(f"{path} is no bundle; make one with mmada-lite export CHECKPOINT -o BUNDLE --precision fp32")
 
 
 def tasks_of(model: Model) -> tuple[Task, ...]:
@@ -83,11 +102,11 @@ def tasks_of(model: Model) -> tuple[Task, ...]:
 
 def fresh_prompts(count: int, tasks: Sequence[Task] = NEEDED, seeds: int = 8) -> list[Prompt]:
     """`count` of each task; what is painted and said, calibration with any seed below `seeds` never sees."""
-    found: list[Prompt] = []
+    fresh: list[Prompt] = []
     for task in tasks:
         known = {prompt.text for seed in range(seeds) for prompt in built_in(task, 64, seed)} if task != "ask" else set()
-        found += [prompt for prompt in built_in(task, 20 * count, 0x7E57) if prompt.text not in known][:count]
-    return found
+        fresh += [prompt for prompt in built_in(task, 20 * count, 0x7E57) if prompt.text not in known][:count]
+    return fresh
 
 
 def stored_bytes(bundle: Bundle) -> int:
@@ -103,32 +122,17 @@ def weights_of(bundle: Bundle) -> int:
     return shape.d_model * (shape.n_layers * block + heads)
 
 
-def row(name: str, found: Answers, size: int, weights: int, asked: Sequence[Prompt]) -> Row:
-    tasks = np.array([prompt.task for prompt in asked])
-    all_of = loss_of(found, np.ones(len(tasks), bool))
-    return Row(
-        name=name,
-        bytes=size,
-        bits=round(8 * size / weights, 3),
-        agreement=all_of.agreement,
-        divergence=all_of.divergence,
-        flips=all_of.flips,
-        seconds=round(float(np.median(found.seconds)), 5),
-        tasks={task: loss_of(found, tasks == task) for task in dict.fromkeys(tasks.tolist())},
-    )
-
-
-def loss_of(found: Answers, prompts: NDArray[np.bool_]) -> Loss:
+def loss_of(answers: Answers, prompts: NDArray[np.bool_]) -> dict[str, Share]:
     """What was lost on some of the prompts."""
-    positions, writes = found.positions[prompts], found.writes[prompts]
-    return Loss(
-        agreement=interval(found.agreed[prompts], positions),
-        divergence=interval(found.divergence[prompts], positions),
-        flips=interval(found.flips[prompts], writes),
-    )
+    positions, writes = answers.positions[prompts], answers.writes[prompts]
+    return {
+        "agreement": interval(answers.agreed[prompts], positions),
+        "divergence": interval(answers.divergence[prompts], positions),
+        "flips": interval(answers.flips[prompts], writes),
+    }
 
 
-def interval(sums: NDArray, counts: NDArray, seed: int = 0) -> tuple[float, float, float]:
+def interval(sums: NDArray, counts: NDArray, seed: int = 0) -> Share:
     """sums / counts over all prompts, and the 95% interval when prompts are drawn anew (bootstrap)."""
     drawn = np.random.default_rng(seed).integers(len(counts), size=(_DRAWS, len(counts)))
     ratios = sums[drawn].sum(1) / np.maximum(counts[drawn].sum(1), 1)
@@ -136,58 +140,172 @@ def interval(sums: NDArray, counts: NDArray, seed: int = 0) -> tuple[float, floa
     return float(sums.sum() / max(counts.sum(), 1)), float(low), float(high)
 
 
-def difference(ours: Sequence[Answers], theirs: Sequence[Answers], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+def difference(ours: Sequence[Answers], theirs: Sequence[Answers], seed: int = 0) -> dict[str, Share]:
     """Theirs minus ours, paired over prompts and over seeds of calibration: mean and 95% interval when both are drawn anew.
     Above zero: ours has the smaller divergence, or the fewer flips."""
-    rng = np.random.default_rng(seed)
-    fields = {"divergence": ("divergence", "positions"), "flips": ("flips", "writes")}
-    found = {}
-    for name, (sums, counts) in fields.items():
+    rng, gains = np.random.default_rng(seed), {}
+    for name, sums, counts in (("divergence", "divergence", "positions"), ("flips", "flips", "writes")):
         gain = np.stack([getattr(t, sums) - getattr(o, sums) for o, t in zip(ours, theirs, strict=True)])  # [seeds, prompts]
         total = getattr(ours[0], counts)
         seeds = rng.integers(len(gain), size=(_DRAWS, len(gain)))
         drawn = rng.integers(gain.shape[1], size=(_DRAWS, gain.shape[1]))
         ratios = [gain[s][:, d].mean(0).sum() / total[d].sum() for s, d in zip(seeds, drawn, strict=True)]
         low, high = np.quantile(ratios, (0.025, 0.975))
-        found[name] = float(gain.mean(0).sum() / total.sum()), float(low), float(high)
-    return found
+        gains[name] = float(gain.mean(0).sum() / total.sum()), float(low), float(high)
+    return gains
 
 
-def requests(formats: Sequence[str], methods: Sequence[str], prompts: int, seeds: int) -> dict[str, Request]:
+def requests(formats: Sequence[str], methods: Sequence[str], prompts: int) -> dict[str, Request]:
     """What to make of the checkpoint, by name. All matrices are stored alike, so that bits a weight can be compared; the
-    presets, which are not, come last; for each int4 format gptq is calibrated on finished rows too, `seeds` times each."""
+    presets, which are not, come last."""
     made = {}
     for form in formats:
-        even = (("image_head", form), ("text_head", form), ("embedder", "fp16"))
         for method in METHODS if form not in _ONCE else ("rtn",):
             if method in methods:
-                made[f"{form} {method}"] = Request(form, method, store=even, prompts=prompts)
-        if form.startswith("int4") and "gptq" in methods:
-            for seed in range(seeds):
-                for seen in ("masked", "unmasked"):
-                    made[f"{form} gptq {seen} {seed}"] = Request(
-                        form, "gptq", store=even, prompts=prompts, seen=seen, seed=seed
-                    )
+                made[f"{form} {method}"] = Request(form, method, store=_even(form), prompts=prompts)
     presets = [(preset, method) for preset in ("int8", "int4") for method in ("rtn", "gptq") if method in methods]
     return made | {f"--format {preset} {method}": Request(preset, method, prompts=prompts) for preset, method in presets}
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = ["| | MB | bits a weight | agreement % | KL, nats | flips % | ms a step |", "|---|---|---|---|---|---|---|"]
-    for each in sorted(rows, key=lambda one: one.divergence[0]):
-        agreement, flips = (percent(values) for values in (each.agreement, each.flips))
-        divergence = "{:.5f} ({:.5f} to {:.5f})".format(*each.divergence)
-        cells = (each.name, f"{each.bytes / 1e6:.2f}", each.bits, agreement, divergence, flips, f"{1000 * each.seconds:.1f}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+def _even(form: str) -> tuple[tuple[str, str], ...]:
+    return (("image_head", form), ("text_head", form), ("embedder", "fp16"))
+
+
+def rounded(weight: Any, bits: int) -> Any:
+    """A torch weight [N, K] at the nearest of 2^bits evenly spaced numbers, zero among them, a scale for BLOCK inputs of a
+    column (the last ones may be fewer)."""
+    import torch
+
+    parts = []
+    for part in weight.split(BLOCK, dim=1):
+        scale = part.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+        codes = (part / scale.clamp_min(torch.finfo(part.dtype).tiny)).round()
+        parts.append(codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale)
+    return torch.cat(parts, dim=1)
+
+
+def rounded_model(checkpoint: Path, bits: int) -> Denoiser:
+    """The torch model of a checkpoint with its matrices rounded; activations, norms and embedding stay in float32."""
+    from torch import nn
+
+    from mmada_lite.bench.quality.models import open_model
+    from mmada_lite.train.denoiser import TorchDenoiser
+
+    denoiser = open_model(checkpoint).denoiser
+    assert isinstance(denoiser, TorchDenoiser), "a checkpoint is a torch model"
+    transformer = denoiser.model.transformer
+    matrices = [part for each in transformer.blocks for part in each.children() if isinstance(part, nn.Linear)]
+    for matrix in (*matrices, transformer.ff_out):
+        matrix.weight = nn.Parameter(rounded(matrix.weight.data, bits), requires_grad=False)
+    return denoiser
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Makes candidates of a checkpoint, one at a time, and tells each against the reference."""
+
+    checkpoint: Path
+    scratch: Path
+    reference: Callable[[], Reference]
+    fp32: Callable[[], Path]
+
+    def quantized(self, name: str, request: Request) -> Iterator[Row]:
+        yield self.reference().told_of_bundle(self._made(request), name)
+
+    def with_bits(self, name: str, bits: int) -> Iterator[Row]:
+        answers = self.reference().answers(rounded_model(self.checkpoint, bits))
+        yield self.reference().told(name, answers, None, bits)
+
+    def others(self, name: str, threads: int) -> Iterator[Row]:
+        made = dict(third_party.candidates(self.checkpoint, self.fp32(), self.scratch, threads))
+        try:
+            candidate = made[name]()
+            yield self.reference().told(name, self.reference().answers(candidate.denoiser), candidate.bytes)
+        except Exception as fault:  # others' code; the table says which of them did not work here, and why
+            yield {"name": name, "not_run": " ".join(f"{type(fault).__name__}: {fault}".split())[:200]}
+
+    def calibrations(self, form: str, prompts: int, seeds: int) -> Iterator[Row]:
+        """How much GPTQ gains by calibration on masked rows over finished ones, paired over seeds."""
+        answers: dict[str, list[Answers]] = {"masked": [], "unmasked": []}
+        for seed in range(seeds):
+            for seen, kept in answers.items():
+                request = Request(form, "gptq", store=_even(form), prompts=prompts, seen=seen, seed=seed)  # type: ignore[arg-type]
+                model = mmada_lite.load(self._made(request), device="cpu", threads=self.reference().threads)
+                kept.append(self.reference().answers(model.denoiser))
+                yield self.reference().told(f"{form} gptq {seen} {seed}", kept[-1], stored_bytes(model.bundle))
+        yield {"name": form, "unmasked_less_masked": difference(answers["masked"], answers["unmasked"])}
+
+    def _made(self, request: Request) -> Path:
+        request = replace(request, record_with=self.fp32())
+        return quantize_model(self.checkpoint, self.scratch / "candidate", request, force=True)
+
+
+def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+    """One candidate after another, each kept when it is told."""
+    require_counts(options, "prompts", "states", "calibrate-on", "threads")
+    if options.seeds < 0:
+        raise Error(f"--seeds {options.seeds} cannot be; give 0 or more")
+    if not all(2 <= bits <= 16 for bits in options.bits):
+        raise Error(f"--bits {' '.join(map(str, options.bits))}: each is from 2 to 16")
+    if not (options.checkpoint / "config.json").is_file():
+        raise Error(f"{options.checkpoint} is no checkpoint (config.json), whose matrices are not rounded yet; name one")
+    run = Run("quantization", words, options.output, force=options.force, about=fingerprint(options.checkpoint))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        fp32 = cache(partial(quantize_model, options.checkpoint, scratch / "fp32", Request("fp32", "rtn")))
+        reference = Reference.cached(fp32, options.prompts, options.states, options.threads)
+        tasks = dict(_tasks(options, Workshop(options.checkpoint, scratch, reference, fp32)))
+        run.plan(len(tasks))
+        found = [row for name, work in tasks.items() for row in run.do(name, work)]
+    rows = [row for row in found if "agreement" in row]
+    not_run = {row["name"]: row["not_run"] for row in found if "not_run" in row}
+    gains = {row["name"]: row["unmasked_less_masked"] for row in found if "unmasked_less_masked" in row}
+    content = run.finish(rows, not_run=not_run, unmasked_less_masked=gains, prompts=options.prompts, states=options.states)
+    if options.plot:
+        plot(rows, options.plot)
+    lines = [table(rows), *(f"not run: {name}: {reason}" for name, reason in not_run.items())]
+    for form, gain in gains.items():
+        for what, values in gain.items():
+            lines.append("{}: {} of unmasked less masked calibration {:+.5f} ({:+.5f} to {:+.5f})".format(form, what, *values))
+    return content, "\n".join(lines), run.path
+
+
+def _tasks(options: argparse.Namespace, workshop: Workshop) -> Iterator[tuple[str, Callable[[], Iterator[Row]]]]:
+    if options.bits:
+        for bits in sorted(set(options.bits)):
+            yield f"{bits} bits", partial(workshop.with_bits, f"{bits} bits", bits)
+        return
+    for name, request in requests(options.formats, options.methods, options.calibrate_on).items():
+        yield name, partial(workshop.quantized, name, request)
+    for form in options.formats if options.seeds and "gptq" in options.methods else ():
+        if form.startswith("int4"):
+            work = partial(workshop.calibrations, form, options.calibrate_on, options.seeds)
+            yield f"{form} gptq, calibrated on masked and on finished rows", work
+    if options.peers:
+        for name, _ in third_party.candidates(options.checkpoint, Path(), Path(), options.threads):
+            yield name, partial(workshop.others, name, options.threads)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The least divergence first; the agreement of each task in the last columns."""
+    tasks = list(rows[0]["tasks"]) if rows else []
+    head = ["", "MB", "bits a weight", "agreement %", "KL, nats", "flips %", "ms a step", *(f"{task} %" for task in tasks)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in sorted(rows, key=lambda one: one["divergence"][0]):
+        megabytes = f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else ""
+        divergence = "{:.5f} ({:.5f} to {:.5f})".format(*row["divergence"])
+        cells = [row["name"], megabytes, str(row["bits"]), percent(row["agreement"]), divergence, percent(row["flips"])]
+        cells += [f"{1000 * row['seconds']:.1f}", *(f"{100 * row['tasks'][task]['agreement'][0]:.2f}" for task in tasks)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def percent(values: tuple[float, float, float]) -> str:
+def percent(values: Sequence[float]) -> str:
     """A share and its interval in percent."""
     return "{:.2f} ({:.2f} to {:.2f})".format(*(100 * value for value in values))
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Divergence against megabytes. Raises Error where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -195,73 +313,21 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         raise Error('the plot needs matplotlib; pip install "mmada-lite[bench]"') from None
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for each in rows:
-        others = each.name.split()[0] in ("bitsandbytes", "onnxruntime", "optimum")
-        axes.plot(each.bytes / 1e6, each.divergence[0], "s" if others else "o", color="tab:red" if others else "tab:blue")
-        axes.annotate(each.name, (each.bytes / 1e6, each.divergence[0]), fontsize=6, xytext=(3, 2), textcoords="offset points")
+    for row in (row for row in rows if row["bytes"]):
+        others = row["name"].split()[0] in ("bitsandbytes", "onnxruntime", "optimum")
+        place = row["bytes"] / 1e6, row["divergence"][0]
+        axes.plot(*place, "s" if others else "o", color="tab:red" if others else "tab:blue")
+        axes.annotate(row["name"], place, fontsize=6, xytext=(3, 2), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="backbone and heads, MB", ylabel="KL from fp32, nats a masked position")
     figure.savefig(path, dpi=150)
 
 
-def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[Row], dict[str, object]]:
-    """Make all candidates, compare them, and say what was compared."""
-    reference = quantize_model(options.checkpoint, scratch / "fp32", Request("fp32", "rtn"))
-    model = mmada_lite.load(reference, device="cpu", threads=options.threads)
-    wanted = requests(options.formats, options.methods, options.calibrate_on, options.seeds)
-    wanted = {name: replace(request, record_with=reference) for name, request in wanted.items()}
-    candidates: dict[str, Denoiser] = {}
-    sizes: dict[str, int] = {}
-    for number, (name, request) in enumerate(wanted.items(), 1):
-        _say(f"{number} of {len(wanted)}: {name}")
-        other = mmada_lite.load(
-            quantize_model(options.checkpoint, scratch / f"b{number}", request), device="cpu", threads=options.threads
-        )
-        candidates[name], sizes[name] = other.denoiser, stored_bytes(other.bundle)
-    missing = {}
-    for name, make in rivals(options.checkpoint, reference, scratch, options.threads) if options.peers else ():
-        try:
-            rival = make()
-        except Exception as fault:  # others' code; the table says which of them did not work here, and why
-            missing[name] = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
-            continue
-        candidates[name], sizes[name] = rival.denoiser, rival.bytes
-    asked = fresh_prompts(options.prompts, tasks_of(model))
-    states = trajectories(model, asked, options.states)
-    _say(f"{len(candidates)} candidates on {len(states)} states of {len(asked)} prompts")
-    found = compare(model.denoiser, candidates, states, len(asked))
-    rows = [row(name, found[name], sizes[name], weights_of(model.bundle), asked) for name in candidates]
-    return rows, {
-        "not run": missing,
-        "masked against unmasked": _calibrations(found),
-        "states": len(states),
-        "prompts": len(asked),
-    }
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _calibrations(found: Mapping[str, Answers]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Format -> how much calibration on masked rows gains over finished ones."""
-    pairs: dict[str, tuple[list[Answers], list[Answers]]] = {}
-    for name in found:
-        form, _, rest = name.partition(" gptq masked ")
-        if rest:
-            ours, theirs = pairs.setdefault(form, ([], []))
-            ours.append(found[name])
-            theirs.append(found[f"{form} gptq unmasked {rest}"])
-    return {form: difference(*both) for form, both in pairs.items()}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mmada_lite.bench.quality.quantization", description=__doc__.splitlines()[0]
-    )
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("-o", "--output", type=Path, help="a folder for truth.json, truth.md and truth.png")
     parser.add_argument("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
     parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")
+    parser.add_argument("--bits", type=int, nargs="+", default=[], help="instead of formats: the torch model at 2 to 16 bits")
     parser.add_argument("--prompts", type=int, default=100, help="of each task, to compare on (default 100)")
     parser.add_argument("--states", type=int, default=4, help="of each decoding (default 4)")
     parser.add_argument("--calibrate-on", type=int, default=32, help="prompts of each task (default 32)")
@@ -270,39 +336,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--peers", action="store_true", help="run others' quantizers too")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    try:
-        if min(options.prompts, options.states, options.calibrate_on, options.threads) < 1 or options.seeds < 0:
-            raise Error("--prompts, --states, --calibrate-on and --threads are at least 1, --seeds at least 0")
-        with tempfile.TemporaryDirectory() as scratch:
-            rows, about = measure(options, Path(scratch))
-    except Error as fault:
-        print(f"mmada-lite: {fault}", file=sys.stderr)
-        return 2
-    shown = table(rows)
-    print(shown)
-    for name, reason in dict(about["not run"]).items():  # type: ignore[call-overload]
-        print(f"not run: {name}: {reason}")
-    for form, gains in dict(about["masked against unmasked"]).items():  # type: ignore[call-overload]
-        for what, values in gains.items():
-            print("{}: {} of unmasked less masked calibration {:+.5f} ({:+.5f} to {:+.5f})".format(form, what, *values))
-    content = {
-        "command": record.command_line("truth", sys.argv[1:] if arguments is None else arguments),
-        "versions": record.versions(),
-        "hardware": record.hardware(),
-        **about,
-        "rows": [asdict(each) for each in rows],
-    }
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "truth.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (options.output / "truth.md").write_text(shown + "\n", encoding="utf-8")
-        try:
-            plot(rows, options.output / "truth.png")
-        except Error as fault:
-            print(f"mmada-lite: {fault}", file=sys.stderr)
-    print(json.dumps(content))
-    return 0
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
+    add_output(parser, "quantization")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return execute(build_parser(), measure, argv)
 
 
 if __name__ == "__main__":

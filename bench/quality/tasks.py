@@ -1,5 +1,5 @@
-"""The tasks that the quality of a small model is measured on: each a function of an exam that counts right answers on data that
-no training saw. What is held out is fixed by hash (texts, layouts, pairs of thing and colour) or is a style of its own.
+"""The tasks that the quality of a small model is measured on: each a function of a context that counts right answers on data
+that no training saw. What is held out is fixed by hash (texts, layouts, pairs of thing and colour) or is a style of its own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.bench.quality.models import Pictures, Subject
+from mmada_lite.bench.quality.models import EvalModel, Pictures
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout, cell_pictures, square
 from mmada_lite.train.data.pictures import PLAIN, background_of, compose
+from mmada_lite.train.data.pool import TIDY, TIDY_CELL
 from mmada_lite.train.data.scenes import (
     GRIDS,
     RELATIONS,
@@ -29,7 +30,6 @@ from mmada_lite.train.data.scenes import (
 from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
 from mmada_lite.train.intervals import interval, tally
-from mmada_lite.train.shards import TIDY, TIDY_CELL
 
 Report = dict[str, object]
 Classify = Callable[[Pictures], NDArray[np.int64]]
@@ -40,9 +40,9 @@ MOST_OF_TWO_DIGITS = 300  # problems of a kind: some 400 are held out
 
 @dataclass(frozen=True, slots=True)
 class EvalContext:
-    """What a task needs: the subject, an independent classifier of pictures, icons by role, how many cases at most, a seed."""
+    """What a task needs: the model, an independent classifier of pictures, icons by role, how many cases at most, a seed."""
 
-    subject: Subject
+    model: EvalModel
     classify: Classify
     icons: Icons
     count: int = 400
@@ -52,22 +52,22 @@ class EvalContext:
         return np.random.default_rng([self.seed, number])
 
     def pictures(self, prompts: Sequence[Sequence[int]], seed: int) -> Pictures:
-        codes = rollouts.draw(self.subject, prompts, self.subject.image, SIDE * SIDE, seed).codes
-        return self.subject.decode(codes, (SIDE, SIDE))
+        codes = rollouts.draw(self.model, prompts, self.model.image, SIDE * SIDE, seed).codes
+        return self.model.decode(codes, (SIDE, SIDE))
 
     def ask(self, questions: Sequence[str], pictures: Pictures | None = None) -> list[str]:
-        codes = None if pictures is None else self.subject.encode(pictures)
-        prompts = rollouts.question_prompts(self.subject, questions, codes)
-        return rollouts.answers(self.subject, prompts, self.subject.text, self.seed)
+        codes = None if pictures is None else self.model.encode(pictures)
+        prompts = rollouts.question_prompts(self.model, questions, codes)
+        return rollouts.answers(self.model, prompts, self.model.text, self.seed)
 
 
-def tokenizer_of_images(exam: EvalContext) -> Report:
+def tokenizer_of_images(context: EvalContext) -> Report:
     """Peak signal-to-noise ratio on untouched icons of the validation style, and the share of the codebook that is used."""
-    rng, report = exam.rng(1), Report()
-    shown = {role: singles(exam.icons[role], exam.count, rng)[0] for role in exam.icons}
-    codes = {role: exam.subject.encode(pictures) for role, pictures in shown.items()}
-    for role in exam.icons:
-        decoded = exam.subject.decode(codes[role], (SIDE, SIDE)).astype(np.float64)
+    rng, report = context.rng(1), Report()
+    shown = {role: singles(context.icons[role], context.count, rng)[0] for role in context.icons}
+    codes = {role: context.model.encode(pictures) for role, pictures in shown.items()}
+    for role in context.icons:
+        decoded = context.model.decode(codes[role], (SIDE, SIDE)).astype(np.float64)
         error = ((decoded - shown[role]) ** 2).mean(axis=(1, 2, 3))
         decibels = 10 * np.log10(255**2 / np.maximum(error, 1e-3))
         report[f"psnr_{role}"] = {
@@ -77,39 +77,39 @@ def tokenizer_of_images(exam: EvalContext) -> Report:
             "total": len(decibels),
         }
     used = np.unique(np.concatenate([c.ravel() for c in codes.values()])).size
-    report["codebook_used"] = interval(used, exam.subject.vocabulary.codebook_size)
+    report["codebook_used"] = interval(used, context.model.vocabulary.codebook_size)
     return report
 
 
-def what_is_this(exam: EvalContext) -> Report:
+def what_is_this(context: EvalContext) -> Report:
     """One thing alone, untouched: its name (chance is 1 in 64), and the colour of the background (1 in 10)."""
     report = Report()
     for role in ("validation", "test"):
-        pictures, concepts, colours = singles(exam.icons[role], exam.count * (2 if role == "test" else 1), exam.rng(2))
-        names = exam.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
+        pictures, concepts, colours = singles(context.icons[role], context.count * (2 if role == "test" else 1), context.rng(2))
+        names = context.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
         right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
         report[f"what_{role}"] = tally(right)
         report[f"missed_{role}"] = sorted(CONCEPT_NAMES[c] for c in set(concepts.tolist()) if right[concepts == c].mean() < 0.5)
-        part = slice(0, exam.count // 2)
-        grounds = exam.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
+        part = slice(0, context.count // 2)
+        grounds = context.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
         report[f"background_{role}"] = tally(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
     return report
 
 
-def scenes(exam: EvalContext) -> Report:
+def scenes(context: EvalContext) -> Report:
     """Four places, layouts never trained on, with a thought; icons of the training styles and of the validation style."""
     report = Report()
     for role in ("train", "validation"):
-        rng, total = exam.rng(3), exam.count // 2
+        rng, total = context.rng(3), context.count // 2
         for kind in ("background", "position", "count", "compare"):
             cases: list[tuple[Layout, str, str, Pictures]] = []
             while len(cases) < total:
                 layout, colour = draw_layout((2, 2), True, rng), COLOURS[rng.integers(len(COLOURS))]
                 found = scene_question(layout, colour, kind, rng)
                 if found:
-                    picture = compose_layout(layout, exam.icons[role], colour, rng, TIDY_CELL)
+                    picture = compose_layout(layout, context.icons[role], colour, rng, TIDY_CELL)
                     cases.append((layout, *found, picture))
-            said = exam.ask([question for _, question, _, _ in cases], np.stack([picture for *_, picture in cases]))
+            said = context.ask([question for _, question, _, _ in cases], np.stack([picture for *_, picture in cases]))
             good = [answer_of(s) == answer_of(wanted) for s, (_, _, wanted, _) in zip(said, cases, strict=True)]
             report[f"{kind}_{role}"] = tally(good)
             if kind == "count":
@@ -118,13 +118,13 @@ def scenes(exam: EvalContext) -> Report:
     return report
 
 
-def drawing(exam: EvalContext) -> Report:
+def drawing(context: EvalContext) -> Report:
     """One thing on a background that it was never shown on: named right by the judge, background right by the pixel rule."""
-    held = pairs(held_out=True)
-    wanted = [held[n % len(held)] for n in range(exam.count)]
+    held = pairs(held=True)
+    wanted = [held[n % len(held)] for n in range(context.count)]
     captions = [standard_caption(CONCEPTS[i], colour) for i, colour in wanted]
-    pictures = exam.pictures(rollouts.caption_prompts(exam.subject, captions), exam.seed)
-    named = exam.classify(pictures) == np.array([i for i, _ in wanted])
+    pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
+    named = context.classify(pictures) == np.array([i for i, _ in wanted])
     grounds = np.array([background_of(p) == colour for p, (_, colour) in zip(pictures, wanted, strict=True)])
     per_concept = {CONCEPT_NAMES[c]: f"{int(named[rows].sum())}/{len(rows)}" for c, rows in _by_concept(wanted).items()}
     return {
@@ -134,23 +134,21 @@ def drawing(exam: EvalContext) -> Report:
     }
 
 
-def thinking_before_drawing(exam: EvalContext) -> Report:
+def thinking_before_drawing(context: EvalContext) -> Report:
     """Two things side by side that were never drawn together: is the thought right, does the picture do what it says?"""
-    rng, cases = exam.rng(4), list[tuple[Layout, str, str]]()
-    for n in range(exam.count // 2):
+    rng, cases = context.rng(4), list[tuple[Layout, str, str]]()
+    for n in range(context.count // 2):
         relation = list(RELATIONS)[n % len(RELATIONS)]
         rows, columns, _ = RELATIONS[relation]
         layout, colour = draw_layout((rows, columns), True, rng), COLOURS[rng.integers(len(COLOURS))]
         cases.append((layout, colour, relation_caption(layout, relation, colour)))
     captions = [caption for *_, caption in cases]
-    thoughts = rollouts.answers(
-        exam.subject, rollouts.caption_to_thought_prompts(exam.subject, captions), exam.subject.text, exam.seed
-    )
+    thoughts = rollouts.answers(context.model, rollouts.plan_prompts(context.model, captions), context.model.text, context.seed)
     right = [t == f"{OPEN} {drawing_thought(layout, k)} {CLOSE}" for t, (layout, k, _) in zip(thoughts, cases, strict=True)]
-    pictures = exam.pictures(rollouts.thought_to_image_prompts(exam.subject, captions, thoughts), exam.seed)
-    agree = [_agrees(exam, picture, thought) for picture, thought in zip(pictures, thoughts, strict=True)]
-    plain = exam.pictures(rollouts.caption_prompts(exam.subject, captions), exam.seed)
-    unthought = [_shows(exam, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
+    pictures = context.pictures(rollouts.planned_prompts(context.model, captions, thoughts), context.seed)
+    agree = [_agrees(context, picture, thought) for picture, thought in zip(pictures, thoughts, strict=True)]
+    plain = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
+    unthought = [_shows(context, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
     grounds = [background_of(p) == colour for p, (_, colour, _) in zip(pictures, cases, strict=True)]
     return {
         "thought_right": tally(right),
@@ -160,13 +158,13 @@ def thinking_before_drawing(exam: EvalContext) -> Report:
     }
 
 
-def arithmetic(exam: EvalContext) -> Report:
+def arithmetic(context: EvalContext) -> Report:
     """Sums and differences of two and three digits, never trained on: results, and thoughts where results are right."""
     report, good_thoughts, good_results = Report(), 0, 0
     for kind in ("sum2", "difference2", "sum3", "difference3"):
-        most = MOST_OF_TWO_DIGITS if kind.endswith("2") else exam.count
-        problems = distinct_problems(kind, True, min(exam.count // 2, most), exam.rng(5))
-        said = exam.ask([f"what is {p}?" for p in problems])
+        most = MOST_OF_TWO_DIGITS if kind.endswith("2") else context.count
+        problems = distinct_problems(kind, True, min(context.count // 2, most), context.rng(5))
+        said = context.ask([f"what is {p}?" for p in problems])
         right = [answer_of(s) == str(p.answer) for s, p in zip(said, problems, strict=True)]
         exact = [true_share(p, _thought(s)) == 1.0 for s, p in zip(said, problems, strict=True)]
         report[kind] = tally(right)
@@ -174,30 +172,30 @@ def arithmetic(exam: EvalContext) -> Report:
         good_thoughts += sum(r and e for r, e in zip(right, exact, strict=True))
     report["thought_exact_where_right"] = interval(good_thoughts, good_results)
     asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
-    found = exam.ask([wording for wording, _ in asked])
+    found = context.ask([wording for wording, _ in asked])
     report["facts_trained"] = tally(f == r for f, (_, r) in zip(found, asked, strict=True))
     return report
 
 
-def editing(exam: EvalContext) -> Report:
+def editing(context: EvalContext) -> Report:
     """A hidden half drawn anew, and a picture grown by half of its side: does the judge still see the same thing?"""
-    rng, held = exam.rng(6), pairs(held_out=True)
-    chosen = [held[rng.integers(len(held))] for _ in range(exam.count // 2)]
-    icons = exam.icons["train"]
+    rng, held = context.rng(6), pairs(held=True)
+    chosen = [held[rng.integers(len(held))] for _ in range(context.count // 2)]
+    icons = context.icons["train"]
     pictures = np.stack([compose(icons[rng.integers(len(icons)), c], colour, rng, TIDY) for c, colour in chosen])
-    before = exam.classify(pictures)
+    before = context.classify(pictures)
     captions = [standard_caption(CONCEPTS[c], colour) for c, colour in chosen]
-    prompts = rollouts.caption_prompts(exam.subject, captions)
-    codes = exam.subject.encode(pictures).reshape(-1, SIDE, SIDE)
+    prompts = rollouts.caption_prompts(context.model, captions)
+    codes = context.model.encode(pictures).reshape(-1, SIDE, SIDE)
     sides = rng.integers(4, size=len(codes))
     hidden = np.stack([np.rot90(np.arange(SIDE)[None].repeat(SIDE, 0) < SIDE // 2, k) for k in sides])
-    drawn = _fill(exam, prompts, codes, hidden).reshape(len(codes), -1)
-    after = exam.classify(exam.subject.decode(drawn, (SIDE, SIDE)))
+    drawn = _fill(context, prompts, codes, hidden).reshape(len(codes), -1)
+    after = context.classify(context.model.decode(drawn, (SIDE, SIDE)))
     window = np.concatenate([codes[:, :, SIDE // 2 :], np.zeros_like(codes[:, :, : SIDE // 2])], axis=2)
     beyond = np.broadcast_to(np.arange(SIDE) >= SIDE // 2, window.shape)
-    grown = np.concatenate([codes, _fill(exam, prompts, window, beyond)[:, :, SIDE // 2 :]], axis=2)
-    wide = exam.subject.decode(grown.reshape(len(codes), -1), (SIDE, SIDE + SIDE // 2))
-    seen = exam.classify(np.stack([square(picture) for picture in wide]))
+    grown = np.concatenate([codes, _fill(context, prompts, window, beyond)[:, :, SIDE // 2 :]], axis=2)
+    wide = context.model.decode(grown.reshape(len(codes), -1), (SIDE, SIDE + SIDE // 2))
+    seen = context.classify(np.stack([square(picture) for picture in wide]))
     return {
         "inpaint_same": tally(after == before),
         "extend_same": tally(seen == before),
@@ -227,10 +225,10 @@ def singles(
 
 
 def _fill(
-    exam: EvalContext, prompts: Sequence[Sequence[int]], codes: NDArray[np.int64], unknown: NDArray[np.bool_]
+    context: EvalContext, prompts: Sequence[Sequence[int]], codes: NDArray[np.int64], unknown: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     flat, where = codes.reshape(len(codes), -1), unknown.reshape(len(codes), -1)
-    drawn = rollouts.draw(exam.subject, prompts, exam.subject.image, SIDE * SIDE, exam.seed, flat, where).codes
+    drawn = rollouts.draw(context.model, prompts, context.model.image, SIDE * SIDE, context.seed, flat, where).codes
     return drawn.reshape(codes.shape)
 
 
@@ -239,7 +237,7 @@ def _thought(said: str) -> str:
     return found.thought if found else ""
 
 
-def _agrees(exam: EvalContext, picture: NDArray[np.uint8], thought: str) -> bool:
+def _agrees(context: EvalContext, picture: NDArray[np.uint8], thought: str) -> bool:
     """Whether a picture shows what a thought about it says, and on that background."""
     parts = thought.removeprefix(OPEN).removesuffix(CLOSE).strip().split(", ")
     words = [part.split(" ", 1) for part in parts]
@@ -249,11 +247,11 @@ def _agrees(exam: EvalContext, picture: NDArray[np.uint8], thought: str) -> bool
     if grid is None:
         return False
     layout = Layout(*grid, (words[0][1], words[1][1]))
-    return _shows(exam, picture, layout) and background_of(picture) == words[2][1]
+    return _shows(context, picture, layout) and background_of(picture) == words[2][1]
 
 
-def _shows(exam: EvalContext, picture: NDArray[np.uint8], layout: Layout) -> bool:
-    seen = exam.classify(cell_pictures(picture, layout.rows, layout.columns))
+def _shows(context: EvalContext, picture: NDArray[np.uint8], layout: Layout) -> bool:
+    seen = context.classify(cell_pictures(picture, layout.rows, layout.columns))
     return all(CONCEPT_NAMES[int(seen[cell])] == name for cell, name in layout.named)
 
 

@@ -5,7 +5,7 @@ It knows denoisers and nothing of formats, of files, or of where a candidate com
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +45,7 @@ class State:
 class Answers:
     """How one candidate answered, a number a prompt [prompts]: queried positions, those of them whose most probable token
     is the reference's, the sum of KL(reference || candidate) in nats, writes, and those of them that would have been
-    another token by the same random number; and the seconds of each state."""
+    another token by the same random number; and the seconds of each state, the candidate's and the reference's."""
 
     positions: Ints
     agreed: Ints
@@ -53,6 +53,7 @@ class Answers:
     writes: Ints
     flips: Ints
     seconds: NDArray[np.float64]
+    reference_seconds: NDArray[np.float64]
 
 
 class Overheard:
@@ -147,44 +148,25 @@ def answer(denoiser: Denoiser, state: State) -> Floats:
     return logits
 
 
-def compare(
-    reference: Denoiser, candidates: Mapping[str, Denoiser], states: Sequence[State], prompts: int
-) -> dict[str, Answers]:
-    """How every candidate answers the states, beside the reference. All take turns at each state, so that their times are
-    of one and the same machine."""
-    tallies = {name: _Tally(prompts) for name in candidates}
-    for candidate in candidates.values():
-        answer(candidate, states[0])  # warm
-    for state in states:
-        expected = answer(reference, state)
-        certain = log_softmax(expected)
-        for name, candidate in candidates.items():
+def compare(reference: Denoiser, candidate: Denoiser, states: Sequence[State], prompts: int) -> Answers:
+    """How a candidate answers the states, beside the reference: they take turns at each state, so that their times are of one
+    and the same machine."""
+    answer(candidate, states[0])  # warm
+    counts = np.zeros((4, prompts), np.int64)  # positions, agreed, writes, flips
+    divergence, seconds = np.zeros(prompts), np.zeros((2, len(states)))
+    for number, state in enumerate(states):
+        logits = []
+        for side, denoiser in enumerate((reference, candidate)):
             started = time.perf_counter()
-            found = answer(candidate, state)
-            tallies[name].add(state, certain, found, time.perf_counter() - started)
-    return {name: tally.answers() for name, tally in tallies.items()}
-
-
-class _Tally:
-    """The sums of one candidate, under way."""
-
-    def __init__(self, prompts: int) -> None:
-        self.counts = np.zeros((4, prompts), np.int64)  # positions, agreed, writes, flips
-        self.divergence = np.zeros(prompts)
-        self.seconds: list[float] = []
-
-    def add(self, state: State, certain: NDArray[np.float64], found: Floats, seconds: float) -> None:
-        ours = log_softmax(found)
-        flipped = written_tokens(certain, state) != written_tokens(ours, state)
-        agreed = certain.argmax(-1) == ours.argmax(-1)
-        sums = (len(agreed), agreed.sum(), state.written.sum(), flipped[state.written].sum())
-        self.counts[:, state.prompt] += np.array(sums)
-        self.divergence[state.prompt] += (np.exp(certain) * (certain - ours)).sum()
-        self.seconds.append(seconds)
-
-    def answers(self) -> Answers:
-        positions, agreed, writes, flips = self.counts
-        return Answers(positions, agreed, self.divergence, writes, flips, np.array(self.seconds))
+            logits.append(answer(denoiser, state))
+            seconds[side, number] = time.perf_counter() - started
+        theirs, ours = map(log_softmax, logits)
+        flipped = written_tokens(theirs, state) != written_tokens(ours, state)
+        agreed = theirs.argmax(-1) == ours.argmax(-1)
+        counts[:, state.prompt] += np.array((len(agreed), agreed.sum(), state.written.sum(), flipped[state.written].sum()))
+        divergence[state.prompt] += (np.exp(theirs) * (theirs - ours)).sum()
+    positions, agreements, writes, flips = counts
+    return Answers(positions, agreements, divergence, writes, flips, seconds[1], seconds[0])
 
 
 def log_softmax(logits: Floats) -> NDArray[np.float64]:

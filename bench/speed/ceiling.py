@@ -7,33 +7,34 @@ knows shapes and no model.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from mmada_lite.bench.arguments import require_counts, require_seconds
-from mmada_lite.bench.record import record, save, spread
+from mmada_lite.bench.command import add_output, execute, require_counts, require_seconds
+from mmada_lite.bench.record import Row, Run, spread
 from mmada_lite.bench.speed.cost import Rates
-from mmada_lite.bench.speed.linears import Random, opened
-from mmada_lite.bench.synthetic import SIZES, size_named
 from mmada_lite.bundle import Architecture
+from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import CONTRIB, Graph, WeightFile
+from mmada_lite.export.lowering import Weight, WeightSpec, linear, linear_bytes
+from mmada_lite.export.synthetic import SIZES, RandomTensors, size_named
 from mmada_lite.ort.session import choose_device, open_session, usable_cores
 
 ALONE = "int8 alone"
-FORMS = ("fp32", "int8", ALONE, "int4-b128")
+FORMS = ("fp32", "int8", ALONE, "int8-b128", "int4-b32", "int4-b128")
 TOKENS = (1, 32, 128, 512, 1056)
 _NODES = 64  # in the chain that measures a node's own cost
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _products(
     threads: int,
     effort: Effort,
 ) -> Iterator[Row]:
-    source = Random(columns, inputs)
+    source = RandomTensors({"w": (columns, inputs)})
     sessions = {form: _product(folder, source, form, threads) for form in forms}
     for rows in tokens:
         x = np.random.default_rng(1).standard_normal((rows, inputs), dtype=np.float32)
@@ -113,24 +114,30 @@ def _products(
         found = turns({form: _runner(session, {"x": fed[form]}) for form, session in sessions.items()}, effort)
         for form, seconds in found.items():
             about = {"what": "product", "form": form, "k": inputs, "n": columns, "count": count, "tokens": rows}
+            stored = "int8" if form == ALONE else form
+            about["bytes_a_weight"] = linear_bytes(source.shape("w"), WeightSpec(format_named(stored))) / (inputs * columns)
             yield about | {"threads": threads, "giga_per_s": spread(2e-9 * rows * inputs * columns / s for s in seconds)}
 
 
-def _product(folder: Path, source: Random, form: str, threads: int) -> onnxruntime.InferenceSession:
-    if form != ALONE:
-        return opened(folder, source, form, threads)
-    values = source.read("w")
-    codes = np.round(values / np.abs(values).max() * 127).astype(np.int8)
+def _product(folder: Path, source: RandomTensors, form: str, threads: int) -> onnxruntime.InferenceSession:
+    """A session that multiplies by the source's matrix as an exported graph does; ALONE: by the int8 product alone."""
+    columns, inputs = source.shape("w")
 
     def build(graph: Graph) -> None:
-        x = graph.input("x", "uint8", ("M", values.shape[1]))
-        matrix = graph.weight("w", values.shape, "int8", [codes], transposed=True)
-        scales = graph.constant(np.full(values.shape[0], 1e-4), "float32")
-        given = x, matrix, graph.constant(1.0, "float32"), scales, graph.constant(128, "uint8")
-        graph.op("MatMulIntegerToFloat", *given, to="y", domain=CONTRIB)
-        graph.output("y", "float32", ("M", values.shape[0]))
+        if form != ALONE:
+            x = graph.input("x", "float32", ("M", inputs))
+            linear(graph, x, Weight(source, "w"), WeightSpec(format_named(form)), to="y")
+        else:
+            values = source.read("w")
+            codes = np.round(values / np.abs(values).max() * 127).astype(np.int8)
+            x = graph.input("x", "uint8", ("M", inputs))
+            matrix = graph.weight("w", values.shape, "int8", [codes], transposed=True)
+            scales = graph.constant(np.full(columns, 1e-4), "float32")
+            given = x, matrix, graph.constant(1.0, "float32"), scales, graph.constant(128, "uint8")
+            graph.op("MatMulIntegerToFloat", *given, to="y", domain=CONTRIB)
+        graph.output("y", "float32", ("M", columns))
 
-    return _session(folder, "alone", build, threads)
+    return _session(folder, form.replace(" ", "-"), build, threads)
 
 
 def _attention(folder: Path, a: Architecture, tokens: Sequence[int], threads: int, effort: Effort) -> Iterator[Row]:
@@ -247,7 +254,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmada-lite bench ceiling", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["s", "8b"], help=f"of {', '.join(SIZES)} (default: s 8b)")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help=f"default {' '.join(map(str, TOKENS))}")
@@ -256,24 +263,26 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="turns of every form, after one that does not count (default 5)")
     parser.add_argument("--slice", type=float, default=0.05, help="seconds of one turn (default 0.05)")
     parser.add_argument("--quick", action="store_true", help="one short turn and small tensors: to try, not to quote")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON file (default: bench/results/ceiling.json in a checkout)")
-    words = sys.argv[1:] if words is None else words
-    options = parser.parse_args(words)
+    add_output(parser, "ceiling")
+    return parser
+
+
+def run_all(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+    """Every shape with every number of threads, each a task of its own."""
     require_counts(options, "threads", "tokens", "rounds")
     require_seconds(options, "slice")
     effort = QUICK if options.quick else Effort(options.rounds, options.slice)
-    rows: list[Row] = []
-    for name in options.shapes:
-        for threads in options.threads:
-            print(f"shape {name}, {threads} threads", file=sys.stderr, flush=True)
-            found = measure(size_named(name).architecture, options.forms, options.tokens, threads, effort)
-            rows += [{"shape": name.lower(), **row} for row in found]
-    content = record("ceiling", words, rows, quick=options.quick)
-    print(table(rows))
-    if (path := save(content, options.output)) is not None:
-        print(f"written to {path}", file=sys.stderr)
-    print(json.dumps(content))
-    return 0
+    shapes = {name.lower(): size_named(name).architecture for name in options.shapes}
+    run, rows = Run("ceiling", words, options.output, force=options.force), list[Row]()
+    run.plan(len(shapes) * len(options.threads))
+    for name, threads in product(shapes, options.threads):
+        work = partial(measure, shapes[name], options.forms, options.tokens, threads, effort)
+        rows += [{"shape": name, **row} for row in run.do(f"shape {name}, {threads} threads", work)]
+    return run.finish(rows, quick=options.quick), table(rows), run.path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return execute(build_parser(), run_all, argv)
 
 
 if __name__ == "__main__":

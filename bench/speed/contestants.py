@@ -1,5 +1,5 @@
 """Who takes part in the benchmark of peers, and what each has to do: full forwards, an answer, an answer about a picture, a
-picture. Every side is a table of works that begin anew whenever they are asked to. Weights are random; nothing is timed here.
+picture. Every contestant is a table of works that begin anew whenever they are asked to. Weights are random; nothing is timed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmada_lite.bench.quality import policies
-from mmada_lite.bench.speed import llama, third_party
-from mmada_lite.bench.speed.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
-from mmada_lite.bench.synthetic import RandomTensors, Size, cached_bundle, config_of
+from mmada_lite.bench import policies, third_party
+from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
+from mmada_lite.bench.speed import llama
+from mmada_lite.bench.speed.latency_cases import TARGETS
 from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
+from mmada_lite.export.synthetic import RandomTensors, Size, cached_bundle, config_of
 from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.ort.session import choose_device
 from mmada_lite.train.model import MMaDA, load_state
@@ -73,50 +74,62 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Contestant:
     name: str
     kind: Kind
     works: Mapping[str, Work]
 
 
-def torch_model(size: Size, dtype: torch.dtype) -> MMaDA:
-    """The torch reference with the random weights that bundles have (at a size whose matrices are read in one piece)."""
+def torch_model(size: Size, dtype: torch.dtype, place: str = "cpu") -> MMaDA:
+    """The torch reference with the random weights that bundles have. place: torch's device."""
     config = config_of(size)
     with torch.device("meta"):
         model = MMaDA(config)
     load_state(model, RandomTensors(config.expected_tensors()), dtype)
-    return model.eval()
+    return model.to(place).eval()
 
 
-def reference(name: str, logits: Logits, size: Size, plan: Plan, kind: Kind = "reference", pictures: bool = True) -> Side:
-    """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw."""
+def reference(
+    name: str,
+    logits: Logits,
+    size: Size,
+    plan: Plan,
+    kind: Kind = "reference",
+    *,
+    pictures: bool = True,
+    place: str = "cpu",
+) -> Contestant:
+    """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw; place: torch's
+    device, where it wants its rows."""
     mask = size.vocabulary.special.mask
     caption = paint_prompt(_words(WORDS, size), size.vocabulary.special)
-    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded)
+    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded, place)
 
     def forward(count: int) -> Iterator[Tensor]:
-        yield logits(torch.from_numpy(_row(count, size)), None)
+        yield logits(torch.from_numpy(_row(count, size)).to(place), None)
 
     def write(prompt: list[int]) -> Iterator[Tensor]:
-        return write_text(logits, torch.tensor([prompt]), plan.answer, plan.block, plan.steps, mask)
+        return write_text(logits, torch.tensor([prompt], device=place), plan.answer, plan.block, plan.steps, mask)
 
     works = {f"forward {n}": Work(lambda n=n: forward(n), 1, True) for n in plan.forwards}  # type: ignore[misc]
     works["text"] = Work(lambda: write(_words(plan.prompt, size)), plan.steps, True)
     works["understanding"] = Work(lambda: write(_seen(size)), plan.steps, True)
     if pictures:
         works["drawing"] = Work(lambda: draw_picture(logits, picture, plan.drawing_steps, GUIDANCE), plan.drawing_steps, True)
-    return Side(name, kind, works)
+    return Contestant(name, kind, works)
 
 
-def ours(size_name: str, size: Size, plan: Plan, precision: str, work: Path, threads: int, decode: bool) -> Iterator[Side]:
+def ours(
+    size_name: str, size: Size, plan: Plan, precision: str, work: Path, threads: int, *, decode: bool, device: str = "cpu"
+) -> Iterator[Contestant]:
     """Our runtime in one precision: full forwards with the head over all rows, and with `decode` every policy."""
-    bundle = cached_bundle(size_name, precision, work)
-    denoiser = open_denoiser(bundle, choose_device("cpu"), threads)
+    bundle = cached_bundle(size_name, precision, work, target=TARGETS[device])
+    denoiser = open_denoiser(bundle, choose_device(device), threads)
     works = {f"forward {n}": Work(lambda n=n: _forward(denoiser, _row(n, size)), 1, True) for n in plan.forwards}  # type: ignore[misc]
-    yield Side(f"ours {precision}", "ours", works)
+    yield Contestant(f"ours {precision}", "ours", works)
     if decode:
         for policy in policies.for_peers():
-            yield Side(f"ours {precision} {policy.name}", "ours", _decoding(denoiser, size, plan, policy))
+            yield Contestant(f"ours {precision} {policy.name}", "ours", _decoding(denoiser, size, plan, policy))
 
 
 def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, Work]:
@@ -143,8 +156,8 @@ def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Polic
     return works
 
 
-def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Iterator[tuple[str, Callable[[], Side]]]:
-    """Name and maker of every side of someone else's; a maker raises Error where its package is not installed."""
+def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Iterator[tuple[str, Callable[[], Contestant]]]:
+    """Name and maker of every contestant of someone else's; a maker raises Error where its package is not installed."""
     for kind in ("int8", "nf4"):
         yield f"bitsandbytes {kind}", lambda kind=kind: _bitsandbytes(size, plan, kind)  # type: ignore[misc]
     yield "optimum dynamic int8", lambda: _optimum(size_name, size, plan, work, threads)
@@ -152,7 +165,7 @@ def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> 
         yield f"llama.cpp {kind}", lambda kind=kind: _llama(size_name, size, plan, work, kind, threads)  # type: ignore[misc]
 
 
-def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Side:
+def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Contestant:
     """The published loop over the torch model whose Linears are bitsandbytes' own, the head too."""
     third_party.need("bitsandbytes")
     model = torch_model(size, torch.float32)
@@ -161,7 +174,7 @@ def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Side:
     return reference(f"bitsandbytes {kind}", torch_logits(model, head), size, plan, "other")
 
 
-def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Side:
+def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Contestant:
     """The published loop over our fp32 graphs as optimum makes them int8. These take no mask, so pads are attended to."""
     third_party.need("optimum.onnxruntime", "optimum-onnx")
     bundle = cached_bundle(size_name, "fp32", work)
@@ -174,7 +187,7 @@ def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -
     return reference("optimum dynamic int8", logits, size, plan, "other")
 
 
-def _llama(size_name: str, size: Size, plan: Plan, work: Path, kind: str, threads: int) -> Side:
+def _llama(size_name: str, size: Size, plan: Plan, work: Path, kind: str, threads: int) -> Contestant:
     """The published loop over the forward of llama.cpp. It draws nothing: a guided pair has masked pads, which it cannot do."""
     llama.needed()
     longest = max(*plan.forwards, len(_seen(size)) + plan.answer)

@@ -14,7 +14,6 @@ from typing import Literal
 from mmada_lite.bundle import Architecture, Bundle, WeightGroup
 from mmada_lite.decoding.schedules import masked_after, transfers
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.export.codec_vq import VQConfig
 
 Kind = Literal["matrix", "attention", "elementwise", "memory", "nodes"]
 _FLOAT = 4  # bytes
@@ -24,8 +23,8 @@ _DRAWN_PASSES = 8  # more, where a token is drawn: division 2, softmax 5, sums 1
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of work. flops (for `nodes`: how many); bytes; tokens: the rows of a product; part: backbone, head, copying or
-    codec; form: how the matrices are stored."""
+    """A piece of work. flops (for `nodes`: how many); bytes; tokens: the rows of a product; part: backbone, head or
+    copying; form: how the matrices are stored."""
 
     kind: Kind
     part: str
@@ -178,25 +177,6 @@ def drawing(model: Transformer, lengths: tuple[int, ...], unknown: int, settings
         yield step + head(model, "image_head", masks, drawn=settings.sampling_temperature > 0)
         later = settings.steps - 1 - k  # each of them draws at least one; the last leaves none
         masks = max(0, min(masks - 1, max(int(left), later) if later else 0))
-
-
-def codec(config: VQConfig, side: int, tower: str) -> list[Piece]:
-    """The image tokenizer's convolutions for a picture of `side` pixels: tower "encoder" or "decoder"."""
-    flops, deepest = 0.0, len(config.encoder.ch_mult) - 1
-    for name, shape in config.expected_tensors().items():
-        if len(shape) == 4 and name.startswith(tower):
-            flops += 2 * math.prod(shape) * (side / 2 ** _level(name, tower, deepest)) ** 2
-    return [Piece("matrix", "codec", flops, tokens=side * side)]
-
-
-def _level(name: str, tower: str, deepest: int) -> int:
-    """How often the picture was halved where a convolution works; a change of size counts to its finer side's other end."""
-    parts = name.split(".")
-    if parts[1] in ("down", "up"):
-        level = int(parts[2])
-        return level + 1 if parts[3] == "downsample" else level - 1 if parts[3] == "upsample" else level
-    fine = "conv_in" if tower == "encoder" else "conv_out"
-    return 0 if parts[1] == fine else deepest
 
 
 def _cut(model: Transformer, length: int) -> Piece:

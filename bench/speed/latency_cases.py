@@ -22,6 +22,7 @@ from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, chat_ids
 
+TARGETS = {"cpu": "cpu", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}  # device -> what a bundle is lowered for
 TASKS = ("text", "understanding", "drawing", "inpainting")
 QUESTION = "what is 3 + 4?"
 CAPTION = 16  # tokens of a prompt to draw

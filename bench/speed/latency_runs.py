@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from mmada_lite.bench.record import spread
+from mmada_lite.bench.record import Row, spread
 from mmada_lite.bench.speed import ceiling, cost
-from mmada_lite.bench.speed.latency_cases import Bench, Case
+from mmada_lite.bench.speed.latency_cases import TARGETS, Bench, Case
 from mmada_lite.bench.speed.operators import operator_seconds
-from mmada_lite.bench.speed.timed import PARTS, PYTHON, Run, TimedDenoiser, open_timed, timed
+from mmada_lite.bench.speed.timed import PARTS, PYTHON, Run, TimedDenoiser, card_bytes, open_timed, timed
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.export.synthetic import cached_bundle
+from mmada_lite.ort.loader import open_denoiser
+from mmada_lite.ort.session import choose_device
 
-Row = dict[str, Any]
-Measured = tuple[list[Row], list[Row]]
 Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
 RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask a head for few rows, where rates change fastest
 WARM_UP = 2  # steps of every variant before the first round: a block's whole forward, and one over its cache
@@ -32,27 +32,27 @@ WARM_UP = 2  # steps of every variant before the first round: a block's whole fo
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A bundle opened with so many threads, on a machine whose rates were just measured."""
+    """A bundle opened on a device; on a CPU with so many threads, on a machine whose rates were just measured. card_before:
+    bytes that a device's memory held before."""
 
     bundle: Bundle
     precision: str
     threads: int
     denoiser: TimedDenoiser
     load_seconds: float
-    model: cost.Transformer
-    rates: cost.Rates
+    transformer: cost.Transformer
+    rates: cost.Rates | None
+    card_before: int | None
 
     @classmethod
-    def open(cls, bundle: Bundle, precision: str, threads: int, rows: Sequence[Row]) -> "OpenModel":
-        """rows: of the ceiling, with this bundle's forms."""
-        denoiser, seconds = open_timed(bundle, threads)
+    def open(cls, bundle: Bundle, device: str, precision: str, threads: int, top: Sequence[Row] | None) -> "OpenModel":
+        """top: rows of the ceiling, with this bundle's forms; None: not measured."""
+        before = None if device == "cpu" else card_bytes()
+        denoiser, seconds = open_timed(bundle, threads, device)
         names = ("backbone", "text_head", "image_head")
         nodes = {name: len(onnx.load(bundle.graph_path(name), load_external_data=False).graph.node) for name in names}
-        return cls(
-            *(bundle, precision, threads, denoiser, seconds),
-            cost.Transformer.of(bundle, nodes),
-            ceiling.rates(rows, threads),
-        )
+        rates = None if top is None else ceiling.rates([row for row in top if "what" in row], threads)
+        return cls(bundle, precision, threads, denoiser, seconds, cost.Transformer.of(bundle, nodes), rates, before)
 
 
 def ideal(model: cost.Transformer, rates: cost.Rates, windows: Sequence[Window]) -> float:
@@ -65,26 +65,19 @@ def ideal(model: cost.Transformer, rates: cost.Rates, windows: Sequence[Window])
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A case on a stand."""
+    """A case of an opened model."""
 
-    stand: OpenModel
+    model: OpenModel
     case: Case
 
     def run(self) -> Run:
-        return timed(self.case.steps(self.stand.denoiser), self.stand.denoiser.clock, self.case.leave)
-
-
-def forms_needed(bundle: Bundle) -> list[str]:
-    """The ceiling's forms that a bundle's rates and its share are told by; float32 for the image tokenizer."""
-    groups = (bundle.quantization[name] for name in ("backbone", "text_head", "image_head"))
-    forms = list(dict.fromkeys(["fp32", *(cost.form_of(group) for group in groups)]))
-    return [*forms, ceiling.ALONE] if "int8" in forms else forms
+        return timed(self.case.steps(self.model.denoiser), self.model.denoiser.clock, self.case.leave)
 
 
 def in_turns(variants: Sequence[Variant], rounds: int) -> Iterator[tuple[int, int, Run]]:
     """(round, variant's number, run): a short warm-up of each, then every variant once a round, each round begun by another."""
     for variant in variants:
-        for _ in islice(variant.case.steps(variant.stand.denoiser), WARM_UP):
+        for _ in islice(variant.case.steps(variant.model.denoiser), WARM_UP):
             pass
     for turn in range(rounds):
         for number in range(len(variants)):
@@ -97,22 +90,19 @@ def measured(variants: Sequence[Variant], rounds: int) -> list[Row]:
     runs: list[list[Run]] = [[] for _ in variants]
     for _, number, run in in_turns(variants, rounds):
         runs[number].append(run)
-    models = len({id(variant.stand) for variant in variants})
-    return [row_of(variant, found) | {"models_open": models} for variant, found in zip(variants, runs, strict=True)]
+    models = len({id(variant.model) for variant in variants})
+    return [_row(variant, found) | {"models_open": models} for variant, found in zip(variants, runs, strict=True)]
 
 
-def row_of(variant: Variant, runs: Sequence[Run]) -> Row:
-    stand, case, scale = variant.stand, variant.case, variant.case.scale
+def _row(variant: Variant, runs: Sequence[Run]) -> Row:
+    model, case, scale, first = variant.model, variant.case, variant.case.scale, runs[0]
     seconds = spread(scale * run.seconds for run in runs)
-    parts = {part: scale * statistics.median(run.parts[part] for run in runs) for part in PARTS}
     backbone = statistics.median(run.parts["backbone"] for run in runs)
-    python = statistics.median(sum(run.parts[part] for part in PYTHON) / run.seconds for run in runs)
-    first, peaks = runs[0], [run.peak for run in runs if run.peak is not None]
     return {
         "task": case.task,
         **_labels(case.settings),
-        "precision": stand.precision,
-        "threads": stand.threads,
+        "precision": model.precision,
+        "threads": model.threads,
         "prompt": case.prompt,
         "tokens": case.size,
         "steps": first.steps,
@@ -125,13 +115,20 @@ def row_of(variant: Variant, runs: Sequence[Run]) -> Row:
         "tokens_per_second": case.size / seconds["median"],
         "first_step_seconds": spread(run.first for run in runs),
         "step_seconds": seconds["median"] / scale / first.steps,
-        "parts": parts,
-        "python_share": python,
-        "ceiling_share": ideal(stand.model, stand.rates, first.windows) / backbone,
-        "peak_bytes": max(peaks, default=None),
-        "load_seconds": stand.load_seconds,
-        **_said(variant, seconds["median"]),
+        "parts": {part: scale * statistics.median(run.parts[part] for run in runs) for part in PARTS},
+        "python_share": statistics.median(sum(run.parts[part] for part in PYTHON) / run.seconds for run in runs),
+        "ceiling_share": ideal(model.transformer, model.rates, first.windows) / backbone if model.rates else None,
+        "peak_bytes": _peak(model, runs),
+        "load_seconds": model.load_seconds,
+        **_predicted(variant, seconds["median"]),
     }
+
+
+def _peak(model: OpenModel, runs: Sequence[Run]) -> int | None:
+    """Of the process, or of a device's memory, which its provider keeps once it has taken it."""
+    if model.card_before is not None:
+        return (card_bytes() or model.card_before) - model.card_before
+    return max((run.peak for run in runs if run.peak is not None), default=None)
 
 
 def _labels(settings: TextSettings | ImageSettings) -> Row:
@@ -141,73 +138,49 @@ def _labels(settings: TextSettings | ImageSettings) -> Row:
     return {"cache": None, "threshold": None, "settings": asdict(settings)}
 
 
-def _said(variant: Variant, seconds: float) -> Row:
-    """What the model predicted, by part; nothing where the number of steps is found out by decoding."""
-    if variant.case.pieces is None:
+def _predicted(variant: Variant, seconds: float) -> Row:
+    """What the cost model says, by part; nothing where decoding finds out how many steps there are, or no rate is known."""
+    rates = variant.model.rates
+    if variant.case.pieces is None or rates is None:
         return {"predicted_seconds": None}
     parts: dict[str, float] = {}
-    for step in variant.case.pieces(variant.stand.model):
+    for step in variant.case.pieces(variant.model.transformer):
         for piece in step:
-            parts[piece.part] = parts.get(piece.part, 0.0) + variant.case.scale * variant.stand.rates.seconds(piece)
-    whole = sum(parts.values())
-    return {"predicted_seconds": whole, "predicted_parts": parts, "predicted_over_measured": whole / seconds}
+            parts[piece.part] = parts.get(piece.part, 0.0) + variant.case.scale * rates.seconds(piece)
+    total = sum(parts.values())
+    return {"predicted_seconds": total, "predicted_parts": parts, "predicted_over_measured": total / seconds}
 
 
-def doublings(stand: OpenModel, bench: Bench, prompt: int, steps: int, rounds: int) -> list[Row]:
-    """How much longer a decode takes when its prompt or its picture doubles, measured in turns and predicted.
-
-    Text and understanding: one block, every step of which is a whole forward (cache none) or leans on one (dual).
-    """
-    longest = bench.bundle.architecture.max_sequence_length
-    block = min(32, bench.bundle.text_defaults.block_length)
-    pairs: list[tuple[str, Case, Case]] = []
-    for cache in ("none", "dual"):
-        text = TextSettings(answer_length=block, block_length=block, steps=min(steps, block), cache=cache)  # type: ignore[arg-type]
-        if 2 * prompt + block <= longest:
-            pairs.append((f"prompt, cache {cache}", bench.text(prompt, text), bench.text(2 * prompt, text)))
-        if 2 * bench.grid**2 + 64 <= longest:
-            seen = bench.understanding(1, text), bench.understanding(2, text)
-            pairs.append((f"picture asked about, cache {cache}", *seen))
-    if 2 * bench.grid**2 + 64 <= longest:
-        drawn = ImageSettings(steps=2, guidance=0.0)
-        pairs.append(("picture drawn", bench.drawing(1, drawn), bench.drawing(2, drawn)))
-    return [_doubling(name, Variant(stand, once), Variant(stand, twice), rounds) for name, once, twice in pairs]
+def agreement(precision: str, device: str, work: Path) -> Row:
+    """The share of greedy tokens that a device writes as the CPU does, on a tiny bundle: 1 but for ties in half precision."""
+    form = precision if precision in ("fp32", "fp16", "int8", "int4") else "fp16"
+    bundle = cached_bundle("tiny", form, work, target=TARGETS[device])
+    case = Bench.of(bundle).understanding(1, bundle.text_defaults)
+    answers: list[dict[int, int]] = [{}, {}]
+    for place, answer in zip((device, "cpu"), answers, strict=True):
+        for step in case.steps(open_denoiser(bundle, choose_device(place), 1)):
+            answer |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))
+    same = sum(answers[0][place] == token for place, token in answers[1].items())
+    return {"task": "agreement", "precision": form, "device": device, "agreement": same / len(answers[1])}
 
 
-def _doubling(name: str, once: Variant, twice: Variant, rounds: int) -> Row:
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _, number, run in in_turns((once, twice), rounds):
-        seconds[number].append(run.seconds)
-    ratio = statistics.median(seconds[1]) / statistics.median(seconds[0])
-    said = [_said(v, 1.0)["predicted_seconds"] for v in (once, twice)]
-    return {
-        "doubled": name,
-        "precision": once.stand.precision,
-        "threads": once.stand.threads,
-        "from": once.case.prompt if "drawn" not in name else once.case.size,
-        "to": twice.case.prompt if "drawn" not in name else twice.case.size,
-        "seconds": [spread(each) for each in seconds],
-        "measured_ratio": ratio,
-        "predicted_seconds": said,
-        "predicted_ratio": said[1] / said[0],
-        "off": said[1] / said[0] / ratio - 1,
-    }
-
-
-def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> Measured:
+def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> list[Row]:
     """The machine's ceiling for a bundle's forms, and its forwards by operator, in a process of its own: what they hold and
     import must not count to the memory of a decode."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_machine, path, precision, threads, effort, tuple(tokens), runs).result()
 
 
-def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> Measured:
+def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> list[Row]:
     bundle = Bundle.open(path)
-    top = list(ceiling.measure(bundle.architecture, forms_needed(bundle), RATED, threads, effort))
-    return top, list(forwards(bundle, precision, threads, top, tokens, runs))
+    groups = (bundle.quantization[name] for name in ("backbone", "text_head", "image_head"))
+    forms = list(dict.fromkeys(cost.form_of(group) for group in groups))
+    forms += [ceiling.ALONE] if "int8" in forms else []
+    top = list(ceiling.measure(bundle.architecture, forms, RATED, threads, effort))
+    return [*top, *_forwards(bundle, precision, threads, top, tokens, runs)]
 
 
-def forwards(
+def _forwards(
     bundle: Bundle, precision: str, threads: int, top: Sequence[Row], tokens: Sequence[int], runs: int
 ) -> Iterator[Row]:
     """One whole forward at each number of tokens, by what its operators do, and the share of the ceiling that its products
@@ -228,8 +201,8 @@ def forwards(
         }
 
 
-def shares(row: Mapping[str, Any]) -> str:
+def shares(row: Mapping[str, dict[str, float]]) -> str:
     """The parts of a row in hundredths of its time, or of a forward's operators."""
     parts = row.get("parts") or row["operators"]
-    whole = sum(parts.values())
-    return " ".join(f"{part} {100 * seconds / whole:.1f}" for part, seconds in parts.items())
+    total = sum(parts.values())
+    return " ".join(f"{part} {100 * seconds / total:.1f}" for part, seconds in parts.items())

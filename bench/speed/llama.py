@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmada_lite.bench.speed import third_party
-from mmada_lite.bench.synthetic import RandomTensors, Size, config_of
+from mmada_lite.bench import third_party
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import TransformerConfig
+from mmada_lite.export.synthetic import RandomTensors, Size, config_of
 
 KINDS = ("q8_0", "q4_0")  # blocks of 32 weights with one scale, eight or four bits
 _ROOT = "model.transformer"

@@ -19,6 +19,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
+from mmada_lite.ort import nvidia
 from mmada_lite.ort.loader import LazyDenoiser, open_denoiser
 from mmada_lite.ort.session import choose_device
 
@@ -141,13 +142,14 @@ class TimedDenoiser:
             self.clock.add("copying", time.perf_counter() - started - (self.clock.in_sessions - before))
 
 
-def open_timed(bundle: Bundle, threads: int) -> tuple[TimedDenoiser, float]:
-    """A bundle's denoiser on the CPU under a clock, and the seconds that opening it took."""
+def open_timed(bundle: Bundle, threads: int, device: str = "cpu") -> tuple[TimedDenoiser, float]:
+    """A bundle's denoiser under a clock, and the seconds that opening it took."""
     clock, started = Clock(), time.perf_counter()
-    parts = {"embedder": "embedder", "backbone": "backbone"}
-    denoiser = open_denoiser(
-        bundle, choose_device("cpu"), threads, lambda graph, session: TimedSession(session, parts.get(graph, "head"), clock)
-    )
+
+    def wrap(graph: str, session: Any) -> TimedSession:
+        return TimedSession(session, graph if graph in ("embedder", "backbone") else "head", clock)
+
+    denoiser = open_denoiser(bundle, choose_device(device), threads, wrap)
     return TimedDenoiser(denoiser, clock), time.perf_counter() - started
 
 
@@ -179,6 +181,11 @@ def timed(steps: Iterator[Step], clock: Clock, leave: int = 0) -> Run:
     parts = {part: clock.seconds.get(part, 0.0) for part in PARTS}
     parts["selection"] = max(0.0, seconds - sum(parts.values()))
     return Run(seconds, first, count, forwards, written, parts, tuple(clock.forwards), peak())
+
+
+def card_bytes() -> int | None:
+    """Bytes of the first card's memory that are taken; None without a card."""
+    return next((card.memory - card.free for card in nvidia.cards() if card.free is not None), None)
 
 
 def forget_peak() -> bool:

@@ -57,8 +57,7 @@ Spinning = Literal["run", "always", "never"]
 class Tuning:
     """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
     next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run. `mmada-lite bench sessions` measures what they do on a machine
-    (docs/drawing.md)."""
+    next), or "never"; arena: memory is kept for the next run (docs/drawing.md has what they do)."""
 
     spinning: Spinning = "run"
     arena: bool = True

@@ -16,7 +16,6 @@ from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
-from mmada_lite.export.codec_vq import VQConfig
 from mmada_lite.vocabulary import Vocabulary
 
 SHAPE = Architecture(64, 3, 4, 2, 16, 96, 144, 10000.0, 1e-5, 512)
@@ -116,13 +115,3 @@ def test_rates_are_those_measured_and_between_them_a_power_law() -> None:
     assert cost.at(rates, 200) == pytest.approx(1000 * math.sqrt(2))
     assert cost.at(rates, 5000) == 2000.0
     assert cost.at({32: 7.0}, 1) == cost.at({32: 7.0}, 99) == 7.0
-
-
-@pytest.mark.parametrize("tower", ["encoder", "decoder"])
-def test_the_codec_is_counted_at_the_size_of_each_level(tower: str) -> None:
-    config = VQConfig()
-    whole, half = (cost.codec(config, side, tower)[0].flops for side in (512, 256))
-    assert whole == pytest.approx(4 * half)
-    convolutions = [s for n, s in config.expected_tensors().items() if len(s) == 4 and n.startswith(tower)]
-    most = sum(2 * math.prod(shape) * 512**2 for shape in convolutions)
-    assert most / 4**4 < whole < most

@@ -1,5 +1,5 @@
-"""Laws of `bench frontier` and `bench presets` on a tiny model that means nothing: every policy is timed and examined, none
-on the frontier is beaten, what the runtime lacks is named, faults are one line."""
+"""Laws of `bench quality --frontier` and `--presets` on a tiny model that means nothing: every policy is timed and examined,
+none on the frontier is beaten, what a model forbids is named, faults are one line."""
 
 import json
 import sys
@@ -9,15 +9,17 @@ import pytest
 import torch
 from toys import write_place
 
-from mmada_lite.bench import record
-from mmada_lite.bench.quality import frontier, measures, policies, presets
+from mmada_lite.bench import policies, record
+from mmada_lite.bench.policies import Policy
+from mmada_lite.bench.quality import evaluate, frontier, measures
 from mmada_lite.bench.quality.measures import Timed, alternate, pareto, times
-from mmada_lite.bench.quality.policies import Policy
-from mmada_lite.bench.quality.tasks import TASKS
+from mmada_lite.bench.quality.models import open_model
+from mmada_lite.bench.quality.tasks import TASKS, EvalContext
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.train.loop import fast_type
 
-REFERENCE = presets.REFERENCES[fast_type(torch.device("cpu"))]
+REFERENCE = measures.REFERENCES[fast_type(torch.device("cpu"))]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,8 @@ def words(place: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def swept(place: Path) -> dict:
     target, chart = place / "frontier.json", place / "frontier.png"
-    assert (
-        frontier.main(
-            words(
-                place, "--policies", "steps=2", "cache=dual threshold=0.8", "draft=2", "-o", str(target), "--plot", str(chart)
-            )
-        )
-        == 0
-    )
+    chosen = ["--policies", "steps=2", "cache=dual threshold=0.8", "draft=2"]
+    assert evaluate.main(words(place, "--frontier", *chosen, "-o", str(target), "--plot", str(chart))) == 0
     assert chart.read_bytes().startswith(b"\x89PNG")
     return record.load(target)
 
@@ -48,20 +44,20 @@ def swept(place: Path) -> dict:
 @pytest.fixture(scope="module")
 def named(place: Path) -> dict:
     target = place / "presets.json"
-    assert presets.main(words(place, "--checkpoint", str(place / "checkpoint"), "-o", str(target))) == 0
+    assert evaluate.main(words(place, "--presets", "--checkpoint", str(place / "checkpoint"), "-o", str(target))) == 0
     return record.load(target)
 
 
 def test_the_reference_in_bf16_is_run_where_it_is_asked_for(place: Path) -> None:
     target = place / "with-bf16-presets.json"
-    given = ["--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
-    assert presets.main(words(place, *given)) == 0
+    given = ["--presets", "--kinds", "image", "--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
+    assert evaluate.main(words(place, *given)) == 0
     names = {row["policy"] for row in record.load(target)["rows"] if row["policy"].startswith("torch")}
     assert names == {"torch bf16"}
 
 
 def test_every_policy_is_timed_and_examined(swept: dict) -> None:
-    for kind, tasks in (("text", frontier.TEXT_TASKS), ("image", measures.PICTURES)):
+    for kind, tasks in measures.METRICS.items():
         mine = [row for row in swept["rows"] if row["kind"] == kind]
         assert len(mine) > 1
         assert mine[0]["changes"] == ({"cache": "none"} if kind == "text" else {})
@@ -83,8 +79,30 @@ def test_none_on_the_frontier_is_beaten(swept: dict) -> None:
             )
 
 
+def test_a_sweep_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, quality, examined = place / "stopped.json", measures.quality, list[str]()
+    given = words(place, "--frontier", "--kinds", "text", "--policies", "steps=0.5", "early_stop=0.95", "-o", str(target))
+
+    def killed_at_the_second(context: EvalContext, policy: Policy, kind: str) -> dict:
+        examined.append(policy.name)
+        if len(examined) == 2:
+            raise KeyboardInterrupt
+        return quality(context, policy, kind)
+
+    monkeypatch.setattr(measures, "quality", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(given)
+    left = record.load(target)
+    assert not left["complete"]
+    monkeypatch.setattr(measures, "alternate", lambda *_: pytest.fail("timed again"))
+    assert evaluate.main(given) == 0
+    content = record.load(target)
+    assert examined[0] not in examined[1:]
+    assert [row["seconds"] for row in content["rows"]] == [row["seconds"] for row in left["rows"] if "seconds" in row]
+
+
 def test_ratios_are_of_turns_and_of_all_their_seconds() -> None:
-    theirs, ours = [[Timed(s, 1, None) for s in each] for each in ((1.0, 2.0, 9.0), (1.0, 1.0, 1.0))]
+    theirs, ours = [[Timed(s, 1, 1) for s in each] for each in ((1.0, 2.0, 9.0), (1.0, 1.0, 1.0))]
     found = times(theirs, ours)
     assert (found["median"], found["max"], found["whole"]) == (2.0, 9.0, 4.0)
 
@@ -97,7 +115,7 @@ def test_pareto_keeps_what_nothing_beats() -> None:
 def test_the_table_has_every_policy(swept: dict) -> None:
     shown = frontier.table(swept["rows"])
     assert all(f"| {row['policy']} |" in shown for row in swept["rows"])
-    assert shown.count("| * |") == sum(row["frontier"] for row in swept["rows"])
+    assert shown.count("| * |") == sum(row["frontier"] for row in swept["rows"]) > 0
 
 
 def test_presets_stand_beside_their_quality(named: dict) -> None:
@@ -108,7 +126,7 @@ def test_presets_stand_beside_their_quality(named: dict) -> None:
         assert "quality" not in mine[REFERENCE]
         assert set(mine[names[0]]["points"].values()) == {0}
         assert all(row["times_reference"]["median"] > 0 for row in mine.values())
-    shown = presets.table(named["rows"])
+    shown = frontier.table(named["rows"])
     assert "arithmetic %" in shown
     assert "drawing %" in shown
     assert f"| {REFERENCE} |" in shown
@@ -127,25 +145,24 @@ def test_turns_alternate() -> None:
 
 
 def test_metrics_are_those_of_the_tasks() -> None:
-    assert set(measures.METRICS) <= set(TASKS)
-    assert {*frontier.TEXT_TASKS, *measures.PICTURES} == set(measures.METRICS)
+    assert {task for tasks in measures.METRICS.values() for task in tasks} <= set(TASKS)
+    assert set(measures.METRICS) == set(frontier.UNITS)
 
 
 def test_tables_of_policies_are_sound() -> None:
-    """What the runtime knows can be made of its defaults, and no two policies of a table are the same."""
+    """Each can be made of the defaults, and no two policies of a table are the same."""
     for table, kind in ((policies.TEXT, "text"), (policies.IMAGE, "image")):
-        known, passed = policies.grid(table, kind)
-        assert len(known) + len(passed) == len(table)
-        assert len({policy.name for policy in known}) == len(known)
-        assert all("has no setting" in line for line in passed)
+        known = policies.grid(table, kind)
+        assert len(known) == len(table)
         for policy in known:
-            policy.text(policies.TextSettings()), policy.image(policies.ImageSettings())
+            policy.text(TextSettings()), policy.image(ImageSettings())
+    assert Policy("half", {"steps": 0.5}).text(TextSettings(steps=64)).steps == 32
+    with pytest.raises(Error):
+        Policy("wrong", {"cache": "some"}).text(TextSettings())
 
 
 def test_settings_that_a_model_forbids_are_named(place: Path) -> None:
-    from mmada_lite.bench.quality.models import open_subject
-
-    good, bad = measures.valid([Policy("fine"), Policy("short", {"steps": 100})], open_subject(place / "bundle", "cpu"))
+    good, bad = measures.valid([Policy("fine"), Policy("short", {"steps": 100})], open_model(place / "bundle", "cpu"))
     assert [policy.name for policy in good] == ["fine"]
     assert bad[0].startswith("short: 100 steps for 8 tokens")
 
@@ -161,7 +178,7 @@ def test_settings_that_a_model_forbids_are_named(place: Path) -> None:
 )
 def test_faults_are_one_line(place: Path, more: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = [more[0], str(place / more[1]) if more[0] == "--checkpoint" else more[1]]
-    assert presets.main(words(place, *given, "-o", str(place / "fault.json"))) == 2
+    assert evaluate.main(words(place, "--presets", *given, "-o", str(place / "fault.json"))) == 2
     complaint = capsys.readouterr().err.splitlines()[-1]
     assert complaint.startswith("mmada-lite: ")
     assert message in complaint

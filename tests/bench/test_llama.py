@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmada_lite.bench.reference import torch_logits
 from mmada_lite.bench.speed import llama
 from mmada_lite.bench.speed.contestants import torch_model
-from mmada_lite.bench.speed.reference import torch_logits
-from mmada_lite.bench.synthetic import SIZES
+from mmada_lite.export.synthetic import SIZES
 
 TINY = SIZES["tiny"]
 

@@ -3,18 +3,19 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mmada_lite.bench.quality.policies import Policy, for_peers, grid
+from mmada_lite.bench.policies import for_peers
+from mmada_lite.bench.record import Row
+from mmada_lite.bench.reference import torch_logits
 from mmada_lite.bench.speed import contestants, peers
 from mmada_lite.bench.speed.contestants import Plan, Work
 from mmada_lite.bench.speed.peers import alternate, table, turn
-from mmada_lite.bench.speed.reference import torch_logits
-from mmada_lite.bench.synthetic import SIZES
-from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.errors import Error
+from mmada_lite.export.synthetic import SIZES
 
 TINY = SIZES["tiny"]
 
@@ -40,7 +41,7 @@ def test_every_side_does_every_task(result: dict) -> None:
     for policy in for_peers():
         tasks = {task for task, side in did if side == f"ours int8 {policy.name}"}
         assert {"text", "understanding"} <= tasks
-    for precision in peers.PRECISIONS:
+    for precision in peers.PRECISIONS["cpu"]:
         assert {task for task, side in did if side == f"ours {precision}"} == {f"forward {n}" for n in plan.forwards}
     others = {name for name, _ in contestants.others("tiny", TINY, plan, Path(), 1)}
     assert others <= set(result["missing"]) | {side for _, side in did}
@@ -100,7 +101,9 @@ def test_both_sides_compute_the_same_model(work: Path) -> None:
     """torch and our fp32 graphs hold the same random weights, so their answers agree token for token."""
     plan = Plan.of(TINY)
     mask, logits = TINY.vocabulary.special.mask, torch_logits(contestants.torch_model(TINY, torch.float32))
-    mine = next(side for side in contestants.ours("tiny", TINY, plan, "fp32", work, 1, True) if side.name == "ours fp32 exact")
+    mine = next(
+        side for side in contestants.ours("tiny", TINY, plan, "fp32", work, 1, decode=True) if side.name == "ours fp32 exact"
+    )
     theirs = contestants.reference("torch", logits, TINY, plan)
     with torch.inference_mode():
         *_, row = theirs.works["text"].begin()
@@ -131,6 +134,25 @@ def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch
     assert "here; llama.cpp q8_0: llama_cpp is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rows = work / "stopped.json", peers.rows
+    words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--sides", "torch fp32", "--only", "forward 8", "text"]
+
+    def killed(task: str, *given: Any) -> Iterator[Row]:
+        return rows(task, *given) if task == "forward 8" else pytest.fail("killed")
+
+    monkeypatch.setattr(peers, "rows", killed)
+    with pytest.raises(pytest.fail.Exception):
+        peers.main([*words, "-o", str(target)])
+    left = json.loads(target.read_text())
+    assert (left["complete"], left["tasks"]) == (False, {"forward 8": 1})
+    monkeypatch.setattr(peers, "rows", rows)
+    assert peers.main([*words, "-o", str(target)]) == 0
+    content = json.loads(target.read_text())
+    assert content["rows"][0] == left["rows"][0]
+    assert [row["task"] for row in content["rows"]] == ["forward 8", "text"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,12 +171,3 @@ def test_faults_are_one_line(work: Path, words: list[str], message: str, capsys:
     assert complaint.startswith("mmada-lite: ")
     assert message in complaint
     assert not target.exists()
-
-
-def test_policies_the_runtime_lacks_are_passed_over_by_name() -> None:
-    known, passed = grid([{"cache": "dual"}, {"sixth_sense": 3}], "text")
-    assert [policy.name for policy in known] == ["cache=dual"]
-    assert passed == ["text sixth_sense=3: this version has no setting sixth_sense"]
-    assert Policy("half", {"steps": 0.5}).text(TextSettings(steps=64)).steps == 32
-    with pytest.raises(Error):
-        Policy("wrong", {"cache": "some"}).text(TextSettings())

@@ -1,21 +1,29 @@
-"""What a benchmark leaves behind: whole, readable again, and the command in it."""
+"""What a benchmark leaves behind: whole, readable again, of a known schema, the command in it; and a run that was stopped
+goes on."""
 
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmada_lite.bench import record
+from mmada_lite.bench.record import Run
 from mmada_lite.errors import Error
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def test_a_record_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
-    content = record.record("ceiling", ["--threads", "2", "--work", "a folder"], [{"gops": 1.5}], note="said once")
-    path = record.save(content, tmp_path / "deep" / "file.json")
-    assert path is not None
-    assert record.load(path) == content
+    words = ["--threads", "2", "--work", "a folder"]
+    run = Run("ceiling", words, tmp_path / "deep" / "file.json")
+    content = run.finish([{"gops": 1.5}], note="said once")
+    assert record.load(tmp_path / "deep" / "file.json") == content
     assert content["command"] == "mmada-lite bench ceiling --threads 2 --work 'a folder'"
-    assert content["rows"] == [{"gops": 1.5}]
+    assert (content["schema"], content["complete"], content["rows"]) == (1, True, [{"gops": 1.5}])
     assert content["note"] == "said once"
     assert content["hardware"]["cores"] >= 1
     assert {"python", "numpy", "onnxruntime", "mmada-lite"} <= set(content["versions"])
@@ -33,13 +41,92 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
         record.save(record.record("ceiling", [], []), path / "below")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"bench": "x"})])
+def test_a_task_is_done_once_and_its_rows_are_kept_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, done = tmp_path / "file.json", list[str]()
+
+    def work(name: str, count: int = 2) -> Iterator[record.Row]:
+        done.append(name)
+        yield from ({"name": name, "number": number} for number in range(count))
+
+    first = Run("peers", ["--rounds", "2"], path)
+    first.plan(3)
+    rows = first.do("a", lambda: work("a")) + first.do("b", lambda: work("b", 0))
+    left = record.load(path)
+    assert (left["complete"], left["tasks"], left["rows"]) == (False, {"a": 2, "b": 0}, rows)
+    again = Run("peers", ["--rounds", "2", "--force"], path)  # the word for beginning anew is no part of the command
+    again.plan(3)
+    assert again.do("a", lambda: work("a")) == rows
+    assert again.do("c", lambda: work("c"))[1] == {"name": "c", "number": 1}
+    assert again.do("b", lambda: work("b")) == []
+    assert done == ["a", "b", "c"]
+    again.finish([{"all": 1}])
+    assert record.load(path)["rows"] == [{"all": 1}]
+    assert "tasks" not in record.load(path)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "1 of 3: a"
+    assert said[1].startswith("2 of 3: b (0 s so far, about ")
+    assert said[2].endswith("file.json: going on behind a, b; --force begins anew")
+    assert said[3] == "3 of 3: c"
+
+
+@pytest.mark.parametrize("change", ["words", "about", "force", "finished", "versions", "other"])
+def test_only_the_same_unfinished_run_is_gone_on_with(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    first = Run("peers", ["--rounds", "2"], path, about="model")
+    first.do("a", lambda: [{"n": 1}])
+    if change == "finished":
+        first.finish([{"n": 1}])
+    if change == "versions":
+        monkeypatch.setattr(record, "versions", lambda: {"mmada-lite": "99"})
+    if change == "other":
+        path.write_text("not JSON")
+    words = ["--rounds", "3" if change == "words" else "2"]
+    again = Run("peers", words, path, force=change == "force", about="other" if change == "about" else "model")
+    assert again.do("a", lambda: [{"n": 2}]) == [{"n": 2}]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mmada_lite.bench.record import Run
+run = Run("peers", [], Path(sys.argv[1]))
+run.do("a", lambda: [{"n": 1}])
+run.do("b", lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True)
+    assert done.returncode == -9
+    again = Run("peers", [], path)
+    assert again.do("a", lambda: pytest.fail("it was done before")) == [{"n": 1}]
+    assert again.do("b", lambda: [{"n": 2}]) == [{"n": 2}]
+    assert record.load(path)["rows"] == [{"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"bench": "x"}), json.dumps({"schema": 1, "bench": "x"})])
 def test_what_is_no_record_is_said_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(Error, match=r"x\.json") as said:
         record.load(path)
     assert "\n" not in str(said.value)
+
+
+def test_a_later_schema_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(record.record("peers", [], []) | {"schema": 2}))
+    with pytest.raises(Error, match="is of schema 2, and this version reads 1; use a later mmada-lite"):
+        record.load(path)
+
+
+def test_a_folder_has_another_fingerprint_when_a_file_of_it_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"1")
+    first = record.fingerprint(tmp_path)
+    assert first == record.fingerprint(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"12")
+    assert record.fingerprint(tmp_path) != first
 
 
 def test_results_go_into_the_checkout() -> None:
@@ -52,3 +139,19 @@ def test_a_spread_is_ordered_and_one_measurement_is_its_own() -> None:
     found = record.spread([3.0, 1.0, 2.0, 10.0])
     assert found["min"] <= found["low"] <= found["median"] <= found["high"] <= found["max"]
     assert set(record.spread([4.0]).values()) == {4.0}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_kept_records_are_whole_and_quoted(path: Path) -> None:
+    content = record.load(path)
+    assert content.get("complete", True)
+    assert content["rows"]
+    documents = [*(RESULTS.parents[1] / "docs").glob("*.md"), RESULTS.parents[1] / "README.md"]
+    assert any(f"bench/results/{path.name}" in document.read_text(encoding="utf-8") for document in documents)
+
+
+def test_every_record_that_is_quoted_is_there() -> None:
+    documents = [*(RESULTS.parents[1] / "docs").glob("*.md"), RESULTS.parents[1] / "README.md"]
+    quoted = {name for each in documents for name in re.findall(r"\]\((?:\.\./)?bench/results/([^)]+)\)", each.read_text())}
+    assert quoted
+    assert quoted <= {path.name for path in RESULTS.glob("*.json")}

@@ -78,3 +78,14 @@ def test_folders_that_cannot_be_checked_say_why(golden, tmp_path):
     (folder / "text" / "mha_full" / "case.json").write_text('{"settings": {}}')
     with pytest.raises(Error, match="mha_full is not complete"):
         list(check_folder(folder, ["torch"]))
+
+
+def test_it_is_one_of_the_benchmarks_too(golden, tmp_path, capsys):
+    folder = copied(golden, tmp_path / "set", "llm/mha", "text/mha_full")
+    found = []
+    for words in (["check", str(folder), "--engine", "onnx"], ["bench", "check", str(folder), "--engine", "onnx"]):
+        assert main(words) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    assert main(["bench", "check", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith("mmada-lite: no folder at ")

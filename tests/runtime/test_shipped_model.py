@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmada_lite.bench.quality.models import Subject, open_subject
+from mmada_lite.bench.quality.models import EvalModel, open_model
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import embedded_bundle
 from mmada_lite.train import rollouts
@@ -24,25 +24,25 @@ NOTES = ("NOTICE", "model_card.md")  # laid beside the graphs
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Subject:
-    return open_subject(embedded_bundle(), "cpu")
+def bundle() -> EvalModel:
+    return open_model(embedded_bundle(), "cpu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Subject:
-    return open_subject(SHIPPED / "emoji")
+def checkpoint() -> EvalModel:
+    return open_model(SHIPPED / "emoji")
 
 
-def drawn(subject: Subject, captions: list[str], seed: int) -> np.ndarray:
+def drawn(model: EvalModel, captions: list[str], seed: int) -> np.ndarray:
     """Pictures [N, H, W, 3] of captions."""
-    side = round(len(subject.encode(np.zeros((1, 64, 64, 3), np.uint8))[0]) ** 0.5)
-    codes = rollouts.draw(subject, rollouts.caption_prompts(subject, captions), subject.image, side * side, seed).codes
-    return subject.decode(codes, (side, side))
+    side = round(len(model.encode(np.zeros((1, 64, 64, 3), np.uint8))[0]) ** 0.5)
+    codes = rollouts.draw(model, rollouts.caption_prompts(model, captions), model.image, side * side, seed).codes
+    return model.decode(codes, (side, side))
 
 
-def said(subject: Subject, questions: list[str], pictures: np.ndarray | None = None) -> list[str]:
-    codes = None if pictures is None else subject.encode(pictures)
-    return rollouts.answers(subject, rollouts.question_prompts(subject, questions, codes), subject.text)
+def said(model: EvalModel, questions: list[str], pictures: np.ndarray | None = None) -> list[str]:
+    codes = None if pictures is None else model.encode(pictures)
+    return rollouts.answers(model, rollouts.question_prompts(model, questions, codes), model.text)
 
 
 def test_the_bundle_is_the_checkpoint_exported_byte_for_byte(tmp_path: Path) -> None:
@@ -64,15 +64,15 @@ def test_the_checkpoint_and_its_tokenizer_are_small() -> None:
     assert sum(path.stat().st_size for path in (SHIPPED / "emoji").rglob("*") if path.is_file()) <= 24 * 2**20
 
 
-def test_torch_and_the_bundle_draw_and_answer_alike(bundle: Subject, checkpoint: Subject) -> None:
+def test_torch_and_the_bundle_draw_and_answer_alike(bundle: EvalModel, checkpoint: EvalModel) -> None:
     captions = ["a star on a black background", "a cat on a purple background"]
-    ours, theirs = (drawn(subject, captions, 3).astype(int) for subject in (bundle, checkpoint))
+    ours, theirs = (drawn(model, captions, 3).astype(int) for model in (bundle, checkpoint))
     assert np.abs(ours - theirs).max() <= 1  # the same codes; rounding of pixels alone
     questions = ["what is 12 + 7?", "what colour is a banana?", "hello"]
     assert said(bundle, questions) == said(checkpoint, questions)
 
 
-def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: Subject) -> None:
+def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: EvalModel) -> None:
     """One drawing of each of two dozen held-out pairs of what the card names; the model sees the backgrounds that it drew."""
     card = (Path(embedded_bundle()) / "model_card.md").read_text(encoding="utf-8")
     listed = re.search(r"\*\*Things:\*\*(.*?)\.", card, re.DOTALL)
@@ -88,14 +88,14 @@ def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: Su
     assert np.mean([a == colour for a, colour in zip(answers, colours, strict=True)]) >= 0.8
 
 
-def test_facts_are_known(bundle: Subject) -> None:
+def test_facts_are_known(bundle: EvalModel) -> None:
     asked = [(wordings[0], reply) for reply, wordings in FACTS]
     found = said(bundle, [question for question, _ in asked])
     assert np.mean([f == reply for f, (_, reply) in zip(found, asked, strict=True)]) >= 0.8
 
 
 @pytest.mark.parametrize("kind", ["sum2", "difference2", "sum3"])
-def test_problems_never_seen_are_right_with_their_thought(bundle: Subject, kind: str) -> None:
+def test_problems_never_seen_are_right_with_their_thought(bundle: EvalModel, kind: str) -> None:
     problems = distinct_problems(kind, True, 24, np.random.default_rng(5))
     answers = said(bundle, [f"what is {problem}?" for problem in problems])
     assert np.mean([answer == response_to(problem) for answer, problem in zip(answers, problems, strict=True)]) >= 0.85

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from mmada_lite.bench import synthetic
-from mmada_lite.bench.synthetic import SIZES, RandomTensors, cached_bundle, config_of, exporter, write_bundle, write_checkpoint
 from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
+from mmada_lite.export import synthetic
 from mmada_lite.export.checkpoint import TensorSource, TransformerConfig
+from mmada_lite.export.synthetic import SIZES, RandomTensors, cached_bundle, config_of, exporter, write_bundle, write_checkpoint
 from mmada_lite.memory_plan import Shape
 from mmada_lite.quant.convert import Request, quantize_model
 from mmada_lite.vocabulary import Tokenizer, Vocabulary

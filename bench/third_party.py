@@ -18,6 +18,7 @@ from mmada_lite.errors import Error
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.loader import threads_of
 from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,43 +29,39 @@ _GRAPHS = ("backbone", "text_head", "image_head")
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A candidate of someone else: bytes of backbone and heads as it stores them."""
+class ThirdParty:
+    """A model that someone else rounded: bytes of backbone and heads as it stores them."""
 
     denoiser: Denoiser
     bytes: int
 
 
-def rivals(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], Rival]]]:
+def candidates(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], ThirdParty]]]:
     """Name and maker of each; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is
-    not installed."""
+    not installed. Two of onnxruntime's, rtn and k_quant, want an even number of blocks a column, and fail without."""
     for kind in ("int8", "nf4"):
-        yield f"bitsandbytes {kind}", lambda kind=kind: bitsandbytes(checkpoint, kind)  # type: ignore[misc]
+        yield f"bitsandbytes {kind}", lambda kind=kind: bitsandbytes(checkpoint, Bundle.open(bundle).vocabulary, kind)  # type: ignore[misc]
     for algorithm in ("rtn", "hqq", "k_quant", "default"):
         for block in (32, 64, 128):
-            if algorithm in ("rtn", "k_quant") and block != 32:
-                continue  # these two take blocks of 32 alone
             name = f"onnxruntime {algorithm} b{block}"
             yield name, lambda a=algorithm, b=block: nbits(bundle, scratch / f"ort-{a}-{b}", a, b, threads)  # type: ignore[misc]
     yield "optimum dynamic int8", lambda: optimum(bundle, scratch / "optimum", threads)
 
 
-def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
+def bitsandbytes(checkpoint: Path, vocabulary: Vocabulary, kind: str) -> ThirdParty:
     """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
     need("bitsandbytes")
     import torch
     from torch import nn
 
-    from mmada_lite.bench.quality.models import open_subject
     from mmada_lite.train.denoiser import TorchDenoiser
+    from mmada_lite.train.model import MMaDA
 
-    subject = open_subject(checkpoint)
-    assert isinstance(subject.denoiser, TorchDenoiser), "a checkpoint is a torch model"
-    model, first = subject.denoiser.model, subject.vocabulary.image_code_offset
+    model, first = MMaDA.load(checkpoint), vocabulary.image_code_offset
     size = quantize_blocks(model, kind)
     whole = model.transformer.ff_out
-    codes = slice(first, first + subject.vocabulary.codebook_size)
-    part = nn.Linear(whole.in_features, subject.vocabulary.codebook_size, bias=False)
+    codes = slice(first, first + vocabulary.codebook_size)
+    part = nn.Linear(whole.in_features, vocabulary.codebook_size, bias=False)
     part.weight = nn.Parameter(whole.weight.data[codes].clone())
     heads = {"text": quantized_linear(whole, kind), "image": quantized_linear(part, kind)}
     size += _stored(whole.weight.shape, kind) + _stored(part.weight.shape, kind)
@@ -74,7 +71,7 @@ def bitsandbytes(checkpoint: Path, kind: str) -> Rival:
             states = torch.einsum("nr,rqd->nqd", self._tensor(mix), self._tensor(hidden))
             return heads[head](states).float()  # type: ignore[no-any-return]
 
-    return Rival(Quantized(model.eval(), codes), size)
+    return ThirdParty(Quantized(model.eval(), codes), size)
 
 
 def quantize_blocks(model: "MMaDA", kind: str) -> int:
@@ -91,7 +88,8 @@ def quantize_blocks(model: "MMaDA", kind: str) -> int:
 
 
 def quantized_linear(linear: "nn.Linear", kind: str) -> "nn.Module":
-    """One Linear as bitsandbytes stores and multiplies it. kind: int8 or nf4."""
+    """One Linear as bitsandbytes stores and multiplies it, in eval(): in train() its int8 would round weights alone, and not
+    activations as LLM.int8() does. kind: int8 or nf4."""
     import bitsandbytes as bnb
     import torch
 
@@ -103,7 +101,7 @@ def quantized_linear(linear: "nn.Linear", kind: str) -> "nn.Module":
     else:
         made = bnb.nn.LinearNF4(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-    return made.to("cpu")
+    return made.to("cpu").eval()
 
 
 def _stored(shape: Any, kind: str) -> int:
@@ -112,8 +110,9 @@ def _stored(shape: Any, kind: str) -> int:
     return count + 4 * int(shape[0]) if kind == "int8" else count // 2 + 4 * (-(-count // 64))
 
 
-def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> Rival:
-    """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose."""
+def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int) -> ThirdParty:
+    """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose. It is given a file, and so a
+    copy of its own: it rewrites the model that it is given, and a second one on the same object would do nothing."""
     need("onnx_ir", "onnx-ir")
     from onnxruntime.quantization import matmul_nbits_quantizer as own
 
@@ -132,7 +131,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
     return _converted(bundle, scratch, convert, threads)
 
 
-def optimum(bundle: Path, scratch: Path, threads: int) -> Rival:
+def optimum(bundle: Path, scratch: Path, threads: int) -> ThirdParty:
     """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
     need("optimum.onnxruntime", "optimum-onnx")
     from optimum.onnxruntime import ORTQuantizer
@@ -155,7 +154,7 @@ class _LogitsAlone(OnnxDenoiser):
         return found  # type: ignore[no-any-return]
 
 
-def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> Rival:
+def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> ThirdParty:
     """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
     these quantizers do not understand the branches behind them."""
     import onnx
@@ -171,7 +170,7 @@ def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None
         size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
         sessions[name] = open_session(target, device, threads)
     shape = opened.architecture
-    return Rival(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
+    return ThirdParty(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
 
 
 def _cut(model: Any, output: str) -> Any:

@@ -1,6 +1,6 @@
 """A model of random weights in a known shape: as large and as slow as a real one, and meaning nothing.
 
-    python -m mmada_lite.bench.synthetic FOLDER          # a checkpoint in the published layout, 16 GB with an image tokenizer
+    python -m mmada_lite.export.synthetic FOLDER          # a checkpoint in the published layout, 16 GB with an image tokenizer
 
 One source of numbers serves both ways of making one: a checkpoint on disk, from which everything can be tried before anything
 is downloaded, and a bundle straight through the exporter. Numbers are drawn as they are asked for, some megabytes at a time,
@@ -11,18 +11,19 @@ speed would be fiction). The tokenizer is a stand-in of bytes. It knows layouts;
 import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmada_lite.bench.record import say
 from mmada_lite.bundle import MANIFEST, Architecture, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export import bundle as exporting
@@ -32,6 +33,7 @@ from mmada_lite.files import AtomicFolder, size_in_words
 from mmada_lite.memory_plan import PUBLISHED
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
+_log = logging.getLogger("mmada_lite")
 SHARD = 4_000_000_000  # bytes of a file of weights at most
 _PIECE = 4 << 20  # numbers drawn at once
 _RANDOM = "random numbers"  # where such a bundle says it comes from
@@ -144,13 +146,12 @@ def cached_bundle(name: str, form: str, work: Path, *, target: str = "cpu") -> B
     size = size_named(name)
     folder = work / "-".join([name.lower(), form, *([] if target == "cpu" else [target])])
     if not (folder / MANIFEST).is_file():
-        say(f"making random weights of size {name} in {form}")
         return write_bundle(size, folder, form, target)
     bundle = Bundle.open(folder)
     if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
         raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
     if bundle.provenance.source_sha256 != exporter():
-        say(f"{folder} is of another exporter: it is made anew")
+        _log.warning("%s is of another exporter: it is made anew", folder)
         shutil.rmtree(folder)
         return cached_bundle(name, form, work, target=target)
     return bundle
@@ -280,7 +281,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmada_lite.bench.synthetic", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m mmada_lite.export.synthetic", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="FOLDER", help="the folder to write")
     parser.add_argument("--shape", default="8b", help=f"one of {', '.join(SIZES)} (default: 8b)")
     parser.add_argument("--layers", type=int, metavar="N", help="fewer than the shape's, for a smaller one")
@@ -288,12 +289,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace what is already there")
     given = parser.parse_args(argv)
-    report = say if sys.stderr.isatty() else lambda line: None
+    report = partial(print, file=sys.stderr) if sys.stderr.isatty() else lambda line: None
     shape = {"layers": given.layers, "pictures": not given.no_pictures, "seed": given.seed}
     try:
         written = write_checkpoint(given.folder, size_named(given.shape), force=given.force, report=report, **shape)
     except Error as fault:
-        say(f"mmada-lite: {fault}")
+        print(f"mmada-lite: {fault}", file=sys.stderr)
         return 2
     print(written)
     return 0

@@ -1,17 +1,15 @@
 """Ways of decoding that benchmarks compare, as plain tables: a new one is one line. Each changes a bundle's own settings.
 
-A policy whose settings this version of the runtime does not know is passed over and named. Nothing here decodes or measures.
+Nothing here decodes or measures.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, field, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import PRESETS, ImageSettings, TextSettings
 
 Changes = Mapping[str, Any]
 NONE: Changes = MappingProxyType({})
@@ -26,15 +24,10 @@ class Policy:
     of_image: Changes = field(default_factory=lambda: NONE)
 
     def text(self, base: TextSettings) -> TextSettings:
-        return replace(base, **_whole_steps(self.of_text, base.steps))
+        return replace(base, **_with_steps(self.of_text, base.steps))
 
     def image(self, base: ImageSettings) -> ImageSettings:
-        return replace(base, **_whole_steps(self.of_image, base.steps))
-
-    def unknown(self) -> list[str]:
-        """Its settings that the runtime does not have."""
-        pairs = ((TextSettings, self.of_text), (ImageSettings, self.of_image))
-        return [key for kind, changes in pairs for key in changes if key not in {known.name for known in fields(kind)}]
+        return replace(base, **_with_steps(self.of_image, base.steps))
 
 
 # Text: cache, threshold, block; then what else there is, one line each. Names are made of what is changed.
@@ -76,25 +69,15 @@ IMAGE: tuple[Changes, ...] = (
 )
 
 
-def grid(changes: Iterable[Changes], kind: str) -> tuple[list[Policy], list[str]]:
-    """The policies of a table that this runtime knows, and a line for each that it does not. kind: text or image."""
-    known, passed = [], []
-    for each in changes:
-        name = " ".join(f"{key}={value}" for key, value in each.items()) or "exact"
-        policy = Policy(name, each) if kind == "text" else Policy(name, of_image=each)
-        if missing := policy.unknown():
-            passed.append(f"{kind} {name}: this version has no setting {', '.join(missing)}")
-        else:
-            known.append(policy)
-    return known, passed
+def grid(changes: Iterable[Changes], kind: str) -> list[Policy]:
+    """The policies of a table, named by what they change. kind: text or image."""
+    named = {" ".join(f"{key}={value}" for key, value in each.items()) or "exact": each for each in changes}
+    return [Policy(name, each) if kind == "text" else Policy(name, of_image=each) for name, each in named.items()]
 
 
 def presets() -> list[Policy]:
-    """What --speed names, exact first; exact alone where the runtime has no presets."""
-    if find_spec("mmada_lite.decoding.settings") is None:
-        return [Policy("exact")]
-    table: Mapping[str, tuple[Changes, Changes]] = import_module("mmada_lite.decoding.settings").PRESETS
-    return [Policy(name, text, image) for name, (text, image) in table.items()]
+    """What --speed names, exact first."""
+    return [Policy(name, text, image) for name, (text, image) in PRESETS.items()]
 
 
 def for_peers() -> list[Policy]:
@@ -106,8 +89,8 @@ def for_peers() -> list[Policy]:
     return [first, *cached, *rest]
 
 
-def _whole_steps(changes: Changes, base: int) -> dict[str, Any]:
-    found = dict(changes)
-    if isinstance(found.get("steps"), float):
-        found["steps"] = max(1, round(found["steps"] * base))
-    return found
+def _with_steps(changes: Changes, base: int) -> dict[str, Any]:
+    changed = dict(changes)
+    if isinstance(changed.get("steps"), float):
+        changed["steps"] = max(1, round(changed["steps"] * base))
+    return changed

@@ -1,7 +1,5 @@
-"""Laws of `bench sessions`: every variant takes its turn at every length, what cannot be measured is said in one line. And
-of what sessions rest on: the table of the embedder is mapped, not loaded."""
+"""What sessions rest on: threads sleep when a run ends, the embedder has one of them, and its table is mapped, not loaded."""
 
-import json
 import re
 import subprocess
 import sys
@@ -11,35 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmada_lite.bench.speed import sessions
 from mmada_lite.bundle import Bundle
 from mmada_lite.export import transformer
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.precision import specs_for
 from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.ort.session import Spinning, Tuning, choose_device, open_session
-
-
-def test_every_variant_is_measured_at_every_length(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = tmp_path / "new" / "sessions.json"
-    options = ["--tokens", "4", "9", "--threads", "1", "2", "--rounds", "2", "-o", str(file)]
-    assert sessions.main([str(tiny_bundle), *options]) == 0
-    content = json.loads(file.read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == content
-    seen = [(row["threads"], row["spinning"], row["arena"], row["tokens"], row["keys"]) for row in content["rows"]]
-    assert len(set(seen)) == len(seen) == 48
-    assert {row["spinning"] for row in content["rows"]} == {"run", "always", "never"}
-    for row in content["rows"]:
-        assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
-
-
-@pytest.mark.parametrize(("options", "word"), [(["--tokens", "9999"], "reads 256"), (["--rounds", "0"], "from 1")])
-def test_what_cannot_be_measured_is_one_line(
-    tiny_bundle: Path, options: list[str], word: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert sessions.main([str(tiny_bundle), *options]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert word in line
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,17 @@ def torch_logits(model: MMaDA, head: Callable[[Tensor], Tensor] | None = None) -
     def logits(tokens: Tensor, kept: Tensor | None) -> Tensor:
         bias = None if kept is None else (kept[:, :, None] & kept[:, None, :])[:, None]
         hidden = model(tokens, bias=bias).hidden
-        return head(hidden) if head else model.logits(hidden)
+        found = head(hidden) if head else model.logits(hidden)
+        if found.is_cuda:
+            torch.cuda.synchronize()  # a clock must not stop before the card is done
+        return found
 
     return logits
 
 
 def write_text(logits: Logits, prompt: Tensor, answer: int, block: int, steps: int, mask: int) -> Iterator[Tensor]:
     """Greedy text, block by block: the row [B, P + answer] after every step."""
-    masks = torch.full((prompt.shape[0], answer), mask, dtype=torch.int64)
+    masks = torch.full((prompt.shape[0], answer), mask, dtype=torch.int64, device=prompt.device)
     row = torch.cat([prompt, masks], 1)
     count = answer // block
     for start in range(prompt.shape[1], row.shape[1], block):
@@ -108,8 +111,11 @@ def _drawn(share: Tensor) -> Tensor:
     return torch.multinomial(share.flatten(0, 1), 1).view(share.shape[:2])
 
 
-def picture_to_draw(prompt: list[int], vocabulary: Vocabulary, count: int, padded: int = PADDED) -> Picture:
-    """A picture of `count` codes, all to be drawn; the prompt's ids padded on the left to `padded`, as published."""
+def picture_to_draw(
+    prompt: list[int], vocabulary: Vocabulary, count: int, padded: int = PADDED, device: str = "cpu"
+) -> Picture:
+    """A picture of `count` codes, all to be drawn; the prompt's ids padded on the left to `padded`, as published. device: of
+    torch, where its rows lie."""
     special, rows, prompts = vocabulary.special, [], (prompt, paint_prompt([], vocabulary.special))
     longest = max(padded + 1, *map(len, prompts))
     for each in prompts:
@@ -119,7 +125,10 @@ def picture_to_draw(prompt: list[int], vocabulary: Vocabulary, count: int, padde
         kept[:, :pads] = False
         rows += [torch.cat([torch.full((1, pads), special.ipad), row], 1), kept]
     first = vocabulary.image_code_offset
-    return Picture(rows[0], rows[1], rows[2], rows[3], count, slice(first, first + vocabulary.codebook_size), special.mask)
+    tokens, tokens_kept, without, without_kept = (row.to(device) for row in rows)
+    return Picture(
+        tokens, tokens_kept, without, without_kept, count, slice(first, first + vocabulary.codebook_size), special.mask
+    )
 
 
 @dataclass(slots=True)
