@@ -13,7 +13,7 @@ from typing import Any
 from mmada_lite.bench.record import FRESH, say
 from mmada_lite.errors import Error
 
-# options, words -> the record, the table that a person reads, and where the record lies
+# options, arguments -> the record, the table that a person reads, and where the record lies
 Measure = Callable[[argparse.Namespace, Sequence[str]], tuple[dict[str, Any], str, Path | None]]
 
 
@@ -40,10 +40,10 @@ def add_output(parser: argparse.ArgumentParser, name: str) -> None:
 
 def execute(parser: argparse.ArgumentParser, measure: Measure, argv: Sequence[str] | None) -> int:
     """Measure, print the table and a JSON line. 0, or 2 after a fault of the user."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(words)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(arguments)
     try:
-        content, shown, path = measure(options, words)
+        content, shown, path = measure(options, arguments)
     except Error as error:
         say(f"mmada-lite: {error}")
         return 2

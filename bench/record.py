@@ -49,12 +49,12 @@ _HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
 
-def record(bench: str, words: Sequence[str], rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of the file. words: what stood after `mmada-lite bench NAME`; more: what belongs to all rows."""
+def record(bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """The content of the file. arguments: what stood after `mmada-lite bench NAME`; more: what belongs to all rows."""
     return {
         "schema": SCHEMA,
         "bench": bench,
-        "command": shlex.join(["mmada-lite", "bench", bench, *(word for word in map(str, words) if word != FRESH)]),
+        "command": shlex.join(["mmada-lite", "bench", bench, *(each for each in map(str, arguments) if each != FRESH)]),
         "versions": versions(),
         "hardware": hardware(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,10 +72,10 @@ class Run:
     """
 
     def __init__(
-        self, bench: str, words: Sequence[str], output: Path | None = None, *, force: bool = False, about: object = None
+        self, bench: str, arguments: Sequence[str], output: Path | None = None, *, force: bool = False, about: object = None
     ) -> None:
         self.path = output or default_output(bench)
-        self._bench, self._words = bench, list(words)
+        self._bench, self._arguments = bench, list(arguments)
         self._counts: dict[str, int] = {}
         self._rows: list[Row] = []
         self._about = json.loads(json.dumps(about))
@@ -97,28 +97,28 @@ class Run:
         rows: list[Row] = json.loads(json.dumps([dict(row) for row in work()]))
         self._counts[task] = len(rows)
         self._rows += rows
-        self._save(record(self._bench, self._words, self._rows, complete=False, about=self._about, tasks=self._counts))
+        self._save(record(self._bench, self._arguments, self._rows, complete=False, about=self._about, tasks=self._counts))
         return rows
 
     def finish(self, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """Write the whole record in place of the unfinished one; returns it."""
-        content = record(self._bench, self._words, rows, **more)
+        content = record(self._bench, self._arguments, rows, **more)
         self._save(content)
         return content
 
     def _go_on(self, path: Path) -> None:
         try:
-            found = load(path)
+            left = load(path)
         except Error:
             return  # another file in its place is written over, as it always was
-        if found.get("complete", True) or "tasks" not in found:
+        if left.get("complete", True) or "tasks" not in left:
             return
-        mine = record(self._bench, self._words, [], about=self._about)
-        differing = [key for key in _SAME if found.get(key) != mine[key]]
+        mine = record(self._bench, self._arguments, [], about=self._about)
+        differing = [key for key in _SAME if left.get(key) != mine[key]]
         if differing:
             say(f"{path}: what was left there is of another run ({', '.join(differing)} differ); begun anew")
             return
-        self._counts, self._rows, self._kept = dict(found["tasks"]), list(found["rows"]), len(found["tasks"])
+        self._counts, self._rows, self._kept = dict(left["tasks"]), list(left["rows"]), len(left["tasks"])
         say(f"{path}: going on behind {', '.join(self._counts) or 'nothing'}; {FRESH} begins anew")
 
     def _say(self, task: str) -> None:
@@ -169,8 +169,8 @@ def load(path: Path) -> dict[str, Any]:
         raise Error(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
     if content["schema"] > SCHEMA:
         raise Error(f"{path}: is of schema {content['schema']}, and this version reads {SCHEMA}; use a later mmada-lite")
-    found: dict[str, Any] = content
-    return found
+    checked: dict[str, Any] = content
+    return checked
 
 
 def fingerprint(*folders: Path) -> str:

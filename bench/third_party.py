@@ -59,12 +59,12 @@ def bitsandbytes(checkpoint: Path, vocabulary: Vocabulary, kind: str) -> ThirdPa
 
     model, first = MMaDA.load(checkpoint), vocabulary.image_code_offset
     size = quantize_blocks(model, kind)
-    whole = model.transformer.ff_out
+    head = model.transformer.ff_out
     codes = slice(first, first + vocabulary.codebook_size)
-    part = nn.Linear(whole.in_features, vocabulary.codebook_size, bias=False)
-    part.weight = nn.Parameter(whole.weight.data[codes].clone())
-    heads = {"text": quantized_linear(whole, kind), "image": quantized_linear(part, kind)}
-    size += _stored(whole.weight.shape, kind) + _stored(part.weight.shape, kind)
+    part = nn.Linear(head.in_features, vocabulary.codebook_size, bias=False)
+    part.weight = nn.Parameter(head.weight.data[codes].clone())
+    heads = {"text": quantized_linear(head, kind), "image": quantized_linear(part, kind)}
+    size += _stored(head.weight.shape, kind) + _stored(part.weight.shape, kind)
 
     class Quantized(TorchDenoiser):
         def _logits(self, head: Head, hidden: Floats, mix: Floats) -> torch.Tensor:

@@ -28,7 +28,7 @@ import mmada_lite
 from mmada_lite import memory_plan
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.record import Row, Run, say
-from mmada_lite.bench.speed.timed import open_timed, timed
+from mmada_lite.bench.timed import open_timed, timed
 from mmada_lite.decoding.canvas import picture_prompt
 from mmada_lite.decoding.denoiser import Window
 from mmada_lite.errors import Error
@@ -53,8 +53,8 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         return run("mmada_lite.export.synthetic", work / name, "--layers", layers, "--force")
 
     def converted(source: str, bundle: str, form: str) -> Row:
-        words = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
-        row = run("mmada_lite", *words)
+        command = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
+        row = run("mmada_lite", *command)
         size = sum(path.stat().st_size for path in (work / bundle).rglob("*") if path.is_file())
         return {**row, "bundle_gb": round(size / 1e9, 3)}
 
@@ -90,10 +90,10 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     }
 
 
-def run(module: str, *words: object) -> Row:
-    """`python -m module words` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its last
-    line says if that is JSON. Raises Error with its last words when it fails."""
-    command = [sys.executable, "-m", module, *map(str, words)]
+def run(module: str, *arguments: object) -> Row:
+    """`python -m module arguments` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its
+    last line says if that is JSON. Raises Error with its last words when it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
         redirected = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
@@ -113,9 +113,9 @@ def run(module: str, *words: object) -> Row:
     return row | (json.loads(printed) if printed.startswith("{") else {})
 
 
-def inner(part: str, bundle: Path, *words: object) -> Row:
+def inner(part: str, bundle: Path, *arguments: object) -> Row:
     """A part of this very file, in a process of its own."""
-    return run("mmada_lite.bench.walkthrough_8b", "--part", part, "--bundle", bundle, *words)
+    return run("mmada_lite.bench.walkthrough_8b", "--part", part, "--bundle", bundle, *arguments)
 
 
 def _last_line(stream: Any) -> str:
@@ -207,7 +207,7 @@ def calibrate(options: argparse.Namespace) -> Row:
 PARTS = {"load": load, "answer": answer, "draw": draw, "calibrate": calibrate}  # what this file does in a process of its own
 
 
-def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """Part by part, each kept when it is done."""
     require_counts(options, "layers", "steps", "prompts", "threads")
     if options.work is None:
@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
         options.work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
-    under_way, todo = Run(NAME, words, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
+    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
     under_way.plan(len(todo))
     rows = [row for name in todo for row in under_way.do(name, partial(_row, name, todo[name]))]
     return under_way.finish(rows, shape="8b", layers=options.layers), table(rows), under_way.path

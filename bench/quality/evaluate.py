@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(options: argparse.Namespace, words: Sequence[str]) -> Measured:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     named = ("frontier", "presets")
     mode = "against" if options.against else next((name for name in named if getattr(options, name)), "quality")
     count, prompts = DEFAULTS[mode]
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> Measured:
         is_model(path)
     paths = (*options.model, *(path for path in (options.against, options.checkpoint) if path is not None))
     about = fingerprint(*paths, options.judge)
-    run = Run("quality", words, options.output or default_output(mode), force=options.force, about=about)
+    run = Run("quality", arguments, options.output or default_output(mode), force=options.force, about=about)
     measured = {"against": _against, "frontier": _timed, "presets": _timed, "quality": _tasks}[mode]
     return measured(options, run, mode, names)
 

@@ -21,13 +21,13 @@ from mmada_lite.errors import Error
 UNITS = {"text": "tokens/s", "image": "codes/s"}
 
 
-def ways_of(kind: str, mode: str, words: Sequence[str]) -> list[Policy]:
-    """The presets, or the policies of a table, of which `words` picks those with one of them in their name. The first, which
+def ways_of(kind: str, mode: str, patterns: Sequence[str]) -> list[Policy]:
+    """The presets, or the policies of a table, of which `patterns` picks those with one of them in their name. The first, which
     changes nothing, stays."""
     if mode == "presets":
         return policies.presets()
     first, *rest = policies.grid(policies.TEXT if kind == "text" else policies.IMAGE, kind)
-    return [first, *(way for way in rest if not words or any(word in way.name for word in words))]
+    return [first, *(way for way in rest if not patterns or any(pattern in way.name for pattern in patterns))]
 
 
 def rows(
@@ -73,11 +73,11 @@ def _timed(
     return found
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Fastest first; a star where no other way is both as fast and as good; each task with what it loses or gains in points."""
     blocks = []
     for kind, unit in UNITS.items():
-        mine = sorted((row for row in found if row["kind"] == kind), key=lambda row: row["seconds"]["median"])
+        mine = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["seconds"]["median"])
         if not mine:
             continue
         tasks = list(next(row for row in mine if "quality" in row)["quality"])
@@ -96,13 +96,13 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Share that is right against milliseconds, a panel for answers and one for pictures. Raises Error without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise Error('the plot needs matplotlib; pip install "mmada-lite[bench]"') from None
-    told = [row for row in found if "share" in row]
+    told = [row for row in rows if "share" in row]
     kinds = [kind for kind in UNITS if any(row["kind"] == kind for row in told)]
     figure = Figure(figsize=(8 * len(kinds), 5.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):

@@ -240,7 +240,7 @@ class Workshop:
         return quantize_model(self.checkpoint, self.scratch / "candidate", request, force=True)
 
 
-def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """One candidate after another, each kept when it is told."""
     require_counts(options, "prompts", "states", "calibrate-on", "threads")
     if options.seeds < 0:
@@ -249,7 +249,7 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
         raise Error(f"--bits {' '.join(map(str, options.bits))}: each is from 2 to 16")
     if not (options.checkpoint / "config.json").is_file():
         raise Error(f"{options.checkpoint} is no checkpoint (config.json), whose matrices are not rounded yet; name one")
-    run = Run("quantization", words, options.output, force=options.force, about=fingerprint(options.checkpoint))
+    run = Run("quantization", arguments, options.output, force=options.force, about=fingerprint(options.checkpoint))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         fp32 = cache(partial(quantize_model, options.checkpoint, scratch / "fp32", Request("fp32", "rtn")))

@@ -111,8 +111,8 @@ def _products(
     for rows in tokens:
         x = np.random.default_rng(1).standard_normal((rows, inputs), dtype=np.float32)
         fed = {form: (x * 40 + 128).clip(0, 255).astype(np.uint8) if form == ALONE else x for form in forms}
-        found = turns({form: _runner(session, {"x": fed[form]}) for form, session in sessions.items()}, effort)
-        for form, seconds in found.items():
+        timed = turns({form: _runner(session, {"x": fed[form]}) for form, session in sessions.items()}, effort)
+        for form, seconds in timed.items():
             about = {"what": "product", "form": form, "k": inputs, "n": columns, "count": count, "tokens": rows}
             stored = "int8" if form == ALONE else form
             about["bytes_a_weight"] = linear_bytes(source.shape("w"), WeightSpec(format_named(stored))) / (inputs * columns)
@@ -197,10 +197,10 @@ def memory(threads: int, effort: Effort) -> Iterator[Row]:
         kinds["torch read"] = (4.0 * count, lambda: y.sum())
         kinds["torch copy"] = (8.0 * count, lambda: x.copy_(y))
         kinds["torch triad"] = (12.0 * count, lambda: torch.add(y, z, alpha=3.0, out=x))
-    found = turns({name: run for name, (_, run) in kinds.items()}, effort)
+    timed = turns({name: run for name, (_, run) in kinds.items()}, effort)
     if find_spec("torch") is not None:
         torch.set_num_threads(before)
-    for name, seconds in found.items():
+    for name, seconds in timed.items():
         rate = spread(1e-9 * kinds[name][0] / s for s in seconds)
         yield {"what": "memory", "form": name, "buffer_bytes": 4 * count, "threads": threads, "giga_per_s": rate}
 
@@ -211,7 +211,7 @@ def turns(runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str,
     Before a turn all rest, and three runs do not count: without both, rates were half as high. Threads of the session before,
     which stay awake for a while, are the likely cause; it was not isolated.
     """
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(effort.rounds + 1):
         for name, run in runs.items():
             time.sleep(effort.rest)
@@ -222,8 +222,8 @@ def turns(runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str,
                 run()
                 count += 1
             if number:
-                found[name].append(passed / count)
-    return found
+                seconds[name].append(passed / count)
+    return seconds
 
 
 def _runner(session: onnxruntime.InferenceSession, fed: Mapping[str, np.ndarray]) -> Callable[[], object]:
@@ -267,13 +267,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_all(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """Every shape with every number of threads, each a task of its own."""
     require_counts(options, "threads", "tokens", "rounds")
     require_seconds(options, "slice")
     effort = QUICK if options.quick else Effort(options.rounds, options.slice)
     shapes = {name.lower(): size_named(name).architecture for name in options.shapes}
-    run, rows = Run("ceiling", words, options.output, force=options.force), list[Row]()
+    run, rows = Run("ceiling", arguments, options.output, force=options.force), list[Row]()
     run.plan(len(shapes) * len(options.threads))
     for name, threads in product(shapes, options.threads):
         work = partial(measure, shapes[name], options.forms, options.tokens, threads, effort)

@@ -30,7 +30,7 @@ from mmada_lite.bench.record import Row, Run, default_output, fingerprint, say, 
 from mmada_lite.bench.speed import ceiling, overhead
 from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, Variant, agreement, apart, measured, shares
-from mmada_lite.bench.speed.timed import forget_peak, peak
+from mmada_lite.bench.timed import forget_peak, peak
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.kv_cache import POLICIES
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
@@ -148,7 +148,7 @@ def _start(folder: Path, seed: int) -> tuple[float, float]:
     return moments[0], time.perf_counter() - started
 
 
-def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """All tasks; idle_bytes: what this process held before it opened a model."""
     lengths = ("prompt", "answer", "block", "blocks", "forwards")
     require_counts(options, "threads", "rounds", "steps", "settle", "image-steps", *lengths)
@@ -157,31 +157,31 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
     decodes = [task for task in options.tasks if task not in BESIDE]
     if decodes and options.shape:
         say(f"random weights of size {options.shape} in {options.work}: made where they are not there yet")
-    found = bundles(options) if decodes else {}
-    for bundle, task in product(found.values(), decodes):
+    models = bundles(options) if decodes else {}
+    for bundle, task in product(models.values(), decodes):
         list(cases(Bench.of(bundle), task, options))  # what cannot be decoded is told before the ceiling is measured
-    paths = [bundle.path for bundle in found.values()]
+    paths = [bundle.path for bundle in models.values()]
     output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")
-    run = Run("latency", words, output, force=options.force, about=fingerprint(*paths))
-    run.plan(len(found) * len(options.threads) + len(decodes) + bool(decodes) + len(beside) + (options.device != "cpu"))
+    run = Run("latency", arguments, output, force=options.force, about=fingerprint(*paths))
+    run.plan(len(models) * len(options.threads) + len(decodes) + bool(decodes) + len(beside) + (options.device != "cpu"))
     tops: dict[tuple[str, int], list[Row]] = {}
-    for key in product(found, options.threads) if options.device == "cpu" else ():
-        tops[key] = run.do("ceiling, {}, {} threads".format(*key), partial(_machine, found, key, options, rounds))
+    for key in product(models, options.threads) if options.device == "cpu" else ():
+        tops[key] = run.do("ceiling, {}, {} threads".format(*key), partial(_machine, models, key, options, rounds))
     forget_peak()
     idle = peak()
 
     @cache
     def opened() -> list[OpenModel]:
         return [
-            OpenModel.open(found[precision], options.device, precision, threads, tops.get((precision, threads)))
-            for precision, threads in product(found, options.threads)
+            OpenModel.open(models[precision], options.device, precision, threads, tops.get((precision, threads)))
+            for precision, threads in product(models, options.threads)
         ]
 
     def decoded(task: str) -> list[Row]:
         return measured([Variant(m, case) for m in opened() for case in cases(Bench.of(m.bundle), task, options)], rounds)
 
     def codecs() -> Iterator[Row]:
-        for (precision, bundle), threads in product(found.items(), options.threads):
+        for (precision, bundle), threads in product(models.items(), options.threads):
             yield from codec_rows(bundle, options.device, precision, threads, rounds)
 
     rows = [row for top in tops.values() for row in top if "task" in row]
@@ -189,11 +189,11 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
         rows += run.do(task, partial(decoded, task))
     rows += run.do("image tokenizer", codecs) if decodes else []
     if options.device != "cpu":
-        rows += run.do("agreement", lambda: [agreement(precision, options.device, options.work) for precision in found])
+        rows += run.do("agreement", lambda: [agreement(precision, options.device, options.work) for precision in models])
     works = {"overhead": partial(overhead.rows, rounds), "startup": partial(startup, rounds)}
     for task in beside:
         rows += run.do(task, works[task])
-    name = options.shape.lower() if options.shape else next((bundle.name for bundle in found.values()), None)
+    name = options.shape.lower() if options.shape else next((bundle.name for bundle in models.values()), None)
     unsure = "random weights are never sure, so thresholds are left out" if options.shape and options.thresholds else None
     about = {"shape": name, "device": options.device, "idle_bytes": idle, "left_out": unsure, "quick": options.quick}
     about["environment"] = {
@@ -204,10 +204,10 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
     return content, "\n".join([table(rows), *([unsure] if unsure else [])]), run.path
 
 
-def _machine(found: dict[str, Bundle], key: tuple[str, int], options: argparse.Namespace, rounds: int) -> list[Row]:
+def _machine(models: dict[str, Bundle], key: tuple[str, int], options: argparse.Namespace, rounds: int) -> list[Row]:
     """The ceiling's rows, and those of forwards that are taken apart."""
     effort = ceiling.QUICK if options.quick else ceiling.Effort(rounds=3)
-    bundle = found[key[0]]
+    bundle = models[key[0]]
     asked = options.forwards[:1] if options.quick else options.forwards
     counts = [count for count in asked if count <= bundle.architecture.max_sequence_length]
     return apart(bundle.path, *key, effort, counts, rounds)

@@ -18,7 +18,7 @@ from mmada_lite.bench.record import Row, spread
 from mmada_lite.bench.speed import ceiling, cost
 from mmada_lite.bench.speed.latency_cases import TARGETS, Bench, Case
 from mmada_lite.bench.speed.operators import operator_seconds
-from mmada_lite.bench.speed.timed import PARTS, PYTHON, Run, TimedDenoiser, card_bytes, open_timed, timed
+from mmada_lite.bench.timed import PARTS, PYTHON, Run, TimedDenoiser, card_bytes, open_timed, timed
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.export.synthetic import cached_bundle

@@ -33,6 +33,7 @@ from mmada_lite.export.synthetic import SIZES, Size, size_named
 from mmada_lite.ort.session import choose_device, usable_cores
 from mmada_lite.train.loop import fast_type
 
+PLACES = {"cpu": "cpu", "cuda": "cuda", "rtx": "cuda", "tensorrt": "cuda"}  # device -> where torch computes beside it
 PRECISIONS = {"cpu": ("int8", "int4", "fp32"), "gpu": ("fp16", "int4")}  # the first one's loops are run
 
 
@@ -88,7 +89,7 @@ def rows(task: str, everyone: Sequence[Contestant], written: int, rounds: int, l
     for each in everyone:
         if each.name not in turns:
             continue
-        seconds, one = spread(found.seconds for found in turns[each.name]), turns[each.name][-1]
+        seconds, one = spread(measured.seconds for measured in turns[each.name]), turns[each.name][-1]
         yield {
             "task": task,
             "side": each.name,
@@ -106,12 +107,12 @@ def rows(task: str, everyone: Sequence[Contestant], written: int, rounds: int, l
         }
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Task by task: seconds with their spread, tokens a second, and how many times as fast as each reference."""
-    against = list(dict.fromkeys(row["side"] for row in found if row["kind"] == "reference"))
+    against = list(dict.fromkeys(row["side"] for row in rows if row["kind"] == "reference"))
     head = ["task", "side", "seconds", "lowest to highest", "tokens/s", "model calls", *(f"x {name}" for name in against)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in found:
+    for row in rows:
         seconds, scaled = row["seconds"], row["scaled_from"]
         about = f" (from {scaled['steps']} of {scaled['of']} steps)" if scaled else ""
         times = [f"{row['times'][name]['median']:.2f}" if name in row["times"] else "" for name in against]
@@ -130,7 +131,7 @@ def gather(
     def wanted(name: str) -> bool:
         return not options.sides or any(name.startswith(each) for each in options.sides)
 
-    place = "cpu" if options.device == "cpu" else "cuda"
+    place = PLACES[options.device]
     fast = fast_type(torch.device(place)) == torch.bfloat16
     for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
         if not wanted(name):
@@ -146,7 +147,7 @@ def gather(
         decode = precision == (options.decode or precisions[0])
         own = (options.shape, size, plan, precision, work, options.threads)
         made += [each for each in contestants.ours(*own, decode=decode, device=options.device) if wanted(each.name)]
-    for name, make in contestants.others(options.shape, size, plan, work, options.threads) if place == "cpu" else ():
+    for name, make in contestants.others(options.shape, size, plan, work, options.threads) if options.device == "cpu" else ():
         if wanted(name):
             try:
                 say(f"opening {name}")
@@ -169,7 +170,7 @@ def threads_of_torch(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """Task by task, each kept when it is done."""
     require_counts(options, "rounds", "steps", "threads")
     size = size_named(options.shape)
@@ -181,7 +182,7 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
     tasks = options.only or plan.tasks
     if unknown := [task for task in tasks if task not in plan.tasks]:
         raise Error(f"no task of this shape is called {unknown[0]!r}; use some of {', '.join(plan.tasks)}")
-    run, limit = Run("peers", words, options.output, force=options.force), None if options.whole else options.steps
+    run, limit = Run("peers", arguments, options.output, force=options.force), None if options.whole else options.steps
     run.plan(len(tasks))
     with tempfile.TemporaryDirectory() as scratch, threads_of_torch(options.threads):
         opened = cache(partial(gather, options, size, plan, precisions, options.work or Path(scratch)))
@@ -189,12 +190,12 @@ def measure(options: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str
         def turns(task: str) -> Iterator[Row]:
             return rows(task, opened()[0], plan.written(task, size), options.rounds, limit)
 
-        found = [row for task in tasks for row in run.do(task, partial(turns, task))]
+        measured = [row for task in tasks for row in run.do(task, partial(turns, task))]
         missing = run.do("what did not run", lambda: [{"name": name, "why": why} for name, why in opened()[1].items()])
     about = {"shape": options.shape.lower(), "device": options.device, "threads": options.threads, "rounds": options.rounds}
     not_run = {row["name"]: row["why"] for row in missing}
-    content = run.finish(found, missing=not_run, weights="random", **about, plan=asdict(plan))
-    lines = [table(found), *(f"not run: {name}: {why}" for name, why in not_run.items())]
+    content = run.finish(measured, missing=not_run, weights="random", **about, plan=asdict(plan))
+    lines = [table(measured), *(f"not run: {name}: {why}" for name, why in not_run.items())]
     return content, "\n".join(lines), run.path
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import MockDenoiser
 
 from mmada_lite.bench.speed import cost
-from mmada_lite.bench.speed.timed import Clock, TimedDenoiser
+from mmada_lite.bench.timed import Clock, TimedDenoiser
 from mmada_lite.bundle import Architecture
 from mmada_lite.decoding.canvas import image_canvas, paint_prompt, text_canvas
 from mmada_lite.decoding.image import decode_image

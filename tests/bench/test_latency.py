@@ -11,10 +11,10 @@ import pytest
 from conftest import MockDenoiser
 
 from mmada_lite.bench import record
+from mmada_lite.bench import timed as timing
 from mmada_lite.bench.speed import ceiling, latency, latency_runs, operators
-from mmada_lite.bench.speed import timed as timing
 from mmada_lite.bench.speed.latency_cases import Bench
-from mmada_lite.bench.speed.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
+from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli import main
 from mmada_lite.decoding.canvas import text_canvas

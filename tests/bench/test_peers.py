@@ -16,6 +16,7 @@ from mmada_lite.bench.speed.contestants import Plan, Work
 from mmada_lite.bench.speed.peers import alternate, table, turn
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES
+from mmada_lite.ort.session import choose_device
 
 TINY = SIZES["tiny"]
 
@@ -123,6 +124,21 @@ def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch
     said = json.loads((work / "bf16.json").read_text())
     assert {row["side"] for row in said["rows"]} == {"torch fp32"}
     assert "--bf16" in said["missing"]["torch bf16"]
+
+
+def test_on_a_gpu_torch_and_ours_take_part_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU in these tests: the CPU stands in for it."""
+    monkeypatch.setitem(peers.PLACES, "cuda", "cpu")
+    for module in (peers, contestants):
+        monkeypatch.setattr(module, "choose_device", lambda name: choose_device("cpu"))
+    target = work / "cuda.json"
+    words = ["--shape", "tiny", "--device", "cuda", "--work", str(work), "--rounds", "1", "--bf16", "--only", "drawing"]
+    assert peers.main([*words, "-o", str(target)]) == 0
+    content = json.loads(target.read_text())
+    assert {row["kind"] for row in content["rows"]} == {"reference", "ours"}
+    assert {row["side"] for row in content["rows"]} >= {"torch fp32", "torch bf16", "ours fp16 exact"}
+    assert (content["device"], content["missing"]) == ("cuda", {})
+    assert (work / "tiny-fp16-cuda").is_dir()
 
 
 def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
