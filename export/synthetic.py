@@ -172,7 +172,7 @@ def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
         sidecar={"name": "synthetic", "defaults": {"text": text, "image": {"steps": 15 if size.grid > 4 else 5}}},
         origin=(_RANDOM, exporter()),
     )
-    return Bundle.open(exporting.write_bundle(checkpoint, exporting.forms_for(form, target, narrow), folder))
+    return Bundle.open(exporting.write_bundle(checkpoint, precision.specs_for(form, target, narrow), folder))
 
 
 def exporter() -> str:

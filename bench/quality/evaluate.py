@@ -11,7 +11,6 @@ Each task is kept when it is done. Knows the command line; the tasks know the da
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,10 +26,10 @@ from mmada_lite.bench.quality.models import is_model, open_model
 from mmada_lite.bench.quality.quantization import Reference, plot, require_bundles
 from mmada_lite.bench.quality.tasks import TASKS, EvalContext
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train.data import emoji
 from mmada_lite.train.judge import Judge
-from mmada_lite.train.recipe import Workplace
+from mmada_lite.train.workspace import Workspace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
@@ -55,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one"
     )
-    parser.add_argument("--hurry", action="store_true", help="decode in a quarter of the steps")
+    parser.add_argument("--few-steps", action="store_true", help="decode in a quarter of the steps")
     parser.add_argument(
         "--prompts", type=int, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)"
     )
@@ -99,8 +98,7 @@ def known(names: Sequence[str]) -> None:
     """Raises Error for an unknown task."""
     for name in names:
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"use some of {', '.join(TASKS)}"
+            hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
             raise Error(f"no task is called {name!r}; {hint}")
 
 
@@ -108,14 +106,14 @@ class Cases:
     """Icons and a judge, opened once, and the context of one model at a time. Raises Error where a part is missing."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        concepts = Workplace(options.folder).concepts
+        concepts = Workspace(options.folder).concepts
         self._icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
         self._judge, self._options = Judge.load(options.judge), options
         self.of = cache(self._of)
 
     def _of(self, path: Path) -> EvalContext:
         options, model = self._options, open_model(path, self._options.device)
-        if options.hurry:
+        if options.few_steps:
             model.text = replace(model.text, steps=max(1, model.text.steps // 4))
             model.image = replace(model.image, steps=max(1, model.image.steps // 4))
         return EvalContext(model, self._judge.classify, self._icons, options.count, options.seed)

@@ -82,7 +82,7 @@ def prompts(context: EvalContext, kind: str, count: int) -> Prompts:
     """What no training saw. text: sums and, every second one, a question about a picture; image: pairs of thing and colour."""
     model, half = context.model, -(-count // 2)
     if kind == "image":
-        held = pairs(held=True)
+        held = pairs(held_out=True)
         captions = [standard_caption(CONCEPTS[i], colour) for i, colour in (held[n % len(held)] for n in range(count))]
         return rollouts.caption_prompts(model, captions)
     sums = [f"what is {p}?" for p in distinct_problems("sum2", True, half, context.rng(7))]

@@ -16,7 +16,6 @@ from mmada_lite.train.data.arithmetic import distinct_problems, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout, cell_pictures, square
 from mmada_lite.train.data.pictures import PLAIN, background_of, compose
-from mmada_lite.train.data.pool import TIDY, TIDY_CELL
 from mmada_lite.train.data.scenes import (
     GRIDS,
     RELATIONS,
@@ -30,6 +29,7 @@ from mmada_lite.train.data.scenes import (
 from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
 from mmada_lite.train.intervals import interval, tally
+from mmada_lite.train.shards import TIDY, TIDY_CELL
 
 Report = dict[str, object]
 Classify = Callable[[Pictures], NDArray[np.int64]]
@@ -120,7 +120,7 @@ def scenes(context: EvalContext) -> Report:
 
 def drawing(context: EvalContext) -> Report:
     """One thing on a background that it was never shown on: named right by the judge, background right by the pixel rule."""
-    held = pairs(held=True)
+    held = pairs(held_out=True)
     wanted = [held[n % len(held)] for n in range(context.count)]
     captions = [standard_caption(CONCEPTS[i], colour) for i, colour in wanted]
     pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
@@ -143,9 +143,11 @@ def thinking_before_drawing(context: EvalContext) -> Report:
         layout, colour = draw_layout((rows, columns), True, rng), COLOURS[rng.integers(len(COLOURS))]
         cases.append((layout, colour, relation_caption(layout, relation, colour)))
     captions = [caption for *_, caption in cases]
-    thoughts = rollouts.answers(context.model, rollouts.plan_prompts(context.model, captions), context.model.text, context.seed)
+    thoughts = rollouts.answers(
+        context.model, rollouts.caption_to_thought_prompts(context.model, captions), context.model.text, context.seed
+    )
     right = [t == f"{OPEN} {drawing_thought(layout, k)} {CLOSE}" for t, (layout, k, _) in zip(thoughts, cases, strict=True)]
-    pictures = context.pictures(rollouts.planned_prompts(context.model, captions, thoughts), context.seed)
+    pictures = context.pictures(rollouts.thought_to_image_prompts(context.model, captions, thoughts), context.seed)
     agree = [_agrees(context, picture, thought) for picture, thought in zip(pictures, thoughts, strict=True)]
     plain = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
     unthought = [_shows(context, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
@@ -179,7 +181,7 @@ def arithmetic(context: EvalContext) -> Report:
 
 def editing(context: EvalContext) -> Report:
     """A hidden half drawn anew, and a picture grown by half of its side: does the judge still see the same thing?"""
-    rng, held = context.rng(6), pairs(held=True)
+    rng, held = context.rng(6), pairs(held_out=True)
     chosen = [held[rng.integers(len(held))] for _ in range(context.count // 2)]
     icons = context.icons["train"]
     pictures = np.stack([compose(icons[rng.integers(len(icons)), c], colour, rng, TIDY) for c, colour in chosen])

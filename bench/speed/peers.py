@@ -28,7 +28,7 @@ from mmada_lite.bench.speed import contestants
 from mmada_lite.bench.speed.contestants import Contestant, Plan, Work
 from mmada_lite.bench.speed.latency_cases import TARGETS
 from mmada_lite.errors import Error
-from mmada_lite.export.precision import recipe
+from mmada_lite.export.precision import specs_for
 from mmada_lite.export.synthetic import SIZES, Size, size_named
 from mmada_lite.ort.session import choose_device, usable_cores
 from mmada_lite.train.loop import fast_type
@@ -176,7 +176,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     size = size_named(options.shape)
     precisions = options.precisions or PRECISIONS["cpu" if options.device == "cpu" else "gpu"]
     for precision in (*precisions, options.decode or precisions[0]):
-        recipe(precision)  # an unknown one is told before a model is made
+        specs_for(precision)  # an unknown one is told before a model is made
     choose_device(options.device)
     plan = Plan.of(size)
     tasks = options.only or plan.tasks
