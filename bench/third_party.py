@@ -16,9 +16,11 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head
 from mmada_lite.errors import Error
 from mmada_lite.ort.denoiser import OnnxDenoiser
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import threads_of
-from mmada_lite.ort.session import choose_device, open_session
+
 from mmada_lite.vocabulary import Vocabulary
+from mmada_lite.ort.session import open_session
 
 if TYPE_CHECKING:
     from torch import nn

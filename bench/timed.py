@@ -20,8 +20,10 @@ from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Win
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.ort import nvidia
-from mmada_lite.ort.loader import LazyDenoiser, open_denoiser
-from mmada_lite.ort.session import choose_device
+from mmada_lite.ort.loader import open_denoiser
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.lazy import LazyDenoiser
+from mmada_lite.ort.loader import open_denoiser
 
 PARTS = ("embedder", "backbone", "head", "copying", "selection")
 PYTHON = ("copying", "selection")  # what is no session's work

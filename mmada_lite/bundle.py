@@ -1,5 +1,5 @@
-"""The bundle, the folder that is deployed: bundle.json, tokenizer.json, the graphs and their weights. Opened,
-verified, written.
+"""The bundle, the folder that is deployed: bundle.json, tokenizer.json, the graphs and their weights. Opened, verified,
+written, and watched for changes while it is in use.
 
 It knows what bundle.json holds and says in one line what is wrong with a folder; it opens no graph and no tokenizer.
 """
@@ -22,9 +22,14 @@ FORMAT = "mmada-lite-bundle"
 FORMAT_VERSION = 1
 HASHED_UP_TO = 256 << 20  # bytes; larger bundles are hashed only when asked
 _AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
-
+_KEYS = (
+    *("format", "format_version", "name", "architecture", "vocabulary", "image"),
+    *("quantization", "defaults", "graphs", "files", "provenance"),
+)
+_OPTIONAL = ("target", "tensors")  # absent in older bundles
 
 Record = TypeVar("Record")
+Fingerprint = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +123,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
-        """Read bundle.json and check that every file is there and has its size; check sha256 too, of bundles up to
-        256 MiB with verify="auto", always with verify="full". Raises Error for a folder that is missing, damaged, or
-        of a newer format."""
+        """Read bundle.json and check that every file is there and has its size; check sha256 too, of bundles up to 256 MiB with
+        verify="auto", always with verify="full". Raises Error for a folder that is missing, damaged, or of a newer format."""
         if verify not in ("auto", "full"):
             raise Error(f"verify is {verify!r}; use 'auto' or 'full'")
         path = Path(path)
@@ -144,16 +148,35 @@ class Bundle:
         return self.path / self.graphs[name].file
 
 
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """The files of a bundle as they were when it was opened. Sessions map them, so that a change would be read mid-way."""
+
+    path: Path
+    files: Mapping[str, Fingerprint | None]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Fingerprints":
+        return cls(bundle.path, {name: _fingerprint(bundle.path / name) for name in (MANIFEST, *bundle.files)})
+
+    def check(self) -> None:
+        """Raise Error when a file was replaced, altered or removed since."""
+        for name, before in self.files.items():
+            now = _fingerprint(self.path / name)
+            if now != before:
+                what = "is gone" if now is None else "has changed on disk"
+                raise Error(f"{self.path / name} {what} since the model was loaded; load the model again")
+
+
 class BundleWriter(AtomicFolder):
-    """Writes a bundle whole or not at all: put the files into `folder`, then `finish`. See AtomicFolder for the
-    rest."""
+    """Writes a bundle whole or not at all: put the files into `folder`, then `finish`. AtomicFolder says the rest."""
 
     def __init__(self, target: Path, *, force: bool = False, needed: int = 0) -> None:
         super().__init__(target, marker=MANIFEST, force=force, needed=needed)
 
     def finish(self, description: Mapping[str, Any]) -> Path:
-        """Add bundle.json (the description, with the format and every file's size and sha256) and rename the folder
-        to its place."""
+        """Add bundle.json (the description, with the format and every file's size and sha256) and rename the folder to its
+        place."""
         files = {}
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             files[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -189,22 +212,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}); upgrade with `pip install -U mmada-lite`"
         )
     return content
-
-
-_KEYS = (
-    "format",
-    "format_version",
-    "name",
-    "architecture",
-    "vocabulary",
-    "image",
-    "quantization",
-    "defaults",
-    "graphs",
-    "files",
-    "provenance",
-)
-_OPTIONAL = ("target", "tensors")  # absent in older bundles
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
@@ -272,7 +279,7 @@ def read_settings(cls: type[Record], content: Any, where: str) -> Record:
 
 def _formats(content: Any, where: str) -> Mapping[str, Mapping[str, str]]:
     graphs = _mapping(content, where)
-    return MappingProxyType({name: _value(held, dict[str, str], f"{where}.{name}") for name, held in graphs.items()})
+    return MappingProxyType({name: _value(tensors, dict[str, str], f"{where}.{name}") for name, tensors in graphs.items()})
 
 
 def _records(cls: type[Record], content: Any, where: str) -> Mapping[str, Record]:
@@ -323,32 +330,9 @@ def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Co
             raise Error(f"{where}: the key {key!r} is missing; {_AGAIN}")
 
 
-Stamp = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
-
-
-@dataclass(frozen=True, slots=True)
-class Stamps:
-    """The files of a bundle as they were when it was opened. Sessions map them, so that a change would be read mid-way."""
-
-    bundle: Bundle
-    stamps: Mapping[str, Stamp | None]
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> "Stamps":
-        return cls(bundle, {name: _stamp(bundle, name) for name in (MANIFEST, *bundle.files)})
-
-    def check(self) -> None:
-        """Raise Error when a file was replaced, altered or removed since."""
-        for name, before in self.stamps.items():
-            now = _stamp(self.bundle, name)
-            if now != before:
-                what = "is gone" if now is None else "has changed on disk"
-                raise Error(f"{self.bundle.path / name} {what} since the model was loaded; load the model again")
-
-
-def _stamp(bundle: Bundle, name: str) -> Stamp | None:
+def _fingerprint(path: Path) -> Fingerprint | None:
     try:
-        found = (bundle.path / name).stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ino

@@ -22,7 +22,7 @@ A model of `LARGE` or more gives memory back behind every run on a CPU, and hold
 computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
 fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
 
-It knows no session and opens no graph.
+It also says what memory there is here, and reads an amount that a person wrote. It knows no session and opens no graph.
 """
 
 import math
@@ -46,9 +46,9 @@ LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time:
 _PROMPT = 32  # tokens of a question or a caption with its special tokens, when nothing is said
 _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
 _SCALE = {"fp16": 2, "fp32": 4}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_THE_WAY = 1.1
 _WHOLE_STEPS = ImageSettings()  # every step of a drawing computes everything
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -176,6 +176,20 @@ def need(
     return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **counted}, disk)
 
 
+def memory_available() -> int | None:
+    """Bytes that this process may still take, within its container too; None where the system does not say."""
+    limits = [limit for limit in (_system_available(), _container_available()) if limit is not None]
+    return min(limits, default=None)
+
+
+def bytes_of(text: str) -> int:
+    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
+    amount = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if amount is None or amount[2].lower() not in _UNITS or float(amount[1]) <= 0:
+        raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
+    return round(float(amount[1]) * _UNITS[amount[2].lower()])
+
+
 def _codec(shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large: bool, tasks: Sequence[Task]) -> int:
     """Both of its graphs, open from beginning to end; of a large model the decoder alone, behind a drawing."""
     codec = groups.get("codec")
@@ -289,21 +303,7 @@ def _bytes(outputs: int, inputs: int, name: str) -> int:
     return outputs * blocks * (int(block) // 2 + 2)
 
 
-def bytes_of(text: str) -> int:
-    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in _UNITS or float(found[1]) <= 0:
-        raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
-    return round(float(found[1]) * _UNITS[found[2].lower()])
-
-
-def memory_available() -> int | None:
-    """Bytes that this process may still take, within its container too; None where the system does not say."""
-    found = [value for value in (_meminfo_available(), _container_available()) if value is not None]
-    return min(found, default=None)
-
-
-def _meminfo_available() -> int | None:
+def _system_available() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

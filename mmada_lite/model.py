@@ -1,6 +1,7 @@
 """What a user touches: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
 
-It puts canvases, denoiser, codec and loops together. How a token is chosen and how a graph runs is written elsewhere.
+It puts canvases, denoiser, codec and loops together. How a bundle is opened is `mmada_lite.ort.loader`'s; how a token is chosen
+and how a graph runs is written elsewhere too.
 """
 
 import logging
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmada_lite import images
-from mmada_lite.bundle import Bundle, Stamps
 from mmada_lite.decoding.canvas import (
     Canvas,
     image_canvas,
@@ -27,12 +27,11 @@ from mmada_lite.decoding.canvas import (
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
+from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
-from mmada_lite.ort.loader import device_for, open_codec, open_denoiser, warn_where_slow
-from mmada_lite.ort.session import Device
+from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
 from mmada_lite.streams import Answer, Drawing, Thinking
 from mmada_lite.vocabulary import Tokenizer, chat_ids, closing_ids, with_tags
 
@@ -66,24 +65,18 @@ def load(
     default settings (docs/decoding.md).
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
-    bundle = Bundle.open(Path(path) if path is not None else embedded_bundle(), verify=verify)
-    text_defaults, image_defaults = with_speed(speed, bundle.text_defaults, bundle.image_defaults)
-    model = Model(bundle, device_for(bundle, device), threads)
-    model.text_defaults, model.image_defaults = text_defaults, image_defaults
-    return model
+    folder = Path(path) if path is not None else embedded_bundle()
+    return Model(open_bundle(folder, device=device, threads=threads, verify=verify, speed=speed))
 
 
 class Model:
     """A loaded bundle. Every method returns a stream of steps at once and does its work as the stream is read."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
-        self.bundle, self.device, self.vocabulary = bundle, device, bundle.vocabulary
-        self.text_defaults, self.image_defaults = bundle.text_defaults, bundle.image_defaults
-        self._threads = threads
-        self._stamps = Stamps.of(bundle)
-        warn_where_slow(bundle, device)
-        self._tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
-        self.denoiser = open_denoiser(bundle, device, threads)
+    def __init__(self, opened: OpenBundle) -> None:
+        self.bundle, self.device, self.vocabulary = opened.bundle, opened.device, opened.bundle.vocabulary
+        self.text_defaults, self.image_defaults = opened.text_defaults, opened.image_defaults
+        self.denoiser = opened.denoiser
+        self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
         self._codec: Codec | None = None
 
     @property
@@ -96,12 +89,8 @@ class Model:
     def codec(self) -> Codec:
         """The image tokenizer, opened at first use."""
         if self._codec is None:
-            image = self.bundle.image
-            if image is None or "image_decoder" not in self.bundle.graphs:
-                raise Error(f"{self.bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
-            self._stamps.check()
-            encoder, decoder = open_codec(self.bundle, self.device, self._threads)
-            self._codec = Codec(encoder, decoder, image.resolution, image.downsample)
+            self._fingerprints.check()
+            self._codec = open_codec(self.bundle, self.device, self._threads)
         return self._codec
 
     def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
@@ -193,7 +182,7 @@ class Model:
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
-        self._stamps.check()
+        self._fingerprints.check()
         chosen = settings or self.text_defaults
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         special = self.vocabulary.special
@@ -230,8 +219,8 @@ class Model:
         for step in thinking.steps():
             yield step, np.zeros((0, 0), dtype=np.int64)
         canvas, model_calls, seconds = plain, 0, 0.0
-        if thinking.fault:
-            _log.warning("%s, so the picture is drawn from the prompt alone", thinking.fault)
+        if fault := thinking.fault:
+            _log.warning("%s, so the picture is drawn from the prompt alone", fault)
         else:
             canvas = self._image_canvas(prompt, blank, blank == 0, settings, thinking.ids)
         if thinking.last:
@@ -247,7 +236,7 @@ class Model:
         settings: ImageSettings | None,
         thought: Sequence[int] | None = None,
     ) -> Canvas:
-        self._stamps.check()
+        self._fingerprints.check()
         chosen = settings or self.image_defaults
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")

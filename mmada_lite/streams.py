@@ -1,10 +1,12 @@
-"""What a user holds while a text or a picture comes into being: an iterator of steps that can also be joined.
+"""What a user has in hand while a text or a picture comes into being: an iterator of steps, and a result at its end.
 
-A stream does no work until it is asked for a step or for its result. It knows how ids and codes become text and
-pictures; it knows nothing of prompts.
+A stream does no work until it is asked for a step or for its result. `result()` runs what is left, which takes seconds to
+minutes; so do `Answer.text` and `Drawing.picture`, which are short for a part of it. Every other property says what stands now,
+and calls no model. This file knows how ids and codes become text and pictures; it knows nothing of prompts.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -19,63 +21,98 @@ from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 Ints = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerResult:
+    """A finished text.
+
+    text: all of it, as the model wrote it. A model may think first and write `<think> thought </think> answer`: `thought` and
+    `answer` are the two parts, thought None and answer the whole text where it does not begin with a thought that was ended.
+    ids: int64 [answer_length], the mask where decoding ended before it. complete: False when the answer ran into its length
+    before the model ended it. steps, model_calls, seconds: what it took.
+    """
+
+    text: str
+    thought: str | None
+    answer: str
+    ids: Ints
+    complete: bool
+    steps: int
+    model_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingResult:
+    """A finished picture.
+
+    codes: the grid that it was decoded from, int64 [h, w]. thought: what it was drawn from, without tags, None without
+    thinking; thought_fault: why the thought was not used and the picture was drawn from the prompt alone, else None.
+    steps: of the picture; model_calls, seconds: of the picture and its thought.
+    """
+
+    picture: Image.Image
+    codes: Ints
+    thought: str | None
+    thought_fault: str | None
+    steps: int
+    model_calls: int
+    seconds: float
+
+
 class Stream(Iterator[Step]):
-    """Steps as they happen. `last` is the latest step, None before the first."""
+    """Steps as they happen. `last` is the latest step, None before the first; `done` is True once there are no more."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = iter(steps)
         self.last: Step | None = None
+        self.done = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Step:
-        self.last = next(self._steps)
+        try:
+            self.last = next(self._steps)
+        except StopIteration:
+            self.done = True
+            raise
         return self.last
 
-    def finish(self) -> Self:
-        """Run what is left."""
+    def _run(self) -> tuple[int, int, float]:
+        """Run what is left; returns steps, model calls and seconds."""
         for _ in self:
             pass
-        return self
+        return (self.last.index + 1, self.last.model_calls, self.last.seconds) if self.last else (0, 0, 0.0)
 
 
 class Answer(Stream):
-    """A text in the making. `text` runs it to its end; `so_far` is what stands now, with a mark where masks are left.
-
-    A model may think first and write `<think> thought </think> answer`: `thought` and `answer` are the two parts of `text`.
-    """
+    """A text in the making: iterate over its steps, or wait for `result()`. `so_far` is what stands now."""
 
     def __init__(self, steps: Iterable[Step], canvas: Canvas, tokenizer: Tokenizer, stop: frozenset[int]) -> None:
         super().__init__(steps)
         self._canvas, self._tokenizer, self._stop = canvas, tokenizer, stop
 
-    @property
-    def ids(self) -> Ints:
-        """The answer's tokens as they stand, int64 [answer_length]; what was never reached is still the mask."""
-        return self._canvas.tokens[0, self._canvas.region].copy()
+    def result(self) -> AnswerResult:
+        """Run the answer to its end, however long that takes; at once when it is there already."""
+        steps, model_calls, seconds = self._run()
+        ids = self.ids
+        text = self._tokenizer.decode(self._until_stop(ids)).strip()
+        thought, answer = split_thought(text)
+        complete = bool(np.isin(ids, list(self._stop)).any())
+        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds)
 
     @property
     def text(self) -> str:
-        self.finish()
-        return self._tokenizer.decode(self._until_stop(self.ids)).strip()
+        """`result().text`: waits for the whole answer."""
+        return self.result().text
 
     @property
-    def thought(self) -> str | None:
-        """The text between the tags; None when the text does not begin with a thought that was ended."""
-        return split_thought(self.text)[0]
-
-    @property
-    def answer(self) -> str:
-        """What follows the thought; the whole text when there is none."""
-        return split_thought(self.text)[1]
-
-    @property
-    def complete(self) -> bool:
-        """False when the answer ran into its length before the model ended it."""
-        return bool(np.isin(self.ids, list(self._stop)).any())
+    def ids(self) -> Ints:
+        """The answer's tokens as they stand, int64 [answer_length]; what was not reached is the mask."""
+        return self._canvas.tokens[0, self._canvas.region].copy()
 
     def so_far(self, mark: str = "░") -> str:
+        """The text as it stands, with a mark where masks are left."""
         pieces, run = [], list[int]()
         for token in self._until_stop(self.ids):
             if token == self._canvas.mask:
@@ -93,28 +130,34 @@ class Answer(Stream):
 class Thinking:
     """What a picture is drawn from: a text in the making, or one that was given, both with their tags.
 
-    `room`: how many tokens of it fit before the picture.
+    `room`: how many tokens of it fit before the picture. `text`, `ids` and `fault` run what is left of the writing, so that a
+    drawing asks for them once it is `done`.
     """
 
-    def __init__(self, writing: Answer | str, tokenizer: Tokenizer, room: int) -> None:
-        self._writing, self._tokenizer, self._room = writing, tokenizer, room
+    def __init__(self, source: Answer | str, tokenizer: Tokenizer, room: int) -> None:
+        self._source, self._tokenizer, self._room = source, tokenizer, room
 
     def steps(self) -> Iterator[Step]:
         """What is left of the writing; nothing for a text that was given."""
-        return iter(()) if isinstance(self._writing, str) else iter(self._writing)
+        return iter(()) if isinstance(self._source, str) else iter(self._source)
 
     @property
     def last(self) -> Step | None:
-        return None if isinstance(self._writing, str) else self._writing.last
+        return None if isinstance(self._source, str) else self._source.last
 
     @property
-    def text(self) -> str:
-        """The whole text, tags and all. Runs it to its end."""
-        return self._writing if isinstance(self._writing, str) else self._writing.text
+    def done(self) -> bool:
+        """Whether all of it is there."""
+        return isinstance(self._source, str) or self._source.done
 
     @property
     def so_far(self) -> str:
-        return self._writing if isinstance(self._writing, str) else self._writing.so_far()
+        return self._source if isinstance(self._source, str) else self._source.so_far()
+
+    @property
+    def text(self) -> str:
+        """The whole text, tags and all."""
+        return self._source if isinstance(self._source, str) else self._source.text
 
     @property
     def ids(self) -> list[int]:
@@ -123,15 +166,15 @@ class Thinking:
 
     @property
     def fault(self) -> str | None:
-        """Why nothing can be drawn from it, None when it can be. Runs it to its end."""
-        fault, taken = fault_of(self.text), len(self.ids)
-        if fault or taken <= self._room:
+        """Why nothing can be drawn from it, None when it can be."""
+        fault, length = fault_of(self.text), len(self.ids)
+        if fault or length <= self._room:
             return fault
-        return f"the thought takes {taken} tokens where the picture leaves room for {max(0, self._room)}"
+        return f"the thought takes {length} tokens where the picture leaves room for {max(0, self._room)}"
 
 
 class Drawing(Stream):
-    """A picture in the making. `picture` runs it to its end; `preview` decodes the present guess.
+    """A picture in the making: iterate over its steps, or wait for `result()`. `preview()` decodes what is predicted now.
 
     `codes` is the grid as it stands, int64 [h, w]; `finishing` turns the decoded grid into the final picture. With `thinking`
     the first steps write a thought: their `predicted_codes` are None, that of a picture's steps never is.
@@ -146,14 +189,29 @@ class Drawing(Stream):
     ) -> None:
         self.codes: Ints = np.zeros((0, 0), dtype=np.int64)
         self._decode, self._finishing, self._thinking = decode, finishing, thinking
+        self._result: DrawingResult | None = None
         super().__init__(self._follow(steps))
 
     def _follow(self, steps: Iterable[tuple[Step, Ints]]) -> Iterator[Step]:
         for step, self.codes in steps:
             yield step
 
+    def result(self) -> DrawingResult:
+        """Run the drawing to its end, however long that takes, and decode it; at once when it is there already."""
+        if self._result is None:
+            steps, model_calls, seconds = self._run()
+            picture = self.preview()
+            self._result = DrawingResult(picture, self.codes, self.thought, self.thought_fault, steps, model_calls, seconds)
+        return self._result
+
+    @property
+    def picture(self) -> Image.Image:
+        """`result().picture`: waits for the whole drawing."""
+        return self.result().picture
+
     def preview(self) -> Image.Image:
-        """The picture if everything still masked were taken at its present guess. Raises Error before its first step."""
+        """The picture if everything still masked were taken as it is predicted now: one run of the image decoder. Raises Error
+        before the picture's first step."""
         if not self.codes.size:
             raise Error("there is no picture to show yet; read the stream up to a step whose predicted_codes are not None")
         image = self._decode(self.codes)
@@ -161,9 +219,9 @@ class Drawing(Stream):
 
     @property
     def thought(self) -> str | None:
-        """What the picture is drawn from, without tags: None without thinking, and when `thought_fault` says why. Runs the
-        thought to its end, and draws nothing."""
-        if self._thinking is None or self.thought_fault:
+        """What the picture is drawn from, without tags; None without thinking, while the thought is being written, and when
+        `thought_fault` says why it is not used. It is there when the picture's first step is."""
+        if self._thinking is None or not self._thinking.done or self.thought_fault:
             return None
         return split_thought(self._thinking.text)[0]
 
@@ -174,15 +232,6 @@ class Drawing(Stream):
 
     @property
     def thought_fault(self) -> str | None:
-        """What is wrong with the thought, so that the picture is drawn from the prompt alone; None when nothing is. Runs the
-        thought to its end."""
-        if self._thinking is None:
-            return None
-        fault = self._thinking.fault
-        if self.last is None or self.last.predicted_codes is None:
-            self.last = self._thinking.last
-        return fault
-
-    @property
-    def picture(self) -> Image.Image:
-        return self.finish().preview()
+        """What is wrong with the thought, so that the picture is drawn from the prompt alone; None when nothing is, and while
+        the thought is being written."""
+        return self._thinking.fault if self._thinking is not None and self._thinking.done else None

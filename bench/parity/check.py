@@ -25,7 +25,8 @@ from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint, export_codec
 from mmada_lite.images import Codec
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import open_session
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 ENGINES = ("torch", "onnx")

@@ -104,7 +104,9 @@ def thinks(model: Model) -> bool:
 
 def _thought(model: Model, text: str, seed: int) -> str | None:
     try:
-        return model.paint(text, seed=seed, think=True).thought
+        drawing = model.paint(text, seed=seed, think=True)
+        next(step for step in drawing if step.predicted_codes is not None)  # the thought is over when the picture begins
+        return drawing.thought
     except Error:  # no room for one
         return None
 

@@ -22,8 +22,8 @@ from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.export.synthetic import RandomTensors, Size, cached_bundle, config_of
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
-from mmada_lite.ort.session import choose_device
 from mmada_lite.train.model import MMaDA, load_state
 
 Kind = Literal["reference", "ours", "other"]

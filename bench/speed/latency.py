@@ -37,8 +37,9 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.model import embedded_bundle
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_graph
-from mmada_lite.ort.session import choose_device, usable_cores
+from mmada_lite.ort.session import usable_cores
 
 AS_STORED = "as stored"
 BESIDE = ("overhead", "startup")  # tasks without a model of its own choice

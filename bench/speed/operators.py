@@ -13,7 +13,8 @@ import numpy as np
 
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.kv_cache import KeyValues
-from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import open_session
 
 KINDS = ("matrix", "rounding", "attention", "elementwise")
 _ROUNDING = ("ReduceMax", "ReduceMin", "Max", "Neg", "Div", "QuantizeLinear", "DynamicQuantizeLinear")

@@ -24,18 +24,18 @@ def print_answer(answer: Answer, settings: TextSettings, arguments: argparse.Nam
                 terminal.print_json(terminal.step_json(step))
             elif progress.on:
                 progress.show(f"{terminal.step_line(step, 'tokens')}  {answer.so_far()}")
-    text = answer.text
+    result = answer.result()
     if arguments.json:
-        result = terminal.result_json(text, arguments.seed, settings, answer.last)
-        parts = {"thought": answer.thought, "answer": answer.answer, "complete": answer.complete}
-        terminal.print_json({**result, **parts})
-        return text
-    if not answer.complete:
+        content = terminal.result_json(result.text, arguments.seed, settings, answer.last)
+        parts = {"thought": result.thought, "answer": result.answer, "complete": result.complete}
+        terminal.print_json({**content, **parts})
+        return result.text
+    if not result.complete:
         terminal.note(
             f"mmada-lite: the answer ends at its longest, {settings.answer_length} tokens; --answer-length gives more"
         )
-    print(_dim_thought(text))
-    return text
+    print(_dim_thought(result.text))
+    return result.text
 
 
 def _dim_thought(text: str) -> str:

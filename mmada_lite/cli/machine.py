@@ -16,7 +16,7 @@ from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import memory_available
 from mmada_lite.ort import devices, nvidia
-from mmada_lite.ort.session import exact_int8, usable_cores
+from mmada_lite.ort.session import PROVIDERS, exact_int8, usable_cores
 
 # Package -> the extra of ours that brings it, and what for. Looked up by name, imported never.
 _LIBRARIES: Mapping[str, tuple[str, str]] = {
@@ -88,7 +88,7 @@ def as_text(machine: Mapping[str, Any]) -> str:
 
 def _devices() -> list[dict[str, Any]]:
     results = []
-    for name, provider in devices.PROVIDERS.items():
+    for name, provider in PROVIDERS.items():
         try:
             why = devices.fault(name) if name != "cpu" else _cpu_fault()
         except Error as error:

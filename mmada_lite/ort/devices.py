@@ -1,71 +1,49 @@
-"""Which of onnxruntime's providers work here: packages, driver, card, and a trial that really runs on it.
+"""Which devices work here, and which one to take: packages, driver, card, and a trial that really runs on it.
 
-Every reason why one does not names what mends it. It knows providers and their options; it knows nothing of bundles, and it
-never chooses: that is `sessions`.
+Every reason why one does not names what mends it. It knows nothing of bundles, but what graphs are lowered for; how a graph is
+opened on a device is `session`'s.
 """
 
-import logging
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from mmada_lite.errors import Error
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.device_graphs import FLOAT, join_graph
+from mmada_lite.ort.session import PROVIDERS, RTX_PLUGIN, Device, Tuning, first_line, onnxruntime_package, open_session
 
-_log = logging.getLogger("mmada_lite")
+DEVICES = ("auto", *PROVIDERS)
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
-_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A device as onnxruntime knows it.
-
-    name: of the provider; what: in words; extra: of ours, that installs it; memory: where its tensors lie, as onnxruntime's io
-    binding says it; beside: providers that take what this one does not.
-    """
-
-    name: str
-    what: str
-    extra: str
-    memory: str
-    beside: tuple[str, ...] = ()
-
-    @property
-    def install(self) -> str:
-        """onnxruntime and onnxruntime-gpu overwrite each other, so that what brings the second needs a place of its own."""
-        line = f'pip install "mmada-lite[{self.extra}]"'
-        return line if self.extra in ("cpu", "rtx") else f"in an environment of its own: {line}"
-
-
-_CPU = "CPUExecutionProvider"
-PROVIDERS: Mapping[str, Provider] = MappingProxyType(
-    {
-        "cpu": Provider(_CPU, "CPU", "cpu", "cpu"),
-        "cuda": Provider("CUDAExecutionProvider", "CUDA", "cuda", "cuda", (_CPU,)),
-        "rtx": Provider("NvTensorRTRTXExecutionProvider", "TensorRT-RTX", "rtx", "cuda", (_CPU,)),
-        "tensorrt": Provider("TensorrtExecutionProvider", "TensorRT", "tensorrt", "cuda", ("CUDAExecutionProvider", _CPU)),
-    }
+# What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
+_BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu"), "integers": ("cpu",)}
 )
-_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}  # no memory put aside
+_QUIET = Tuning(log_severity=4)  # a trial that fails is reported by us, once
 
 
-def onnxruntime() -> Any:
-    """The package. Raises Error with the install line when it is absent."""
-    if find_spec("onnxruntime") is None:
-        raise Error('onnxruntime is not installed; pip install "mmada-lite[cpu]" (or [cuda] for an NVIDIA GPU)')
-    import onnxruntime
+def choose_device(name: str = "auto", lowered_for: str = "cpu") -> Device:
+    """Find the device `name`. "auto" takes the best one that works for graphs lowered so, and says which and why.
 
-    return onnxruntime
+    lowered_for: a bundle's target, or "integers" for int8 graphs that round activations. Raises Error for an unknown name,
+    or for a device that is asked for and does not work here: never another one in silence.
+    """
+    if name not in DEVICES:
+        raise Error(f"no device is called {name!r}; use one of {', '.join(DEVICES)}")
+    onnxruntime_package()
+    if name != "auto":
+        if (why := fault(name)) is not None:
+            raise Error(why)
+        return Device(name, "asked for")
+    passed_over: list[str] = []
+    for candidate in _BEST[lowered_for]:
+        if (why := fault(candidate)) is None:
+            return Device(candidate, _reason(candidate, lowered_for, passed_over))
+        passed_over.append(why)
+    raise AssertionError("the CPU always works")
 
 
 def fault(device: str) -> str | None:
@@ -82,7 +60,7 @@ def fault(device: str) -> str | None:
     try:
         trial(device)
     except Exception as error:  # onnxruntime's own errors share no base class
-        return f"{provider.what} does not run here: {first_line(error)}; try `mmada-lite doctor`"
+        return f"{provider.what} does not run here: {first_line(error.__cause__ or error)}; try `mmada-lite doctor`"
     return None
 
 
@@ -90,67 +68,33 @@ def not_installed(device: str) -> str | None:
     """What must be installed for a device, with the line; None when its package is there."""
     provider = PROVIDERS[device]
     if device == "rtx":
-        there = find_spec(_PLUGIN) is not None
+        there = find_spec(RTX_PLUGIN) is not None
     else:
-        there = provider.name in onnxruntime().get_available_providers()
+        there = provider.name in onnxruntime_package().get_available_providers()
     return None if there else f"onnxruntime here has no {provider.what} provider; {provider.install}"
-
-
-def open_session(graph: str | bytes, device: str, options: Any, settings: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """A session on a device with the provider's own settings. Raises whatever onnxruntime raises: never another provider."""
-    runtime, provider = onnxruntime(), PROVIDERS[device]
-    if device == "rtx":
-        options.add_provider_for_devices(_plugin_devices(), dict(settings))
-        return runtime.InferenceSession(graph, options)
-    if device != "cpu":
-        _preload(runtime)
-    own = {"cuda": _CUDA_OPTIONS, "tensorrt": dict(settings)}
-    wanted = [(name, own.get(device if name == provider.name else "cuda", {})) for name in (provider.name, *provider.beside)]
-    asked = [name if name == _CPU else (name, chosen) for name, chosen in wanted]
-    return runtime.InferenceSession(graph, options, providers=asked, enable_fallback=False)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line."""
-    said = str(error).strip().splitlines()
-    return (said[0] if said else type(error).__name__)[:240]
-
-
-def rtx_version() -> str:
-    """The version of TensorRT-RTX in its wheel, "1.7.1", by the name of its library; "" where there is none."""
-    spec = find_spec(_PLUGIN)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    found = [path.name for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*.*")]
-    return found[0].partition(".so.")[2] if found else ""
-
-
-def _preload(runtime: Any) -> None:
-    """Let onnxruntime find CUDA and cuDNN in NVIDIA's wheels. It prints what it misses, which belongs into a log."""
-    with redirect_stdout(StringIO()) as said:
-        runtime.preload_dlls()
-    if said.getvalue():
-        _log.debug("onnxruntime: %s", said.getvalue().strip())
-
-
-def _plugin_devices() -> list[Any]:
-    """The cards that the TensorRT-RTX plugin offers; it is registered with onnxruntime at the first call."""
-    runtime, name = onnxruntime(), PROVIDERS["rtx"].name
-    found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
-    if not found:
-        runtime.register_execution_provider_library(name, import_module(_PLUGIN).get_library_path())
-        found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
-    if not found:
-        raise RuntimeError("its plugin finds no card that it supports")
-    return found[:1]
 
 
 def trial(device: str) -> None:
     """Open the smallest graph on the device and run it. Raises whatever goes wrong."""
-    runtime = onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    session = open_session(join_graph(FLOAT), device, options)
+    session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1, tuning=_QUIET)
     one = np.ones((1, 1, 1), dtype=np.float32)
-    (found,) = session.run(None, {"a": one, "b": one})
-    if session.get_providers()[0] != PROVIDERS[device].name or found.shape != (2, 1, 1):
-        raise RuntimeError(f"onnxruntime chose {session.get_providers()[0]} in its place")
+    (joined,) = session.run(None, {"a": one, "b": one})
+    if joined.shape != (2, 1, 1):
+        raise RuntimeError(f"it joined two numbers to an array of shape {joined.shape}")
+
+
+def rtx_version() -> str:
+    """The version of TensorRT-RTX in its wheel, "1.7.1", by the name of its library; "" where there is none."""
+    spec = find_spec(RTX_PLUGIN)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    libraries = [path.name for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*.*")]
+    return libraries[0].partition(".so.")[2] if libraries else ""
+
+
+def _reason(chosen: str, lowered_for: str, passed_over: list[str]) -> str:
+    what = PROVIDERS[chosen].what
+    if lowered_for == "integers":
+        return "int8 with rounded activations is a form for CPUs"
+    if not passed_over:
+        return f"{what} works here, and is the fastest for graphs lowered for {lowered_for}"
+    return f"{what} is the best that works: " + "; ".join(why.split(";")[0] for why in passed_over)

@@ -1,8 +1,9 @@
-"""The folder `engines` of a bundle: TensorRT engines built ahead of time, each under a key that says what it fits.
+"""The folder `engines` of a bundle: TensorRT engines built ahead of time, each under a key that says what it fits, and the
+optimization profiles that they are built for.
 
-It knows names, records and what makes an engine unusable here. How an engine is built is `mmada_lite.export.engines`; how
-one is run is `sessions`. Engines are not listed in bundle.json: they belong to a card and may be made and thrown away at any
-time.
+It knows names, records, the lengths that a graph's axes may have, and what makes an engine unusable here. How an engine is
+built is `mmada_lite.export.engines`; how one is run is `loader`'s. Engines are not listed in bundle.json: they belong to a card
+and may be made and thrown away at any time.
 """
 
 import hashlib
@@ -17,6 +18,11 @@ from mmada_lite.errors import Error
 
 FOLDER = "engines"
 ABSENT = "is not there"
+NAMES = ("prefill", "block", "picture")  # of the profiles
+ENGINES_OF = ("backbone", "text_head", "image_head")
+LONGEST_BLOCK = 256  # tokens that a text step may ask for at once
+_PROMPT = 130  # tokens around a picture's codes, likeliest: a sentence and the special ones
+Range = tuple[int, int, int]  # least, likeliest, largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,17 @@ def host_graph_path(bundle: Bundle, key: EngineKey) -> Path:
     return bundle.path / FOLDER / f"{key.stem}.onnx"
 
 
+def provider_folder(bundle: Bundle, graph: str, compute_capability: str) -> Path:
+    """Where TensorRT's provider keeps the engines of a graph that it builds itself for a card; made where it is not there.
+    Raises Error where it may not be made."""
+    cache = bundle.path / FOLDER / f"tensorrt-sm{compute_capability.replace('.', '')}" / graph
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"engines cannot be kept in {cache} ({error.strerror}); copy the bundle where you may write") from error
+    return cache
+
+
 def fault(bundle: Bundle, key: EngineKey, *, thorough: bool = False) -> str | None:
     """Why the engine of a key cannot be used, in words that follow its name; None when it can.
 
@@ -80,9 +97,9 @@ def fault(bundle: Bundle, key: EngineKey, *, thorough: bool = False) -> str | No
     except Error as error:
         return f"is corrupt ({error})"
     for field in fields(EngineKey):
-        found, wanted = getattr(record.key, field.name), getattr(key, field.name)
-        if found != wanted:
-            return f"was built for {field.name.replace('_', ' ')} {found}, not {wanted}"
+        recorded, wanted = getattr(record.key, field.name), getattr(key, field.name)
+        if recorded != wanted:
+            return f"was built for {field.name.replace('_', ' ')} {recorded}, not {wanted}"
     if not path.is_file() or not host_graph_path(bundle, key).is_file():
         return "is corrupt (a file of it is missing)"
     if path.stat().st_size != record.size:
@@ -122,40 +139,28 @@ def records(bundle: Bundle) -> Iterator[tuple[Path, EngineRecord]]:
 def find(
     bundle: Bundle, graph: str, compute_capability: str, program: str = "tensorrt-rtx", version: str = ""
 ) -> tuple[EngineKey | None, str]:
-    """An engine of a graph that fits a card, or None; and in words what was found. program, version: what will run it; a
-    version may be just the beginning of one."""
+    """An engine of a graph that fits a card, or None; and in words why. program, version: what will run it; a version may be
+    just the beginning of one."""
     wanted = graph_sha256(bundle, graph)
-    said = f"no engine of {graph} was built ahead of time"
+    why_not = f"no engine of {graph} was built ahead of time"
     for path, record in records(bundle):
         key = record.key
         made_by, _, made_with = key.builder.partition(" ")
         if key.graph != graph or key.stem != path.stem or made_by != program:
             continue
         if key.graph_sha256 != wanted:
-            said = f"{path.name} was built from another graph"
+            why_not = f"{path.name} was built from another graph"
         elif key.compute_capability != compute_capability:
-            said = (
+            why_not = (
                 f"{path.name} was built for compute capability {key.compute_capability}, and this card has {compute_capability}"
             )
         elif not made_with.startswith(version):
-            said = f"{path.name} was built with {key.builder}, and {version} is here"
-        elif (why := fault(bundle, key)) is not None:
-            said = f"{path.name} {why}"
+            why_not = f"{path.name} was built with {key.builder}, and {version} is here"
+        elif (reason := fault(bundle, key)) is not None:
+            why_not = f"{path.name} {reason}"
         else:
             return key, f"{path.name} fits"
-    return None, said
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-Range = tuple[int, int, int]  # least, likeliest, largest
-NAMES = ("prefill", "block", "picture")
-ENGINES_OF = ("backbone", "text_head", "image_head")
-_PROMPT = 130  # tokens around a picture's codes, likeliest: a sentence and the special ones
-LONGEST_BLOCK = 256  # tokens that a text step may ask for at once
+    return None, why_not
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,20 +178,20 @@ class Profile:
 def profiles_for(bundle: Bundle, names: Sequence[str] = NAMES) -> tuple[Profile, ...]:
     """The named profiles in their own order. Prefill spans everything, so that a host that knows one profile can run all.
 
-    prefill: the whole row, no past. block: a block over a long past. picture: the whole row, all codes asked for; left out of
+    prefill: the whole row, no past. block: a block over a long past. picture: the whole row, all codes queried; left out of
     the default where the model has no pictures. Raises Error for an unknown name or a picture profile without pictures.
     """
     for name in names:
         if name not in NAMES:
             raise Error(f"no profile is called {name!r}; use one of {', '.join(NAMES)}")
-    found = {profile.name: profile for profile in _all(bundle)}
-    if tuple(names) != NAMES and "picture" in names and "picture" not in found:
+    profiles = {profile.name: profile for profile in _all(bundle)}
+    if tuple(names) != NAMES and "picture" in names and "picture" not in profiles:
         raise Error(f"{bundle.path} sees and draws no pictures; leave out --profile picture")
-    return tuple(found[name] for name in NAMES if name in names and name in found)
+    return tuple(profiles[name] for name in NAMES if name in names and name in profiles)
 
 
 def profiles_of(graph: str, profiles: Sequence[Profile]) -> tuple[Profile, ...]:
-    """Those of the chosen profiles that a graph is run with. A head sees the rows asked for alone, so one does for it."""
+    """Those of the chosen profiles that a graph is run with. A head sees the queried rows alone, so one does for it."""
     wanted = {"text_head": ("block", "prefill"), "image_head": ("picture",)}.get(graph)
     if wanted is None:
         return tuple(profiles)
@@ -203,6 +208,18 @@ def input_dims(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]:
     return {"embeddings": ("B", "W", a.d_model), "positions": ("B", "W"), **pasts, "rows": ("B", "Q")}
 
 
+def shape_options(bundle: Bundle, graph: str, option: str) -> dict[str, str]:
+    """The profile that spans everything, as the providers' options want it: `embeddings:1x1x4096,positions:1x1,...`.
+
+    option: a provider's name for it, with a place for min, opt and max."""
+    (profile, *_), dims_of = profiles_of(graph, profiles_for(bundle)), input_dims(bundle, graph)
+
+    def spelled(which: int) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, profile.shape(dims, which)))}" for name, dims in dims_of.items())
+
+    return {option.format(end): spelled(which) for which, end in enumerate(("min", "opt", "max"))}
+
+
 def described(profiles: Sequence[Profile]) -> str:
     """Names and a digest of the shapes, for an engine's key."""
     text = repr([(profile.name, sorted(profile.axes.items())) for profile in profiles])
@@ -214,14 +231,19 @@ def _all(bundle: Bundle) -> list[Profile]:
     block = min(bundle.text_defaults.block_length, longest)
     most = min(longest, max(block, LONGEST_BLOCK))
     codes = (bundle.image.resolution // bundle.image.downsample) ** 2 if bundle.image else 0
-    asked = max(most, codes)
+    queried = max(most, codes)
     rows: dict[str, Range] = {"B": (1, 1, 1), "N": (1, 1, 1), "R": (1, 1, 2)}
     likeliest = min(longest, codes + _PROMPT if codes else longest // 2)
-    found = [
-        Profile("prefill", rows | {"W": (1, likeliest, longest), "P": (0, 0, longest), "Q": (1, block, asked)}),
+    profiles = [
+        Profile("prefill", rows | {"W": (1, likeliest, longest), "P": (0, 0, longest), "Q": (1, block, queried)}),
         Profile("block", rows | {"W": (1, block, most), "P": (0, likeliest, longest), "Q": (1, block, most)}),
     ]
     if codes:
         pictures = {"W": (codes, likeliest, longest), "P": (0, 0, 0), "Q": (1, codes, codes), "R": (1, 2, 2)}
-        found.append(Profile("picture", rows | pictures))
-    return found
+        profiles.append(Profile("picture", rows | pictures))
+    return profiles
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

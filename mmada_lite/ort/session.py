@@ -1,6 +1,7 @@
-"""onnxruntime as this project uses it: which device, which options, and a plain word when something is not to be had.
+"""One onnxruntime session: a graph opened on a device, with the options that this project runs with.
 
-It chooses among `providers` and opens sessions; it knows nothing of what the graphs mean.
+`open_session` is the one place where a session is made. It knows onnxruntime's providers and their options, and says in one
+line what keeps a graph from loading; which devices work here is `devices`' business, which graphs a model has is `loader`'s.
 """
 
 import logging
@@ -8,28 +9,65 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmada_lite.errors import Error
-from mmada_lite.ort import devices
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_log = logging.getLogger("mmada_lite")
-DEVICES = ("auto", *devices.PROVIDERS)
-# What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
-_BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu"), "integers": ("cpu",)}
+RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+_CPU = "CPUExecutionProvider"
+_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}  # no memory put aside
+_ERRORS = 3  # onnxruntime's number for logging errors
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
-_MEMORY = re.compile(r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE)
+_log = logging.getLogger("mmada_lite")
+
+Spinning = Literal["run", "always", "never"]
 
 
 class OutOfMemory(Error):
     """The device, or the machine, has no room for what was to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A device as onnxruntime knows it.
+
+    name: of the provider; what: in words; extra: of ours, that installs it; memory: where its tensors lie, as onnxruntime's io
+    binding says it; beside: providers that take what this one does not.
+    """
+
+    name: str
+    what: str
+    extra: str
+    memory: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """onnxruntime and onnxruntime-gpu overwrite each other, so that what brings the second needs a place of its own."""
+        line = f'pip install "mmada-lite[{self.extra}]"'
+        return line if self.extra in ("cpu", "rtx") else f"in an environment of its own: {line}"
+
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(
+    {
+        "cpu": Provider(_CPU, "CPU", "cpu", "cpu"),
+        "cuda": Provider("CUDAExecutionProvider", "CUDA", "cuda", "cuda", (_CPU,)),
+        "rtx": Provider("NvTensorRTRTXExecutionProvider", "TensorRT-RTX", "rtx", "cuda", (_CPU,)),
+        "tensorrt": Provider("TensorrtExecutionProvider", "TensorRT", "tensorrt", "cuda", ("CUDAExecutionProvider", _CPU)),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,59 +79,28 @@ class Device:
 
     @property
     def providers(self) -> list[str]:
-        provider = devices.PROVIDERS[self.name]
+        provider = PROVIDERS[self.name]
         return [provider.name, *provider.beside]
 
     @property
     def memory(self) -> str:
         """Where its tensors lie, in the words of onnxruntime's io binding."""
-        return devices.PROVIDERS[self.name].memory
-
-
-Spinning = Literal["run", "always", "never"]
+        return PROVIDERS[self.name].memory
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
     next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run (docs/drawing.md has what they do)."""
+    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors
+    (docs/drawing.md has what they do)."""
 
     spinning: Spinning = "run"
     arena: bool = True
+    log_severity: int = _ERRORS
 
 
 TUNED = Tuning()
-
-
-def choose_device(name: str = "auto", lowered_for: str = "cpu") -> Device:
-    """Find the device `name`. "auto" takes the best one that works for graphs lowered so, and says which and why.
-
-    lowered_for: a bundle's target, or "integers" for int8 graphs that round activations. Raises Error for an unknown name,
-    or for a device that is asked for and does not work here: never another one in silence.
-    """
-    if name not in DEVICES:
-        raise Error(f"no device is called {name!r}; use one of {', '.join(DEVICES)}")
-    devices.onnxruntime()
-    if name != "auto":
-        if (why := devices.fault(name)) is not None:
-            raise Error(why)
-        return Device(name, "asked for")
-    passed_over: list[str] = []
-    for candidate in _BEST[lowered_for]:
-        if (why := devices.fault(candidate)) is None:
-            return Device(candidate, _reason(candidate, lowered_for, passed_over))
-        passed_over.append(why)
-    raise AssertionError("the CPU always works")
-
-
-def _reason(chosen: str, lowered_for: str, passed_over: list[str]) -> str:
-    what = devices.PROVIDERS[chosen].what
-    if lowered_for == "integers":
-        return "int8 with rounded activations is a form for CPUs"
-    if not passed_over:
-        return f"{what} works here, and is the fastest for graphs lowered for {lowered_for}"
-    return f"{what} is the best that works: " + "; ".join(why.split(";")[0] for why in passed_over)
 
 
 def open_session(
@@ -108,26 +115,14 @@ def open_session(
     """Open one graph, a file or its bytes. `threads` None means one per core that this process may use; settings: the
     provider's own; profile: how the file begins that onnxruntime's `end_profiling` writes. Raises Error when it does not load,
     OutOfMemory when there is no room."""
-    options = devices.onnxruntime().SessionOptions()
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = tuning.arena
-    if tuning.spinning == "never":
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    elif tuning.spinning == "run":
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = _options(graph, threads, tuning, profile)
     name = graph.name if isinstance(graph, Path) else "a graph of our own"
-    if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
-        options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     try:
-        session = devices.open_session(str(graph) if isinstance(graph, Path) else graph, device.name, options, settings)
+        session = _create(str(graph) if isinstance(graph, Path) else graph, device.name, options, settings)
     except Exception as error:  # onnxruntime's own errors share no base class
         kind = OutOfMemory if is_out_of_memory(error) else Error
         where = graph if isinstance(graph, Path) else name
-        raise kind(f"onnxruntime cannot load {where}: {devices.first_line(error)}") from error
+        raise kind(f"onnxruntime cannot load {where}: {first_line(error)}") from error
     got = session.get_providers()[0]
     if got != device.providers[0]:
         raise Error(f"{name} was to run on {device.name} but onnxruntime chose {got}; check driver and CUDA libraries")
@@ -136,24 +131,31 @@ def open_session(
     return opened
 
 
-def giving_back() -> "onnxruntime.RunOptions":
+def onnxruntime_package() -> Any:
+    """The package. Raises Error with the install line when it is absent."""
+    if find_spec("onnxruntime") is None:
+        raise Error('onnxruntime is not installed; pip install "mmada-lite[cpu]" (or [cuda] for an NVIDIA GPU)')
+    import onnxruntime
+
+    return onnxruntime
+
+
+def run_without_arena() -> "onnxruntime.RunOptions":
     """Options of a run on a CPU behind which its session keeps none of the memory that it took beside the weights."""
-    options = devices.onnxruntime().RunOptions()
+    options = onnxruntime_package().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of onnxruntime, CUDA or the system means that memory ran out."""
-    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def _multiplies_integers(path: Path) -> bool:
-    """Only such a graph is opened for exact sums: onnxruntime 1.32 then fails at a DequantizeLinear without zero points."""
-    try:
-        return b"MatMulInteger" in path.read_bytes()
-    except OSError:
-        return False  # the session says what is wrong with the file
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:240]
 
 
 def exact_int8() -> bool:
@@ -176,3 +178,62 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: Path | None) -> Any:
+    options = onnxruntime_package().SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = tuning.log_severity
+    options.enable_cpu_mem_arena = tuning.arena
+    if tuning.spinning == "never":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    elif tuning.spinning == "run":
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
+        options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
+    return options
+
+
+def _create(graph: str | bytes, device: str, options: Any, settings: Mapping[str, str]) -> Any:
+    """A session on a device with the provider's own settings. Raises whatever onnxruntime raises: never another provider."""
+    runtime, provider = onnxruntime_package(), PROVIDERS[device]
+    if device == "rtx":
+        options.add_provider_for_devices(_plugin_devices(runtime), dict(settings))
+        return runtime.InferenceSession(graph, options)
+    if device != "cpu":
+        _preload(runtime)
+    own = {"cuda": _CUDA_OPTIONS, "tensorrt": dict(settings)}
+    chosen = [(name, own.get(device if name == provider.name else "cuda", {})) for name in (provider.name, *provider.beside)]
+    providers = [name if name == _CPU else (name, provider_options) for name, provider_options in chosen]
+    return runtime.InferenceSession(graph, options, providers=providers, enable_fallback=False)
+
+
+def _preload(runtime: Any) -> None:
+    """Let onnxruntime find CUDA and cuDNN in NVIDIA's wheels. It prints what it misses, which belongs into a log."""
+    with redirect_stdout(StringIO()) as printed:
+        runtime.preload_dlls()
+    if printed.getvalue():
+        _log.debug("onnxruntime: %s", printed.getvalue().strip())
+
+
+def _plugin_devices(runtime: Any) -> list[Any]:
+    """The cards that the TensorRT-RTX plugin offers; it is registered with onnxruntime at the first call."""
+    name = PROVIDERS["rtx"].name
+    cards = [device for device in runtime.get_ep_devices() if device.ep_name == name]
+    if not cards:
+        runtime.register_execution_provider_library(name, import_module(RTX_PLUGIN).get_library_path())
+        cards = [device for device in runtime.get_ep_devices() if device.ep_name == name]
+    if not cards:
+        raise RuntimeError("its plugin finds no card that it supports")
+    return cards[:1]
+
+
+def _multiplies_integers(path: Path) -> bool:
+    """Only such a graph is opened for exact sums: onnxruntime 1.32 then fails at a DequantizeLinear without zero points."""
+    try:
+        return b"MatMulInteger" in path.read_bytes()
+    except OSError:
+        return False  # the session says what is wrong with the file

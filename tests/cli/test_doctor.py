@@ -7,7 +7,7 @@ import pytest
 
 from mmada_lite.cli import machine
 from mmada_lite.cli.main import main
-from mmada_lite.ort import devices, nvidia
+from mmada_lite.ort import devices, nvidia, session
 from mmada_lite.ort.nvidia import Card
 
 CARD = Card("a planted card", "8.9", 8 * 10**9, 7 * 10**9)
@@ -22,7 +22,7 @@ def examined(capsys: pytest.CaptureFixture[str]) -> dict:
 def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     report = examined(capsys)
     listed = {device["name"]: device for device in report["devices"]}
-    assert set(listed) == set(devices.PROVIDERS)
+    assert set(listed) == set(session.PROVIDERS)
     assert listed["cpu"]["works"]
     for device in listed.values():
         assert device["works"] or "pip install" in device["why"] or "driver" in device["why"] or "doctor" in device["why"]
@@ -37,7 +37,7 @@ def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_person_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for word in ("processor", "memory", "driver", "devices", "libraries", "best here", *devices.PROVIDERS):
+    for word in ("processor", "memory", "driver", "devices", "libraries", "best here", *session.PROVIDERS):
         assert re.search(rf"^\s*(?:ok|-)?\s*{word}\b", out, re.MULTILINE), word
     for name in machine._LIBRARIES:
         assert f" {name} " in out
@@ -67,8 +67,8 @@ def test_the_best_settings_follow_what_works(
 def test_without_onnxruntime_nothing_runs_and_the_mend_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_spec = devices.find_spec
-    monkeypatch.setattr(devices, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    find_spec = session.find_spec
+    monkeypatch.setattr(session, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     assert main(["doctor"]) == 1
     assert 'onnxruntime is not installed; pip install "mmada-lite[cpu]"' in capsys.readouterr().out
 

@@ -180,7 +180,7 @@ def test_an_unknown_tokenizer_is_named_and_ids_still_work(
     assert "give ids" in line
     chosen = {"answer_length": 8, "steps": 4, "block_length": 4}
     python = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
-    expected = python.chat("hello", TextSettings(**chosen)).finish().ids.tolist()
+    expected = python.chat("hello", TextSettings(**chosen)).result().ids.tolist()
     prompt = [int(t) for t in chat_row(python, "hello")]
     assert host.call("complete", prompt=prompt, settings=chosen)["ids"] == expected
 
@@ -294,7 +294,7 @@ def test_answers_are_the_same(small: Host, model: Model, prompt: str, settings: 
     messages = [{"role": "user", "content": prompt}]
     found = small.call("chat", messages=messages, settings=settings_json(settings), seed=str(seed))
     assert found["ids"] == answer.ids.tolist()
-    assert (found["text"], found["complete"]) == (answer.text, answer.complete)
+    assert (found["text"], found["complete"]) == (answer.text, answer.result().complete)
     same_steps(steps, found)
 
 
@@ -325,7 +325,7 @@ def test_conversations_and_whitespace(small: Host, model: Model) -> None:
         {"role": "assistant", "content": "7"},
         {"role": "user", "content": "and <|eot_id|> twice that?"},
     ]
-    assert small.call("chat", messages=messages)["ids"] == model.chat(messages).finish().ids.tolist()
+    assert small.call("chat", messages=messages)["ids"] == model.chat(messages).result().ids.tolist()
 
 
 @pytest.fixture(scope="session")
@@ -339,8 +339,7 @@ def test_inpainting_is_the_same(small: Host, model: Model, drawn: Image.Image, s
     mask = Image.new("L", size)
     mask.paste(255, (size[0] // 3, size[1] // 4, size[0] * 2 // 3, size[1] * 2 // 3))
     for settings, seed in ((None, 5), (ImageSettings(4, 1.0, "linear"), 6)):
-        drawing = model.inpaint(image, mask, "a red heart", settings, seed=seed)
-        drawing.finish()
+        drawing = model.inpaint(image, mask, "a red heart", settings, seed=seed).result()
         found = small.call(
             "inpaint",
             picture=picture_json(image),
@@ -400,7 +399,7 @@ def test_every_setting_law_holds_without_a_pad(small: Host, model: Model) -> Non
     """The bundle's own defaults are read as Python reads them: no settings means those."""
     chosen = replace(model.text_defaults, steps=model.text_defaults.answer_length)
     by_default = small.call("chat", messages=[{"role": "user", "content": "hello"}])
-    assert by_default["ids"] == model.chat("hello").finish().ids.tolist()
+    assert by_default["ids"] == model.chat("hello").result().ids.tolist()
     said = small.call("chat", messages=[{"role": "user", "content": "hello"}], settings=settings_json(chosen))
-    assert said["ids"] == model.chat("hello", chosen).finish().ids.tolist()
+    assert said["ids"] == model.chat("hello", chosen).result().ids.tolist()
     assert len(list(itertools.chain(*by_default["positions"]))) <= model.text_defaults.answer_length

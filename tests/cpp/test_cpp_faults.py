@@ -250,7 +250,7 @@ def test_the_law_of_the_reference_is_refused_and_the_way_out_named(host: Host, t
 
 def test_the_longest_block_is_one_block(host: Host, model: Model) -> None:
     settings = TextSettings(answer_length=6, steps=3, block_length=2**63 - 1)
-    expected = model.chat("hello", settings).finish().ids.tolist()
+    expected = model.chat("hello", settings).result().ids.tolist()
     messages = [{"role": "user", "content": "hello"}]
     assert host.call("chat", messages=messages, settings=plain(settings))["ids"] == expected
     longest = {**plain(settings), "answer_length": 2**63 - 1}

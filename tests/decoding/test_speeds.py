@@ -25,12 +25,10 @@ def test_drafts_write_what_the_model_in_the_package_writes_alone(shipped: Model)
     for number in range(200):
         question = f"what is {number // 2 % 10} + {number // 20}?"
         chosen = replace(BASE, cache=("none", "dual")[number % 2])
-        one = shipped.chat(question, chosen).finish()
-        other = shipped.chat(question, replace(chosen, draft=4)).finish()
+        one = shipped.chat(question, chosen).result()
+        other = shipped.chat(question, replace(chosen, draft=4)).result()
         assert one.ids.tolist() == other.ids.tolist(), question
-        assert one.last is not None
-        assert other.last is not None
-        alone, drafted = alone + one.last.model_calls, drafted + other.last.model_calls
+        alone, drafted = alone + one.model_calls, drafted + other.model_calls
     assert drafted < alone
 
 
@@ -50,9 +48,7 @@ def test_speeds_take_fewer_forwards(shipped: Model) -> None:
     counts = []
     for speed in ("exact", "balanced", "fast"):
         text, _ = with_speed(speed, replace(BASE, answer_length=16, steps=16), shipped.image_defaults)
-        last = shipped.chat("what is 2 + 3?", text).finish().last
-        assert last is not None
-        counts.append(last.model_calls)
+        counts.append(shipped.chat("what is 2 + 3?", text).result().model_calls)
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
 

@@ -28,7 +28,8 @@ from mmada_lite.export.formats import (
 )
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import TARGETS, Weight, WeightSpec
-from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import open_session
 
 INTEGERS = {name: fmt for name, fmt in FORMATS.items() if not fmt.floating}
 integers = st.sampled_from(sorted(INTEGERS)).map(format_named)

@@ -16,7 +16,8 @@ from mmada_lite.export.bundle import export_checkpoint, export_codec
 from mmada_lite.export.graph import WeightFile
 from mmada_lite.export.lowering import Weight
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import open_session
 
 CASES = ("mha", "gqa", "realvocab")
 ONE = np.ones((1, 1), dtype=np.float32)

@@ -27,7 +27,8 @@ from mmada_lite.export.graph import ALIGNMENT
 from mmada_lite.export.precision import specs_for
 from mmada_lite.memory_plan import PRECISIONS
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.session import choose_device, exact_int8, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import exact_int8, open_session
 
 ONE = np.ones((1, 1), dtype=np.float32)
 FINE = {"backbone": "int4-b32"}  # for tensorrt: the recorded models' width is no multiple of 128

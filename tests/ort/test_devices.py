@@ -25,13 +25,13 @@ from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import Model
-from mmada_lite.ort import devices, engines, loader, nvidia
+from mmada_lite.ort import devices, engines, lazy, loader, nvidia, session
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.device_denoiser import BoundKeyValues, DeviceDenoiser, Handle
+from mmada_lite.ort.device_denoiser import DeviceDenoiser, BoundKeyValues, Handle
 from mmada_lite.ort.device_graphs import FLOAT, HALF, cut_graph, join_graph, pick_graph
-from mmada_lite.ort.devices import PROVIDERS
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.nvidia import Card
-from mmada_lite.ort.session import Device, OutOfMemory, choose_device, open_session
+from mmada_lite.ort.session import PROVIDERS, Device, OutOfMemory, open_session
 
 CPU = Device("cpu", "a test")
 CARD = Card("a planted card", "8.9", 8 << 30)
@@ -266,13 +266,13 @@ def test_out_of_memory_at_load_names_the_card(
 ) -> None:
     world(("cuda",), works=("cuda",))
 
-    def full(graph: Any, device: str, options: Any, settings: Any = None) -> Any:
+    def full(graph: Any, device: str, options: Any, settings: Any) -> Any:
         if device == "cuda":
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
-        return original(graph, device, options)
+        return original(graph, device, options, settings)
 
-    original = devices.open_session
-    monkeypatch.setattr(devices, "open_session", full)
+    original = session._create
+    monkeypatch.setattr(session, "_create", full)
     with pytest.raises(OutOfMemory, match=r"ran out of memory on cuda: the plan counts .*a planted card has 8\.6 GB"):
         mmada_lite.load(tiny_bundle, device="cuda")
 
@@ -397,7 +397,7 @@ def test_a_bundle_for_tensorrt_runs_on_the_cpu_and_says_that_it_is_slow(
 def test_a_large_bundle_is_opened_by_threads_and_says_the_same(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, window = Bundle.open(tiny_bundle), Window(np.array([[1, 2, 3]]), np.arange(3), np.array([[2]]))
     small, _ = loader.open_denoiser(bundle, CPU, 1).forward(window, keep=False)
-    codec = loader.open_codec(bundle, CPU, 1)[0]
+    codec = loader.open_codec(bundle, CPU, 1)
     opened: set[int] = set()
     record = loader.open_graph
 
@@ -408,19 +408,18 @@ def test_a_large_bundle_is_opened_by_threads_and_says_the_same(tiny_bundle: Path
     monkeypatch.setattr(loader, "open_graph", watched)
     monkeypatch.setattr(loader, "is_large", lambda *_: True)
     large = loader.open_denoiser(bundle, CPU, 1)
-    assert isinstance(large, loader.LazyDenoiser)
+    assert isinstance(large, lazy.LazyDenoiser)
     assert (large.forward(window, keep=False)[0] == small).all()
     assert threading.get_ident() not in opened
     given_back: list[int] = []
-    monkeypatch.setattr(loader, "give_back_freed_memory", lambda: given_back.append(1))
-    passing, _ = loader.open_codec(bundle, CPU, 1)
+    monkeypatch.setattr(lazy, "give_back_freed_memory", lambda: given_back.append(1))
     pixels = np.zeros((1, 3, 64, 64), np.float32)
-    assert (passing.run(None, {"pixels": pixels})[0] == codec.run(None, {"pixels": pixels})[0]).all()
+    assert (loader.open_codec(bundle, CPU, 1).encode(pixels) == codec.encode(pixels)).all()
     assert given_back == [1]
 
 
 def test_freed_memory_is_given_back_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    loader.give_back_freed_memory()
-    monkeypatch.setattr(loader.sys, "platform", "win32")
-    monkeypatch.setattr(loader.ctypes, "CDLL", None)
-    loader.give_back_freed_memory()
+    lazy.give_back_freed_memory()
+    monkeypatch.setattr(lazy.sys, "platform", "win32")
+    monkeypatch.setattr(lazy.ctypes, "CDLL", None)
+    lazy.give_back_freed_memory()

@@ -13,8 +13,9 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.export import transformer
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.precision import specs_for
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
-from mmada_lite.ort.session import Spinning, Tuning, choose_device, open_session
+from mmada_lite.ort.session import Spinning, Tuning, open_session
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,8 @@ LOOK_UP = """
 import re, sys
 import numpy as np
 from pathlib import Path
-from mmada_lite.ort.session import choose_device, open_session
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import open_session
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

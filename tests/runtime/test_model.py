@@ -86,15 +86,19 @@ def test_a_streamed_answer_is_the_joined_one(model):
     settings = TextSettings(answer_length=12, steps=6, block_length=4)
     stream = model.chat("hello", settings)
     marks = [stream.so_far("_").count("_") for _ in stream]
-    assert marks[-1] == 0 or not stream.complete
-    assert stream.text == model.chat("hello", settings).text
+    streamed, joined = stream.result(), model.chat("hello", settings).result()
+    assert marks[-1] == 0 or not streamed.complete
+    assert stream.text == streamed.text == joined.text
+    assert (streamed.ids == joined.ids).all()
+    assert (streamed.steps, streamed.model_calls) == (joined.steps, joined.model_calls) == (len(marks), len(marks))
     assert stream.last is not None
+    assert streamed.seconds == stream.last.seconds
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt"])
 def test_sampled_answers_repeat_with_their_seed(model, cache):
     settings = TextSettings(answer_length=12, steps=12, block_length=6, temperature=1.0, cache=cache)
-    first, again, other = (model.chat("hello", settings, seed=s).finish().ids.tolist() for s in (1, 1, 2))
+    first, again, other = (model.chat("hello", settings, seed=s).result().ids.tolist() for s in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -102,12 +106,12 @@ def test_sampled_answers_repeat_with_their_seed(model, cache):
 def test_a_cache_that_is_always_refreshed_equals_none(model):
     """One step per block: every step is the block's first, which computes everything."""
     plain = TextSettings(answer_length=12, steps=3, block_length=4)
-    ids = [model.chat("hello", replace(plain, cache=cache)).finish().ids.tolist() for cache in ("none", "prefix", "dual")]
+    ids = [model.chat("hello", replace(plain, cache=cache)).result().ids.tolist() for cache in ("none", "prefix", "dual")]
     assert ids[0] == ids[1] == ids[2]
 
 
 def test_guidance_zero_is_the_conditional_row_alone(model):
-    free = [model.paint("a cat", replace(FEW, guidance=g), seed=3).finish().codes for g in (0.0, 1e-9)]
+    free = [model.paint("a cat", replace(FEW, guidance=g), seed=3).result().codes for g in (0.0, 1e-9)]
     assert (free[0] == free[1]).all()
 
 
@@ -116,6 +120,8 @@ def test_a_painted_picture(model):
     previews = [drawing.preview() for _ in drawing]
     assert len(previews) == 4
     assert np.array_equal(previews[-1], drawing.picture)
+    assert drawing.result() is drawing.result()
+    assert (drawing.result().steps, drawing.result().model_calls) == (4, 4)
     assert drawing.picture.size == (SIDE, SIDE)
     assert drawing.last is not None
     assert drawing.last.remaining == 0
@@ -130,13 +136,13 @@ def test_inpainting_keeps_given_codes_and_pixels(model, picture):
     assert (drawn[:, SIDE // 2 :] == kept[:, SIDE // 2 :]).all()
     assert (drawn[:, : SIDE // 2] != kept[:, : SIDE // 2]).any()
     through = model.inpaint(picture, left_half(), "a cat", FEW, seed=1, keep_pixels=False)
-    assert (through.finish().codes == drawing.codes).all()
+    assert (through.result().codes == drawing.codes).all()
 
 
 def test_default_steps_shrink_with_the_hole_and_said_steps_do_not(model, picture):
     hole = Image.new("L", (SIDE, SIDE))
     hole.putpixel((0, 0), 255)
-    assert model.inpaint(picture, hole, "a cat").finish().last.total_steps == 1
+    assert model.inpaint(picture, hole, "a cat").result().steps == 1
     with pytest.raises(Error, match="4 steps for 1 codes"):
         model.inpaint(picture, hole, "a cat", FEW)
 
@@ -174,8 +180,7 @@ def test_a_picture_is_asked_about(model, picture):
     assert (
         model.ask(wide, "what is this?", settings).text == model.ask(picture.resize((20, 20)), "what is this?", settings).text
     )
-    squashed = model.ask(wide, "what is this?", settings, fit="squash").finish()
-    assert squashed.last is not None
+    assert model.ask(wide, "what is this?", settings, fit="squash").result().steps == 8
 
 
 def test_conversations(model):

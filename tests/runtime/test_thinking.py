@@ -2,8 +2,10 @@
 drawn from is reported and never used, and both hold whether the tags are single tokens or pieces."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mmada_lite import Error, ImageSettings, Model
 from mmada_lite.decoding.canvas import image_canvas, paint_prompt
 from mmada_lite.decoding.image import decode_image, final_codes
 from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.streams import Stream
 from mmada_lite.train.data.thoughts import split_thought as split_in_training
 from mmada_lite.train.data.thoughts import with_thought
 from mmada_lite.train.rollouts import caption_to_thought_prompts, thought_to_image_prompts
@@ -32,7 +35,7 @@ def drawn_on(thinker: Model, prompt: list[int], seed: int) -> np.ndarray:
 
 def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:
     seen = plant(thinker, with_tags(THOUGHT))
-    drawing = thinker.paint(CAPTION, FEW, seed=3, think=True).finish()
+    drawing = thinker.paint(CAPTION, FEW, seed=3, think=True).result()
     rows = [window.tokens[0].tolist() for window in seen.windows]
     (plan,), (planned,) = (
         caption_to_thought_prompts(thinker, [CAPTION]),
@@ -46,7 +49,7 @@ def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:
     assert drawing.thought == THOUGHT
     assert drawing.thought_fault is None
     assert (drawing.codes == drawn_on(thinker, planned, seed=3)).all()
-    assert (drawing.codes != thinker.paint(CAPTION, FEW, seed=3).finish().codes).any()
+    assert (drawing.codes != thinker.paint(CAPTION, FEW, seed=3).result().codes).any()
 
 
 def test_the_same_thought_given_draws_the_same(thinker: Model) -> None:
@@ -56,7 +59,7 @@ def test_the_same_thought_given_draws_the_same(thinker: Model) -> None:
     assert given.last is not None
     assert given.last.model_calls == 4
     plant(thinker, with_tags(THOUGHT))
-    assert (thinker.paint(CAPTION, FEW, seed=3, think=True).finish().codes == given.codes).all()
+    assert (thinker.paint(CAPTION, FEW, seed=3, think=True).result().codes == given.codes).all()
 
 
 def test_steps_of_the_thought_come_first_and_are_told_apart(thinker: Model) -> None:
@@ -83,17 +86,55 @@ def test_steps_of_the_thought_come_first_and_are_told_apart(thinker: Model) -> N
     assert shown[-1] == drawing.thought == THOUGHT
 
 
-def test_asking_for_the_thought_runs_it_and_draws_nothing(thinker: Model) -> None:
+def properties_of(stream: Stream) -> dict[str, object]:
+    """Every public attribute of a stream, but those that wait: `text` and `picture` say so, `result` is a call."""
+    names = [name for name in dir(stream) if not name.startswith("_") and name not in ("text", "picture")]
+    return {name: value for name in names if not callable(value := getattr(stream, name))}
+
+
+def test_properties_call_no_model(thinker: Model) -> None:
+    """They say what stands now, at every step; `result`, `text` and `picture` run the rest."""
+    seen = plant(thinker, with_tags(THOUGHT))
+    decoded: list[int] = []
+    decode = thinker.codec.decoder.run
+    object.__setattr__(thinker.codec, "decoder", Counting(decode, decoded))
+    answer, drawing = thinker.chat(CAPTION, WRITTEN), thinker.paint(CAPTION, FEW, think=True)
+    assert set(properties_of(answer)) == {"done", "ids", "last"}
+    assert set(properties_of(drawing)) == {"codes", "done", "last", "thought", "thought_fault", "thought_so_far"}
+    assert (drawing.thought, drawing.thought_fault, drawing.last, drawing.done) == (None, None, None, False)
+    assert (answer.last, answer.so_far()) == (None, "░" * WRITTEN.answer_length)
+    assert not seen.windows
+    for step in drawing:
+        calls = len(seen.windows)
+        found = properties_of(drawing)
+        assert found["thought"] == (None if step.predicted_codes is None else THOUGHT)
+        assert (found["last"], found["done"], len(seen.windows)) == (step, False, calls)
+    assert not decoded
+    result = drawing.result()
+    assert (result.thought, result.thought_fault, result.steps, decoded) == (THOUGHT, None, 4, [1])
+    assert result.picture is drawing.picture
+    assert result.model_calls == drawing.last.model_calls  # type: ignore[union-attr]
+    assert drawing.done
+
+
+class Counting:
+    """A session of which every run is written down."""
+
+    def __init__(self, run: Callable[..., Any], runs: list[int]) -> None:
+        self._run, self._runs = run, runs
+
+    def run(self, *given: Any) -> Any:
+        self._runs.append(1)
+        return self._run(*given)
+
+
+def test_a_stream_that_was_begun_is_joined_where_it_stands(thinker: Model) -> None:
     plant(thinker, with_tags(THOUGHT))
-    drawing, whole = thinker.paint(CAPTION, FEW, think=True), thinker.paint(CAPTION, FEW, think=True).finish()
+    drawing, joined = thinker.paint(CAPTION, FEW, think=True), thinker.paint(CAPTION, FEW, think=True).result()
     next(drawing)
-    assert drawing.thought == THOUGHT
-    assert drawing.last is not None
-    assert drawing.last.predicted_codes is None
-    rest = list(drawing)
-    assert len(rest) == 4
-    assert rest[-1].model_calls == whole.last.model_calls  # type: ignore[union-attr]
-    assert (drawing.codes == whole.codes).all()
+    result = drawing.result()
+    assert (result.thought, result.model_calls) == (THOUGHT, joined.model_calls)
+    assert (result.codes == joined.codes).all()
 
 
 @pytest.mark.parametrize(
@@ -108,10 +149,10 @@ def test_asking_for_the_thought_runs_it_and_draws_nothing(thinker: Model) -> Non
     ],
 )
 def test_a_thought_that_cannot_be_drawn_from(thinker: Model, caplog: pytest.LogCaptureFixture, text: str, fault: str) -> None:
-    plain = thinker.paint(CAPTION, FEW, seed=1).finish()
+    plain = thinker.paint(CAPTION, FEW, seed=1).result()
     plant(thinker, text)
     with caplog.at_level(logging.WARNING, "mmada_lite"):
-        drawing = thinker.paint(CAPTION, FEW, seed=1, think=True).finish()
+        drawing = thinker.paint(CAPTION, FEW, seed=1, think=True).result()
     assert str(drawing.thought_fault).startswith("the thought ")
     assert fault in str(drawing.thought_fault)
     assert drawing.thought is None
@@ -124,13 +165,13 @@ def test_a_thought_that_cannot_be_drawn_from(thinker: Model, caplog: pytest.LogC
 def test_a_thought_without_room_for_the_picture(thinker: Model, caplog: pytest.LogCaptureFixture) -> None:
     """It is written in most of 256 tokens: one token more, and 16 codes with their brackets do not fit beside it."""
     thinker.text_defaults = replace(WRITTEN, answer_length=248, steps=248)
-    plain = thinker.paint(CAPTION, FEW).finish()
+    plain = thinker.paint(CAPTION, FEW).result()
     (plan,) = caption_to_thought_prompts(thinker, [CAPTION])
     tags = len(thinker.tokenizer.encode(with_tags("x"))) - 1
     for excess in (0, 1):
         words = "x" * (256 - len(plan) - 16 - 3 - tags + excess)
         plant(thinker, with_tags(words))
-        drawing = thinker.paint(CAPTION, FEW, think=True).finish()
+        drawing = thinker.paint(CAPTION, FEW, think=True).result()
         assert drawing.thought == (None if excess else words)
         assert (drawing.codes == plain.codes).all() == bool(excess)
     (message,) = caplog.messages
@@ -158,9 +199,9 @@ def test_without_thinking_there_is_no_thought(thinker: Model) -> None:
 @pytest.mark.parametrize("text", [f"{OPEN} 3 + 4 = 7 {CLOSE} 7", "7", f"{OPEN} 3 + 4", f"{OPEN} 3 {CLOSE}"])
 def test_answers_are_split(thinker: Model, text: str) -> None:
     script_answer(thinker, text)
-    answer = thinker.chat("hello", WRITTEN)
-    assert (answer.thought, answer.answer) == split_thought(text)
-    assert answer.text == text
+    result = thinker.chat("hello", WRITTEN).result()
+    assert (result.thought, result.answer) == split_thought(text)
+    assert result.text == text
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_answers_are_pythons(page: Page, model: mmada_lite.Model) -> None:
         script = f"model.ask('what is 3 + 4?', null, {json.dumps(plain(settings))}, {seed}n)"
         theirs = page.run(f"let last; for await (last of {script}); return [last.ids, last.text]")
         ours = model.chat("what is 3 + 4?", settings, seed=seed)
-        assert theirs == [ours.finish().ids.tolist(), ours.text], change
+        assert theirs == [ours.result().ids.tolist(), ours.text], change
 
 
 def test_a_bundle_of_another_shape_from_another_server(page: Page, tiny_bundle: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_bundle_of_another_shape_from_another_server(page: Page, tiny_bundle: 
     agree(steps, tiny, "a b", 9, images)
     script = f"tiny.ask('a b', null, {json.dumps(plain(texts))}, 4n)"
     theirs = page.run(f"let last; for await (last of {script}); return last.ids")
-    assert theirs == tiny.chat("a b", texts, seed=4).finish().ids.tolist()
+    assert theirs == tiny.chat("a b", texts, seed=4).result().ids.tolist()
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
