@@ -118,7 +118,7 @@ class TimedDenoiser:
             self._denoiser = self._denoiser.opened
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
-        (batch, width), rows = window.tokens.shape, window.rows.shape[1]
+        (batch, width), rows = window.tokens.shape, window.queries.shape[1]
         self.clock.forwards.append((batch, width, window.past.length if window.past else 0, rows))
         with self._outside():
             hidden, kept = self._denoiser.forward(window, keep=keep)

@@ -41,11 +41,11 @@ class MockDenoiser:
         self.windows: list[Window] = []
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
-        self.windows.append(replace(window, past=deepcopy(window.past)))  # a past stands in a room that is used again
+        self.windows.append(replace(window, past=deepcopy(window.past)))  # a past stands in a buffer that is used again
         places = np.broadcast_to(window.positions, window.tokens.shape)
-        asked = np.take_along_axis(places, window.rows, axis=1)
-        tokens = np.vectorize(lambda p: self.planted.get(int(p), 0))(asked)
-        sure = np.vectorize(lambda p: self.certainty.get(int(p), 0.5))(asked)
+        queried = np.take_along_axis(places, window.queries, axis=1)
+        tokens = np.vectorize(lambda p: self.planted.get(int(p), 0))(queried)
+        sure = np.vectorize(lambda p: self.certainty.get(int(p), 0.5))(queried)
         kept = KeyValues((places[:, None, :, None].astype(np.float32),), (places[:, None, :, None].astype(np.float32),))
         return np.stack([tokens, sure], axis=-1).astype(np.float32), kept if keep else None
 

@@ -19,17 +19,17 @@ class Scripted(MockDenoiser):
 
     def __init__(self, planted: dict[int, int], drawing: Denoiser) -> None:
         super().__init__(planted)
-        self._drawing, self._asked = drawing, np.zeros((1, 1), dtype=np.int64)
+        self._drawing, self._queried = drawing, np.zeros((1, 1), dtype=np.int64)
 
     def forward(self, window: Window, *, keep: bool):  # type: ignore[no-untyped-def]
         self.windows.append(replace(window, tokens=window.tokens.copy()))  # it may be the canvas itself
-        self._asked = window.positions[window.rows]
+        self._queried = window.positions[window.queries]
         return self._drawing.forward(window, keep=keep)
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         if head == "image":
             return self._drawing.predict(head, hidden, mix, temperature, uniform)
-        token = np.vectorize(lambda place: self.planted[int(place)])(self._asked).astype(np.int64)
+        token = np.vectorize(lambda place: self.planted[int(place)])(self._queried).astype(np.int64)
         return Prediction(token, np.zeros(token.shape, dtype=np.float32))
 
 

@@ -29,7 +29,7 @@ class TorchDenoiser:
         if window.past is not None:
             pairs = zip(window.past.keys, window.past.values, strict=True)
             past = [(self._tensor(key), self._tensor(value)) for key, value in pairs]
-        output = self.model(self._tensor(window.tokens), self._tensor(positions), past, self._tensor(window.rows))
+        output = self.model(self._tensor(window.tokens), self._tensor(positions), past, self._tensor(window.queries))
         if not keep:
             return _array(output.hidden), None
         keys, values = zip(*output.present, strict=True)

@@ -137,7 +137,7 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
     for step in steps:
         assert overheard.call is not None
         head, windows, mix, temperature, uniform = overheard.call
-        written = np.isin(windows[0].rows[0], step.positions)
+        written = np.isin(windows[0].queries[0], step.positions)
         states.append(State(number, prompt.task, head, windows, mix, temperature, uniform, written))
     codes = canvas.tokens[0, canvas.region] - canvas.code_offset if prompt.task == "paint" else None
     return states, codes

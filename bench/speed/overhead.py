@@ -70,7 +70,7 @@ class Instant:
         rows, length = window.tokens.shape
         self.tokens += rows * length
         self.pairs += rows * length * (length + (window.past.length if window.past else 0))
-        hidden = np.empty((rows, window.rows.shape[1], self.work.width), dtype=np.float32)
+        hidden = np.empty((rows, window.queries.shape[1], self.work.width), dtype=np.float32)
         kept = np.empty((rows, max(1, self.work.width // 64), length, 64), dtype=np.float32)
         return hidden, KeyValues((kept,) * self.work.layers, (kept,) * self.work.layers) if keep else None
 

@@ -1,7 +1,7 @@
-"""The course of one block of a text: which positions are asked for, which are written, when keys and values are computed
-anew, and when the block or the text is over.
+"""The state of one block of a text: which positions are queried, which are written, when keys and values are computed anew, and
+when the block or the text is over.
 
-It holds what one block remembers between its steps. It calls no model and writes nothing.
+It holds what one block carries from step to step. It calls no model and writes nothing.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,28 @@ from mmada_lite.decoding.settings import Block, TextSettings
 
 @dataclass(slots=True)
 class BlockState:
-    """One block on its way. ends: stop tokens; buffers, spare_buffers: where cuts of keys and values stand, a branch each,
-    one block after another, and in turn while a past grows; closing: ids that end a thought; turn: steps done in this block;
-    context: what cached steps lean on."""
+    """One block while it is decoded. buffers, spare_buffers: memory for the keys and values of the cached
+    context, one for each branch of guidance, used by one block after another, and in turn while a past grows; closing: ids
+    that end a thought; steps_done: in this block; context: the keys and values that cached steps attend to; prompt: with cache
+    "prompt", those that every block after the first begins with."""
 
     canvas: Canvas
     block: Block
     settings: TextSettings
     sampler: Sampler
-    ends: Ints
+    stop_tokens: Ints
     buffers: tuple[KVBuffer, KVBuffer]
     spare_buffers: tuple[KVBuffer, KVBuffer]
     closing: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    turn: int = 0
+    steps_done: int = 0
     context: CachedContext | None = None
-    prompt: CachedContext | None = None  # with cache "prompt": what every block after the first begins on
+    prompt: CachedContext | None = None
     _quota: Ints = field(init=False)
-    _left: Candidates | None = None  # the last candidates, less what was written
-    _then: tuple[Ints, NDArray[np.floating]] | None = None  # tokens and probabilities [B, L] when all was computed; -1: none
-    _moved: float = 0.0
-    _thought: int = 0  # rows whose thought was over when all was computed
-    _concludes: bool = False  # more are now, and what follows is to be read with the whole thought
+    _unwritten: Candidates | None = None  # the last candidates, less what was written
+    _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed; -1: none
+    _drift: float = 0.0  # mean change of probability since
+    _thoughts_at_refresh: int = 0  # rows whose thought was over when all was computed
+    _thought_ended: bool = False  # more are now, and what follows is to be read with the whole thought
 
     def __post_init__(self) -> None:
         """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
@@ -56,91 +57,92 @@ class BlockState:
             return self.canvas.length
         return min(self.canvas.length, self.block.stop + max(self.settings.suffix, self.settings.reach))
 
-    def asked(self, canvas: Canvas, computes_all: bool) -> Bools:
-        """The positions to guess, [B, L]: masks of the block, of what is left of it, and of what it reaches."""
-        where = self._open(canvas, self.block.stop + self.settings.reach)
+    def queried(self, canvas: Canvas, computes_all: bool) -> Bools:
+        """The positions to predict, [B, L]: masks of the block, of what is left of it, and of what it reaches."""
+        queried = self._open(canvas, self.block.stop + self.settings.reach)
         if self.context and not computes_all:
-            where[:, : self.context.start] = False
-            where[:, self.context.stop :] = False
-        return where
+            queried[:, : self.context.start] = False
+            queried[:, self.context.stop :] = False
+        return queried
 
     def finished(self) -> bool:
         settings, canvas, block = self.settings, self.canvas, self.block
         if settings.law == "sensible":
-            where = self._open(canvas, block.stop)
-            return not (where[:, self.context.start :] if self.context else where).any()
+            still_open = self._open(canvas, block.stop)
+            return not (still_open[:, self.context.start :] if self.context else still_open).any()
         if settings.cache == "none" and settings.threshold is None:
-            return self.turn >= block.steps
+            return self.steps_done >= block.steps
         least = 0 if settings.cache == "none" else 2
-        return self.turn >= least and not canvas.masked()[:, block.start : block.stop].any()
+        return self.steps_done >= least and not canvas.masked()[:, block.start : block.stop].any()
 
     def computes_all(self) -> bool:
-        """Whether the next call computes all and keeps its keys and values: a block's first, and when they are old."""
+        """Whether the next call computes all and keeps its keys and values: a block's first, and when they are stale."""
         if self.settings.cache == "none":
             return False
-        if self.turn == 0 or (self.settings.refresh is not None and self.turn % self.settings.refresh == 0):
+        if self.steps_done == 0 or (self.settings.refresh is not None and self.steps_done % self.settings.refresh == 0):
             return True
-        if self._concludes:
+        if self._thought_ended:
             return True
-        return self.settings.drift is not None and self._moved > self.settings.drift
+        return self.settings.drift is not None and self._drift > self.settings.drift
 
-    def leaning(self, computes_all: bool) -> CachedContext | None:
-        """What the next call leans on: what it computes all of is the whole row, or all that lies behind a prompt that was kept
-        by an earlier block."""
+    def context_of(self, computes_all: bool) -> CachedContext | None:
+        """The cached context of the next call. One that computes all has none, or the prompt that an earlier block kept, behind
+        which it computes all."""
         if not computes_all:
             return self.context
-        return None if self.prompt is None or self.turn else replace(self.prompt, stop=self.end)
+        return None if self.prompt is None or self.steps_done else replace(self.prompt, stop=self.end)
 
-    def remember(self, kept: Sequence[KeyValues], where: Bools) -> None:
-        """Keep what a call that computed all left behind."""
-        start, settings, leant = self.block.start, self.settings, self.leaning(True)
+    def cache(self, kept: Sequence[KeyValues], queried: Bools) -> None:
+        """Keep the keys and values of a call that computed all and queried these positions [B, L]."""
+        start, settings, prompt = self.block.start, self.settings, self.context_of(True)
         if settings.law == "sensible":
-            start = min(start, int(where.any(axis=0).argmax()))
+            start = min(start, int(queried.any(axis=0).argmax()))
         self.context = CachedContext.after(
-            settings.cache, kept, start, self.block.stop, self.end, self.buffers, settings.draft, leant
+            settings.cache, kept, start, self.block.stop, self.end, self.buffers, settings.draft, prompt
         )
-        if settings.cache == "prompt" and leant is None:
+        if settings.cache == "prompt" and prompt is None:
             first = min(self.canvas.start, start)
             self.prompt = CachedContext(tuple(branch.shrunk(first) for branch in kept), first, self.end)
             for buffer, past in zip(self.buffers, self.prompt.pasts, strict=False):
                 buffer.begun(past, self.end - self.context.stop + self.context.start)  # this block's cut does, later ones will
-        self._then, self._thought, self._concludes = None, self._thoughts_over(), False
+        self._at_refresh, self._thoughts_at_refresh, self._thought_ended = None, self._thoughts_over(), False
 
-    def settling(self) -> bool:
-        """Whether so many positions of the window are done, before the next call, that they leave it then."""
+    def commits(self) -> bool:
+        """Whether so many positions of the window are written, before the next call, that their keys and values are committed
+        to the past then."""
         settle, context = self.settings.settle, self.context
-        return settle is not None and context is not None and int(self._done(context).sum()) >= settle
+        return settle is not None and context is not None and int(self._written(context).sum()) >= settle
 
-    def settle(self, kept: Sequence[KeyValues]) -> None:
-        """Let what was done before a call over the window join the past as the call left it (dKV-Cache, arXiv 2505.15781:
+    def commit(self, kept: Sequence[KeyValues]) -> None:
+        """Let what was written before a call over the window join the past as the call left it (dKV-Cache, arXiv 2505.15781:
         keys of a token are worth keeping one step after it is written)."""
-        assert self.context is not None, "a window has settled positions once there is a window"
-        done = self._done(self.context)
-        if not done.all():
+        assert self.context is not None, "positions leave a window once there is one"
+        written = self._written(self.context)
+        if not written.all():
             self.buffers, self.spare_buffers = self.spare_buffers, self.buffers
-            self.context = self.context.settled(kept, done, self.buffers)
+            self.context = self.context.committed(kept, written, self.buffers)
 
-    def _done(self, context: CachedContext) -> Bools:
+    def _written(self, context: CachedContext) -> Bools:
         """Of the window's positions, those at which no row has a mask."""
-        found: Bools = np.logical_and.reduce(~self.canvas.masked()[:, context.window], axis=0)
-        return found
+        written: Bools = np.logical_and.reduce(~self.canvas.masked()[:, context.window], axis=0)
+        return written
 
-    def choose(self, candidates: Candidates, number: int) -> Bools:
-        """What step `number` writes of its candidates, [B, Q]."""
-        chosen = self._choose(candidates, number, self.turn)
-        if self.settings.early_stop is not None and self.ends.size:
+    def choose(self, candidates: Candidates, step: int) -> Bools:
+        """What step `step` of the text writes of its candidates, [B, Q]."""
+        chosen = self._choose(candidates, step, self.steps_done)
+        if self.settings.early_stop is not None and self.stop_tokens.size:
             chosen |= self._coming_end(candidates, float(np.log(self.settings.early_stop)))
         return chosen
 
     def advance(self, candidates: Candidates, chosen: Bools) -> None:
         """A step is done: what is left of its candidates serves the next draft, and how far they moved the next refresh."""
-        self.turn += 1
-        self._left = candidates.without(chosen)
-        self._concludes = self.context is not None and self._thoughts_over() > self._thought
+        self.steps_done += 1
+        self._unwritten = candidates.without(chosen)
+        self._thought_ended = self.context is not None and self._thoughts_over() > self._thoughts_at_refresh
         if self.settings.drift is not None:
-            self._measure_drift(self._left)
+            self._measure_drift(self._unwritten)
 
-    def drafted(self, number: int) -> Canvas:
+    def drafts(self, step: int) -> Canvas:
         """The canvases of the next call: as things stand, and as they would stand if the last candidates held for more steps.
 
         A step from the canvas that its draft foresaw is the very step that would have come (self-speculative decoding,
@@ -148,38 +150,39 @@ class BlockState:
         """
         if self.settings.draft == 1:
             return self.canvas
-        rows, left = [self.canvas.tokens[0]], self._left
-        while left is not None and len(rows) < self.settings.draft:
-            ahead = len(rows) - 1
-            chosen = self._choose(left, number + ahead, self.turn + ahead)
-            row, left = rows[-1].copy(), left.without(chosen)
-            row[left.positions[chosen]] = left.token[chosen]
-            if not (left.valid & (left.positions < self.block.stop)).any():
+        drafts, unwritten = [self.canvas.tokens[0]], self._unwritten
+        while unwritten is not None and len(drafts) < self.settings.draft:
+            ahead = len(drafts) - 1
+            chosen = self._choose(unwritten, step + ahead, self.steps_done + ahead)
+            draft, unwritten = drafts[-1].copy(), unwritten.without(chosen)
+            draft[unwritten.positions[chosen]] = unwritten.token[chosen]
+            if not (unwritten.valid & (unwritten.positions < self.block.stop)).any():
                 break
-            rows.append(row)
-        return _rows_of(self.canvas, np.stack(rows))
+            drafts.append(draft)
+        return _as_batch(self.canvas, np.stack(drafts))
 
     def _open(self, canvas: Canvas, stop: int) -> Bools:
-        where = canvas.masked()
-        where[:, stop:] = False
+        """Masks [B, L] before `stop` of the rows whose text may still change."""
+        masked = canvas.masked()
+        masked[:, stop:] = False
         if self.settings.early_stop is not None:
-            where[over(canvas, self.ends)] = False
-        return where
+            masked[over(canvas, self.stop_tokens)] = False
+        return masked
 
-    def _choose(self, candidates: Candidates, number: int, turn: int) -> Bools:
+    def _choose(self, candidates: Candidates, step: int, steps_done: int) -> Bools:
         settings = self.settings
         if settings.thought_first and self.closing.size:
-            candidates = self._without_what_waits(candidates)
+            candidates = self._without_waiting(candidates)
         inside = candidates.valid & (candidates.positions < self.block.stop)
         confidence: NDArray[np.floating] = candidates.confidence
         if settings.order == "random":
-            confidence = self.sampler.order("text", number, candidates.positions)
+            confidence = self.sampler.order("text", step, candidates.positions)
         ranked = np.where(inside, confidence, -np.inf)
         if settings.entropy_bound is not None:
             assert candidates.entropy is not None
             return entropy_bounded(ranked, candidates.entropy, settings.entropy_bound)
         if settings.threshold is None:
-            counts = self._quota[:, turn] if turn < self._quota.shape[1] else inside.sum(axis=1)
+            counts = self._quota[:, steps_done] if steps_done < self._quota.shape[1] else inside.sum(axis=1)
             return most_confident(ranked, counts)
         least = float(np.log(settings.threshold))
         chosen = above_threshold(ranked, least)
@@ -188,79 +191,80 @@ class BlockState:
         complete = (chosen | ~inside).all(axis=1, keepdims=True)
         return chosen | (unbroken_run(confidence >= least, candidates.valid & ~inside) & complete)
 
-    def _without_what_waits(self, candidates: Candidates) -> Candidates:
-        """The candidates, less those behind the end of a thought, written or guessed, before which something is open."""
+    def _without_waiting(self, candidates: Candidates) -> Candidates:
+        """The candidates, less those behind the end of a thought, written or predicted, before which something is open."""
         tokens = self.canvas.tokens.copy()
         rows, slots = np.nonzero(candidates.positions >= self.canvas.start)
         tokens[rows, candidates.positions[rows, slots]] = candidates.token[rows, slots]
-        behind = self._behind_thoughts(tokens)[:, None]
-        thinks = (candidates.valid & (candidates.positions < behind)).any(axis=1, keepdims=True)
-        return replace(candidates, valid=candidates.valid & ((candidates.positions < behind) | ~thinks))
+        answers = self._answer_starts(tokens)[:, None]
+        thinks = (candidates.valid & (candidates.positions < answers)).any(axis=1, keepdims=True)
+        return replace(candidates, valid=candidates.valid & ((candidates.positions < answers) | ~thinks))
 
-    def _behind_thoughts(self, tokens: Ints) -> Ints:
+    def _answer_starts(self, tokens: Ints) -> Ints:
         """Where what follows a thought begins, [B]: behind the first end of one; the length of the row where there is none."""
         last = tokens.shape[1] - self.closing.size + 1
-        found = np.stack([tokens[:, n : last + n] == token for n, token in enumerate(self.closing)])
-        ends: Bools = np.logical_and.reduce(found, axis=0)
+        matches = np.stack([tokens[:, n : last + n] == token for n, token in enumerate(self.closing)])
+        ends: Bools = np.logical_and.reduce(matches, axis=0)
         ends[:, : self.canvas.start] = False
-        behind: Ints = np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])
-        return behind
+        starts: Ints = np.where(ends.any(axis=1), ends.argmax(axis=1) + self.closing.size, tokens.shape[1])
+        return starts
 
     def _thoughts_over(self) -> int:
         """Rows whose thought is written to its end, where what follows waits for it."""
         if not (self.settings.thought_first and self.closing.size):
             return 0
         tokens = self.canvas.tokens
-        behind = self._behind_thoughts(tokens)[:, None]
-        thought = np.arange(tokens.shape[1]) < behind
-        return int(((behind[:, 0] < tokens.shape[1]) & ~(self.canvas.masked() & thought).any(axis=1)).sum())
+        answers = self._answer_starts(tokens)[:, None]
+        thought = np.arange(tokens.shape[1]) < answers
+        return int(((answers[:, 0] < tokens.shape[1]) & ~(self.canvas.masked() & thought).any(axis=1)).sum())
 
     def _coming_end(self, candidates: Candidates, least: float) -> Bools:
-        """The first open position of a row where all candidates are stop tokens and that one is surer than `least`, [B, Q]."""
-        ending = (_among(candidates.token, self.ends) | ~candidates.valid).all(axis=1)
+        """The first open position of a row where all candidates are stop tokens and that one has more than the log probability
+        `least`, [B, Q]."""
+        ending = (_among(candidates.token, self.stop_tokens) | ~candidates.valid).all(axis=1)
         rows, first = np.arange(len(candidates.valid)), candidates.valid.argmax(axis=1)
         sure = candidates.valid[rows, first] & (candidates.log_probability[rows, first] > least)
-        found = np.zeros(candidates.valid.shape, dtype=bool)
-        found[rows, first] = ending & sure & (candidates.positions[rows, first] >= self.canvas.start)
-        return found
+        chosen = np.zeros(candidates.valid.shape, dtype=bool)
+        chosen[rows, first] = ending & sure & (candidates.positions[rows, first] >= self.canvas.start)
+        return chosen
 
-    def _measure_drift(self, left: Candidates) -> None:
+    def _measure_drift(self, unwritten: Candidates) -> None:
         """How far candidates moved since all was computed: the mean change of probability, where another token counts whole."""
-        rows, slots = np.nonzero(left.valid)
-        at, token = (rows, left.positions[rows, slots]), left.token[rows, slots]
-        probability = np.exp(left.log_probability[rows, slots])
-        if self._then is None:
+        rows, slots = np.nonzero(unwritten.valid)
+        at, token = (rows, unwritten.positions[rows, slots]), unwritten.token[rows, slots]
+        probability = np.exp(unwritten.log_probability[rows, slots])
+        if self._at_refresh is None:
             shape = self.canvas.tokens.shape
-            self._then, self._moved = (np.full(shape, -1, dtype=np.int64), np.zeros(shape)), 0.0
-            self._then[0][at], self._then[1][at] = token, probability
+            self._at_refresh, self._drift = (np.full(shape, -1, dtype=np.int64), np.zeros(shape)), 0.0
+            self._at_refresh[0][at], self._at_refresh[1][at] = token, probability
             return
-        before, was = self._then[0][at], self._then[1][at]
+        before, was = self._at_refresh[0][at], self._at_refresh[1][at]
         change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))[before >= 0]
-        self._moved = float(change.mean()) if change.size else 0.0
+        self._drift = float(change.mean()) if change.size else 0.0
 
 
-def over(canvas: Canvas, ends: Ints) -> Bools:
+def over(canvas: Canvas, stop_tokens: Ints) -> Bools:
     """Rows [B] whose text cannot change any more: a stop token stands in the answer and no mask before it."""
-    ended = _among(canvas.tokens, ends)
+    ended = _among(canvas.tokens, stop_tokens)
     ended[:, : canvas.start] = False
     masked = canvas.masked()
     first = np.where(masked.any(axis=1), masked.argmax(axis=1), canvas.length)
-    found: Bools = ended.any(axis=1) & (ended.argmax(axis=1) < first)
-    return found
+    finished: Bools = ended.any(axis=1) & (ended.argmax(axis=1) < first)
+    return finished
 
 
 def _among(tokens: Ints, few: Ints) -> Bools:
     """Where a token is one of a few: as np.isin, which takes seven times as long for so few."""
-    found = np.zeros(tokens.shape, dtype=bool)
+    among = np.zeros(tokens.shape, dtype=bool)
     for one in few:
-        found |= tokens == one
-    return found
+        among |= tokens == one
+    return among
 
 
-def _rows_of(canvas: Canvas, tokens: Ints) -> Canvas:
-    """A canvas of one row as several that differ in what is written."""
-    rows = len(tokens)
-    unconditional = None if canvas.unconditional is None else canvas.unconditional.repeat(rows, axis=0)
+def _as_batch(canvas: Canvas, tokens: Ints) -> Canvas:
+    """A canvas of one row as a batch that differs in what is written: tokens [B, L]."""
+    batch = len(tokens)
+    unconditional = None if canvas.unconditional is None else canvas.unconditional.repeat(batch, axis=0)
     if unconditional is not None and canvas.shared is not None:
         unconditional[:, canvas.shared + canvas.shift] = tokens[:, canvas.shared]
-    return replace(canvas, tokens=tokens, editable=canvas.editable.repeat(rows, axis=0), unconditional=unconditional)
+    return replace(canvas, tokens=tokens, editable=canvas.editable.repeat(batch, axis=0), unconditional=unconditional)

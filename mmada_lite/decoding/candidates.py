@@ -1,7 +1,8 @@
-"""What one model call says of a text's open positions, and how sure it is of each. Pure functions over predictions.
+"""The candidate tokens that one model call gives for a text's open positions, with their confidence. Pure functions over
+predictions.
 
-How sure is a number in nats, at most 0, whatever it is taken from; minus infinity marks what may not be chosen. Nothing here
-decides what is written.
+Confidence is in nats, at most 0, whatever it is taken from; minus infinity marks what may not be chosen. Nothing here decides
+what is written.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ _LEAST = 1e-30  # a margin of nothing is still a choice
 class Candidates:
     """Tokens and their log-probability at positions [B, Q], ascending; `valid` where there is such a position.
 
-    confidence [B, Q]: what `select` ranks by; entropy [B, Q] in nats, None where the settings do not ask for it.
+    confidence [B, Q]: what `select` ranks by; entropy [B, Q] in nats, None where the settings do not need it.
     """
 
     positions: Ints
@@ -33,9 +34,9 @@ class Candidates:
     confidence: NDArray[np.floating]
     entropy: NDArray[np.floating] | None
 
-    def row(self, number: int) -> Self:
-        """Row `number` alone, as rows [1, Q]."""
-        one = slice(number, number + 1)
+    def row(self, index: int) -> Self:
+        """Row `index` alone, as a batch [1, Q]."""
+        one = slice(index, index + 1)
         entropy = None if self.entropy is None else self.entropy[one]
         return replace(
             self,
@@ -53,12 +54,12 @@ class Candidates:
 
 
 def candidates_of(
-    denoiser: Denoiser, forward: Forward, settings: TextSettings, sampler: Sampler, number: int, mask: int
+    denoiser: Denoiser, forward: Forward, settings: TextSettings, sampler: Sampler, step: int, mask: int
 ) -> Candidates:
-    """The candidates of one forward, for step `number`. Under the sensible law none of them is the mask."""
-    drawn = sampler.draw(denoiser, "text", forward.hidden, forward.mix, number, forward.positions)
+    """The candidates of one forward, for step `step`. Under the sensible law none of them is the mask."""
+    drawn = sampler.draw(denoiser, "text", forward.hidden, forward.mix, step, forward.positions)
     logits = _logits(denoiser, forward) if _needs_logits(drawn, settings) else None
-    entropy = _entropy(drawn, logits) if _asks_entropy(settings) else None
+    entropy = _entropy(drawn, logits) if _needs_entropy(settings) else None
     if settings.law == "sensible":
         drawn = _never_mask(denoiser, drawn, forward, mask)
     confidence: NDArray[np.floating] = drawn.log_probability
@@ -71,13 +72,13 @@ def candidates_of(
     return Candidates(forward.positions, forward.valid, drawn.token, drawn.log_probability, confidence, entropy)
 
 
-def _asks_entropy(settings: TextSettings) -> bool:
+def _needs_entropy(settings: TextSettings) -> bool:
     return settings.select == "entropy" or settings.entropy_bound is not None
 
 
 def _needs_logits(drawn: Prediction, settings: TextSettings) -> bool:
-    """Margins are not among a head's outputs, and some denoisers do not say entropies: the head then runs once more."""
-    return settings.select == "margin" or (_asks_entropy(settings) and drawn.entropy is None)
+    """Margins are not among a head's outputs, and some denoisers give no entropies: the head then runs once more."""
+    return settings.select == "margin" or (_needs_entropy(settings) and drawn.entropy is None)
 
 
 def _logits(denoiser: Denoiser, forward: Forward) -> NDArray[np.float64]:
@@ -89,8 +90,8 @@ def _entropy(drawn: Prediction, logits: NDArray[np.float64] | None) -> NDArray[n
         return drawn.entropy
     assert logits is not None
     p = _softmax(logits)
-    found: NDArray[np.floating] = -(p * np.log(np.maximum(p, _LEAST))).sum(axis=-1)
-    return found
+    entropy: NDArray[np.floating] = -(p * np.log(np.maximum(p, _LEAST))).sum(axis=-1)
+    return entropy
 
 
 def _margin(logits: NDArray[np.float64], mask: int) -> NDArray[np.floating]:
@@ -98,8 +99,8 @@ def _margin(logits: NDArray[np.float64], mask: int) -> NDArray[np.floating]:
     p = _softmax(logits)
     p[..., mask] = 0
     best = np.partition(p, -2, axis=-1)[..., -2:]
-    found: NDArray[np.floating] = np.log(np.maximum(best[..., 1] - best[..., 0], _LEAST))
-    return found
+    margin: NDArray[np.floating] = np.log(np.maximum(best[..., 1] - best[..., 0], _LEAST))
+    return margin
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,7 +110,7 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _never_mask(denoiser: Denoiser, drawn: Prediction, forward: Forward, mask: int) -> Prediction:
-    """A guess that is the mask itself would write nothing: take the best other token there (rare, so logits are paid for)."""
+    """A predicted mask would write nothing: take the best other token there (rare, so logits are paid for)."""
     wrong = (drawn.token == mask) & forward.valid
     if not wrong.any():
         return drawn
@@ -117,6 +118,6 @@ def _never_mask(denoiser: Denoiser, drawn: Prediction, forward: Forward, mask: i
     logits[..., mask] = -np.inf
     best = logits.argmax(axis=-1)
     peak = np.take_along_axis(logits, best[..., None], axis=-1)
-    certainty = -np.log(np.exp(logits - peak).sum(axis=-1))
+    log_probability = -np.log(np.exp(logits - peak).sum(axis=-1))
     token = np.where(wrong, best, drawn.token)
-    return Prediction(token, np.where(wrong, certainty, drawn.log_probability).astype(np.float32), drawn.entropy)
+    return Prediction(token, np.where(wrong, log_probability, drawn.log_probability).astype(np.float32), drawn.entropy)

@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 class Canvas:
     """Tokens in the making.
 
-    tokens [B, L]: the rows; editable [B, L]: where decoding may write; start, stop: the region that the loop walks
+    tokens [B, L]: a batch of rows; editable [B, L]: where decoding may write; start, stop: the region that the loop walks
     (the answer, or the picture's codes). unconditional [B, Lu]: the same rows without their prompt, for guidance;
     position p of `shared` stands there at p + shift and is kept equal. code_offset: the token of picture code 0.
     """
@@ -42,7 +42,7 @@ class Canvas:
         return slice(self.start, self.stop)
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return int(self.tokens.shape[0])
 
     @property
@@ -51,8 +51,8 @@ class Canvas:
 
     def masked(self) -> Bools:
         """Where decoding still has to write: bool [B, L]."""
-        found: Bools = (self.tokens == self.mask) & self.editable
-        return found
+        masked: Bools = (self.tokens == self.mask) & self.editable
+        return masked
 
     def write(self, where: Bools, tokens: Ints) -> None:
         """Set tokens [B, L] at the positions `where` [B, L]; the unconditional rows follow. Given tokens never change."""

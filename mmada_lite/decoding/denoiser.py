@@ -1,7 +1,7 @@
-"""What the decoding loops ask of a model: a window in, predictions out.
+"""What the decoding loops need of a model: a window in, predictions out.
 
-Sessions, the torch model and a planted mock are all denoisers, so the loops exist once. Nothing here knows which
-position is written next.
+Sessions, the torch model and a planted mock are all denoisers, so the loops exist once. Nothing here knows which position is
+written next.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,20 @@ Head = Literal["text", "image"]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one forward computes: tokens [B, W] at absolute positions [W], the rows [B, Q] (indices into the window)
-    whose hidden states are wanted, and the past that the window leans on, which stands until the next forward that keeps."""
+    """What one forward computes: tokens [B, W] at absolute positions [W] or [B, W]; queries [B, Q], the places in the window
+    whose hidden states are wanted; and the past keys and values that the window attends to, which stand until the next forward
+    that keeps."""
 
     tokens: Ints
     positions: Ints
-    rows: Ints
+    queries: Ints
     past: KeyValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A head's guess for each queried position [B, Q]: a token (for the image head a code, 0..codebook_size-1) and the
-    natural-log probability of that token before any temperature; entropy, in nats, where the denoiser says it."""
+    """A head's prediction for each queried position [B, Q]: a token (for the image head a code, 0..codebook_size-1) and the
+    natural-log probability of that token before any temperature; entropy, in nats, where the denoiser gives it."""
 
     token: Ints
     log_probability: Floats
@@ -42,11 +43,11 @@ class Denoiser(Protocol):
     """The one thing that decoding needs. Hidden states are [B, Q, D]; `mix` [N, R] combines R of them before the head."""
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
-        """Hidden states of the window's rows and, with `keep`, the keys and values of the whole window."""
+        """Hidden states of the window's queries and, with `keep`, the keys and values of the whole window."""
         ...
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
-        """Guess with a head: the most probable token at temperature 0, else a draw by inverse CDF at `uniform` [N, Q]."""
+        """Predict with a head: the most probable token at temperature 0, else a draw by inverse CDF at `uniform` [N, Q]."""
         ...
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What both loops share: a step as it is told to the world, and one model call over a window of a canvas.
+"""What both loops share: a step as the world is told of it, and one model call over a window of a canvas.
 
 It knows a canvas and a denoiser. It knows nothing of which positions are written, or when.
 """
@@ -15,7 +15,7 @@ from mmada_lite.decoding.kv_cache import CachedContext, KeyValues
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did. rows, positions, tokens, log_probabilities [K]: the changes, in canvas coordinates.
+    """What one step did. rows, positions, tokens, log_probabilities [K]: the changes, by row of the batch and canvas position.
 
     index counts from 0; total_steps: how many are expected (None where the candidates decide it); remaining: masks left to
     write; model_calls: so far, a guided pair or a batch of drafts counting as one; seconds since decoding began;
@@ -36,7 +36,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Hidden states [R, Q, D] of the queried positions [B, Q] (valid [B, Q] where a row has fewer), and how to mix them."""
+    """Hidden states [R, Q, D] of the queried positions [B, Q] (valid [B, Q] where a row has fewer), how to mix them, and the
+    keys and values of each branch where they were to be kept."""
 
     hidden: Floats
     mix: Floats
@@ -48,24 +49,24 @@ class Forward:
 def run_forward(
     denoiser: Denoiser,
     canvas: Canvas,
-    where: Bools,
+    queried: Bools,
     guidance: float,
     context: CachedContext | None = None,
     keep: bool = False,
     end: int | None = None,
 ) -> Forward:
-    """One model call over the window (the row up to `end`, None for all of it, or what `context` leaves), for the positions
-    `where` [B, L]."""
-    positions, valid = queried(where)
+    """One model call over the window (the row up to `end`, None for all of it, or what `context` leaves), for the hidden states
+    of the positions `queried` [B, L]."""
+    positions, valid = positions_of(queried)
     hidden, kept = [], []
     for branch, tokens in enumerate(canvas.branches()):
         shift = canvas.shift if branch else 0
         start, stop = 0, tokens.shape[1] if end is None else end + shift
-        places = (context.window + shift) if context else np.arange(start, stop, dtype=np.int64)
+        window_positions = (context.window + shift) if context else np.arange(start, stop, dtype=np.int64)
         window = Window(
-            tokens=np.ascontiguousarray(tokens[:, places]),
-            positions=places,
-            rows=np.clip(np.searchsorted(places, positions + shift), 0, len(places) - 1),
+            tokens=np.ascontiguousarray(tokens[:, window_positions]),
+            positions=window_positions,
+            queries=np.clip(np.searchsorted(window_positions, positions + shift), 0, len(window_positions) - 1),
             past=context.pasts[branch].first(len(tokens)) if context else None,
         )
         states, cache = denoiser.forward(window, keep=keep)
@@ -73,23 +74,23 @@ def run_forward(
         if cache is not None:
             kept.append(cache)
     stacked = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
-    return Forward(stacked, mix_of(canvas.rows, guidance, len(hidden)), positions, valid, tuple(kept))
+    return Forward(stacked, mix_of(canvas.batch, guidance, len(hidden)), positions, valid, tuple(kept))
 
 
-def mix_of(rows: int, guidance: float, branches: int) -> NDArray[np.float32]:
+def mix_of(batch: int, guidance: float, branches: int) -> NDArray[np.float32]:
     """[B, R]: (1 + g) * conditional - g * unconditional; the head is linear, so this may come before it."""
-    identity = np.eye(rows, dtype=np.float32)
+    identity = np.eye(batch, dtype=np.float32)
     if branches == 1:
         return identity
     return np.concatenate([np.float32(1 + guidance) * identity, np.float32(-guidance) * identity], axis=1)
 
 
-def queried(where: Bools) -> tuple[Ints, Bools]:
-    """Positions [B, Q] that are true, left to right; short rows repeat position 0 and are marked invalid."""
-    longest = max(1, int(where.sum(axis=1).max()))
-    positions = np.zeros((where.shape[0], longest), dtype=np.int64)
+def positions_of(queried: Bools) -> tuple[Ints, Bools]:
+    """Positions [B, Q] that are true in [B, L], left to right; short rows repeat position 0 and are marked invalid."""
+    longest = max(1, int(queried.sum(axis=1).max()))
+    positions = np.zeros((queried.shape[0], longest), dtype=np.int64)
     valid = np.zeros(positions.shape, dtype=bool)
-    for row, flags in enumerate(where):
-        found = np.flatnonzero(flags)
-        positions[row, : found.size], valid[row, : found.size] = found, True
+    for row, flags in enumerate(queried):
+        own = np.flatnonzero(flags)
+        positions[row, : own.size], valid[row, : own.size] = own, True
     return positions, valid

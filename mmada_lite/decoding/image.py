@@ -1,4 +1,4 @@
-"""The loop of pictures, written once: all codes at once, the confidence kept by the schedule. A generator of steps.
+"""The loop of pictures, written once: all codes at once, the most confident kept by the schedule. A generator of steps.
 
 It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or torch, of texts, or of pixels.
 """
@@ -24,7 +24,7 @@ _LEAST = np.float32(np.log(np.float32(1e-20)))
 
 
 def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sampler: Sampler) -> Iterator[Step]:
-    """Draw the canvas's masked codes in `settings.steps` steps, keep the confidence by the schedule, and yield every step."""
+    """Draw the canvas's masked codes in `settings.steps` steps, keep the most confident by the schedule, yield every step."""
     started, model_calls = time.perf_counter(), 0
     rule, cache = _Rule.of(canvas, settings, sampler), ImageCache(denoiser, canvas, settings)
     codes = canvas.tokens[:, canvas.region].copy()
@@ -61,14 +61,14 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Which codes stay masked. plan [B, steps]: how many; temperatures [steps]: of the confidence noise; everywhere [B, N]:
-    the canvas positions of the codes; known: the confidence of a code that is not in question."""
+    """Which codes stay masked. plan [B, steps]: how many; temperatures [steps]: of the confidence noise; positions [B, N]:
+    of the codes on the canvas; known: the confidence of a code that is not in question."""
 
     settings: ImageSettings
     sampler: Sampler
     plan: Ints
     temperatures: NDArray[np.float64]
-    everywhere: Ints
+    positions: Ints
     known: np.float32
 
     @classmethod
@@ -76,15 +76,15 @@ class _Rule:
         length, reference = canvas.stop - canvas.start, settings.law == "reference"
         unknown = canvas.masked()[:, canvas.region].sum(axis=1)
         plan = np.stack([masked_after(settings.schedule, length if reference else int(n), settings.steps) for n in unknown])
-        everywhere = np.broadcast_to(np.arange(canvas.start, canvas.stop), (canvas.rows, length))
+        positions = np.broadcast_to(np.arange(canvas.start, canvas.stop), (canvas.batch, length))
         temperatures = noise_temperatures(settings.temperature, settings.steps)
-        return cls(settings, sampler, plan, temperatures, everywhere, _KNOWN if reference else np.float32(np.inf))
+        return cls(settings, sampler, plan, temperatures, positions, _KNOWN if reference else np.float32(np.inf))
 
     def noise(self, k: int) -> Floats:
         """What step k adds to the confidence of every code, float32 [B, N]."""
         if not self.temperatures[k] > 0:
-            return np.zeros(self.everywhere.shape, dtype=np.float32)
-        return np.float32(self.temperatures[k]) * gumbel(self.sampler.order("image", k, self.everywhere))
+            return np.zeros(self.positions.shape, dtype=np.float32)
+        return np.float32(self.temperatures[k]) * gumbel(self.sampler.order("image", k, self.positions))
 
     def left(self, open_codes: Bools, k: int) -> Ints:
         """How many codes of each row go back to mask after step k: fewer than now. The reference keeps at least one, even at

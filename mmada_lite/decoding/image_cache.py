@@ -1,9 +1,10 @@
-"""what a drawing caches between its steps, so that most of them compute less than the whole row.
+"""What a drawing caches between its steps, so that most of them compute less than the whole row.
 
 A full step computes everything and keeps keys and values. The partial steps after it compute a window of codes alone, those
-that were just written and those that may be written soon, over what was kept of every other position (the cached attention of
-ReCAP and the dual cache of Fast-dLLM, arXiv 2505.22618, with a block of scattered places). The unconditional row's hidden
-states may serve several steps. It knows windows and when they are stale; it knows nothing of which codes are written.
+that were just written and those that may be written soon, attending to what was kept of every other position (the cached
+attention of ReCAP and the dual cache of Fast-dLLM, arXiv 2505.22618, with a block of scattered positions). The unconditional
+row's hidden states may serve several steps. It knows windows and when they are stale; it knows nothing of which codes are
+written.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.canvas import Bools, Canvas, Ints
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Window
-from mmada_lite.decoding.forward import Forward, mix_of, queried
+from mmada_lite.decoding.forward import Forward, mix_of, positions_of
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.decoding.settings import ImageSettings
 
@@ -49,9 +50,9 @@ class ImageCache:
         self._until, self._keep = 0, False  # the step that is full again; whether a partial one comes before it
         self._window: Ints | None = None  # [B, W] canvas positions, left to right
         self._inside: Bools | None = None  # [B, L] the same as flags
-        self._pasts: dict[int, KeyValues] = {}  # branch -> what its window leans on; before `choose` of the whole row
+        self._pasts: dict[int, KeyValues] = {}  # branch -> what its window attends to; before `choose` of the whole row
         self._buffers = (KVBuffer(), KVBuffer())  # a branch each; a cut is out of use when the next full step comes
-        self._unconditional: _States | None = None
+        self._cached_states: _States | None = None
 
     @property
     def partial_until(self) -> int | None:
@@ -60,14 +61,14 @@ class ImageCache:
 
     def forward(self, k: int, masked: Bools) -> Forward:
         """The model call of step k, for the masked positions [B, L] or those of them that are in the window."""
-        where = self._where(k, masked)
+        queried = self._queried(k, masked)
         self._keep = self._until > k + 1
-        positions, valid = queried(where)
+        positions, valid = positions_of(queried)
         hidden = [self._forward(0, positions)]
         if self._canvas.unconditional is not None and self._settings.guided(k):
-            hidden.append(self._other(k, positions, valid))
+            hidden.append(self._unconditional_states(k, positions, valid))
         stacked = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
-        mix = mix_of(self._canvas.rows, self._settings.guidance, len(hidden))
+        mix = mix_of(self._canvas.batch, self._settings.guidance, len(hidden))
         return Forward(stacked, mix, positions, valid, ())
 
     def choose(self, score: NDArray[np.float32], counts: Ints) -> None:
@@ -79,7 +80,7 @@ class ImageCache:
         for branch in self._pasts:
             self._pasts[branch] = self._around(branch, self._pasts[branch])
 
-    def _where(self, k: int, masked: Bools) -> Bools:
+    def _queried(self, k: int, masked: Bools) -> Bools:
         """The masked positions that this step computes: all at a full one."""
         if self._inside is not None and k < self._until:
             inside = masked & self._inside
@@ -95,33 +96,33 @@ class ImageCache:
         past = None if self._window is None else self._pasts.get(branch)
         if past is not None and self._window is not None:
             places = self._window + shift
-            rows = np.stack([np.searchsorted(*pair) for pair in zip(self._window, positions, strict=True)])
-            window = Window(np.take_along_axis(tokens, places, axis=1), places, rows, past)
+            queries = np.stack([np.searchsorted(*pair) for pair in zip(self._window, positions, strict=True)])
+            window = Window(np.take_along_axis(tokens, places, axis=1), places, queries, past)
             return self._denoiser.forward(window, keep=False)[0]
         length = tokens.shape[1]
-        rows = np.clip(positions + shift, 0, length - 1)
-        window = Window(np.ascontiguousarray(tokens), np.arange(length, dtype=np.int64), rows)
+        queries = np.clip(positions + shift, 0, length - 1)
+        window = Window(np.ascontiguousarray(tokens), np.arange(length, dtype=np.int64), queries)
         hidden, kept = self._denoiser.forward(window, keep=self._keep)
         if kept is not None:
             self._pasts[branch] = kept if self._window is None else self._around(branch, kept)
         return hidden
 
-    def _other(self, k: int, positions: Ints, valid: Bools) -> Floats:
+    def _unconditional_states(self, k: int, positions: Ints, valid: Bools) -> Floats:
         """The unconditional row's states: those of an earlier step while they are young enough and know every position."""
-        states, every = self._unconditional, self._settings.unconditional_every
+        states, every = self._cached_states, self._settings.unconditional_every
         if states is not None and k - states.step < every:
             known = states.at(positions, valid)
             if known is not None:
                 return known
         hidden = self._forward(1, positions)
         if every > 1:
-            self._unconditional = _States.of(k, hidden, positions, valid, self._canvas.length)
+            self._cached_states = _States.of(k, hidden, positions, valid, self._canvas.length)
         return hidden
 
     def _around(self, branch: int, kept: KeyValues) -> KeyValues:
         """What was kept of a whole row, without the window."""
         assert self._window is not None, "the window is chosen first"
-        rows, length = self._canvas.rows, self._canvas.branches()[branch].shape[1]
-        outside = np.ones((rows, length), dtype=bool)
+        batch, length = self._canvas.batch, self._canvas.branches()[branch].shape[1]
+        outside = np.ones((batch, length), dtype=bool)
         np.put_along_axis(outside, self._window + (self._canvas.shift if branch else 0), False, axis=1)
-        return kept.at(np.nonzero(outside)[1].reshape(rows, -1), self._buffers[branch])
+        return kept.at(np.nonzero(outside)[1].reshape(batch, -1), self._buffers[branch])

@@ -1,7 +1,7 @@
-"""Keys and values that a forward pass leaves behind, and which of them the next pass may lean on.
+"""Keys and values that a forward pass leaves behind, and which of them are the next pass's context.
 
-Keys are kept after rotation, so their order is of no consequence: a past may be the prefix, or prefix and suffix. What
-they are computed with, and whether they are stale, is the business of the decoding loop.
+Keys are kept after rotation, so their order is of no consequence: a past may be the prefix, or prefix and suffix. What they are
+computed with, and whether they are stale, is the business of the decoding loop.
 """
 
 import math
@@ -29,14 +29,14 @@ class KeyValues:
         return int(self.keys[0].shape[2])
 
     def without(self, start: int, stop: int, buffer: "KVBuffer") -> "KeyValues":
-        """Everything but the positions start..stop-1: what a window over those positions leans on. They stand in `buffer` until
-        it is used again."""
+        """Everything but the positions start..stop-1: what a window over those positions attends to. It stands in `buffer`
+        until that is used again."""
         cut = [_cut(array, start, stop, buffer, number) for number, array in enumerate((*self.keys, *self.values))]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
     def behind(self, past: "KeyValues", start: int, stop: int, buffer: "KVBuffer") -> "KeyValues":
-        """`past`, then these but for positions start..stop-1: what a window over those leans on that lies behind `past`. They
-        stand in `buffer` until it is used again; where `past` stands in it already it is not written again."""
+        """`past`, then these but for positions start..stop-1: what a window over those attends to that lies behind `past`. It
+        stands in `buffer` until that is used again; where `past` stands in it already it is not written again."""
         length = past.length + self.length - (stop - start)
         there = past.length if buffer.begins_with(past, length) else 0
         pairs = zip((*past.keys, *past.values), (*self.keys, *self.values), strict=True)
@@ -50,33 +50,32 @@ class KeyValues:
         return KeyValues(tuple(_shrunk(key, stop) for key in self.keys), tuple(_shrunk(value, stop) for value in self.values))
 
     def at(self, places: NDArray[np.int64], buffer: "KVBuffer") -> "KeyValues":
-        """Those of the places [B, P] alone: what a window over scattered positions leans on. They stand in `buffer` until it is
-        used again."""
+        """Those of the places [B, P] alone: what a window over scattered positions attends to. They stand in `buffer` until it
+        is used again."""
         cut = [_at(array, places, buffer, number) for number, array in enumerate((*self.keys, *self.values))]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
     def picked_behind(self, past: "KeyValues", places: NDArray[np.int64], buffer: "KVBuffer") -> "KeyValues":
-        """`past`, then these at the places [P] of every row: a past that grows. They stand in
-        `buffer`, where `past` does not."""
+        """`past`, then these at the places [P] of every row: a past that grows. They stand in `buffer`; `past` does not."""
         pairs = zip((*past.keys, *past.values), (*self.keys, *self.values), strict=True)
         grown = [_joined([before, array[:, :, places]], buffer, number) for number, (before, array) in enumerate(pairs)]
         return KeyValues(tuple(grown[: len(self.keys)]), tuple(grown[len(self.keys) :]))
 
     def repeated(self, times: int) -> "KeyValues":
-        """The same past for `times` canvases at once: one row becomes so many."""
+        """The same past for a batch of `times` canvases: one row becomes so many."""
         if times == 1:
             return self
         return KeyValues(tuple(k.repeat(times, axis=0) for k in self.keys), tuple(v.repeat(times, axis=0) for v in self.values))
 
-    def first(self, rows: int) -> "KeyValues":
-        """The past of the first `rows` rows."""
-        if rows == self.keys[0].shape[0]:
+    def first(self, batch: int) -> "KeyValues":
+        """The past of the first `batch` rows."""
+        if batch == self.keys[0].shape[0]:
             return self
-        return KeyValues(tuple(k[:rows] for k in self.keys), tuple(v[:rows] for v in self.values))
+        return KeyValues(tuple(k[:batch] for k in self.keys), tuple(v[:batch] for v in self.values))
 
     @classmethod
-    def empty(cls, layers: int, rows: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
-        nothing = np.zeros((rows, heads, 0, head_dim), dtype=dtype)
+    def empty(cls, layers: int, batch: int, heads: int, head_dim: int, dtype: np.typing.DTypeLike = np.float32) -> "KeyValues":
+        nothing = np.zeros((batch, heads, 0, head_dim), dtype=dtype)
         return cls((nothing,) * layers, (nothing,) * layers)
 
 
@@ -112,23 +111,23 @@ def _cut(
 
 def _joined(parts: Sequence[Floats], buffer: KVBuffer, number: int, there: int = 0) -> Floats:
     """there: positions before these that stand in the buffer as they should."""
-    rows, heads, _, size = parts[0].shape
-    into = buffer.array(number, (rows, heads, there + sum(part.shape[2] for part in parts), size), parts[0].dtype)
+    batch, heads, _, size = parts[0].shape
+    into = buffer.array(number, (batch, heads, there + sum(part.shape[2] for part in parts), size), parts[0].dtype)
     np.concatenate(parts, axis=2, out=into[:, :, there:])
     return into
 
 
 def _shrunk(array: Floats, stop: int) -> Floats:
-    rows, heads, length, size = array.shape
+    batch, heads, length, size = array.shape
     flat, step = array.reshape(-1), stop * size  # a copy where the array is not in one piece
-    for number in range(1, rows * heads if stop < length else 1):
+    for number in range(1, batch * heads if stop < length else 1):
         flat[number * step : (number + 1) * step] = flat[number * length * size :][:step]
-    return flat[: rows * heads * step].reshape(rows, heads, stop, size)
+    return flat[: batch * heads * step].reshape(batch, heads, stop, size)
 
 
 def _at(array: Floats, places: NDArray[np.int64], buffer: KVBuffer, number: int) -> Floats:
-    rows, heads, _, size = array.shape
-    cut = buffer.array(number, (rows, heads, places.shape[1], size), array.dtype)
+    batch, heads, _, size = array.shape
+    cut = buffer.array(number, (batch, heads, places.shape[1], size), array.dtype)
     for row, place, into in zip(array, places, cut, strict=True):
         np.take(row, place, axis=1, out=into, mode="clip")  # "raise" would buffer the output
     return cut
@@ -136,13 +135,13 @@ def _at(array: Floats, places: NDArray[np.int64], buffer: KVBuffer, number: int)
 
 @dataclass(frozen=True, slots=True)
 class CachedContext:
-    """What one block keeps of the forward that it began with: a past per branch, and the window that is computed afresh.
+    """What one block keeps of the forward that it began with: a past for each branch, and the window that is computed anew.
 
     prefix: the window runs from the block's start to the end of the row; dual: it is the block alone
     (Fast-dLLM, arXiv 2505.22618); prompt: as dual, and every block but the first begins with a forward over the answer alone,
-    which leans on the prompt as it was then. `none` keeps nothing, and its window is the whole row.
+    whose context is the prompt as it was then. `none` keeps nothing, and its window is the whole row.
 
-    places [W]: what of start..stop-1 is still computed, None for all of it; the rest is settled and stands in the past.
+    places [W]: what of start..stop-1 is still computed, None for all of it; the rest is committed and stands in the past.
     """
 
     pasts: tuple[KeyValues, ...]
@@ -155,11 +154,11 @@ class CachedContext:
         """The positions [W] that a step computes."""
         return np.arange(self.start, self.stop) if self.places is None else self.places
 
-    def settled(self, kept: Sequence[KeyValues], done: NDArray[np.bool_], buffers: Sequence["KVBuffer"]) -> "CachedContext":
-        """Those of the window that are done [W] join the past as a call over the window left them (`kept`)."""
-        at = np.flatnonzero(done)
+    def committed(self, kept: Sequence[KeyValues], written: NDArray[np.bool_], buffers: Sequence[KVBuffer]) -> "CachedContext":
+        """Those of the window that are written [W] join the past as a call over the window left them (`kept`)."""
+        at = np.flatnonzero(written)
         pasts = (own.picked_behind(past, at, buffer) for past, own, buffer in zip(self.pasts, kept, buffers, strict=False))
-        return CachedContext(tuple(pasts), self.start, self.stop, self.window[~done])
+        return CachedContext(tuple(pasts), self.start, self.stop, self.window[~written])
 
     @classmethod
     def after(
@@ -170,17 +169,17 @@ class CachedContext:
         stop: int,
         length: int,
         buffers: Sequence[KVBuffer],
-        rows: int = 1,
+        batch: int = 1,
         prompt: "CachedContext | None" = None,
     ) -> "CachedContext":
-        """kept: of the row's first `length` positions, or of those behind `prompt`, a branch each, as buffers are,
-        whose last use ends here. rows: how many canvases are to lean at once on the one that was read."""
+        """The context that a forward over everything leaves. kept: of the row's first `length` positions, or of those behind
+        `prompt`, a branch each, as buffers are, whose last use ends here. batch: how many canvases are to share it."""
         end = length if policy == "prefix" else stop
-        found = []
+        pasts = []
         for number, (branch, buffer) in enumerate(zip(kept, buffers, strict=False)):
             if prompt is None:
                 cut = branch.without(start, end, buffer)
             else:
                 cut = branch.behind(prompt.pasts[number], start - prompt.start, end - prompt.start, buffer)
-            found.append(cut.repeated(rows))
-        return cls(tuple(found), start, end)
+            pasts.append(cut.repeated(batch))
+        return cls(tuple(pasts), start, end)

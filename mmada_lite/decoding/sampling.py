@@ -1,7 +1,9 @@
-"""One counter-based generator: Philox4x32-10 (Salmon et al., SC 2011), the same numbers in every language.
+"""How tokens and orders are drawn: one counter-based generator, Philox4x32-10 (Salmon et al., SC 2011), and the sampler that
+gives the decoding loops their numbers from it.
 
-A draw is addressed, not consumed: (seed, stream, step, row, position) gives one number, whatever else was or was not
-drawn. So a position that needs no number changes no other, and a host in C++ or JavaScript gets ours bit for bit.
+A draw is addressed, not consumed: (seed, stream, step, row, position) gives one number, whatever else was or was not drawn. So
+a position that needs no number changes no other, and a host in C++ or JavaScript gets ours bit for bit. Which candidates are
+written is decided elsewhere.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmada_lite.decoding.denoiser import Denoiser, Head, Prediction
 from mmada_lite.errors import Error
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -27,6 +32,10 @@ class Stream(IntEnum):
     TEXT_ORDER = 1
     IMAGE_CODE = 2
     IMAGE_CONFIDENCE = 3
+
+
+_TOKEN_STREAM = {"text": Stream.TEXT_TOKEN, "image": Stream.IMAGE_CODE}
+_ORDER_STREAM = {"text": Stream.TEXT_ORDER, "image": Stream.IMAGE_CONFIDENCE}
 
 
 def philox(counter: NDArray[np.uint32], seed: int) -> NDArray[np.uint32]:
@@ -67,13 +76,6 @@ def gumbel(u: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(-np.log(np.maximum(x, tiny), dtype=np.float64), dtype=np.float32)
 
     return minus_log(minus_log(u))
-
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-_TOKEN_STREAM = {"text": Stream.TEXT_TOKEN, "image": Stream.IMAGE_CODE}
-_ORDER_STREAM = {"text": Stream.TEXT_ORDER, "image": Stream.IMAGE_CONFIDENCE}
 
 
 class Sampler(Protocol):

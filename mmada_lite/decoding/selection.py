@@ -1,4 +1,4 @@
-"""Which of the guesses of a step are kept: pure functions over confidences. No model, no randomness, no state.
+"""Which candidates of a step are kept: pure functions over confidences. No model, no randomness, no state.
 
 Confidence is a natural-log probability everywhere; minus infinity marks what may not be chosen.
 """
@@ -26,10 +26,10 @@ def above_threshold(confidence: Floats, log_threshold: float) -> Bools:
 
 
 def entropy_bounded(confidence: Floats, entropy: Floats, bound: float) -> Bools:
-    """The surest of each row [B, Q], as many as keep the sum of their entropies less the largest at most `bound` (nats).
+    """The most confident of each row [B, Q], as many as keep the sum of their entropies less the largest within `bound` (nats).
 
     That difference bounds how much is lost by writing them at once, as if they were independent (EB-Sampler, arXiv
-    2505.24857). The surest alone loses nothing, so it is always among them.
+    2505.24857). The most confident alone loses nothing, so it is always among them.
     """
     order = np.argsort(-confidence, axis=1, kind="stable")
     ranked = np.maximum(np.take_along_axis(entropy, order, axis=1).astype(np.float64), 0)

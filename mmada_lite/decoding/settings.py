@@ -1,4 +1,6 @@
-"""How a text or a picture is to be decoded, checked before any work is done. No arrays and no models here."""
+"""How a text or a picture is to be decoded: every setting, checked before any work is done, and the named speeds, which are
+changes of a few of them. No arrays and no models here.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,6 +14,19 @@ from mmada_lite.errors import Error, did_you_mean
 
 Law = Literal["sensible", "reference"]
 Settings = TypeVar("Settings")
+
+# The named speeds: changes of the text settings, changes of the image settings.
+_PARTIAL_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "shortlist": 2.0, "unconditional_every": 2})
+_CACHED: Mapping[str, Any] = MappingProxyType(
+    {"cache": "dual", "entropy_bound": None, "early_stop": 1.0, "thought_first": True, "refresh": 2}
+)
+PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
+    {
+        "exact": (MappingProxyType({}), MappingProxyType({})),
+        "balanced": (MappingProxyType({**_CACHED, "threshold": 0.9}), _PARTIAL_STEPS),
+        "fast": (MappingProxyType({**_CACHED, "threshold": 0.8, "suffix": 8}), _PARTIAL_STEPS),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +45,18 @@ class TextSettings:
     answer_length, steps, block_length: tokens to write, model steps for all of them, tokens per block.
     temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
     guidance: 0 is none; g mixes (1 + g) * conditional - g * unconditional.
-    order: which positions are written first: "low_confidence" (the surest first) or "random".
-    cache: "none" computes everything at every step; "prefix", "dual" and "prompt" lean on keys and values of the block's first
-    step; of "prompt" the first step of a later block leans on the prompt's keys and values of the answer's very first step.
+    order: which positions are written first: "low_confidence" (the most confident first) or "random".
+    cache: "none" computes everything at every step; "prefix", "dual" and "prompt" keep keys and values of the block's first
+    step; with "prompt" the first step of a later block uses the prompt's keys and values of the answer's very first step.
     threshold: a probability; then every position at least that sure is written and `steps` is not used.
     law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
 
     What follows saves work (docs/decoding.md) and asks for the sensible law.
-    select: what sure means: "confidence" (the guess's probability), "margin" (that less the next one's) or "entropy".
-    entropy_bound: nats; the surest positions are written whose entropies, but for the largest, add up to at most this.
+    select: what ranks positions: "confidence" (the token's probability), "margin" (that less the next one's) or "entropy".
+    entropy_bound: nats; the most confident positions are written whose entropies, but for the largest, add up to at most this.
     early_stop: a probability; decoding ends once a stop token and all before it are written, or it comes next surer than this.
     reach: positions beyond a block that are written with its last ones, while each is as sure as `threshold`.
-    refresh, drift: compute all anew after so many steps of a block, or once its guesses moved that much (0 to 1).
+    refresh, drift: compute all anew after so many steps of a block, or once its candidates moved that much (0 to 1).
     suffix: masks behind the block that a step still reads; the others are left out.
     draft: canvases that one forward checks; what is written stays what one at a time would write.
     settle: written positions of a block leave a cached window so many at a time, their keys and values as they are one step
@@ -126,7 +141,7 @@ class TextSettings:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the guesses say how many tokens a step writes, and so how many steps there are."""
+        """Whether the candidates decide how many tokens a step writes, and so how many steps there are."""
         return self.threshold is not None or self.entropy_bound is not None
 
     def blocks(self, start: int) -> list[Block]:
@@ -150,8 +165,8 @@ class ImageSettings:
     law: "reference" counts the schedule over all codes and leaves one mask at the end; "sensible" counts over unknown ones.
 
     What makes steps cheaper, and is exact as it stands (docs/drawing.md):
-    refresh: every how many steps the whole row is computed; the light steps between compute codes alone, over its keys.
-    shortlist: how many codes a light step computes for each that will be written until the next full one, the most
+    refresh: every how many steps the whole row is computed; the partial steps between compute codes alone, over its keys.
+    shortlist: how many codes a partial step computes for each that will be written until the next full one, the most
     promising ones; None computes all that were masked at the full step.
     guidance_from, guidance_to: step k of T (from 0) is guided where guidance_from <= k / T < guidance_to.
     unconditional_every: for how many steps the unconditional row's hidden states serve.
@@ -237,43 +252,6 @@ def _at_least_zero(name: str, value: object) -> None:
 def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in tuple(choices):
         raise Error(f"{name} is {value!r}; use one of {', '.join(choices)}")
-
-
-# speed -> changes of the text settings, changes of the image settings
-_NO_PICTURE_CHANGE: Mapping[str, Any] = MappingProxyType({})
-_LIGHT_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "shortlist": 2.0, "unconditional_every": 2})
-PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
-    {
-        "exact": (MappingProxyType({}), _NO_PICTURE_CHANGE),
-        "balanced": (
-            MappingProxyType(
-                {
-                    "cache": "dual",
-                    "threshold": 0.9,
-                    "entropy_bound": None,
-                    "early_stop": 1.0,
-                    "thought_first": True,
-                    "refresh": 2,
-                }
-            ),
-            _LIGHT_STEPS,
-        ),
-        "fast": (
-            MappingProxyType(
-                {
-                    "cache": "dual",
-                    "threshold": 0.8,
-                    "entropy_bound": None,
-                    "early_stop": 1.0,
-                    "suffix": 8,
-                    "thought_first": True,
-                    "refresh": 2,
-                }
-            ),
-            _LIGHT_STEPS,
-        ),
-    }
-)
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:

@@ -1,4 +1,4 @@
-"""The loop of texts, written once: block by block, the surest positions first. A generator of steps.
+"""The loop of texts, written once: block by block, the most confident positions first. A generator of steps.
 
 It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or torch, of tokenizers, or of pictures.
 """
@@ -28,76 +28,75 @@ def decode_text(
     stop: Iterable[int] = (),
     closing: Sequence[int] = (),
 ) -> Iterator[Step]:
-    """Fill the canvas's answer block by block, the surest positions first, and yield every step.
+    """Fill the canvas's answer block by block, the most confident positions first, and yield every step.
 
     Ends after a block in which every row has one of the tokens `stop` (under the reference law: as its last token), with
     `early_stop` as soon as every row's text can no longer change. With `thought_first` what stands behind the tokens `closing`
     waits for what stands before them. Raises Error for drafts of several rows.
     """
-    if settings.draft > 1 and canvas.rows > 1:
-        raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.rows}; use draft 1")
-    started, number, calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
+    if settings.draft > 1 and canvas.batch > 1:
+        raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.batch}; use draft 1")
+    started, step, model_calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
     total = None if settings.adaptive or settings.thought_first else sum(block.steps for block in blocks)
-    ends, buffers, spare = np.array(sorted(stop), dtype=np.int64), (KVBuffer(), KVBuffer()), (KVBuffer(), KVBuffer())
+    stop_tokens, closing_tokens = np.array(sorted(stop), dtype=np.int64), np.array(closing, dtype=np.int64)
+    buffers, spare = (KVBuffer(), KVBuffer()), (KVBuffer(), KVBuffer())
     prompt: CachedContext | None = None
     for block in blocks:
-        state = BlockState(
-            canvas, block, settings, sampler, ends, buffers, spare, np.array(closing, dtype=np.int64), prompt=prompt
-        )
+        state = BlockState(canvas, block, settings, sampler, stop_tokens, buffers, spare, closing_tokens, prompt=prompt)
         while not state.finished():
-            keep = state.computes_all()
-            settling = not keep and state.settling()
-            drafts = canvas if keep else state.drafted(number)
-            where = state.asked(drafts, keep)
-            forward = run_forward(denoiser, drafts, where, settings.guidance, state.leaning(keep), keep or settling, state.end)
-            candidates = candidates_of(denoiser, forward, settings, sampler, number, canvas.mask)
-            calls += 1
-            if keep:
-                state.remember(forward.kept, where)
-            elif settling:
-                state.settle(forward.kept)
+            computes_all = state.computes_all()
+            commits = not computes_all and state.commits()
+            drafts = canvas if computes_all else state.drafts(step)
+            queried, context = state.queried(drafts, computes_all), state.context_of(computes_all)
+            forward = run_forward(denoiser, drafts, queried, settings.guidance, context, computes_all or commits, state.end)
+            candidates = candidates_of(denoiser, forward, settings, sampler, step, canvas.mask)
+            model_calls += 1
+            if computes_all:
+                state.cache(forward.kept, queried)
+            elif commits:
+                state.commit(forward.kept)
             if forward.kept:
-                forward = replace(forward, kept=())  # their cuts are remembered: a second copy would outlive the block's steps
-            for row in range(drafts.rows // canvas.rows):
-                mine = candidates if drafts.rows == canvas.rows else candidates.row(row)
-                chosen = state.choose(mine, number)
-                yield _commit(canvas, mine, chosen, number, calls, total, started)
-                number += 1
-                state.advance(mine, chosen)
-                if state.finished() or state.computes_all() or not _foreseen(canvas, drafts, row + 1):
+                forward = replace(forward, kept=())  # their cuts are cached: a second copy would outlive the block's steps
+            for draft in range(drafts.batch // canvas.batch):
+                own = candidates if drafts.batch == canvas.batch else candidates.row(draft)
+                chosen = state.choose(own, step)
+                yield _commit(canvas, own, chosen, step, model_calls, total, started)
+                step += 1
+                state.advance(own, chosen)
+                if state.finished() or state.computes_all() or not _foreseen(canvas, drafts, draft + 1):
                     break
-        if ends.size and _ended(canvas, block, settings, ends):
+        if stop_tokens.size and _ended(canvas, block, settings, stop_tokens):
             return
         prompt = state.prompt
 
 
-def _foreseen(canvas: Canvas, drafts: Canvas, row: int) -> bool:
-    """Whether the next draft is how the canvas now stands."""
-    return row < drafts.rows and bool((drafts.tokens[row] == canvas.tokens[0]).all())
+def _foreseen(canvas: Canvas, drafts: Canvas, draft: int) -> bool:
+    """Whether there is such a draft and it is how the canvas now stands."""
+    return draft < drafts.batch and bool((drafts.tokens[draft] == canvas.tokens[0]).all())
 
 
 def _commit(
-    canvas: Canvas, candidates: Candidates, chosen: Bools, number: int, calls: int, total: int | None, started: float
+    canvas: Canvas, candidates: Candidates, chosen: Bools, step: int, model_calls: int, total: int | None, started: float
 ) -> Step:
     rows, slots = np.nonzero(chosen)
     positions, tokens = candidates.positions[rows, slots], candidates.token[rows, slots]
-    where, values = np.zeros(canvas.tokens.shape, dtype=bool), canvas.tokens.copy()
-    where[rows, positions], values[rows, positions] = True, tokens
-    canvas.write(where, values)
+    written, values = np.zeros(canvas.tokens.shape, dtype=bool), canvas.tokens.copy()
+    written[rows, positions], values[rows, positions] = True, tokens
+    canvas.write(written, values)
     return Step(
-        index=number,
+        index=step,
         total_steps=total,
         rows=rows,
         positions=positions,
         tokens=tokens,
         log_probabilities=candidates.log_probability[rows, slots],
         remaining=int(canvas.masked()[:, canvas.region].sum()),
-        model_calls=calls,
+        model_calls=model_calls,
         seconds=time.perf_counter() - started,
     )
 
 
-def _ended(canvas: Canvas, block: Block, settings: TextSettings, ends: Ints) -> bool:
+def _ended(canvas: Canvas, block: Block, settings: TextSettings, stop: Ints) -> bool:
     """True when every row's answer is over: a stop token among its finished tokens (the reference looks at the last only)."""
     first = block.stop - 1 if settings.law == "reference" else canvas.start
-    return bool(np.isin(canvas.tokens[:, first : block.stop], ends).any(axis=1).all())
+    return bool(np.isin(canvas.tokens[:, first : block.stop], stop).any(axis=1).all())

@@ -1,4 +1,4 @@
-"""A model as onnxruntime sessions on the CPU: the graphs of a bundle behind the protocol that the decoding loops ask.
+"""A model as onnxruntime sessions on the CPU: the graphs of a bundle behind the protocol that the decoding loops use.
 
 Which file a session opens and on which device is `loader`'s; a model that stays on a GPU is `device_denoiser`'s.
 """
@@ -48,20 +48,20 @@ class OnnxDenoiser:
         self._last: _Binding | None = None
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
-        rows = window.tokens.shape[0]
+        batch = window.tokens.shape[0]
         layers, heads, size = self._shape
-        past = window.past or KeyValues.empty(layers, rows, heads, size, self._past_type)
+        past = window.past or KeyValues.empty(layers, batch, heads, size, self._past_type)
         (embeddings,) = self._run("embedder", ["embeddings"], {"tokens": window.tokens})
-        hidden = np.empty((rows, window.rows.shape[1], embeddings.shape[2]), np.float32)
-        shape = (rows, heads, window.tokens.shape[1], size)
+        hidden = np.empty((batch, window.queries.shape[1], embeddings.shape[2]), np.float32)
+        shape = (batch, heads, window.tokens.shape[1], size)
         binding = None if keep or self._last is None or not self._last.fits(past, shape) else self._last
         if binding is None:
-            over = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
-            kept = over if keep else [over[0]] * layers + [over[1]] * layers
+            arrays = [np.empty(shape, self._past_type) for _ in range(2 * layers if keep else 2)]
+            kept = arrays if keep else [arrays[0]] * layers + [arrays[1]] * layers
             binding = _Binding(self._sessions["backbone"], past, dict(zip(self._cache_names, kept, strict=True)), self._options)
         self._last = None if keep or window.past is None else binding
         positions = np.broadcast_to(window.positions, window.tokens.shape)
-        self._guard(lambda: binding.run({"embeddings": embeddings, "positions": positions, "rows": window.rows}, hidden))
+        self._guard(lambda: binding.run({"embeddings": embeddings, "positions": positions, "rows": window.queries}, hidden))
         return hidden, KeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
@@ -82,13 +82,13 @@ class OnnxDenoiser:
         return int(shapes["logits"][-1])
 
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
-        found: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds, self._options))
-        return found
+        results: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds, self._options))
+        return results
 
 
 class _Binding:
-    """A past and the arrays that the window's own keys and values are written to, bound to the backbone: one after another,
-    the steps of a block lean on the same. It keeps no past alive, and fits none that came after its own."""
+    """A past and the arrays that the window's own keys and values are written to, bound to the backbone: the steps of a block,
+    one after another, have the same. It keeps no past alive, and fits none that came after its own."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class _Binding:
 
     def run(self, feeds: dict[str, NDArray], hidden: Floats) -> None:
         """The window's states, written to `hidden`."""
-        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        for name, array in held.items():
+        inputs = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive to the end of the run
+        for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
         self._bind_output("hidden", hidden)
         self._session.run_with_iobinding(self._binding, self._options)

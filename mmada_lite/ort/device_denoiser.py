@@ -41,7 +41,7 @@ class Handle:
     def __getitem__(self, key: tuple[NDArray[np.int64], NDArray[np.int64]]) -> "Handle":
         """States [B, K, D] of [B, Q, D] at places [B, K]; the first of the pair counts the rows [B, 1]."""
         rows, places = key
-        assert rows[:, 0].tolist() == list(range(self.shape[0])), "rows are picked from in order"
+        assert rows[:, 0].tolist() == list(range(self.shape[0])), "rows of the batch are picked from in order"
         return self.runner.pick([self], places[..., None])[0]
 
     def __array_function__(self, function: Any, types: Any, given: Sequence[Any], named: Mapping[str, Any]) -> "Handle":
@@ -51,32 +51,32 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
-class BoundKeyValues(KeyValues):
+class DeviceKeyValues(KeyValues):
     """Keys and values as handles."""
 
     def without(self, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
-        return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
+        return DeviceKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
     def behind(self, past: KeyValues, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
         handles, pasts = (cast("tuple[Handle, ...]", (*own.keys, *own.values)) for own in (self, past))
         left = cast("list[Any]", handles[0].runner.cut(handles, start, stop, pasts))
-        return BoundKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
+        return DeviceKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
     def shrunk(self, stop: int) -> KeyValues:
         return self.without(stop, self.length, KVBuffer())
 
     def at(self, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
         handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
-        rows, heads = handles[0].shape[:2]
-        index = np.broadcast_to(places[:, None, :, None], (rows, heads, places.shape[1], 1))
-        found = cast("list[Any]", handles[0].runner.pick(handles, index))
-        return BoundKeyValues(tuple(found[: len(self.keys)]), tuple(found[len(self.keys) :]))
+        batch, heads = handles[0].shape[:2]
+        index = np.broadcast_to(places[:, None, :, None], (batch, heads, places.shape[1], 1))
+        picked = cast("list[Any]", handles[0].runner.pick(handles, index))
+        return DeviceKeyValues(tuple(picked[: len(self.keys)]), tuple(picked[len(self.keys) :]))
 
     def picked_behind(self, past: KeyValues, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
-        rows = cast("Handle", self.keys[0]).shape[0]
-        return self.at(np.broadcast_to(places, (rows, len(places))), buffer).behind(past, 0, 0, buffer)
+        batch = cast("Handle", self.keys[0]).shape[0]
+        return self.at(np.broadcast_to(places, (batch, len(places))), buffer).behind(past, 0, 0, buffer)
 
 
 class _Runner:
@@ -97,8 +97,8 @@ class _Runner:
         for name in outputs:
             binding.bind_output(name, "cpu" if home else self._memory)
         self._guard(lambda: session.run_with_iobinding(binding))
-        found = binding.get_outputs()
-        return [value.numpy() for value in found] if home else [Handle(value, self) for value in found]
+        values = binding.get_outputs()
+        return [value.numpy() for value in values] if home else [Handle(value, self) for value in values]
 
     def join(self, handles: Sequence[Handle]) -> Handle:
         """Handles [A, Q, D] after each other along the first axis."""
@@ -157,13 +157,13 @@ class DeviceDenoiser:
         feeds: dict[str, Any] = {
             "embeddings": embeddings,
             "positions": np.broadcast_to(window.positions, window.tokens.shape),
-            "rows": window.rows,
+            "rows": window.queries,
         }
         for layer in range(layers):
             feeds[f"past_key_{layer}"], feeds[f"past_value_{layer}"] = past.keys[layer], past.values[layer]
         wanted = ["hidden", *(self._cache_names if keep else ())]
         hidden, *kept = self._runner.run(self._sessions["backbone"], feeds, wanted, home=False)
-        return hidden, BoundKeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
+        return hidden, DeviceKeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         feeds = head_feeds(hidden, mix, temperature, uniform)

@@ -1,8 +1,8 @@
 """The rearrangements that decoding makes of tensors, as graphs, so that they can be made where the tensors lie.
 
 `join` puts two tensors after each other, `cut` takes a stretch of positions out of keys and values, `pick` takes positions by
-their places. The graphs are written here
-as the few bytes of ONNX that they are, since the runtime has no package that writes ONNX. Nothing here opens a session.
+their places. The graphs are written here as the few bytes of ONNX that they are, since the runtime has no package that writes
+ONNX. Nothing here opens a session.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,12 @@ def _node(operator: str, inputs: Sequence[str], output: str, integer: tuple[str,
     """NodeProto: input 1, output 2, op_type 4, attribute 5. AttributeProto: name 1, i 3, type 20.
 
     integer: the name and the value of its one attribute."""
-    found = b"".join(_message(1, name.encode()) for name in inputs) + _message(2, output.encode())
-    found += _message(4, operator.encode())
+    node = b"".join(_message(1, name.encode()) for name in inputs) + _message(2, output.encode())
+    node += _message(4, operator.encode())
     if integer is not None:
         name, value = integer
-        found += _message(5, _message(1, name.encode()) + _number(3, value) + _number(20, _INT))
-    return found
+        node += _message(5, _message(1, name.encode()) + _number(3, value) + _number(20, _INT))
+    return node
 
 
 def _value(name: str, kind: int, rank: int, fixed: int | None = None) -> bytes:
@@ -84,8 +84,8 @@ def _number(field: int, value: int) -> bytes:
 
 def _varint(value: int) -> bytes:
     """Seven bits a byte, the lowest first; the eighth bit says that more follow."""
-    found = bytearray()
+    encoded = bytearray()
     while value > 127:
-        found.append(value & 127 | 128)
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])

@@ -1,6 +1,6 @@
 """The NVIDIA driver, asked through its own library: which cards there are and what they have. No package is needed, nor a GPU.
 
-It knows libcuda alone; which programs can use a card is `providers`.
+It knows libcuda alone; which programs can use a card is `devices`' business.
 """
 
 import ctypes
@@ -59,9 +59,9 @@ def _free(cuda: Any, device: ctypes.c_int) -> int | None:
         return None
     try:
         cuda.cuCtxPushCurrent_v2(context)
-        found = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+        known = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
         cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        return free.value if found else None
+        return free.value if known else None
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(device)
 

@@ -52,7 +52,7 @@ def test_states_are_those_of_decoding(model: mmada_lite.Model, states: list[Stat
     mask = model.vocabulary.special.mask
     for state in states:
         assert state.written.any()
-        assert (state.windows[0].tokens[0, state.windows[0].rows[0]] == mask).all()
+        assert (state.windows[0].tokens[0, state.windows[0].queries[0]] == mask).all()
 
 
 def test_what_is_drawn_from_a_thought_is_told_apart(model: mmada_lite.Model) -> None:
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_decoding_wrote(model: mmada_lite.Model) -> None
         followed = trajectories(model, [prompt], 1000)
         offset = model.vocabulary.image_code_offset if prompt.task == "paint" else 0
         for now, then in pairwise(followed):
-            places = now.windows[0].rows[0][now.written]
+            places = now.windows[0].queries[0][now.written]
             tokens = written_tokens(log_softmax(answer(model.denoiser, now)), now)[now.written] + offset
             usual = tokens != model.vocabulary.special.mask  # a guess that is the mask itself is replaced
             np.testing.assert_array_equal(then.windows[0].tokens[0, places][usual], tokens[usual])

@@ -192,7 +192,7 @@ class Replayed:
 def _rows_of(canvas: Canvas) -> list[Canvas]:
     """Every row as a canvas of its own."""
     rows = []
-    for row in range(canvas.rows):
+    for row in range(canvas.batch):
         single = copy.deepcopy(canvas)
         single.tokens, single.editable = canvas.tokens[row : row + 1].copy(), canvas.editable[row : row + 1].copy()
         if canvas.unconditional is not None:

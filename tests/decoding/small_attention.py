@@ -11,7 +11,7 @@ Doubles = NDArray[np.float64]
 
 
 class SmallAttention:
-    """float64 throughout, so that no two guesses are equally sure by rounding. Counts its calls and the rows of each."""
+    """float64 throughout, so that no two candidates are equally confident by rounding. Counts calls and their rows."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class SmallAttention:
                 v = np.concatenate([window.past.values[number][:, 0], v], axis=1)
             scores = _softmax(states @ query @ k.transpose(0, 2, 1))
             states = np.tanh(states + 2 * scores @ v)
-        asked = np.take_along_axis(states, window.rows[..., None], axis=1)
-        return asked, KeyValues(tuple(keys), tuple(values)) if keep else None
+        queried = np.take_along_axis(states, window.queries[..., None], axis=1)
+        return queried, KeyValues(tuple(keys), tuple(values)) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         p = _softmax(self.logits(head, hidden, mix))
@@ -58,8 +58,8 @@ class SmallAttention:
         return Prediction(token, np.log(chosen), entropy if self.says_entropy else None)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Doubles:
-        found: Doubles = np.einsum("nr,rqd->nqd", mix.astype(np.float64), hidden) @ self.head
-        return found
+        logits: Doubles = np.einsum("nr,rqd->nqd", mix.astype(np.float64), hidden) @ self.head
+        return logits
 
 
 def _softmax(x: Doubles) -> Doubles:

@@ -121,7 +121,7 @@ def test_light_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> No
     assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [16, 16, 16, 8, 8, 8]
-    assert [w.rows.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
+    assert [w.queries.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
     _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear", refresh=4, shortlist=1.0))
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
 

@@ -27,7 +27,7 @@ from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import Model
 from mmada_lite.ort import devices, engines, lazy, loader, nvidia, session
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.device_denoiser import DeviceDenoiser, BoundKeyValues, Handle
+from mmada_lite.ort.device_denoiser import DeviceDenoiser, DeviceKeyValues, Handle
 from mmada_lite.ort.device_graphs import FLOAT, HALF, cut_graph, join_graph, pick_graph
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.nvidia import Card
@@ -103,7 +103,7 @@ def test_states_and_caches_never_visit_the_host(tiny_bundle: Path) -> None:
     window = Window(np.ones((1, 9), dtype=np.int64), np.arange(9), np.arange(9)[None])
     hidden, kept = denoiser.forward(window, keep=True)
     assert isinstance(hidden, Handle)
-    assert isinstance(kept, BoundKeyValues)
+    assert isinstance(kept, DeviceKeyValues)
     for handle in (hidden, *kept.keys, *kept.values):
         with pytest.raises(TypeError, match="asked for on the host"):
             np.asarray(handle)
