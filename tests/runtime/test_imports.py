@@ -1,11 +1,14 @@
-"""What the runtime may import, and that importing it changes nothing. Static over the sources, and alive in a process."""
+"""Who may import whom, how large a file may be, and that importing the runtime changes nothing. Static over the sources, and
+alive in a process."""
 
 import ast
 import configparser
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,18 @@ ROOT = Path(__file__).parents[2]
 RUNTIME = {"numpy", "onnxruntime", "tokenizers", "PIL"}
 WORKSHOPS = {"export", "quant", "bench", "train"}
 HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
+WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
+MOST_FLAT, MOST_LINES = 16, 450
+# Wing or module -> what it may import beside itself. Decoding knows ids and settings alone, and ort no user of it.
+IDS = {"errors", "vocabulary"}
+OPENING = {"bundle", "decoding", "files", "images", "memory_plan", *IDS}
+ALLOWED: Mapping[str, set[str]] = {
+    "decoding": IDS,
+    "ort": OPENING,
+    "export": {"mmada_lite", "ort", *OPENING},
+    "quant": {"export", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
+    "train": {"export", "mmada_lite", "model", "ort", "streams", *OPENING},
+}
 
 
 def sources() -> Iterator[Path]:
@@ -42,6 +57,162 @@ def test_the_runtime_imports_four_packages_and_no_workshop(path: Path) -> None:
         assert allowed, f"{path} imports {name}"
         if first == "mmada_lite" and "cli" not in path.parts:
             assert not WORKSHOPS & set(rest[:1]), f"{path} imports the workshop {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One module of ours imports another; late: not when it is imported itself, but in a function or for the type checker."""
+
+    importer: str
+    imported: str
+    late: bool
+
+
+def project() -> dict[str, Path]:
+    """Every module of ours by its name as it is installed: mmada_lite.export.graph lies in export/graph.py."""
+    files = [*sources(), *(path for wing in WORKSHOPS for path in (ROOT / wing).rglob("*.py"))]
+    return {module_of(path.relative_to(ROOT)): path for path in files}
+
+
+def module_of(path: Path) -> str:
+    parts = [*([] if path.parts[0] == "mmada_lite" else ["mmada_lite"]), *path.with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def project_imports(modules: Mapping[str, Path]) -> list[Import]:
+    """Those of our modules that our modules import: on top, inside functions, for the type checker alone, by a spelled name."""
+    found = []
+    for importer, path in modules.items():
+        for names, late in _imported(ast.parse(path.read_text(encoding="utf-8"))):
+            ours = next((name for name in names if name in modules), None)
+            if ours is not None and ours != importer:
+                found.append(Import(importer, ours, late))
+    return found
+
+
+def _imported(node: ast.AST, late: bool = False) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """(what may be a module's name, longest first; whether it is imported late) of everything below a node."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (((alias.name,), late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from (((f"{child.module}.{alias.name}", str(child.module)), late) for alias in child.names)
+        elif isinstance(child, ast.Call) and getattr(child.func, "id", None) == "import_module":
+            yield from (((str(each.value),), late) for each in child.args if isinstance(each, ast.Constant))
+        yield from _imported(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or _for_types(child))
+
+
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def wing_of(module: str) -> str:
+    """export of mmada_lite.export.graph, bundle of mmada_lite.bundle, mmada_lite of the package itself."""
+    return module.split(".")[1] if "." in module else module
+
+
+def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """One circle of a graph, from a node back to it; [] where there is none."""
+    graph: dict[str, set[str]] = {}
+    for importer, imported in edges:
+        graph.setdefault(importer, set()).add(imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def between_wings(imports: Iterable[Import]) -> set[tuple[str, str]]:
+    edges = {(wing_of(each.importer), wing_of(each.imported)) for each in imports}
+    return {(importer, imported) for importer, imported in edges if importer != imported}
+
+
+def trespasses(imports: Iterable[Import]) -> list[str]:
+    """The imports that are not allowed, in words."""
+    found = []
+    for each in imports:
+        importer, imported = wing_of(each.importer), wing_of(each.imported)
+        exact = each.imported.removeprefix("mmada_lite.")
+        if importer == imported or (importer in ("bench", "cli", "__main__") and imported != "cli"):
+            allowed = importer != "cli" or each.late or imported not in WORKSHOPS
+        elif importer in ALLOWED:
+            allowed = imported in ALLOWED[importer] or exact in ALLOWED[importer]
+        else:
+            allowed = imported not in WORKSHOPS | {"cli"} or importer == "__main__"
+        if not allowed:
+            found.append(f"{each.importer} imports {each.imported}" + ("" if each.late else " on top"))
+    return found
+
+
+def test_no_import_circles() -> None:
+    imports = project_imports(project())
+    assert len(imports) > 500
+    assert circle((each.importer, each.imported) for each in imports) == []
+    assert circle(between_wings(imports)) == []
+
+
+def test_who_may_import_whom() -> None:
+    """The runtime imports no workshop, but its command line, and that inside functions; export imports the runtime; quant
+    export and the trainable model; train the runtime and export; bench everything; and nobody the command line."""
+    assert trespasses(project_imports(project())) == []
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    """Of files, by imports inside a function and for types alone; of wings, where no file is in one; and every trespass."""
+    texts = {
+        "mmada_lite.ort.a": "def f():\n    from mmada_lite.ort import b",
+        "mmada_lite.ort.b": "from mmada_lite.decoding.c import x",
+        "mmada_lite.decoding.c": "import mmada_lite.errors",
+        "mmada_lite.decoding.d": "",
+        "mmada_lite.errors": "",
+        "mmada_lite.cli.e": "def f():\n    import mmada_lite.export.g",
+        "mmada_lite.export.g": "",
+    }
+
+    def checked(**more: str) -> tuple[list[str], list[str], list[str]]:
+        modules = {}
+        for number, (name, text) in enumerate(
+            (texts | {f"mmada_lite.{k.replace('_', '.')}": v for k, v in more.items()}).items()
+        ):
+            modules[name] = tmp_path / f"{number}.py"
+            modules[name].write_text(text)
+        imports = project_imports(modules)
+        files = circle((each.importer, each.imported) for each in imports)
+        return files, circle(between_wings(imports)), trespasses(imports)
+
+    assert checked() == ([], [], [])
+    files, wings, _ = checked(decoding_c="if TYPE_CHECKING:\n    from mmada_lite.ort.a import y")
+    assert sorted(set(files)) == ["mmada_lite.decoding.c", "mmada_lite.ort.a", "mmada_lite.ort.b"]
+    assert files[0] == files[-1]
+    assert wings
+    files, wings, found = checked(decoding_d="from importlib import import_module\nimport_module('mmada_lite.ort.a')")
+    assert (files, set(wings)) == ([], {"decoding", "ort"})
+    assert found == ["mmada_lite.decoding.d imports mmada_lite.ort.a on top"]
+    for name, text in {
+        "ort_a": "import mmada_lite.export.g",
+        "errors": "import mmada_lite.export.g",
+        "cli_e": "import mmada_lite.export.g",
+        "bench_h": "import mmada_lite.cli.e",
+        "export_g": "import mmada_lite.cli.e",
+        "quant_h": "import mmada_lite.bench.i",
+    }.items():
+        assert len(checked(**{"bench_i": "", name: text})[2]) == 1, name
+
+
+def test_the_house_stays_small() -> None:
+    """At most 16 modules flat in mmada_lite, and no file written by hand of more than 450 lines."""
+    assert len(list((ROOT / "mmada_lite").glob("*.py"))) <= MOST_FLAT
+    skipped = {"node_modules", "build", "dist", "runs", "__pycache__"}
+    lengths = {}
+    for folder, names, files in os.walk(ROOT, followlinks=False):
+        names[:] = [name for name in names if name not in skipped and not name.startswith(".")]
+        names[:] = [name for name in names if not (Path(folder) / name).is_symlink()]
+        for path in (Path(folder) / file for file in files):
+            if path.suffix in (".py", ".cpp", ".hpp", ".h", ".js"):
+                lengths[str(path.relative_to(ROOT))] = len(path.read_text(encoding="utf-8").splitlines())
+    assert len(lengths) > 200
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
 def alive(code: str, *arguments: str) -> None:
