@@ -31,15 +31,15 @@ export class Graphs {
   }
 
   /**
-   * One forward over tokens[first .. last - 1] of a row: hidden states of the positions `rows` (of the whole row), as
-   * a tensor [1, Q, D], and with `keep` the keys and values of the window. `past` is what the window leans on.
+   * One forward over tokens[start .. stop - 1] of a row: hidden states of the positions `queries` (of the whole row), as
+   * a tensor [1, Q, D], and with `keep` the keys and values of the window. `past` is what the window attends to beside itself.
    */
-  async forward(tokens, { rows, first = 0, last = tokens.length, past = null, keep = false }) {
+  async forward(tokens, { queries, start = 0, stop = tokens.length, past = null, keep = false }) {
     const { layers, heads, size } = this.shape;
-    const width = last - first;
-    const { embeddings } = await this.sessions.embedder.run({ tokens: integers(tokens.slice(first, last), [1, width]) });
-    const positions = integers(Array.from({ length: width }, (_, i) => first + i), [1, width]);
-    const feeds = { embeddings, positions, rows: integers(rows.map((row) => row - first), [1, rows.length]) };
+    const width = stop - start;
+    const { embeddings } = await this.sessions.embedder.run({ tokens: integers(tokens.slice(start, stop), [1, width]) });
+    const positions = integers(Array.from({ length: width }, (_, i) => start + i), [1, width]);
+    const feeds = { embeddings, positions, rows: integers(queries.map((query) => query - start), [1, queries.length]) };
     const kinds = ["key", "value"].flatMap((kind) => Array.from({ length: layers }, (_, layer) => `${kind}_${layer}`));
     for (const name of kinds) feeds[`past_${name}`] = past ? past[name] : floats(new Float32Array(0), [1, heads, 0, size]);
     const { hidden, ...kept } = await this.sessions.backbone.run(feeds, ["hidden", ...(keep ? kinds : [])]);
@@ -52,8 +52,8 @@ export class Graphs {
    */
   async predict(head, branches, guidance, temperature, draws) {
     const feeds = headFeeds(branches, guidance, temperature, draws);
-    const found = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability"]);
-    return { token: Array.from(found.token.data, Number), logProbability: Float32Array.from(found.log_probability.data) };
+    const drawn = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability"]);
+    return { token: Array.from(drawn.token.data, Number), logProbability: Float32Array.from(drawn.log_probability.data) };
   }
 
   /** All logits of a head, a Float32Array for each queried position. */
@@ -83,19 +83,19 @@ export class Graphs {
   }
 }
 
-/** Everything of kept keys and values but the positions first .. last - 1: what a window over those leans on. */
-export function without(kept, first, last) {
-  return Object.fromEntries(Object.entries(kept).map(([name, tensor]) => [name, cut(tensor, first, last)]));
+/** Everything of kept keys and values but the positions start .. stop - 1: what a window over those attends to. */
+export function without(kept, start, stop) {
+  return Object.fromEntries(Object.entries(kept).map(([name, tensor]) => [name, cut(tensor, start, stop)]));
 }
 
-function cut(tensor, first, last) {
+function cut(tensor, start, stop) {
   const [, heads, length, size] = tensor.dims;
-  const left = length - (last - first);
+  const left = length - (stop - start);
   const data = new Float32Array(heads * left * size);
   for (let head = 0; head < heads; head++) {
-    const whole = tensor.data.subarray(head * length * size, (head + 1) * length * size);
-    data.set(whole.subarray(0, first * size), head * left * size);
-    data.set(whole.subarray(last * size), (head * left + first) * size);
+    const rows = tensor.data.subarray(head * length * size, (head + 1) * length * size);
+    data.set(rows.subarray(0, start * size), head * left * size);
+    data.set(rows.subarray(stop * size), (head * left + start) * size);
   }
   return floats(data, [1, heads, left, size]);
 }

@@ -24,12 +24,12 @@ export class Model {
     const { special, codeOffset } = this.vocabulary;
     if (!caption.trim()) throw new Error("the caption is empty; say what is to be drawn");
     sensible(settings, IMAGE);
-    const whole = (before) => ({ before, after: [special.eoi] });
+    const branch = (before) => ({ before, after: [special.eoi] });
     const prompts = [this.vocabulary.paintPrompt(caption.trim()), ...(settings.guidance > 0 ? [this.vocabulary.paintPrompt()] : [])];
-    const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), prompts.map(whole), special.mask);
+    const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), prompts.map(branch), special.mask);
     this.#fits(canvas, "the caption with its picture");
     for await (const step of drawPicture(this.graphs, canvas, settings, seed, codeOffset)) {
-      yield { ...step, picture: await this.graphs.decodePicture(step.codes, [this.grid, this.grid]) };
+      yield { ...step, picture: await this.graphs.decodePicture(step.predictedCodes, [this.grid, this.grid]) };
     }
   }
 

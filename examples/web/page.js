@@ -106,8 +106,8 @@ async function draw() {
     show(at("picture"), step.picture);
     veil(step.masked);
     keep(step);
-    fill((step.index + 1) / step.of);
-    say(`Step ${step.index + 1} of ${step.of}: ${step.remaining} codes to go, ${pace(step)} a step`);
+    fill((step.index + 1) / step.totalSteps);
+    say(`Step ${step.index + 1} of ${step.totalSteps}: ${step.remaining} codes to go, ${pace(step)} a step`);
     document.dispatchEvent(new CustomEvent("step", { detail: step })); // for whoever embeds or tests the page
     await painted();
     if (stopped) break;

@@ -36,7 +36,7 @@ export class Vocabulary {
   questionPrompt(question, codes = null) {
     const { mmu, soi, eoi, bos, start_header: start, end_header: end, eot } = this.special;
     const picture = codes ? [mmu, soi, ...Array.from(codes, (code) => this.codeOffset + code), eoi] : [];
-    const asked = [bos, start, ...this.encode("user"), end, ...this.encode(`\n${question}`), eot];
-    return [...picture, ...asked, start, ...this.encode("assistant"), end, ...this.encode("\n")];
+    const message = [bos, start, ...this.encode("user"), end, ...this.encode(`\n${question}`), eot];
+    return [...picture, ...message, start, ...this.encode("assistant"), end, ...this.encode("\n")];
   }
 }

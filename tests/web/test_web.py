@@ -85,12 +85,12 @@ def test_schedules_are_pythons(page: Page) -> None:
     names, counts = ["cosine", "linear", "sigmoid", "pow2", "pow0.5"], [1, 3, 16, 64, 256, 1000]
     for name in names:
         script = (
-            f"const laws = await import('./laws.js'); return {counts}.map((n) => "
-            f"Array.from({{length: Math.min(n, 40)}}, (_, t) => laws.maskedAfter('{name}', n, t + 1)))"
+            f"const schedules = await import('./schedules.js'); return {counts}.map((n) => "
+            f"Array.from({{length: Math.min(n, 40)}}, (_, t) => schedules.maskedAfter('{name}', n, t + 1)))"
         )
         ours = [[masked_after(name, n, steps).tolist() for steps in range(1, min(n, 40) + 1)] for n in counts]
         assert page.run(script) == ours
-    script = "const laws = await import('./laws.js'); return [laws.noiseTemperatures(1.7, 15), laws.transfers(23, 5)]"
+    script = "const found = await import('./schedules.js'); return [found.noiseTemperatures(1.7, 15), found.transfers(23, 5)]"
     assert page.run(script) == [noise_temperatures(1.7, 15).tolist(), transfers(23, 5).tolist()]
 
 
@@ -109,7 +109,7 @@ def test_the_page_draws_what_python_draws(page: Page, model: mmada_lite.Model) -
     seen = [_pixels(frame) for frame in page.run("return frames")[1:]]  # the first stood there before
     assert len(seen) == len(steps) == model.image_defaults.steps  # each was painted, and differs from the one before
     for step, pixels in zip(steps, seen, strict=True):
-        ours = model.codec.decode(np.array(step["codes"]).reshape(model.codec.grid, -1))
+        ours = model.codec.decode(np.array(step["predictedCodes"]).reshape(model.codec.grid, -1))
         assert np.abs(pixels - np.asarray(ours)).max() <= 1
     assert seen[-1].std() > 10  # a picture, not a plain colour
     if agree(steps, model, CAPTIONS[0], 11, model.image_defaults):
@@ -161,7 +161,7 @@ def test_answers_are_pythons(page: Page, model: mmada_lite.Model) -> None:
 
 
 def test_a_bundle_of_another_shape_from_another_server(page: Page, tiny_bundle: Path) -> None:
-    """Random weights: guesses are all but equal, the mask among them. The page's file server and the bundle's are two."""
+    """Random weights: candidates are about equally probable, the mask among them. Page and bundle have a server each."""
     tiny = mmada_lite.load(tiny_bundle, device="cpu")
     images = ImageSettings(steps=5, guidance=1.5, schedule="pow2")
     texts = mmada_lite.TextSettings(answer_length=12, steps=7, block_length=5, cache="dual", temperature=1.0)
@@ -184,7 +184,7 @@ def test_quantized_bundles_draw_too(page: Page, tiny_checkpoint: Path, tmp_path:
     first, *_ = decode_image(*drawing_of(mmada_lite.load(bundle, device="cpu"), "a b", 0, ImageSettings(steps=3)))
     assert first.predicted_codes is not None
     assert (
-        np.mean(first.predicted_codes[0] == steps[0]["codes"]) > 0.5
+        np.mean(first.predicted_codes[0] == steps[0]["predictedCodes"]) > 0.5
     )  # activations are rounded: a little of noise goes a long way
     assert steps[-1]["masked"] == []
 
@@ -267,7 +267,7 @@ def _draw_on_the_page(page: Page, caption: str, seed: int, steps: int | None = N
     page.run(
         """
         window.steps = []; window.frames = []; window.watching = true;
-        const note = ({detail: {codes, masked}}) => window.steps.push({codes, masked});
+        const note = ({detail: {predictedCodes, masked}}) => window.steps.push({predictedCodes, masked});
         window.noting ??= document.addEventListener("step", note) ?? true;
         const look = () => {
           const now = document.getElementById("picture").toDataURL();

@@ -21,8 +21,11 @@ BORDER = 1e-4  # of a cumulative probability: ten times what two ways of adding 
 def painted(page: Page, model: str, caption: str, settings: ImageSettings, seed: int) -> list[dict[str, Any]]:
     """The steps that a model in the page makes, called by name and not through the form."""
     script = f"{model}.paint({json.dumps(caption)}, {json.dumps(plain(settings))}, {seed}n)"
-    found = page.run(f"const all = []; for await (const {{codes, masked}} of {script}) all.push({{codes, masked}}); return all")
-    return list(found)
+    steps = page.run(
+        f"const all = []; for await (const {{predictedCodes, masked}} of {script}) all.push({{predictedCodes, masked}}); "
+        "return all"
+    )
+    return list(steps)
 
 
 class Watching:
@@ -60,10 +63,10 @@ def agree(theirs: list[dict[str, Any]], model: mmada_lite.Model, caption: str, s
     denoiser, canvas, settings, sampler = drawing_of(model, caption, seed, settings)
     for step, their in zip(decode_image(denoiser, canvas, settings, sampler), theirs, strict=True):
         assert step.predicted_codes is not None
-        different = np.flatnonzero(step.predicted_codes[0] != their["codes"])
+        different = np.flatnonzero(step.predicted_codes[0] != their["predictedCodes"])
         for place in different:
             border, number = sampler.seen[int(place)]
-            code = their["codes"][place]
+            code = their["predictedCodes"][place]
             below = border[code - 1] if code else 0.0
             assert below - BORDER <= number <= border[code] + BORDER, f"step {step.index}, place {place}: {code}"
         if different.size:

@@ -1,5 +1,5 @@
-// The laws of docs/bundle.md as pure functions of numbers: how much stays masked, how noisy a choice is, which guesses are
-// kept. float32 where the document says so. No model, no tokens, no randomness.
+// Schedules and selection of docs/bundle.md as pure functions of numbers: how much stays masked, how noisy a choice is, which
+// candidates are kept. float32 where the document says so. No model, no tokens, no randomness.
 
 const f = Math.fround;
 const LEAST = f(1e-6);
@@ -29,7 +29,7 @@ const SCHEDULES = {
   },
 };
 
-/** The law share done (0..1) -> share still masked. Names: cosine, linear, sigmoid, pow<exponent>. */
+/** A function: share done (0..1) -> share still masked. Names: cosine, linear, sigmoid, pow<exponent>. */
 export function schedule(name) {
   if (Object.hasOwn(SCHEDULES, name)) return SCHEDULES[name];
   const exponent = name.startsWith("pow") && name.length > 3 ? Number(name.slice(3)) : NaN;
@@ -39,8 +39,8 @@ export function schedule(name) {
 
 /** floor(tokens * schedule(k / steps)) for k = 1..steps, before any clamp. */
 export function maskedAfter(name, tokens, steps) {
-  const law = schedule(name);
-  return Array.from({ length: steps }, (_, k) => Math.floor(f(tokens * law(f((k + 1) / steps)))));
+  const shareMasked = schedule(name);
+  return Array.from({ length: steps }, (_, k) => Math.floor(f(tokens * shareMasked(f((k + 1) / steps)))));
 }
 
 /** Codes that go back to mask at a step: fewer than now, one at least for each later step, none after the last. */
@@ -61,7 +61,7 @@ export function mostConfident(confidence, count) {
   return order.slice(0, count).sort((a, b) => a - b);
 }
 
-/** Places at least as sure as the threshold (a probability), and always the surest. */
+/** Places at least as probable as the threshold, and always the most probable. */
 export function aboveThreshold(confidence, threshold) {
   const least = f(Math.log(threshold));
   const [best] = mostConfident(confidence, 1);
