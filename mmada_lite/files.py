@@ -1,8 +1,7 @@
-"""A folder that appears on disk whole or not at all: written under a temporary name beside its place, renamed when
-complete.
+"""A folder that appears on disk whole or not at all: written under a temporary name beside its place, renamed when complete.
 
-An old folder that is replaced stays intact until the new one is complete. It knows disks, names and what a crash
-leaves behind; it knows nothing of what is in the folder, except the name of the one file that marks it as ours.
+An old folder that is replaced stays intact until the new one is complete. It knows disks, names and what a crash leaves behind;
+it knows nothing of what is in the folder, except the name of the one file that marks it as ours.
 """
 
 import errno
@@ -19,8 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class AtomicFolder:
-    """Use as a context: write into `folder`, then `commit`. Leaving without a commit removes everything that was
-    written.
+    """Use as a context: write into `folder`, then `commit`. Leaving without a commit removes everything that was written.
 
     marker: the file that every folder of this kind holds; a folder without it is never replaced. needed: bytes that
     will be written. Raises Error when the target exists and `force` is not set, when it is something else than such a
@@ -94,8 +92,7 @@ class AtomicFolder:
 
 
 def recover(target: Path, aside: Path | None = None) -> None:
-    """Undo a replacement that was cut off between its two renames: the old folder returns to its place. Else do
-    nothing."""
+    """Undo a replacement that was cut off between its two renames: the old folder returns to its place. Else do nothing."""
     for old in [aside] if aside else _abandoned(target, "replaced"):
         if not os.path.lexists(target):
             old.rename(target)
@@ -118,8 +115,8 @@ def _sibling(target: Path, kind: str) -> Path:
 def _abandoned(target: Path, kind: str) -> Iterator[Path]:
     """Siblings of a kind whose process is gone."""
     prefix = f".{target.name}.{kind}-"
-    found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)] if target.parent.is_dir() else []
-    for path in found:
+    siblings = list(target.parent.iterdir()) if target.parent.is_dir() else []
+    for path in (sibling for sibling in siblings if sibling.name.startswith(prefix)):
         number = path.name.removeprefix(prefix)
         if number.isdecimal() and not _lives(int(number)):
             yield path

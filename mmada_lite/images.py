@@ -61,8 +61,8 @@ def open_mask(source: Picture, size: tuple[int, int]) -> NDArray[np.bool_]:
         )
     if not mask.any():
         raise Error("the mask covers nothing; paint white what is to be drawn anew")
-    found: NDArray[np.bool_] = mask
-    return found
+    covered: NDArray[np.bool_] = mask
+    return covered
 
 
 def open_any(source: Picture) -> Image.Image:

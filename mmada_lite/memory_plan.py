@@ -1,8 +1,8 @@
 """How much memory a model will take, by arithmetic alone: from shapes and a precision, before anything is downloaded.
 
 The formulas, in bytes; numbers with a star were fitted to what processes on a CPU took at their highest
-(tests/runtime/test_memory_plan.py measures three bundles again, within 7%). W is the longest window, P the past that it leans
-on, L layers, d the width, H heads, k the width of all keys of a position, Q rows that a head is asked for, V its columns,
+(tests/runtime/test_memory_plan.py measures three bundles again, within 7%). W is the longest window, P its cached
+context, L layers, d the width, H heads, k the width of all keys of a position, Q queried positions of a head, V its columns,
 f bytes of a float: 4, or 2 where a GPU computes in half precision.
 
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
@@ -13,7 +13,7 @@ f bytes of a float: 4, or 2 where a GPU computes in half precision.
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
                  `LOGITS` at a time for a model of `LARGE` or more
     caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
-                 (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose light steps lean on
+                 (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose partial steps use
                  kept keys and values, whichever is more
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
@@ -48,7 +48,7 @@ _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where i
 _SCALE = {"fp16": 2, "fp32": 4}
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_THE_WAY = 1.1
-_WHOLE_STEPS = ImageSettings()  # every step of a drawing computes everything
+_FULL_STEPS = ImageSettings()  # every step of a drawing computes everything
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -124,12 +124,12 @@ def stored(shape: Shape, precision: str) -> dict[str, WeightGroup]:
     """Group -> how `export --precision` stores it and the bytes that it takes."""
     formats = PRECISIONS[precision]
     matrices = {group: matrices_of(shape, group) for group in formats if group != "codec"}
-    found = {group: _group(formats[group], sum(_bytes(*m, formats[group]) for m in each)) for group, each in matrices.items()}
+    groups = {group: _group(formats[group], sum(_bytes(*m, formats[group]) for m in each)) for group, each in matrices.items()}
     vectors = 4 * shape.architecture.d_model * (2 * shape.architecture.n_layers + 1)
-    found["backbone"] = _group(formats["backbone"], (found["backbone"].bytes or 0) + vectors)
+    groups["backbone"] = _group(formats["backbone"], (groups["backbone"].bytes or 0) + vectors)
     if shape.codec_parameters:
-        found["codec"] = _group(formats["codec"], shape.codec_parameters * (4 if precision == "fp32" else 2))
-    return found
+        groups["codec"] = _group(formats["codec"], shape.codec_parameters * (4 if precision == "fp32" else 2))
+    return groups
 
 
 def matrices_of(shape: Shape, group: str) -> list[tuple[int, int]]:
@@ -150,7 +150,7 @@ def need(
     device: str = "cpu",
     target: str = "cpu",
     prompt: int = _PROMPT,
-    image: ImageSettings = _WHOLE_STEPS,
+    image: ImageSettings = _FULL_STEPS,
     tasks: Sequence[Task] = TASKS,
 ) -> Need:
     """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings."""
@@ -161,10 +161,10 @@ def need(
     rounded = not on_card and _rounds(groups, target)
 
     def work(tasks: Sequence[Task]) -> dict[str, int]:
-        held = {n: sizes[n] if on_card else _held(n, g, target) for n, g in groups.items() if n not in ("embedder", "codec")}
+        weights = {n: g for n, g in groups.items() if n not in ("embedder", "codec")}
         few = LOGITS if large else None
         return {
-            "weights": sum(held.values()),
+            "weights": sum(sizes[n] if on_card else _in_memory(n, g, target) for n, g in weights.items()),
             "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few, tasks=tasks),
             "caches": caches(shape, text, image, prompt, half=on_card, tasks=tasks),
             "codec": _codec(shape, groups, on_card, large, tasks),
@@ -213,16 +213,16 @@ def activations(
 ) -> int:
     a, codes = shape.architecture, _grid(shape)
     answer = codes + prompt + text.answer_length
-    short = text.cache != "none" and text.block_length  # later steps are short; the first of a block is still whole
-    past = answer - text.block_length if short else 0
+    short = text.cache != "none" and text.block_length  # later steps are short; the first of a block computes all
+    context = answer - text.block_length if short else 0
     windows, logits = [], []
     if "answer" in tasks:
-        windows += [(answer, 0)] + ([(text.block_length, past)] if short else [])
+        windows += [(answer, 0)] + ([(text.block_length, context)] if short else [])
         logits.append(4 * min(text.block_length, text.answer_length) * a.vocab_size)
     if "drawing" in tasks:
         windows.append((codes + prompt, 0))
         logits.append(4 * codes * shape.codes)
-    most = max(_backbone(a, window, leant, 2 if half else 4) for window, leant in windows)
+    most = max(_backbone(a, window, past, 2 if half else 4) for window, past in windows)
     heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
     return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
 
@@ -233,9 +233,9 @@ def caches(
     a = shape.architecture
     position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
     seen = _grid(shape) + prompt
-    keeps, light = text.cache != "none" and "answer" in tasks, image.refresh > 1 and _grid(shape) and "drawing" in tasks
-    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if keeps else 0
-    drawn = position * seen * _copies(image.guidance, half) if light else 0
+    cached, partial = text.cache != "none" and "answer" in tasks, image.refresh > 1 and _grid(shape) and "drawing" in tasks
+    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if cached else 0
+    drawn = position * seen * _copies(image.guidance, half) if partial else 0
     return max(written, drawn)
 
 
@@ -259,7 +259,7 @@ def expansion(name: str, group: WeightGroup, target: str) -> float:
     return (weights + _BESIDE_A_BLOCK) / (weights + _SCALE.get(group.scale or "fp32", 4))
 
 
-def _held(name: str, group: WeightGroup, target: str) -> int:
+def _in_memory(name: str, group: WeightGroup, target: str) -> int:
     """Bytes that a CPU holds of a group at the highest: half precision passes through memory on its way to float32."""
     return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format == "fp16" else 1))
 

@@ -262,15 +262,15 @@ class Model:
         self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, parts: list[int], seed: int
     ) -> Iterator[tuple[Step, Ints]]:
         """Extend the top of a turned grid, then turn back: windows of one square, of which the older part is given."""
-        turns, reach = SIDES[side], self.codec.grid
+        turns, width = SIDES[side], self.codec.grid
         grid, before = np.rot90(codes, turns), 0
         for number, part in enumerate(parts):
-            window = np.concatenate([np.zeros((part, reach), dtype=np.int64), grid[: reach - part]])
+            window = np.concatenate([np.zeros((part, width), dtype=np.int64), grid[: width - part]])
             unknown = np.zeros(window.shape, dtype=bool)
             unknown[:part] = True
             canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), settings)
             old, done = grid, 0
-            for step, square in self._draw(canvas, (reach, reach), settings, seed + number):
+            for step, square in self._draw(canvas, (width, width), settings, seed + number):
                 grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls
                 moved = replace(
                     step,
@@ -287,6 +287,6 @@ class Model:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
 
 
-def _parts(whole: int, most: int) -> list[int]:
-    """`whole` in parts of at most `most`, as few and as equal as can be."""
-    return [len(part) for part in np.array_split(np.arange(whole), -(-whole // most))]
+def _parts(total: int, most: int) -> list[int]:
+    """`total` in parts of at most `most`, as few and as equal as can be."""
+    return [len(part) for part in np.array_split(np.arange(total), -(-total // most))]

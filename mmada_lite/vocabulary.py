@@ -1,6 +1,7 @@
 """Which integer means what: special tokens, text ids and image codes, and the way between text and ids.
 
-It knows the chat template and where image codes begin; it knows nothing of models, canvases or decoding.
+It knows the chat template, the tags around a thought and where image codes begin; it knows nothing of models, canvases or
+decoding.
 """
 
 import json
@@ -30,6 +31,7 @@ _SPELLINGS: dict[str, tuple[str, int]] = {
 }
 _HEADERS = ("start_header", "end_header", "eot")
 ROLES = ("system", "user", "assistant")
+OPEN, CLOSE = "<think>", "</think>"  # around a thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,8 @@ class Tokenizer:
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
     def find(self, spelling: str, otherwise: int) -> int:
-        found = self._inner.token_to_id(spelling)
-        return otherwise if found is None else int(found)
+        token = self._inner.token_to_id(spelling)
+        return otherwise if token is None else int(token)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text. With `special` false, `<|eot_id|>` typed by a user is text and not the end of a turn."""
@@ -178,9 +180,6 @@ def _integers(cls: type[SpecialTokens], data: Mapping[str, Any]) -> SpecialToken
     return cls(**_plain_integers(cls, data))
 
 
-OPEN, CLOSE = "<think>", "</think>"
-
-
 def closing_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids of the tag that ends a thought: its token, or its pieces as they are when it stands alone."""
     known = tokenizer.find(CLOSE, -1)
@@ -189,13 +188,13 @@ def closing_ids(tokenizer: Tokenizer) -> list[int]:
 
 def with_tags(thought: str) -> str:
     """A thought that somebody gives, as the model would write it. Raises Error when it is empty or holds a tag."""
-    words = thought.strip()
-    if not words:
+    text = thought.strip()
+    if not text:
         raise Error("the thought is empty; write it, or let the model think")
     for tag in (OPEN, CLOSE):
-        if tag in words:
+        if tag in text:
             raise Error(f"the thought holds {tag}; give its words alone, the tags are put around them")
-    return f"{OPEN} {words} {CLOSE}"
+    return f"{OPEN} {text} {CLOSE}"
 
 
 def split_thought(text: str) -> tuple[str | None, str]:

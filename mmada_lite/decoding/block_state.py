@@ -223,9 +223,9 @@ class BlockState:
         `least`, [B, Q]."""
         ending = (_among(candidates.token, self.stop_tokens) | ~candidates.valid).all(axis=1)
         rows, first = np.arange(len(candidates.valid)), candidates.valid.argmax(axis=1)
-        sure = candidates.valid[rows, first] & (candidates.log_probability[rows, first] > least)
+        certain = candidates.valid[rows, first] & (candidates.log_probability[rows, first] > least)
         chosen = np.zeros(candidates.valid.shape, dtype=bool)
-        chosen[rows, first] = ending & sure & (candidates.positions[rows, first] >= self.canvas.start)
+        chosen[rows, first] = ending & certain & (candidates.positions[rows, first] >= self.canvas.start)
         return chosen
 
     def _measure_drift(self, unwritten: Candidates) -> None:

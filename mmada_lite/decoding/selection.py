@@ -37,9 +37,9 @@ def entropy_bounded(confidence: Floats, entropy: Floats, bound: float) -> Bools:
     return most_confident(confidence, np.maximum(1, (lost <= bound).sum(axis=1)))
 
 
-def unbroken_run(sure: Bools, ahead: Bools) -> Bools:
-    """Of the positions `ahead` [B, Q], left to right, those before the first that is not sure."""
-    run: Bools = np.logical_and.accumulate(sure | ~ahead, axis=1) & ahead
+def unbroken_run(confident: Bools, ahead: Bools) -> Bools:
+    """Of the positions `ahead` [B, Q], left to right, those before the first that is not confident."""
+    run: Bools = np.logical_and.accumulate(confident | ~ahead, axis=1) & ahead
     return run
 
 

@@ -48,14 +48,14 @@ class TextSettings:
     order: which positions are written first: "low_confidence" (the most confident first) or "random".
     cache: "none" computes everything at every step; "prefix", "dual" and "prompt" keep keys and values of the block's first
     step; with "prompt" the first step of a later block uses the prompt's keys and values of the answer's very first step.
-    threshold: a probability; then every position at least that sure is written and `steps` is not used.
+    threshold: a probability; then every position at least that probable is written and `steps` is not used.
     law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
 
     What follows saves work (docs/decoding.md) and asks for the sensible law.
     select: what ranks positions: "confidence" (the token's probability), "margin" (that less the next one's) or "entropy".
     entropy_bound: nats; the most confident positions are written whose entropies, but for the largest, add up to at most this.
-    early_stop: a probability; decoding ends once a stop token and all before it are written, or it comes next surer than this.
-    reach: positions beyond a block that are written with its last ones, while each is as sure as `threshold`.
+    early_stop: a probability; decoding ends once a stop token and all before it are written, or one comes next and is likelier.
+    reach: positions beyond a block that are written with its last ones, while each is as probable as `threshold`.
     refresh, drift: compute all anew after so many steps of a block, or once its candidates moved that much (0 to 1).
     suffix: masks behind the block that a step still reads; the others are left out.
     draft: canvases that one forward checks; what is written stays what one at a time would write.
@@ -129,9 +129,9 @@ class TextSettings:
         if self.threshold is not None and self.entropy_bound is not None:
             raise Error("threshold and entropy_bound both say how many tokens a step writes; use one of them")
         if self.reach and self.threshold is None:
-            raise Error(f"reach {self.reach} writes what is as sure as the threshold; give a threshold too")
+            raise Error(f"reach {self.reach} writes what is as probable as the threshold; give a threshold too")
         if self.order == "random" and (self.reach or self.select != "confidence"):
-            raise Error("order random does not ask how sure a guess is; use low_confidence with select and reach")
+            raise Error("order random does not ask how confident a prediction is; use low_confidence with select and reach")
         if self.cache == "none" and (self.refresh is not None or self.drift is not None):
             raise Error("refresh and drift renew a cache and there is none; use cache prefix or dual")
         if self.settle is not None and (self.cache in ("none", "prefix") or self.draft > 1):
@@ -203,7 +203,7 @@ class ImageSettings:
         if self.shortlist is not None:
             _at_least_zero("shortlist", self.shortlist)
             if self.shortlist < 1:
-                raise Error(f"shortlist is {self.shortlist}: a light step could not fill its share; use at least 1")
+                raise Error(f"shortlist is {self.shortlist}: a partial step could not fill its share; use at least 1")
 
     def guided(self, k: int) -> bool:
         """Whether step k (from 0) mixes in the unconditional row."""

@@ -54,12 +54,12 @@ def test_no_mask_is_left_and_the_prompt_stays(answer, block, share, cache, thres
         assert len(done) == done[0].total_steps == sum(b.steps for b in chosen.blocks(3))
 
 
-def test_blocks_are_finished_left_to_right_and_the_surest_goes_first():
+def test_blocks_are_finished_left_to_right_and_the_most_confident_goes_first():
     chosen = TextSettings(answer_length=8, steps=8, block_length=4)
     _, _, steps = text(chosen, certainty={p: 0.1 + 0.1 * (p % 4) for p in range(20)})
     order = [int(step.positions[0]) for step in steps]
     assert sorted(order[:4]) == [3, 4, 5, 6]
-    assert order[0] == 3  # 3 % 4 is the surest of its block
+    assert order[0] == 3  # 3 % 4 is the most confident of its block
 
 
 @pytest.mark.parametrize(("cache", "later"), [("none", (0, 11)), ("prefix", (3, 11)), ("dual", (3, 7)), ("prompt", (3, 7))])
@@ -81,7 +81,7 @@ def test_a_prompt_that_is_kept_is_read_once(guidance):
     assert spans == [(0, 15), (3, 7), (3, 15), (7, 11), (3, 15), (11, 15)]
     pasts = [[] if w.past is None else w.past.keys[0][0, 0, :, 0].astype(int).tolist() for w in windows]
     assert pasts[2] == pasts[4] == [0, 1, 2]
-    for window, past in zip(windows, pasts, strict=True):  # each position once, in the window or in what it leans on
+    for window, past in zip(windows, pasts, strict=True):  # each position once, in the window or in its past
         assert sorted(past + window.positions.tolist()) == list(range(15))
 
 

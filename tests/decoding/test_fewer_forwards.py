@@ -92,19 +92,19 @@ def test_every_mask_is_written_once_and_calls_are_counted(
     ("more", "again"),
     [({}, 2), ({"guidance": 0.5}, 4), ({"refresh": 3}, 2), ({"settle": 3}, 2), ({"suffix": 3}, 0), ({"draft": 2}, 2)],
 )
-def test_a_prompt_that_stands_in_its_room_is_not_copied_again(monkeypatch, more, again):
-    """Of three blocks the second and the third lean on the prompt anew; nothing else changes for it."""
+def test_a_prompt_that_stands_in_its_buffer_is_not_copied_again(monkeypatch, more, again):
+    """Of three blocks the second and the third begin with the prompt anew; nothing else changes for it."""
     chosen = TextSettings(answer_length=12, steps=12, block_length=4, cache="prompt", **more)
-    spared, asked = [], KVBuffer.begins_with
+    spared, begins_with = [], KVBuffer.begins_with
 
-    def looked(room: KVBuffer, past: KeyValues, length: int) -> bool:
-        spared.append(asked(room, past, length))
+    def counted(buffer: KVBuffer, past: KeyValues, length: int) -> bool:
+        spared.append(begins_with(buffer, past, length))
         return spared[-1]
 
-    monkeypatch.setattr(KVBuffer, "begins_with", looked)
+    monkeypatch.setattr(KVBuffer, "begins_with", counted)
     rows = [decoded(chosen, prompt)[0] for prompt in prompts(20)]
     assert sum(spared) >= 20 * again
-    monkeypatch.setattr(KVBuffer, "begins_with", lambda room, past, length: False)
+    monkeypatch.setattr(KVBuffer, "begins_with", lambda buffer, past, length: False)
     assert rows == [decoded(chosen, prompt)[0] for prompt in prompts(20)]
 
 
@@ -118,8 +118,8 @@ def test_a_prompt_is_kept_in_the_memory_of_the_row(stop: int) -> None:
     drawn = np.random.default_rng(0).standard_normal((4, 2, 3, 9, 4)).astype(np.float32)
     kept = KeyValues(tuple(drawn[:2].copy()), tuple(drawn[2:].copy()))
     expected = KeyValues(tuple(drawn[:2]), tuple(drawn[2:])).without(stop, 9, KVBuffer())
-    found = kept.shrunk(stop)
-    for wanted, own, before in zip(arrays(expected), arrays(found), arrays(kept), strict=True):
+    shrunk = kept.shrunk(stop)
+    for wanted, own, before in zip(arrays(expected), arrays(shrunk), arrays(kept), strict=True):
         np.testing.assert_array_equal(own, wanted)
         assert own.flags.c_contiguous
         assert np.shares_memory(own, before) == (stop > 0)
@@ -170,7 +170,7 @@ def test_a_cache_that_is_renewed_at_every_step_equals_none():
         assert all(decoded(replace(PLAIN, cache=cache, refresh=1), prompt)[0] == exact for cache in ("prefix", "dual"))
 
 
-def test_keys_are_renewed_when_said_and_when_guesses_move():
+def test_keys_are_renewed_when_said_and_when_candidates_move():
     def spans(**change):
         model = decoded(replace(PLAIN, cache="dual", **change))[2]
         return [(first, last) for _, first, last in model.windows]
@@ -181,25 +181,25 @@ def test_keys_are_renewed_when_said_and_when_guesses_move():
     assert spans(drift=1.0) == spans()
     moved = spans(drift=0.0)
     assert moved.count(whole) > spans(drift=0.3).count(whole) >= 2
-    _, denoiser, _ = text(TextSettings(8, 8, 8, cache="dual", drift=0.0))  # guesses that never move renew nothing
+    _, denoiser, _ = text(TextSettings(8, 8, 8, cache="dual", drift=0.0))  # candidates that never move renew nothing
     assert [len(window.positions) for window in denoiser.windows] == [11, *[8] * 7]
 
 
 def test_written_positions_leave_the_window_a_step_later():
     """In order of their places, one a step: 3 is written by the first call and read as written by the second."""
     chosen = TextSettings(8, 8, 8, cache="dual", settle=1)
-    surest_first = {p: 0.9 - p / 50 for p in range(20)}
-    _, denoiser, _ = text(chosen, certainty=surest_first)
+    most_confident_first = {p: 0.9 - p / 50 for p in range(20)}
+    _, denoiser, _ = text(chosen, certainty=most_confident_first)
     assert [window.positions.tolist() for window in denoiser.windows[1:4]] == [list(range(n, 11)) for n in (3, 4, 5)]
-    _, denoiser, _ = text(replace(chosen, settle=3), certainty=surest_first)
+    _, denoiser, _ = text(replace(chosen, settle=3), certainty=most_confident_first)
     assert [len(window.positions) for window in denoiser.windows] == [11, 8, 8, 8, 5, 5, 5, 2]
-    for window in denoiser.windows[1:]:  # each position once, in the window or in what it leans on
-        held = window.past.keys[0][0, 0, :, 0].astype(int).tolist()
-        assert sorted(held + window.positions.tolist()) == list(range(11))
+    for window in denoiser.windows[1:]:  # each position once, in the window or in its past
+        cached = window.past.keys[0][0, 0, :, 0].astype(int).tolist()
+        assert sorted(cached + window.positions.tolist()) == list(range(11))
 
 
-def test_settled_keys_are_those_of_the_step_after_they_were_written():
-    """With keys that do not hang on other positions (one layer), settling changes nothing."""
+def test_committed_keys_are_those_of_the_step_after_they_were_written():
+    """With keys that do not hang on other positions (one layer), committing early changes nothing."""
     for prompt in prompts(20):
         for cache in ("dual", "prompt"):
             chosen = replace(PLAIN, cache=cache, guidance=0.5)
@@ -243,12 +243,12 @@ def test_an_end_that_is_sure_to_come_is_taken():
     assert canvas.tokens[0, :6].tolist() == [1, 2, 3, 5, 6, SPECIAL.eot]
     assert steps[-1].remaining == 12
     unsure = text(replace(chosen, early_stop=0.9), planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
-    assert len(unsure) == 8  # what follows the end is surer, so the end itself comes last
+    assert len(unsure) == 8  # what follows the end is more probable, so the end itself comes last
     other = planted | {9: 7}  # something else still stands behind the end
     assert len(text(replace(chosen, early_stop=0.7), planted=other, certainty=sure | {9: 0.1}, stop=[SPECIAL.eot])[2]) == 7
 
 
-def test_rows_that_are_over_are_not_asked_for():
+def test_rows_that_are_over_are_not_queried():
     tokens = np.array([[1, *[SPECIAL.mask] * 6]] * 2)
     canvas = Canvas(tokens, tokens == SPECIAL.mask, 1, 7, SPECIAL.mask)
     tokens[0, 1], canvas.editable[0, 1] = SPECIAL.eot, False
@@ -357,14 +357,14 @@ def test_an_unbroken_run():
 
 
 @pytest.mark.parametrize("select", ["margin", "entropy"])
-def test_the_first_written_is_the_surest_by_what_was_chosen(select):
+def test_the_first_written_is_the_most_confident_by_what_was_chosen(select):
     """Against the logits themselves, and whether the model says its entropies or not."""
     for prompt in prompts(40):
         says, silent = SmallAttention(), SmallAttention(says_entropy=False)
         chosen = TextSettings(answer_length=8, steps=8, block_length=8, select=select)
         row, steps, _ = decoded(chosen, prompt, model=says)
         assert row == decoded(chosen, prompt, model=silent)[0]
-        hidden, _ = says.forward(_whole_window(prompt, 8), keep=False)
+        hidden, _ = says.forward(_full_window(prompt, 8), keep=False)
         logits = says.logits("text", hidden, np.eye(1))
         p = np.exp(logits[0]) / np.exp(logits[0]).sum(axis=-1, keepdims=True)  # [8, V]
         best = np.sort(np.delete(p, MASK, axis=-1), axis=-1)
@@ -372,7 +372,7 @@ def test_the_first_written_is_the_surest_by_what_was_chosen(select):
         assert steps[0].positions[0] - len(prompt) == wanted.argmax()
 
 
-def _whole_window(prompt, answer):
+def _full_window(prompt, answer):
     from mmada_lite.decoding.denoiser import Window
 
     tokens = np.array([[*prompt, *[MASK] * answer]])

@@ -1,4 +1,4 @@
-"""Laws of drawing with less than a whole row a step: nothing is leant on that has changed, nothing is written unseen, and what
+"""Laws of drawing with less than a whole row a step: no key of what has changed is used, nothing is written unseen, and what
 does not look at the row draws the same."""
 
 import json
@@ -24,7 +24,7 @@ from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 SPECIAL = SpecialTokens(*range(100, 112))
 VOCABULARY = Vocabulary(SPECIAL, image_code_offset=112, codebook_size=32, size=144)
 CODES = 16
-LIGHTER = st.fixed_dictionaries(
+CHEAPER = st.fixed_dictionaries(
     {
         "refresh": st.integers(1, 6),
         "shortlist": st.sampled_from([None, 1.0, 1.5, 3.0]),
@@ -40,7 +40,7 @@ class Suspicious(MockDenoiser):
 
     def __init__(self, canvas: Canvas) -> None:
         super().__init__({p: p % 32 for p in range(60)}, {p: (p * 5 % 16 + 0.5) / 17 for p in range(60)})
-        self.canvas, self.asked_to_keep = canvas, 0
+        self.canvas, self.keeping_calls = canvas, 0
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         places = np.broadcast_to(window.positions, window.tokens.shape)
@@ -51,8 +51,8 @@ class Suspicious(MockDenoiser):
         order = np.argsort(seen, axis=1)
         row = self.canvas.tokens if seen.shape[1] == self.canvas.length else self.canvas.unconditional
         assert (np.take_along_axis(seen, order, axis=1) == np.arange(seen.shape[1])).all(), "every position once"
-        assert (np.take_along_axis(tokens, order, axis=1) == row).all(), "nothing that has changed is leant on"
-        self.asked_to_keep += keep
+        assert (np.take_along_axis(tokens, order, axis=1) == row).all(), "no key of what has changed is used"
+        self.keeping_calls += keep
         hidden, _ = super().forward(window, keep=False)
         kept = KeyValues((places[:, None, :, None].astype(np.float32),), (window.tokens[:, None, :, None].astype(np.float32),))
         return hidden, kept if keep else None
@@ -77,13 +77,13 @@ def draw(chosen: ImageSettings, unknown: np.ndarray | None = None, seed: int = 0
     unknown=st.lists(st.lists(st.booleans(), min_size=CODES, max_size=CODES).filter(any), min_size=1, max_size=3),
     share=st.floats(0, 1),
     temperature=st.sampled_from([0.0, 1.0]),
-    lighter=LIGHTER,
+    cheaper=CHEAPER,
     seed=st.integers(0, 2**64 - 1),
 )
-def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown, share, temperature, lighter, seed):
+def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown, share, temperature, cheaper, seed):
     holes = np.array(unknown)
     steps = 1 + round(share * (holes.sum(axis=1).min() - 1))
-    chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature, **lighter)
+    chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature, **cheaper)
     canvas, denoiser, done = draw(chosen, holes, seed)
     final = final_codes(done)
     assert (final[~holes] == np.broadcast_to(np.arange(CODES) + 3, final.shape)[~holes]).all()
@@ -97,26 +97,26 @@ def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown
 
 
 @settings(deadline=None, max_examples=40)
-@given(lighter=LIGHTER, steps=st.integers(1, 16), seed=st.integers(0, 99))
-def test_a_model_that_does_not_look_at_the_row_draws_the_same(lighter, steps, seed):
-    """Without noise in the choice, so that the order is known when a light step's codes are chosen."""
+@given(cheaper=CHEAPER, steps=st.integers(1, 16), seed=st.integers(0, 99))
+def test_a_model_that_does_not_look_at_the_row_draws_the_same(cheaper, steps, seed):
+    """Without noise in the choice, so that the order is known when a partial step's codes are chosen."""
     plain = draw(ImageSettings(steps, 2.0, temperature=0.0), seed=seed)[2]
-    light = draw(ImageSettings(steps, 2.0, temperature=0.0, **lighter), seed=seed)[2]
-    for a, b in zip(plain, light, strict=True):
+    partial = draw(ImageSettings(steps, 2.0, temperature=0.0, **cheaper), seed=seed)[2]
+    for a, b in zip(plain, partial, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
 
 
-def test_exact_steps_keep_nothing_and_lean_on_nothing() -> None:
+def test_exact_steps_keep_nothing_and_use_nothing_kept() -> None:
     for chosen in (ImageSettings(8, 2.0), ImageSettings(8, 2.0, refresh=1, shortlist=1.0)):
         _, denoiser, _ = draw(chosen)
-        assert denoiser.asked_to_keep == 0
+        assert denoiser.keeping_calls == 0
         assert [window.past for window in denoiser.windows] == [None] * 16
         assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21] * 8
 
 
-def test_light_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> None:
+def test_partial_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> None:
     _, denoiser, steps = draw(ImageSettings(8, 0.0, "linear", refresh=4))
     assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
@@ -126,7 +126,7 @@ def test_light_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> No
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
 
 
-def test_guidance_is_paid_for_where_it_is_asked_for() -> None:
+def test_guidance_is_paid_for_where_it_is_set() -> None:
     _, denoiser, steps = draw(ImageSettings(10, 2.0, guidance_from=0.2, guidance_to=0.5))
     lengths = [window.tokens.shape[1] for window in denoiser.windows]
     assert lengths == [23] * 2 + [23, 21] * 3 + [23] * 5  # steps 2, 3 and 4 are guided
@@ -162,7 +162,7 @@ def test_a_scattered_window_over_fresh_keys_gives_the_states_of_the_whole_row(ti
 def test_options_of_the_command_line_reach_the_drawing(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    light = [
+    partial = [
         "--refresh",
         "3",
         "--shortlist",
@@ -175,7 +175,7 @@ def test_options_of_the_command_line_reach_the_drawing(
         "2",
     ]
     drawing = ["paint", "a b", "-m", str(tiny_bundle), "--device", "cpu", "-o", str(tmp_path / "a.png"), "--steps", "6"]
-    assert main([*drawing, "--json", *light]) == 0
+    assert main([*drawing, "--json", *partial]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
     assert [said[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")] == [
         *(3, 1.5),

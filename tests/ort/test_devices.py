@@ -64,7 +64,7 @@ TEXTS = {
     "prefix": TextSettings(answer_length=12, steps=6, block_length=6, cache="prefix"),
     "dual, guided": TextSettings(answer_length=12, steps=6, block_length=4, cache="dual", guidance=1.5),
     "prompt": TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=0.5),
-    "settled": TextSettings(answer_length=12, steps=12, block_length=6, cache="prompt", settle=2),
+    "committed": TextSettings(answer_length=12, steps=12, block_length=6, cache="prompt", settle=2),
     "drawn": TextSettings(answer_length=12, steps=6, block_length=6, cache="dual", temperature=0.8),
     "threshold": TextSettings(answer_length=12, steps=6, block_length=6, threshold=0.02, cache="prefix", guidance=0.5),
 }
@@ -80,16 +80,16 @@ def test_bound_equals_plain_in_text(pair: tuple[Model, Model], name: str) -> Non
         np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
 
 
-LIGHTER: dict[str, dict[str, Any]] = {
+CHEAPER: dict[str, dict[str, Any]] = {
     "exact": {},
-    "light steps": {"refresh": 3},
+    "partial steps": {"refresh": 3},
     "all": {"refresh": 3, "shortlist": 1.5, "guidance_to": 0.7, "unconditional_every": 2},
 }
 
 
-@pytest.mark.parametrize("name", LIGHTER)
+@pytest.mark.parametrize("name", CHEAPER)
 def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) -> None:
-    settings = replace(pair[0].image_defaults, steps=5, guidance=2.0, **LIGHTER[name])
+    settings = replace(pair[0].image_defaults, steps=5, guidance=2.0, **CHEAPER[name])
     plain, other = (list(model.paint("a red apple", settings, seed=3)) for model in pair)
     for a, b in zip(plain, other, strict=True):
         assert a.predicted_codes is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import SPECIAL, write_tokenizer
 
+from mmada_lite import memory_plan
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli.main import main
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
@@ -116,12 +117,12 @@ def test_more_of_anything_takes_more() -> None:
         assert need(shape, groups, longer).peak > least
     assert need(shape, groups, replace(text, block_length=8)).peak < least
     assert need(shape, groups, replace(text, block_length=128)).peak == least  # a large model's head makes few logits at a time
-    plain, light = ImageSettings(), ImageSettings(refresh=4)
+    plain, partial = ImageSettings(), ImageSettings(refresh=4)
     none = replace(text, cache="none")
     assert caches(shape, none, plain, 32, half=False) == 0
-    assert caches(shape, none, light, 32, half=False) == 4 * 2 * 32 * 4096 * 4 * (1024 + 32)  # a guided pair, kept and cut
-    assert caches(shape, none, replace(light, guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
-    assert need(shape, groups, text, image=light).peak > least  # two rows of a drawing hold more than one of an answer
+    assert caches(shape, none, partial, 32, half=False) == 4 * 2 * 32 * 4096 * 4 * (1024 + 32)  # a guided pair, kept and cut
+    assert caches(shape, none, replace(partial, guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
+    assert need(shape, groups, text, image=partial).peak > least  # two rows of a drawing hold more than one of an answer
     card = need(shape, groups, text, device="cuda")
     assert card.peak < card.card_peak
     answer, drawing = (need(shape, groups, text, tasks=(task,)) for task in TASKS)  # a large model's, one at a time
@@ -213,3 +214,23 @@ def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert main(["plan", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4 kB\n"}, 4096),
+        ({"/proc/meminfo": "MemAvailable: 4 kB\n", "memory.max": "5000\n", "memory.current": "3000\n"}, 2000),
+        ({"/proc/meminfo": "MemAvailable: 1 kB\n", "memory.max": "5000\n", "memory.current": "3000\n"}, 1024),
+        ({"/proc/meminfo": "MemAvailable: 4 kB\n", "memory.max": "max\n", "memory.current": "3000\n"}, 4096),
+        ({"/proc/meminfo": "another system\n"}, None),
+    ],
+)
+def test_memory_is_what_the_system_and_the_container_leave(
+    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / Path(name).name).write_text(text)
+    monkeypatch.setattr(memory_plan, "Path", lambda name: tmp_path / (Path(name).name if "meminfo" in name else ""))
+    assert memory_plan.memory_available() == expected

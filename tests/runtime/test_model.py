@@ -69,13 +69,13 @@ def test_keys_and_values_lie_in_arrays_of_their_own(tiny_bundle: Path, keep: boo
     again, _ = denoiser.forward(first, keep=keep)
     for now, then in zip((again, *kept.keys, *kept.values), before, strict=True):
         np.testing.assert_array_equal(now, then)
-    leant = Window(
+    with_past = Window(
         first.tokens[:, 10:],
         places[10:],
         np.array([[0, 5]]),
         KeyValues(*(_cut_at(10, part) for part in (kept.keys, kept.values))),
     )
-    assert np.isfinite(denoiser.forward(leant, keep=keep)[0]).all()
+    assert np.isfinite(denoiser.forward(with_past, keep=keep)[0]).all()
 
 
 def _cut_at(place: int, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
