@@ -108,10 +108,10 @@ def thinker(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
     from mmada_lite import load
     from mmada_lite.vocabulary import CLOSE, OPEN
 
-    found = load(tiny_bundle, device="cpu", threads=1)
-    found.text_defaults = WRITTEN
+    model = load(tiny_bundle, device="cpu", threads=1)
+    model.text_defaults = WRITTEN
     if request.param == "single tokens":
         inner = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
         inner.add_tokens([tokenizers.AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
-        found._tokenizer = Tokenizer(inner)
-    return found
+        model._tokenizer = Tokenizer(inner)
+    return model

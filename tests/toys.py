@@ -97,12 +97,12 @@ def tiny_model(vocabulary: Vocabulary, layers: int = 2, width: int = 32) -> MMaD
 def single_pool() -> Pool:
     """Two pictures of each kind of each training pair; the codes mean nothing."""
     rng = np.random.default_rng(0)
-    rows = [(i, COLOURS.index(k), tidy) for i, k in texts.pairs(held_out=False) for tidy in (True, False) for _ in range(2)]
-    concept, colour, tidy = (np.array(column) for column in zip(*rows, strict=True))
-    names = np.full((len(rows), 4), NOTHING)
+    pictures = [(i, COLOURS.index(k), tidy) for i, k in texts.pairs(held_out=False) for tidy in (True, False) for _ in range(2)]
+    concept, colour, tidy = (np.array(column) for column in zip(*pictures, strict=True))
+    names = np.full((len(pictures), 4), NOTHING)
     names[:, 0] = concept
-    codes = rng.integers(CODES, size=(len(rows), SIDE * SIDE))
-    return Pool(codes, names, np.full(len(rows), NOTHING), colour, tidy.astype(bool))
+    codes = rng.integers(CODES, size=(len(pictures), SIDE * SIDE))
+    return Pool(codes, names, np.full(len(pictures), NOTHING), colour, tidy.astype(bool))
 
 
 def scene_pool(count: int = 600) -> Pool:

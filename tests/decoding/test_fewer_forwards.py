@@ -175,12 +175,12 @@ def test_keys_are_renewed_when_said_and_when_candidates_move():
         model = decoded(replace(PLAIN, cache="dual", **change))[2]
         return [(first, last) for _, first, last in model.windows]
 
-    whole, block = (0, 19), (3, 11)
-    assert spans()[:8] == [whole, *[block] * 7]
-    assert spans(refresh=3)[:8] == [whole, block, block, whole, block, block, whole, block]
+    all_positions, block = (0, 19), (3, 11)
+    assert spans()[:8] == [all_positions, *[block] * 7]
+    assert spans(refresh=3)[:8] == [all_positions, block, block, all_positions, block, block, all_positions, block]
     assert spans(drift=1.0) == spans()
     moved = spans(drift=0.0)
-    assert moved.count(whole) > spans(drift=0.3).count(whole) >= 2
+    assert moved.count(all_positions) > spans(drift=0.3).count(all_positions) >= 2
     _, denoiser, _ = text(TextSettings(8, 8, 8, cache="dual", drift=0.0))  # candidates that never move renew nothing
     assert [len(window.positions) for window in denoiser.windows] == [11, *[8] * 7]
 
@@ -236,9 +236,9 @@ def test_an_end_that_is_sure_to_come_is_taken():
     planted = {3: 5, 4: 6} | dict.fromkeys(range(5, 40), SPECIAL.eot)
     sure = {3: 0.99, 4: 0.98, 5: 0.8} | dict.fromkeys(range(6, 40), 0.85)
     chosen = TextSettings(answer_length=16, steps=16, block_length=8)
-    whole = text(chosen, planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
+    all_steps = text(chosen, planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
     canvas, _, steps = text(replace(chosen, early_stop=0.7), planted=planted, certainty=sure, stop=[SPECIAL.eot])
-    assert len(whole) == 8
+    assert len(all_steps) == 8
     assert [step.positions.tolist() for step in steps] == [[3], [4], [5, 6]]
     assert canvas.tokens[0, :6].tolist() == [1, 2, 3, 5, 6, SPECIAL.eot]
     assert steps[-1].remaining == 12

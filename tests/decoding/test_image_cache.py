@@ -131,8 +131,8 @@ def test_guidance_is_paid_for_where_it_is_set() -> None:
     lengths = [window.tokens.shape[1] for window in denoiser.windows]
     assert lengths == [23] * 2 + [23, 21] * 3 + [23] * 5  # steps 2, 3 and 4 are guided
     assert steps[-1].model_calls == 10
-    whole = draw(ImageSettings(10, 2.0))[2]
-    for a, b in zip(whole, draw(ImageSettings(10, 2.0, guidance_from=0.0, guidance_to=1.0))[2], strict=True):
+    plain = draw(ImageSettings(10, 2.0))[2]
+    for a, b in zip(plain, draw(ImageSettings(10, 2.0, guidance_from=0.0, guidance_to=1.0))[2], strict=True):
         np.testing.assert_array_equal(a.predicted_codes, b.predicted_codes)
 
 
@@ -147,15 +147,15 @@ def test_a_scattered_window_over_fresh_keys_gives_the_states_of_the_whole_row(ti
     random, length = np.random.default_rng(0), 20
     tokens = random.integers(0, 90, (2, length))
     everything = np.broadcast_to(np.arange(length), tokens.shape)
-    whole, kept = denoiser.forward(Window(tokens, np.arange(length), everything), keep=True)
+    all_states, kept = denoiser.forward(Window(tokens, np.arange(length), everything), keep=True)
     assert kept is not None
     inside = np.sort([random.permutation(length)[:7] for _ in range(2)])
     inside = inside[[0, 0]] if shared else inside
     outside = np.stack([np.setdiff1d(np.arange(length), row) for row in inside])
-    rows = np.array([[0, 3, 6]] * 2)
-    window = Window(np.take_along_axis(tokens, inside, axis=1), inside, rows, kept.at(outside, KVBuffer()))
+    queries = np.array([[0, 3, 6]] * 2)
+    window = Window(np.take_along_axis(tokens, inside, axis=1), inside, queries, kept.at(outside, KVBuffer()))
     states, _ = denoiser.forward(window, keep=False)
-    expected = np.take_along_axis(whole, np.take_along_axis(inside, rows, axis=1)[..., None], axis=1)
+    expected = np.take_along_axis(all_states, np.take_along_axis(inside, queries, axis=1)[..., None], axis=1)
     np.testing.assert_allclose(states, expected, atol=2e-5)
 
 
@@ -176,8 +176,10 @@ def test_options_of_the_command_line_reach_the_drawing(
     ]
     drawing = ["paint", "a b", "-m", str(tiny_bundle), "--device", "cpu", "-o", str(tmp_path / "a.png"), "--steps", "6"]
     assert main([*drawing, "--json", *partial]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
-    assert [said[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")] == [
+    settings_told = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert [
+        settings_told[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")
+    ] == [
         *(3, 1.5),
         *(0.1, 0.6),
         2,

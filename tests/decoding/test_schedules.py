@@ -22,8 +22,8 @@ def test_transfers_share_every_mask_out(masks, steps):
 
 def test_masked_after_is_the_recorded_table(golden):
     for entry in json.loads((golden / "t2i" / "mask_len_table.json").read_text())["table"]:
-        found = masked_after(entry["schedule"], entry["seq_len"], entry["timesteps"])
-        assert found.tolist() == entry["floor_N_times_ratio"], entry["schedule"]
+        masked = masked_after(entry["schedule"], entry["seq_len"], entry["timesteps"])
+        assert masked.tolist() == entry["floor_N_times_ratio"], entry["schedule"]
 
 
 def test_the_floor_is_taken_in_float32():

@@ -77,8 +77,10 @@ def test_no_cache_needs_no_renewal() -> None:
 
 
 def test_the_command_line_spells_every_later_setting() -> None:
-    said = "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --drift 0.2 --suffix 0 --thought-first --select margin --draft 2"
-    arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *said.split()])
+    options = (
+        "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --drift 0.2 --suffix 0 --thought-first --select margin --draft 2"
+    )
+    arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *options.split()])
     used = {"select": "margin", "draft": 2, "entropy_bound": 0.5, "early_stop": 0.9, "refresh": 4, "drift": 0.2, "suffix": 0}
     used |= {"thought_first": True}
     assert later_settings(text_settings(TextSettings(), arguments)) == used

@@ -125,8 +125,8 @@ def test_cutting_on_the_device_equals_numpy(kind: int, dtype: str, start: int, s
     session = open_session(cut_graph(kind, 4), CPU, 1)
     feeds = {f"x_{n}": array for n, array in enumerate(arrays)} | {"start": np.array([start]), "stop": np.array([stop])}
     expected = KeyValues(arrays[:2], arrays[2:]).without(start, stop, KVBuffer())
-    for found, wanted in zip(session.run(None, feeds), (*expected.keys, *expected.values), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for cut, wanted in zip(session.run(None, feeds), (*expected.keys, *expected.values), strict=True):
+        np.testing.assert_array_equal(cut, wanted)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_auto_takes_the_best_that_works_and_says_why(world: Callable[..., None])
 
 @pytest.mark.parametrize("device", ["cuda", "rtx", "tensorrt"])
 def test_asked_for_and_missing_is_an_error_with_its_mend(world: Callable[..., None], device: str) -> None:
-    for arguments, words in (
+    for arguments, reason in (
         ({}, f'pip install "mmada-lite[{device}]"'),
         ({"installed": (device,), "drv": None}, "there is no NVIDIA driver here (libcuda.so.1)"),
         ({"installed": (device,), "cards": ()}, "finds no card"),
@@ -198,7 +198,7 @@ def test_asked_for_and_missing_is_an_error_with_its_mend(world: Callable[..., No
         world(**arguments)  # type: ignore[arg-type]
         with pytest.raises(Error) as caught:
             choose_device(device)
-        assert words in str(caught.value)
+        assert reason in str(caught.value)
         assert "\n" not in str(caught.value)
     world((device,), works=(device,))
     assert choose_device(device) == Device(device, "asked for")
@@ -214,9 +214,9 @@ def test_the_command_line_never_falls_back(device: str, tiny_bundle: Path) -> No
     """On this very machine, if it has no such device: exit code 2 and one line, nothing on standard output."""
     if devices.fault(device) is None:
         pytest.skip(f"{device} works here")
-    words = [sys.executable, "-m", "mmada_lite", "chat", "hello", "-m", str(tiny_bundle), "--device", device]
+    command = [sys.executable, "-m", "mmada_lite", "chat", "hello", "-m", str(tiny_bundle), "--device", device]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mmada-lite: ")
     assert done.stderr.count("\n") == 1
@@ -255,10 +255,10 @@ def test_out_of_memory_is_one_line_with_the_plan(tiny_bundle: Path, kind: str) -
         model.denoiser = DeviceDenoiser(sessions, shape, "cpu", lambda graph: open_session(graph, CPU), guard)
     with pytest.raises(OutOfMemory) as caught:
         _ = model.chat("hello", TextSettings(answer_length=4, steps=2)).text
-    said = str(caught.value)
-    assert "ran out of memory on cpu: the plan counts" in said
-    assert all(word in said for word in ("weights", "activations", "--precision", f"mmada-lite plan -m {tiny_bundle}"))
-    assert "\n" not in said
+    message = str(caught.value)
+    assert "ran out of memory on cpu: the plan counts" in message
+    assert all(word in message for word in ("weights", "activations", "--precision", f"mmada-lite plan -m {tiny_bundle}"))
+    assert "\n" not in message
 
 
 def test_out_of_memory_at_load_names_the_card(
@@ -300,10 +300,10 @@ def test_a_bundle_that_changes_while_loaded_is_noticed(tiny_bundle: Path, tmp_pa
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     model = mmada_lite.load(folder, device="cpu", threads=1)
     assert len(list(model.paint("x", replace(model.image_defaults, steps=2)))) == 2
-    change, words = CHANGES[name]
+    change, reason = CHANGES[name]
     change(folder)
     for call in (lambda: model.chat("hello"), lambda: model.paint("x"), lambda: model.ask(RED, "what?")):
-        with pytest.raises(Error, match=words) as caught:
+        with pytest.raises(Error, match=reason) as caught:
             call()
         assert "load the model again" in str(caught.value)
 
@@ -357,10 +357,10 @@ def test_profiles_of_a_provider_name_every_input(lowered: Bundle, opened: list[t
         loader.open_graph(lowered, graph, Device("tensorrt", "a test"))
         session = open_session(lowered.graph_path(graph), CPU, 1)
         shaped = {value.name: value.shape for value in session.get_inputs() if value.shape}
-        said = dict(part.split(":") for part in opened[-1][1]["trt_profile_max_shapes"].split(","))
-        assert set(said) == set(shaped)
+        shapes = dict(part.split(":") for part in opened[-1][1]["trt_profile_max_shapes"].split(","))
+        assert set(shapes) == set(shaped)
         for name, dims in shaped.items():
-            sizes = [int(size) for size in said[name].split("x")]
+            sizes = [int(size) for size in shapes[name].split("x")]
             assert len(sizes) == len(dims)
             assert all(size == dim for size, dim in zip(sizes, dims, strict=True) if isinstance(dim, int))
 

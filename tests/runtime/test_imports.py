@@ -81,13 +81,13 @@ def module_of(path: Path) -> str:
 
 def project_imports(modules: Mapping[str, Path]) -> list[Import]:
     """Those of our modules that our modules import: on top, inside functions, for the type checker alone, by a spelled name."""
-    found = []
+    edges = []
     for importer, path in modules.items():
         for names, late in _imported(ast.parse(path.read_text(encoding="utf-8"))):
             ours = next((name for name in names if name in modules), None)
             if ours is not None and ours != importer:
-                found.append(Import(importer, ours, late))
-    return found
+                edges.append(Import(importer, ours, late))
+    return edges
 
 
 def _imported(node: ast.AST, late: bool = False) -> Iterator[tuple[tuple[str, ...], bool]]:
@@ -130,7 +130,7 @@ def between_wings(imports: Iterable[Import]) -> set[tuple[str, str]]:
 
 def trespasses(imports: Iterable[Import]) -> list[str]:
     """The imports that are not allowed, in words."""
-    found = []
+    forbidden = []
     for each in imports:
         importer, imported = wing_of(each.importer), wing_of(each.imported)
         exact = each.imported.removeprefix("mmada_lite.")
@@ -141,8 +141,8 @@ def trespasses(imports: Iterable[Import]) -> list[str]:
         else:
             allowed = imported not in WORKSHOPS | {"cli"} or importer == "__main__"
         if not allowed:
-            found.append(f"{each.importer} imports {each.imported}" + ("" if each.late else " on top"))
-    return found
+            forbidden.append(f"{each.importer} imports {each.imported}" + ("" if each.late else " on top"))
+    return forbidden
 
 
 def test_no_import_circles() -> None:
@@ -186,9 +186,9 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert sorted(set(files)) == ["mmada_lite.decoding.c", "mmada_lite.ort.a", "mmada_lite.ort.b"]
     assert files[0] == files[-1]
     assert wings
-    files, wings, found = checked(decoding_d="from importlib import import_module\nimport_module('mmada_lite.ort.a')")
+    files, wings, forbidden = checked(decoding_d="from importlib import import_module\nimport_module('mmada_lite.ort.a')")
     assert (files, set(wings)) == ([], {"decoding", "ort"})
-    assert found == ["mmada_lite.decoding.d imports mmada_lite.ort.a on top"]
+    assert forbidden == ["mmada_lite.decoding.d imports mmada_lite.ort.a on top"]
     for name, text in {
         "ort_a": "import mmada_lite.export.g",
         "errors": "import mmada_lite.export.g",
@@ -263,13 +263,13 @@ def test_every_package_is_installed() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     folders = dict(line.split(" = ") for line in config["options"]["package_dir"].split("\n") if line)
-    found = {
+    packages = {
         Path(folder).relative_to(ROOT).as_posix().replace("/", ".")
         for folder, _, files in os.walk(ROOT / "mmada_lite", followlinks=True)
         if "__init__.py" in files
     }
-    assert set(folders) == found
-    assert set(config["options"]["packages"].split()) == found
+    assert set(folders) == packages
+    assert set(config["options"]["packages"].split()) == packages
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders.values())
 
 

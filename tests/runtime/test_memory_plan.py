@@ -85,10 +85,15 @@ def test_stored_bytes_are_those_of_an_exported_bundle(tiny_checkpoint: Path, tmp
     planned = stored(Shape.of(bundle), precision)
     assert set(planned) == set(bundle.quantization)
     for name, group in bundle.quantization.items():
-        found = planned[name]
+        stored_as = planned[name]
         if name != "codec":  # its norms are float32 in every precision, which the plan passes over
-            assert found.bytes == group.bytes, name
-        assert (found.format, found.bits, found.block, found.scale) == (group.format, group.bits, group.block, group.scale)
+            assert stored_as.bytes == group.bytes, name
+        assert (stored_as.format, stored_as.bits, stored_as.block, stored_as.scale) == (
+            group.format,
+            group.bits,
+            group.block,
+            group.scale,
+        )
 
 
 def test_the_published_model_is_the_recorded_one(golden: Path) -> None:
@@ -100,8 +105,8 @@ def test_the_published_model_is_the_recorded_one(golden: Path) -> None:
     codec = json.loads((golden / "vq" / "real_magvitv2_manifest.json").read_text())
     assert shape.codec_parameters == codec["n_parameters"]
     assert (shape.codes, shape.image) == (config.codebook_size, shape.image)
-    whole = stored(shape, "fp16")
-    transformer = sum(whole[name].bytes or 0 for name in ("embedder", "backbone", "text_head"))
+    groups = stored(shape, "fp16")
+    transformer = sum(groups[name].bytes or 0 for name in ("embedder", "backbone", "text_head"))
     vectors = 2 * 4096 * (2 * 32 + 1)  # norms are float32 in a bundle, and bfloat16 as published
     assert transformer == recorded["bytes_bf16"] + vectors
 
@@ -132,21 +137,21 @@ def test_more_of_anything_takes_more() -> None:
     assert sum(card.disk.values()) == sum(group.bytes or 0 for group in groups.values())
 
 
-def plan(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, dict[str, object]]:
-    code = main(["plan", *map(str, words), "--json"])
+def plan(capsys: pytest.CaptureFixture[str], *options: str | Path) -> tuple[int, dict[str, object]]:
+    code = main(["plan", *map(str, options), "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
 def test_it_says_what_fits_for_every_kind_of_source(
     tiny_bundle: Path, tiny_checkpoint: Path, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, found = plan(capsys, "-m", "8b", "--memory", "64GB")
-    assert (code, found["model"], found["best"]) == (0, "MMaDA-8B", "fp32")
-    code, found = plan(capsys, "-m", "8b", "--memory", "500MB")
-    assert (code, found["best"]) == (1, None)
+    code, printed = plan(capsys, "-m", "8b", "--memory", "64GB")
+    assert (code, printed["model"], printed["best"]) == (0, "MMaDA-8B", "fp32")
+    code, printed = plan(capsys, "-m", "8b", "--memory", "500MB")
+    assert (code, printed["best"]) == (1, None)
     for source in (tiny_checkpoint, tiny_checkpoint / "config.json"):
-        code, found = plan(capsys, "-m", source, "--memory", "200MB")
-        assert (code, found["model"], found["best"]) == (0, "checkpoint", "fp32")
+        code, printed = plan(capsys, "-m", source, "--memory", "200MB")
+        assert (code, printed["model"], printed["best"]) == (0, "checkpoint", "fp32")
     alone = tmp_path / "alone" / "config.json"
     alone.parent.mkdir()
     alone.write_text(json.dumps(json.loads((golden / "llm" / "real_8b_manifest.json").read_text())["config"]))
@@ -155,8 +160,8 @@ def test_it_says_what_fits_for_every_kind_of_source(
     for a, b in zip(by_name["precisions"], by_config["precisions"], strict=True):  # type: ignore[call-overload]
         assert a["weights"] == b["weights"]
         assert abs(a["peak"] / b["peak"] - 1) < 0.001
-    code, found = plan(capsys, "-m", tiny_bundle, "--memory", "1GB")
-    assert (code, found["best"]) == (0, "this bundle (cpu)")
+    code, printed = plan(capsys, "-m", tiny_bundle, "--memory", "1GB")
+    assert (code, printed["best"]) == (0, "this bundle (cpu)")
 
 
 def test_a_card_that_shares_memory_counts_both(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,13 +188,13 @@ def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(word in out for word in ("weights", "embedding on disk", "activations", "caches", "codec", "int4", "fp16"))
     assert "the finest that fits: fp32" in out
-    for words, said in (
+    for options, advice in (
         (["--speed", "fast"], "--speed exact keeps less of drawings"),
         ([], "--cache none keeps nothing between steps"),
         (["--cache", "none"], "a shorter --answer-length takes less"),
     ):
-        assert main(["plan", "-m", "8b", "--memory", "1GB", *words]) == 1
-        assert said in capsys.readouterr().out
+        assert main(["plan", "-m", "8b", "--memory", "1GB", *options]) == 1
+        assert advice in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["8", "8GB", "7.5 GiB", "900mb", "1kB"])
@@ -205,15 +210,15 @@ def test_what_is_no_amount(text: str) -> None:
 
 
 def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
+    for options, message in (
         (["-m", "9b"], "9b is no bundle, checkpoint folder or config.json; name one, or a published model: 8b"),
         (["-m", "8b", "--memory", "lots"], "is no amount of memory"),
         (["-m", "8b", "--device", "tpu"], "no device is called 'tpu'"),
         (["-m", "8b", "--memory", "8GB", "--cache", "all"], "cache is 'all'"),
         (["-m", "8b", "--memory", "8GB", "--speed", "warp"], "no speed is called 'warp'; use one of exact, balanced, fast"),
     ):
-        assert main(["plan", *words]) == 2
-        assert said in capsys.readouterr().err
+        assert main(["plan", *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ def codes_of(model: mmada_lite.Model, image: Image.Image) -> np.ndarray:
 def test_a_large_model_reads_the_picture_before_its_weights_come(
     tiny_bundle: Path, model: mmada_lite.Model, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, drawn = model.ask(picture, "what is this?").text, model.paint("a cat", FEW, seed=3).picture
+    answer, drawn = model.ask(picture, "what is this?").text, model.paint("a cat", FEW, seed=3).picture
     opened: list[str] = []
     open_session = loader.open_session
     monkeypatch.setattr(memory_plan, "LARGE", 0)
     monkeypatch.setattr(loader, "open_session", lambda path, *rest: opened.append(path.stem) or open_session(path, *rest))
     large = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
     assert not opened
-    assert large.ask(picture, "what is this?").text == said
+    assert large.ask(picture, "what is this?").text == answer
     assert opened == ["image_encoder", "embedder", "backbone", "text_head", "image_head"]
     assert np.array_equal(np.asarray(large.paint("a cat", FEW, seed=3).picture), np.asarray(drawn))
     assert opened[5:] == ["image_decoder"]
@@ -161,8 +161,8 @@ def test_extending_keeps_the_picture_and_grows_one_side(model, picture, side, am
     top = image.height - SIDE if side == "top" else 0
     assert np.array_equal(image.crop((left, top, left + SIDE, top + SIDE)), picture)
     grid, given = drawing.codes, codes_of(model, picture)
-    rows, columns = (grid.shape[0] - 4 if side == "top" else 0), (grid.shape[1] - 4 if side == "left" else 0)
-    assert (grid[rows : rows + 4, columns : columns + 4] == given).all()
+    top_row, left_column = (grid.shape[0] - 4 if side == "top" else 0), (grid.shape[1] - 4 if side == "left" else 0)
+    assert (grid[top_row : top_row + 4, left_column : left_column + 4] == given).all()
 
 
 def test_impossible_extensions(model, picture):

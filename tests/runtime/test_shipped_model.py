@@ -40,7 +40,7 @@ def drawn(model: EvalModel, captions: list[str], seed: int) -> np.ndarray:
     return model.decode(codes, (side, side))
 
 
-def said(model: EvalModel, questions: list[str], pictures: np.ndarray | None = None) -> list[str]:
+def answers_of(model: EvalModel, questions: list[str], pictures: np.ndarray | None = None) -> list[str]:
     codes = None if pictures is None else model.encode(pictures)
     return rollouts.answers(model, rollouts.question_prompts(model, questions, codes), model.text)
 
@@ -69,7 +69,7 @@ def test_torch_and_the_bundle_draw_and_answer_alike(bundle: EvalModel, checkpoin
     ours, theirs = (drawn(model, captions, 3).astype(int) for model in (bundle, checkpoint))
     assert np.abs(ours - theirs).max() <= 1  # the same codes; rounding of pixels alone
     questions = ["what is 12 + 7?", "what colour is a banana?", "hello"]
-    assert said(bundle, questions) == said(checkpoint, questions)
+    assert answers_of(bundle, questions) == answers_of(checkpoint, questions)
 
 
 def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: EvalModel) -> None:
@@ -78,24 +78,24 @@ def test_drawings_of_pairs_never_seen_have_their_background_and_thing(bundle: Ev
     listed = re.search(r"\*\*Things:\*\*(.*?)\.", card, re.DOTALL)
     assert listed is not None
     known = {NUMBERS[name] for name in re.sub(r"\s+", " ", listed[1]).strip().split(", ")}
-    held = [(i, colour) for i, colour in pairs(held_out=True) if i in known]
-    wanted = held[:: max(1, len(held) // 24)][:24]
+    held_out = [(i, colour) for i, colour in pairs(held_out=True) if i in known]
+    wanted = held_out[:: max(1, len(held_out) // 24)][:24]
     pictures = drawn(bundle, [standard_caption(CONCEPTS[i], colour) for i, colour in wanted], 7)
     colours = [colour for _, colour in wanted]
     assert np.mean([background_of(p) == colour for p, colour in zip(pictures, colours, strict=True)]) >= 0.9
     assert np.mean(Judge.load(SHIPPED / "judge").classify(pictures) == np.array([i for i, _ in wanted])) >= 0.6
-    answers = said(bundle, ["what colour is the background?"] * len(pictures), pictures)
+    answers = answers_of(bundle, ["what colour is the background?"] * len(pictures), pictures)
     assert np.mean([a == colour for a, colour in zip(answers, colours, strict=True)]) >= 0.8
 
 
 def test_facts_are_known(bundle: EvalModel) -> None:
-    asked = [(wordings[0], reply) for reply, wordings in FACTS]
-    found = said(bundle, [question for question, _ in asked])
-    assert np.mean([f == reply for f, (_, reply) in zip(found, asked, strict=True)]) >= 0.8
+    facts = [(wordings[0], reply) for reply, wordings in FACTS]
+    replies = answers_of(bundle, [question for question, _ in facts])
+    assert np.mean([f == reply for f, (_, reply) in zip(replies, facts, strict=True)]) >= 0.8
 
 
 @pytest.mark.parametrize("kind", ["sum2", "difference2", "sum3"])
 def test_problems_never_seen_are_right_with_their_thought(bundle: EvalModel, kind: str) -> None:
     problems = distinct_problems(kind, True, 24, np.random.default_rng(5))
-    answers = said(bundle, [f"what is {problem}?" for problem in problems])
+    answers = answers_of(bundle, [f"what is {problem}?" for problem in problems])
     assert np.mean([answer == response_to(problem) for answer, problem in zip(answers, problems, strict=True)]) >= 0.85

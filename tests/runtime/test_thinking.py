@@ -106,9 +106,9 @@ def test_properties_call_no_model(thinker: Model) -> None:
     assert not seen.windows
     for step in drawing:
         calls = len(seen.windows)
-        found = properties_of(drawing)
-        assert found["thought"] == (None if step.predicted_codes is None else THOUGHT)
-        assert (found["last"], found["done"], len(seen.windows)) == (step, False, calls)
+        properties = properties_of(drawing)
+        assert properties["thought"] == (None if step.predicted_codes is None else THOUGHT)
+        assert (properties["last"], properties["done"], len(seen.windows)) == (step, False, calls)
     assert not decoded
     result = drawing.result()
     assert (result.thought, result.thought_fault, result.steps, decoded) == (THOUGHT, None, 4, [1])
@@ -169,15 +169,15 @@ def test_a_thought_without_room_for_the_picture(thinker: Model, caplog: pytest.L
     (plan,) = caption_to_thought_prompts(thinker, [CAPTION])
     tags = len(thinker.tokenizer.encode(with_tags("x"))) - 1
     for excess in (0, 1):
-        words = "x" * (256 - len(plan) - 16 - 3 - tags + excess)
-        plant(thinker, with_tags(words))
+        thought = "x" * (256 - len(plan) - 16 - 3 - tags + excess)
+        plant(thinker, with_tags(thought))
         drawing = thinker.paint(CAPTION, FEW, think=True).result()
-        assert drawing.thought == (None if excess else words)
+        assert drawing.thought == (None if excess else thought)
         assert (drawing.codes == plain.codes).all() == bool(excess)
     (message,) = caplog.messages
     assert "where the picture leaves room for" in message
     with pytest.raises(Error, match="thought and picture takes 257 tokens"):
-        thinker.paint(CAPTION, think=words)
+        thinker.paint(CAPTION, think=thought)
 
 
 def test_impossible_thoughts_are_refused_before_any_work(thinker: Model) -> None:
