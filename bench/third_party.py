@@ -18,9 +18,8 @@ from mmada_lite.errors import Error
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import threads_of
-
-from mmada_lite.vocabulary import Vocabulary
 from mmada_lite.ort.session import open_session
+from mmada_lite.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from torch import nn

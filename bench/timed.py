@@ -20,7 +20,6 @@ from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Win
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.ort import nvidia
-from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.lazy import LazyDenoiser
 from mmada_lite.ort.loader import open_denoiser

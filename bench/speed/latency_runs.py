@@ -22,8 +22,8 @@ from mmada_lite.bench.timed import PARTS, PYTHON, Run, TimedDenoiser, card_bytes
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.export.synthetic import cached_bundle
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
-from mmada_lite.ort.session import choose_device
 
 Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
 RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask a head for few rows, where rates change fastest

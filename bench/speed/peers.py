@@ -30,7 +30,8 @@ from mmada_lite.bench.speed.latency_cases import TARGETS
 from mmada_lite.errors import Error
 from mmada_lite.export.precision import specs_for
 from mmada_lite.export.synthetic import SIZES, Size, size_named
-from mmada_lite.ort.session import choose_device, usable_cores
+from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.session import usable_cores
 from mmada_lite.train.loop import fast_type
 
 PLACES = {"cpu": "cpu", "cuda": "cuda", "rtx": "cuda", "tensorrt": "cuda"}  # device -> where torch computes beside it

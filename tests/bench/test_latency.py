@@ -23,7 +23,7 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.ort import devices
-from mmada_lite.ort.session import choose_device
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.vocabulary import Vocabulary
 
 

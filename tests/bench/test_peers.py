@@ -16,7 +16,7 @@ from mmada_lite.bench.speed.contestants import Plan, Work
 from mmada_lite.bench.speed.peers import alternate, table, turn
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES
-from mmada_lite.ort.session import choose_device
+from mmada_lite.ort.devices import choose_device
 
 TINY = SIZES["tiny"]
 
