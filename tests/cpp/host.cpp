@@ -102,7 +102,7 @@ std::optional<ImageSettings> image_settings_in(const Json& job) {
   return read_image_settings(*value, "settings");
 }
 
-// ---- recorded choices, as export/replay.py takes them ----
+// ---- recorded choices, as bench/parity/replay.py takes them ----
 
 struct Recorded {  // [call, row, position, ...]
   std::vector<std::int64_t> shape;
