@@ -27,10 +27,10 @@ def torch_logits(model: MMaDA, head: Callable[[Tensor], Tensor] | None = None) -
     def logits(tokens: Tensor, kept: Tensor | None) -> Tensor:
         bias = None if kept is None else (kept[:, :, None] & kept[:, None, :])[:, None]
         hidden = model(tokens, bias=bias).hidden
-        found = head(hidden) if head else model.logits(hidden)
-        if found.is_cuda:
+        logits = head(hidden) if head else model.logits(hidden)
+        if logits.is_cuda:
             torch.cuda.synchronize()  # a clock must not stop before the card is done
-        return found
+        return logits
 
     return logits
 
@@ -44,9 +44,9 @@ def write_text(logits: Logits, prompt: Tensor, answer: int, block: int, steps: i
         stop = start + block
         quotas = [transfers(int(n), steps // count) for n in (row[:, start:stop] == mask).sum(1)]
         for turn in range(steps // count):
-            found = logits(row, None)
-            guess = found.argmax(-1)
-            sure = found.to(torch.float64).softmax(-1).gather(-1, guess[..., None])[..., 0]
+            row_logits = logits(row, None)
+            guess = row_logits.argmax(-1)
+            sure = row_logits.to(torch.float64).softmax(-1).gather(-1, guess[..., None])[..., 0]
             sure[:, stop:] = -torch.inf
             sure[row != mask] = -torch.inf
             for each, quota in enumerate(quotas):
@@ -82,8 +82,8 @@ def draw_picture(
     tokens, region = picture.tokens.clone(), slice(-picture.count - 1, -1)
     plan, noise = masked_after(schedule, picture.count, steps), noise_temperatures(temperature, steps)
     for turn in range(steps):
-        found = _guided(logits, tokens, picture, guidance)
-        share = found[:, region, picture.columns].softmax(-1)
+        guided = _guided(logits, tokens, picture, guidance)
+        share = guided[:, region, picture.columns].softmax(-1)
         drawn = share.argmax(-1) if greedy else _drawn(share)
         unknown = tokens[:, region] == picture.mask
         taken = torch.where(unknown, drawn + picture.columns.start, tokens[:, region])

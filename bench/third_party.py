@@ -151,8 +151,8 @@ class _LogitsAlone(OnnxDenoiser):
     """Over heads that were cut down to their logits."""
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
-        (found,) = self._run(f"{head}_head", ["logits"], {"hidden": hidden, "mix": mix})
-        return found  # type: ignore[no-any-return]
+        (logits,) = self._run(f"{head}_head", ["logits"], {"hidden": hidden, "mix": mix})
+        return logits  # type: ignore[no-any-return]
 
 
 def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> ThirdParty:
@@ -193,8 +193,8 @@ def _cut(model: Any, output: str) -> Any:
 def need(module: str, package: str | None = None) -> None:
     """Raises Error with the line that installs it when a module is absent."""
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise Error(f"{module} is not installed; pip install {package or module}")

@@ -81,9 +81,9 @@ class TimedKeyValues(KeyValues):
 
     @classmethod
     def around(cls, kept: KeyValues, clock: Clock) -> "TimedKeyValues":
-        found = cls(kept.keys, kept.values)
-        object.__setattr__(found, "clock", clock)
-        return found
+        timed = cls(kept.keys, kept.values)
+        object.__setattr__(timed, "clock", clock)
+        return timed
 
     def without(self, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
         with self.clock.of("copying"):
@@ -200,6 +200,6 @@ def forget_peak() -> bool:
 def peak() -> int | None:
     """The most bytes that this process held since `forget_peak`; None where the system does not say."""
     with suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(found[1]) * 1024 if found else None
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(peak[1]) * 1024 if peak else None
     return None

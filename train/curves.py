@@ -21,7 +21,7 @@ Series = dict[str, tuple[list[float], list[float]]]  # name -> steps and values
 
 def read(file: Path) -> Series:
     """Every value of a log by name. Raises Error where it is missing or is no log."""
-    found: Series = {}
+    series: Series = {}
     try:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -29,10 +29,10 @@ def read(file: Path) -> Series:
     for record in records:
         for name, value in record.items():
             if name not in LEFT_OUT:
-                steps, values = found.setdefault(name, ([], []))
+                steps, values = series.setdefault(name, ([], []))
                 steps.append(record["step"])
                 values.append(value)
-    return found
+    return series
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

@@ -76,7 +76,7 @@ def train(run: Run, threads: int | None = None) -> Curve:
     model, tokenizer, vocabulary = new_model(place.tokenizer, run.seed)
     measured, _, _ = new_model(place.tokenizer)
     seen = Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"))
-    held = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held_out=True)
+    held_out = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held_out=True)
     settings = StageSettings(
         {task: Share(1.0) for task in run.tasks},
         LoopSettings(run.updates, save_seconds=1e9),
@@ -89,7 +89,7 @@ def train(run: Run, threads: int | None = None) -> Curve:
             continue
         train_stage(model, seen, run.place, settings, until=update)
         load_trained(run.place, measured)
-        curve.append({"update": float(update)} | {task: held_loss(measured, held, task) for task in run.tasks})
+        curve.append({"update": float(update)} | {task: held_loss(measured, held_out, task) for task in run.tasks})
         partial = run.place / "curve.json.partial"
         partial.write_text(json.dumps(curve), encoding="utf-8")
         partial.replace(run.place / "curve.json")
@@ -99,13 +99,13 @@ def train(run: Run, threads: int | None = None) -> Curve:
 
 def _read(file: Path) -> Curve:
     try:
-        found: Curve = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        curve: Curve = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     except ValueError as error:
         raise Error(f"{file} cannot be read ({error}): remove its folder, and the run begins anew") from error
-    return found
+    return curve
 
 
-def held_loss(model: MMaDA, held: Sequences, task: str, groups: int = 12) -> float:
+def held_loss(model: MMaDA, sequences: Sequences, task: str, groups: int = 12) -> float:
     """Mean cross-entropy at hidden positions over fixed groups of rows, nats."""
     import torch
     import torch.nn.functional as F
@@ -115,7 +115,7 @@ def held_loss(model: MMaDA, held: Sequences, task: str, groups: int = 12) -> flo
     total, count = 0.0, 0
     with torch.no_grad():
         for number in range(groups):
-            rows = held.tasks[task](16, step_generator(77, number))
+            rows = sequences.tasks[task](16, step_generator(77, number))
             chosen = torch.from_numpy(rows.weight > 0)
             logits = model.logits(model(torch.from_numpy(rows.tokens)).hidden[chosen])
             total += float(F.cross_entropy(logits, torch.from_numpy(rows.targets)[chosen], reduction="sum"))
@@ -146,14 +146,15 @@ def prepare(folder: Path) -> None:
 
 def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
     """The table: a row a task, the last losses alone and jointly, nats, the mean over seeds and the difference of each."""
-    found = []
+    table_rows = []
     for task in TASKS:
         alone = [by_run[task][-1][task] for by_run in curves.values()]
         joint = [by_run[JOINT][-1][task] for by_run in curves.values()]
         differences = [round(j - a, 4) for a, j in zip(alone, joint, strict=True)]
         means = {"alone": statistics.fmean(alone), "joint": statistics.fmean(joint)}
-        found.append({"task": task, **{name: round(value, 4) for name, value in means.items()}, "differences": differences})
-    return found
+        rounded = {name: round(value, 4) for name, value in means.items()}
+        table_rows.append({"task": task, **rounded, "differences": differences})
+    return table_rows
 
 
 def save(target: Path | None, words: Sequence[str], rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Curves]) -> None:
@@ -190,8 +191,8 @@ def plot(curves: Mapping[int, Curves], target: Path) -> None:
         for seed, by_run in curves.items():
             for name, label, colour in ((task, "alone", "tab:blue"), (JOINT, "jointly", "tab:red")):
                 places = [point["update"] for point in by_run[name]]
-                said = label if seed == next(iter(curves)) else None
-                panel.plot(places, [point[task] for point in by_run[name]], "o-", ms=3, lw=1.2, color=colour, label=said)
+                legend = label if seed == next(iter(curves)) else None
+                panel.plot(places, [point[task] for point in by_run[name]], "o-", ms=3, lw=1.2, color=colour, label=legend)
         panel.set(title=task, xlabel="updates of this task", ylabel="held-out cross-entropy, nats")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
@@ -211,10 +212,10 @@ def compare(arguments: argparse.Namespace) -> dict[int, dict[str, Curve]]:
     else:
         with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as workers:
             curves = list(workers.map(train, runs, [1] * len(runs)))
-    found: dict[int, dict[str, Curve]] = {seed: {} for seed in arguments.seeds}
+    by_seed: dict[int, dict[str, Curve]] = {seed: {} for seed in arguments.seeds}
     for run, curve in zip(runs, curves, strict=True):
-        found[run.seed][run.name] = curve
-    return found
+        by_seed[run.seed][run.name] = curve
+    return by_seed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

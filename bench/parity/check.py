@@ -163,9 +163,10 @@ def _guarded(place: Path, compare: Callable[[], Iterator[Checked]]) -> Iterator[
 
 def line_of(checked: Checked) -> str:
     """`ok    cache/mha_dual_steps [onnx] ids: 0 (at most 0)`."""
-    found = checked.comparison
-    verdict = "ok   " if found.passed else "FALLS SHORT"
-    return f"{verdict} {found.name} [{checked.engine}] {found.what}: {found.difference:.3g} (at most {found.allowed:.3g})"
+    comparison = checked.comparison
+    verdict = "ok   " if comparison.passed else "FALLS SHORT"
+    measured = f"{comparison.difference:.3g} (at most {comparison.allowed:.3g})"
+    return f"{verdict} {comparison.name} [{checked.engine}] {comparison.what}: {measured}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

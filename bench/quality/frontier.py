@@ -42,13 +42,13 @@ def rows(
         (row,) = run.do(f"{kind}: {way.name}", partial(_examined, context, way, kind))
         quality = row["quality"]
         exact = exact or quality
-        points = {task: 100 * (found["share"] - exact[task]["share"]) for task, found in quality.items()}
-        share = sum(found["share"] for found in quality.values()) / len(quality)
+        points = {task: 100 * (task_report["share"] - exact[task]["share"]) for task, task_report in quality.items()}
+        share = sum(task_report["share"] for task_report in quality.values()) / len(quality)
         changes = dict(way.of_text if kind == "text" else way.of_image)
         told.append({**by_name[way.name], "changes": changes, "quality": quality, "points": points, "share": share})
     best = measures.pareto([(row["seconds"]["median"], row["share"]) for row in told])
-    found = [{**row, "frontier": is_best} for row, is_best in zip(told, best, strict=True)]
-    return found + [row for row in timed if published is not None and row["policy"] == published.name]
+    marked = [{**row, "frontier": is_best} for row, is_best in zip(told, best, strict=True)]
+    return marked + [row for row in timed if published is not None and row["policy"] == published.name]
 
 
 def _examined(context: EvalContext, way: Policy, kind: str) -> list[Row]:
@@ -64,13 +64,13 @@ def _timed(
     if published is not None:
         runs[published.name] = published.decoding(model, asked, kind)
     turns, first = measures.alternate(runs, count, rounds), ways[0].name
-    found: list[Row] = []
+    rows: list[Row] = []
     for name, own in turns.items():
         row: Row = {"kind": kind, "policy": name, **measures.latency(own), "times": measures.times(turns[first], own)}
         if published is not None:
             row["times_reference"] = measures.times(turns[published.name], own)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -82,8 +82,9 @@ def prompts(context: EvalContext, kind: str, count: int) -> Prompts:
     """What no training saw. text: sums and, every second one, a question about a picture; image: pairs of thing and colour."""
     model, half = context.model, -(-count // 2)
     if kind == "image":
-        held = pairs(held_out=True)
-        captions = [standard_caption(CONCEPTS[i], colour) for i, colour in (held[n % len(held)] for n in range(count))]
+        unseen_pairs = pairs(held_out=True)
+        chosen = (unseen_pairs[n % len(unseen_pairs)] for n in range(count))
+        captions = [standard_caption(CONCEPTS[i], colour) for i, colour in chosen]
         return rollouts.caption_prompts(model, captions)
     sums = [f"what is {p}?" for p in distinct_problems("sum2", True, half, context.rng(7))]
     pictures, _, _ = singles(context.icons["validation"], half, context.rng(8))
@@ -154,9 +155,9 @@ class Published:
 
 def _last(steps: Iterator[Tensor]) -> tuple[Tensor, int]:
     with torch.inference_mode():
-        for count, found in enumerate(steps, 1):  # noqa: B007
+        for count, step in enumerate(steps, 1):  # noqa: B007
             pass
-    return found, count
+    return step, count
 
 
 def alternate(runs: Mapping[str, Decode], count: int, rounds: int) -> dict[str, list[Timed]]:

@@ -100,9 +100,9 @@ def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
     from mmada_lite.train.recipe import IMAGE, TEXT
 
     file = path / "mmada_lite.json"
-    said = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
-    text = settings_from(TextSettings, asdict(TEXT) | said.get("text", {}), f"{file}: defaults.text")
-    return text, settings_from(ImageSettings, asdict(IMAGE) | said.get("image", {}), f"{file}: defaults.image")
+    defaults = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
+    text = settings_from(TextSettings, asdict(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
+    return text, settings_from(ImageSettings, asdict(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float32]:

@@ -256,10 +256,10 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
         reference = Reference.cached(fp32, options.prompts, options.states, options.threads)
         tasks = dict(_tasks(options, Workshop(options.checkpoint, scratch, reference, fp32)))
         run.plan(len(tasks))
-        found = [row for name, work in tasks.items() for row in run.do(name, work)]
-    rows = [row for row in found if "agreement" in row]
-    not_run = {row["name"]: row["not_run"] for row in found if "not_run" in row}
-    gains = {row["name"]: row["unmasked_less_masked"] for row in found if "unmasked_less_masked" in row}
+        results = [row for name, work in tasks.items() for row in run.do(name, work)]
+    rows = [row for row in results if "agreement" in row]
+    not_run = {row["name"]: row["not_run"] for row in results if "not_run" in row}
+    gains = {row["name"]: row["unmasked_less_masked"] for row in results if "unmasked_less_masked" in row}
     content = run.finish(rows, not_run=not_run, unmasked_less_masked=gains, prompts=options.prompts, states=options.states)
     if options.plot:
         plot(rows, options.plot)

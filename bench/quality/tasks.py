@@ -105,23 +105,23 @@ def scenes(context: EvalContext) -> Report:
             cases: list[tuple[Layout, str, str, Pictures]] = []
             while len(cases) < total:
                 layout, colour = draw_layout((2, 2), True, rng), COLOURS[rng.integers(len(COLOURS))]
-                found = scene_question(layout, colour, kind, rng)
-                if found:
+                question = scene_question(layout, colour, kind, rng)
+                if question:
                     picture = compose_layout(layout, context.icons[role], colour, rng, TIDY_CELL)
-                    cases.append((layout, *found, picture))
-            said = context.ask([question for _, question, _, _ in cases], np.stack([picture for *_, picture in cases]))
-            good = [answer_of(s) == answer_of(wanted) for s, (_, _, wanted, _) in zip(said, cases, strict=True)]
+                    cases.append((layout, *question, picture))
+            replies = context.ask([question for _, question, _, _ in cases], np.stack([picture for *_, picture in cases]))
+            good = [answer_of(s) == answer_of(wanted) for s, (_, _, wanted, _) in zip(replies, cases, strict=True)]
             report[f"{kind}_{role}"] = tally(good)
             if kind == "count":
-                true = [_thought(s) == scene_thought(layout) for s, (layout, *_) in zip(said, cases, strict=True)]
+                true = [_thought(s) == scene_thought(layout) for s, (layout, *_) in zip(replies, cases, strict=True)]
                 report[f"list_exact_{role}"] = tally(true)
     return report
 
 
 def drawing(context: EvalContext) -> Report:
     """One thing on a background that it was never shown on: named right by the judge, background right by the pixel rule."""
-    held = pairs(held_out=True)
-    wanted = [held[n % len(held)] for n in range(context.count)]
+    unseen_pairs = pairs(held_out=True)
+    wanted = [unseen_pairs[n % len(unseen_pairs)] for n in range(context.count)]
     captions = [standard_caption(CONCEPTS[i], colour) for i, colour in wanted]
     pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
     named = context.classify(pictures) == np.array([i for i, _ in wanted])
@@ -166,23 +166,23 @@ def arithmetic(context: EvalContext) -> Report:
     for kind in ("sum2", "difference2", "sum3", "difference3"):
         most = MOST_OF_TWO_DIGITS if kind.endswith("2") else context.count
         problems = distinct_problems(kind, True, min(context.count // 2, most), context.rng(5))
-        said = context.ask([f"what is {p}?" for p in problems])
-        right = [answer_of(s) == str(p.answer) for s, p in zip(said, problems, strict=True)]
-        exact = [true_share(p, _thought(s)) == 1.0 for s, p in zip(said, problems, strict=True)]
+        replies = context.ask([f"what is {p}?" for p in problems])
+        right = [answer_of(s) == str(p.answer) for s, p in zip(replies, problems, strict=True)]
+        exact = [true_share(p, _thought(s)) == 1.0 for s, p in zip(replies, problems, strict=True)]
         report[kind] = tally(right)
         good_results += sum(right)
         good_thoughts += sum(r and e for r, e in zip(right, exact, strict=True))
     report["thought_exact_where_right"] = interval(good_thoughts, good_results)
     asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
-    found = context.ask([wording for wording, _ in asked])
-    report["facts_trained"] = tally(f == r for f, (_, r) in zip(found, asked, strict=True))
+    replies = context.ask([wording for wording, _ in asked])
+    report["facts_trained"] = tally(f == r for f, (_, r) in zip(replies, asked, strict=True))
     return report
 
 
 def editing(context: EvalContext) -> Report:
     """A hidden half drawn anew, and a picture grown by half of its side: does the judge still see the same thing?"""
-    rng, held = context.rng(6), pairs(held_out=True)
-    chosen = [held[rng.integers(len(held))] for _ in range(context.count // 2)]
+    rng, unseen_pairs = context.rng(6), pairs(held_out=True)
+    chosen = [unseen_pairs[rng.integers(len(unseen_pairs))] for _ in range(context.count // 2)]
     icons = context.icons["train"]
     pictures = np.stack([compose(icons[rng.integers(len(icons)), c], colour, rng, TIDY) for c, colour in chosen])
     before = context.classify(pictures)
@@ -234,9 +234,9 @@ def _fill(
     return drawn.reshape(codes.shape)
 
 
-def _thought(said: str) -> str:
-    found = split_thought(said)
-    return found.thought if found else ""
+def _thought(reply: str) -> str:
+    parts = split_thought(reply)
+    return parts.thought if parts else ""
 
 
 def _agrees(context: EvalContext, picture: NDArray[np.uint8], thought: str) -> bool:
@@ -258,7 +258,7 @@ def _shows(context: EvalContext, picture: NDArray[np.uint8], layout: Layout) -> 
 
 
 def _by_concept(wanted: Sequence[tuple[int, str]]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+    numbers: dict[int, list[int]] = {}
     for n, (concept, _) in enumerate(wanted):
-        found.setdefault(concept, []).append(n)
-    return dict(sorted(found.items()))
+        numbers.setdefault(concept, []).append(n)
+    return dict(sorted(numbers.items()))

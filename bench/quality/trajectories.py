@@ -89,11 +89,11 @@ def trajectories(model: Model, prompts: Sequence[Prompt], kept: int, seed: int =
     numbered = sorted(enumerate(prompts), key=lambda pair: order[pair[1].task])
     for number, prompt in numbered:
         picture = pictures[number % len(pictures)] if pictures else None
-        found, codes = _decoded(model, prompt, number, picture, seed + number)
+        decoded, codes = _decoded(model, prompt, number, picture, seed + number)
         if codes is not None:
             pictures.append(codes)
-        picks = np.unique(np.linspace(0, len(found) - 1, min(kept, len(found))).round().astype(int))
-        states += [found[i] for i in picks]
+        picks = np.unique(np.linspace(0, len(decoded) - 1, min(kept, len(decoded))).round().astype(int))
+        states += [decoded[i] for i in picks]
     return states
 
 

@@ -214,8 +214,8 @@ def _row(count: int, size: Size) -> np.ndarray:
 def _words(count: int, size: Size) -> list[int]:
     """Ids of no meaning, none of them special."""
     first, stop = 12, size.vocabulary.image_code_offset
-    found: list[int] = np.random.default_rng(count).integers(first, stop, count).tolist()
-    return found
+    token_ids: list[int] = np.random.default_rng(count).integers(first, stop, count).tolist()
+    return token_ids
 
 
 def _seen(size: Size) -> list[int]:

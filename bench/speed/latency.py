@@ -133,8 +133,8 @@ def startup(rounds: int) -> Iterator[Row]:
     """How long a user waits for a picture, from the command on, as a whole process: to the first step, to the file."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [_start(Path(folder), seed) for seed in range(rounds * STARTS + 1)][1:]
-    first, whole = ([run[number] for run in runs] for number in range(2))
-    yield {"task": "startup", "rounds": len(runs), "seconds": spread(whole), "first_step_seconds": spread(first)}
+    first, total = ([run[number] for run in runs] for number in range(2))
+    yield {"task": "startup", "rounds": len(runs), "seconds": spread(total), "first_step_seconds": spread(first)}
 
 
 def _start(folder: Path, seed: int) -> tuple[float, float]:

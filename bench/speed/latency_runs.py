@@ -91,7 +91,7 @@ def measured(variants: Sequence[Variant], rounds: int) -> list[Row]:
     for _, number, run in in_turns(variants, rounds):
         runs[number].append(run)
     models = len({id(variant.model) for variant in variants})
-    return [_row(variant, found) | {"models_open": models} for variant, found in zip(variants, runs, strict=True)]
+    return [_row(variant, variant_runs) | {"models_open": models} for variant, variant_runs in zip(variants, runs, strict=True)]
 
 
 def _row(variant: Variant, runs: Sequence[Run]) -> Row:

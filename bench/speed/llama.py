@@ -118,8 +118,8 @@ def logits_of(path: Path, longest: int, threads: int) -> Logits:
         _fill(batch, row)
         if llama_cpp.llama_decode(context, batch):
             raise Error(f"llama.cpp failed on a row of {len(row)} tokens")
-        found = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape=(1, len(row), columns))
-        return torch.from_numpy(found)
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape=(1, len(row), columns))
+        return torch.from_numpy(logits)
 
     logits.keeps = quiet  # type: ignore[attr-defined]  # a callback of C lives as long as what calls it
     return logits

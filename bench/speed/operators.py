@@ -29,15 +29,15 @@ def operator_seconds(bundle: Bundle, threads: int, tokens: int, runs: int) -> tu
     feeds = {"embeddings": embeddings, "positions": places, "rows": places}
     for layer in range(a.n_layers):
         feeds |= {f"past_key_{layer}": empty.keys[layer], f"past_value_{layer}": empty.values[layer]}
-    found = []
+    durations = []
     with tempfile.TemporaryDirectory() as scratch:
         session = open_session(bundle.graph_path("backbone"), choose_device("cpu"), threads, profile=Path(scratch) / "profile")
         for _ in range(runs + 1):
             started = time.perf_counter()
             session.run(["hidden"], feeds)
-            found.append(time.perf_counter() - started)
+            durations.append(time.perf_counter() - started)
         events = json.loads(Path(session.end_profiling()).read_text())
-    return found[1:], {kind: seconds / runs for kind, seconds in by_kind(events).items()}
+    return durations[1:], {kind: seconds / runs for kind, seconds in by_kind(events).items()}
 
 
 def by_kind(events: list[dict]) -> dict[str, float]:
