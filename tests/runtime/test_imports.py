@@ -97,7 +97,7 @@ def _imported(node: ast.AST, late: bool = False) -> Iterator[tuple[tuple[str, ..
             yield from (((alias.name,), late) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             yield from (((f"{child.module}.{alias.name}", str(child.module)), late) for alias in child.names)
-        elif isinstance(child, ast.Call) and getattr(child.func, "id", None) == "import_module":
+        elif isinstance(child, ast.Call) and getattr(child.func, "id", getattr(child.func, "attr", None)) == "import_module":
             yield from (((str(each.value),), late) for each in child.args if isinstance(each, ast.Constant))
         yield from _imported(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or _for_types(child))
 
