@@ -14,6 +14,7 @@
 #include "json.hpp"
 #include "mmada_lite.hpp"
 #include "sampling.hpp"
+#include "schedules.hpp"
 #include "session.hpp"
 #include "settings.hpp"
 #include "unicode.hpp"
@@ -90,17 +91,18 @@ Picture picture_in(const Json& job, const char* key = "picture") {
           bytes_of<std::uint8_t>(*value.find("bytes"))};
 }
 
-std::optional<TextSettings> text_settings_in(const Json& job) {
+// `settings` as bundle.json says them; `mode` as a program sets it.
+template <typename Settings>
+std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, const std::string&)) {
   const Json* value = job.find("settings");
   if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  return read_text_settings(*value, "settings");
+  Settings settings = read(*value, "settings");
+  if (job.find("mode")) settings.mode = text_in(job, "mode");
+  return settings;
 }
 
-std::optional<ImageSettings> image_settings_in(const Json& job) {
-  const Json* value = job.find("settings");
-  if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  return read_image_settings(*value, "settings");
-}
+std::optional<TextSettings> text_settings_in(const Json& job) { return settings_in(job, read_text_settings); }
+std::optional<ImageSettings> image_settings_in(const Json& job) { return settings_in(job, read_image_settings); }
 
 // ---- recorded choices, as bench/parity/replay.py takes them ----
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common.hpp"
+#include "schedules.hpp"
 
 namespace mmada_lite::internal {
 namespace {
@@ -48,7 +49,7 @@ CachedContext cached_context(const Forward& read, std::int64_t first, std::int64
 Bools choose(const Ids& positions, const Prediction& candidates, const TextSettings& s, Sampler& sampler, std::int64_t number,
              std::int64_t quota) {
   const Floats confidence = s.order == "random" ? sampler.order(Head::text, number, positions) : candidates.log_probability;
-  if (s.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.threshold)));
+  if (s.acceleration.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.acceleration.threshold)));
   return most_confident(confidence, quota);
 }
 
@@ -83,7 +84,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   const Clock clock;
   const auto blocks = blocks_of(s, canvas.start);
   std::optional<std::int64_t> total;
-  if (!s.threshold) {
+  if (!s.acceleration.threshold) {
     total = 0;
     for (const auto& block : blocks) *total += block.steps;
   }
@@ -93,7 +94,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
     Ids positions = open_positions(canvas, block, context);
     const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
     for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
-      const bool keep = s.cache != "none" && turn == 0;
+      const bool keep = s.acceleration.cache != "none" && turn == 0;
       const Forward read = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
       Prediction candidates = sampler.draw(denoiser, Head::text, read.hidden, read.mix, number, positions);
       never_mask(denoiser, read, canvas.mask, candidates);
@@ -101,7 +102,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
       const Bools chosen = choose(positions, candidates, s, sampler, number, count);
       if (keep) {
         const auto first = std::min(block.start, positions.front());
-        context = cached_context(read, first, s.cache == "dual" ? block.stop : canvas.length());
+        context = cached_context(read, first, s.acceleration.cache == "dual" ? block.stop : canvas.length());
       }
       Step step;
       step.index = number;

@@ -10,6 +10,7 @@
 #include "decoding.hpp"
 #include "pictures.hpp"
 #include "sampling.hpp"
+#include "schedules.hpp"
 #include "session.hpp"
 #include "settings.hpp"
 #include "tokenizer.hpp"
