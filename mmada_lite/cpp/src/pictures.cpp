@@ -25,16 +25,16 @@ Raster resized_and_transposed(const Raster& image, std::int64_t size) {
   constexpr int kBits = 22;
   Raster out{image.height, size, image.channels,
              std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * size * image.channels))};
-  const double scale = static_cast<double>(image.width) / static_cast<double>(size), wide = std::max(scale, 1.0),
-               reach = 2.0 * wide;
+  const double scale = static_cast<double>(image.width) / static_cast<double>(size), filter_scale = std::max(scale, 1.0),
+               support = 2.0 * filter_scale;
   for (std::int64_t x = 0; x < size; ++x) {
     const double centre = (static_cast<double>(x) + 0.5) * scale;
-    const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - reach + 0.5), 0);
-    const auto past = std::min(static_cast<std::int64_t>(centre + reach + 0.5), image.width);
+    const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - support + 0.5), 0);
+    const auto past = std::min(static_cast<std::int64_t>(centre + support + 0.5), image.width);
     std::vector<double> weights;
     double total = 0;
     for (auto i = first; i < past; ++i) {
-      weights.push_back(cubic((static_cast<double>(i) - centre + 0.5) * (1.0 / wide)));
+      weights.push_back(cubic((static_cast<double>(i) - centre + 0.5) * (1.0 / filter_scale)));
       total += weights.back();
     }
     std::vector<int> fixed;
