@@ -23,6 +23,12 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// What saves work on a text.
+struct TextAcceleration {
+  std::string cache = "none";       // "none" (exact), "prefix", "dual"
+  std::optional<double> threshold;  // a probability: everything at least that sure is written, and steps is not used
+};
+
 // How a text is decoded, block by block. Settings are checked when they are used.
 struct TextSettings {
   std::int64_t answer_length = 128;      // tokens to write
@@ -31,19 +37,18 @@ struct TextSettings {
   double temperature = 0.0;              // 0: the most probable token; above: drawn from softmax(logits / temperature)
   double guidance = 0.0;                 // g mixes (1 + g) * conditional - g * unconditional
   std::string order = "low_confidence";  // which positions are written first: or "random"
-  std::string cache = "none";            // "none" (exact), "prefix", "dual"
-  std::optional<double> threshold;       // a probability: everything at least that sure is written, and steps is not used
-  std::string law = "sensible";          // the only one here; "reference" is the Python runtime's
+  std::string mode = "default";          // the only one here; "reference" is the Python runtime's
+  TextAcceleration acceleration;
 };
 
-// How a picture is decoded.
+// How a picture is decoded. Python's ImageAcceleration has no counterpart: this host computes every step in full.
 struct ImageSettings {
   std::int64_t steps = 15;            // model steps
   double guidance = 3.5;              // as above; 0 runs the conditional row alone
   std::string schedule = "cosine";    // share still masked: cosine, linear, sigmoid, pow<exponent>
   double temperature = 1.0;           // scale of the confidence noise at the start
   double sampling_temperature = 1.0;  // how codes are drawn: 1 from the model's own distribution, 0 the most probable
-  std::string law = "sensible";
+  std::string mode = "default";
 };
 
 struct Message {

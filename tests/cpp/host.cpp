@@ -1,5 +1,5 @@
-// The program through which tests/cpp/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a line
-// on standard output. It reaches behind the public header too, so that random numbers, schedules and decoding loops over a
+// The program through which tests/cpp/test_cpp.py speaks to the C++ side: a JSON job a line on standard input, a JSON result a
+// line on standard output. It reaches behind the public header too, so that random numbers, schedules and decoding loops over a
 // given canvas can be compared with Python's. It decides nothing: what is right is said by the tests.
 #include <algorithm>
 #include <cmath>
@@ -14,6 +14,7 @@
 #include "json.hpp"
 #include "mmada_lite.hpp"
 #include "sampling.hpp"
+#include "schedules.hpp"
 #include "session.hpp"
 #include "settings.hpp"
 #include "unicode.hpp"
@@ -56,12 +57,14 @@ struct Out {
 
 // ---- JSON in ----
 
-std::int64_t whole_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
+std::int64_t integer_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
   const Json* value = job.find(key);
   return value && value->is(Json::Kind::integer) ? value->integer : otherwise;
 }
 
-double real(const Json& value) { return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number; }
+double number_of(const Json& value) {
+  return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number;
+}
 
 std::string text_in(const Json& job, const char* key) { return job.find(key)->string; }
 
@@ -86,21 +89,22 @@ std::uint64_t seed_in(const Json& job) {
 
 Picture picture_in(const Json& job, const char* key = "picture") {
   const Json& value = *job.find(key);
-  return {static_cast<int>(whole_in(value, "width")), static_cast<int>(whole_in(value, "height")),
+  return {static_cast<int>(integer_in(value, "width")), static_cast<int>(integer_in(value, "height")),
           bytes_of<std::uint8_t>(*value.find("bytes"))};
 }
 
-std::optional<TextSettings> text_settings_in(const Json& job) {
+// `settings` as bundle.json says them; `mode` as a program sets it.
+template <typename Settings>
+std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, const std::string&)) {
   const Json* value = job.find("settings");
   if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  return read_text_settings(*value, "settings");
+  Settings settings = read(*value, "settings");
+  if (job.find("mode")) settings.mode = text_in(job, "mode");
+  return settings;
 }
 
-std::optional<ImageSettings> image_settings_in(const Json& job) {
-  const Json* value = job.find("settings");
-  if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  return read_image_settings(*value, "settings");
-}
+std::optional<TextSettings> text_settings_in(const Json& job) { return settings_in(job, read_text_settings); }
+std::optional<ImageSettings> image_settings_in(const Json& job) { return settings_in(job, read_image_settings); }
 
 // ---- recorded choices, as bench/parity/replay.py takes them ----
 
@@ -111,7 +115,7 @@ struct Recorded {  // [call, row, position, ...]
   explicit Recorded(const Json* json) {
     if (!json || json->is(Json::Kind::null)) return;
     shape = ids_of(*json->find("shape"));
-    for (const auto& item : json->find("data")->items) data.push_back(real(item));
+    for (const auto& item : json->find("data")->items) data.push_back(number_of(item));
   }
   bool given() const { return !shape.empty(); }
   const double* at(std::int64_t call, std::int64_t row, std::int64_t position) const {
@@ -122,10 +126,10 @@ struct Recorded {  // [call, row, position, ...]
 
 struct RecordedSampler final : Sampler {
   explicit RecordedSampler(const Json& job)
-      : row(whole_in(job, "row")),
-        dropped(whole_in(job, "dropped")),
-        start(whole_in(job, "start")),
-        temperature(real(*job.find("temperature"))),
+      : row(integer_in(job, "row")),
+        dropped(integer_in(job, "dropped")),
+        start(integer_in(job, "start")),
+        temperature(number_of(*job.find("temperature"))),
         gumbels(job.find("gumbel")),
         codes(job.find("codes")),
         text_order(job.find("text_order")),
@@ -174,26 +178,24 @@ Canvas canvas_in(const Json& json) {
   Canvas canvas;
   canvas.tokens = ids_of(*json.find("tokens"));
   canvas.editable = bytes_of<std::uint8_t>(*json.find("editable"));
-  canvas.start = whole_in(json, "start");
-  canvas.stop = whole_in(json, "stop");
-  canvas.mask = whole_in(json, "mask");
-  canvas.code_offset = whole_in(json, "code_offset");
+  canvas.start = integer_in(json, "start");
+  canvas.stop = integer_in(json, "stop");
+  canvas.mask = integer_in(json, "mask");
+  canvas.code_offset = integer_in(json, "code_offset");
   canvas.unconditional = ids_of(*json.find("unconditional"));
   canvas.shared = ids_of(*json.find("shared"));
-  canvas.shift = whole_in(json, "shift");
+  canvas.shift = integer_in(json, "shift");
   return canvas;
 }
 
 // ---- jobs ----
-
-using Bundled = std::optional<Model>;
 
 // Decodes a given canvas with recorded choices; every state in between, the span of every window, and the logits of the first
 // calls.
 std::string replay(const std::string& folder, const Json& job) {
   Bundle bundle = open_bundle(folder, false);
   Options options;
-  options.threads = static_cast<int>(whole_in(job, "threads"));
+  options.threads = static_cast<int>(integer_in(job, "threads"));
   Denoiser denoiser(bundle, options);
   Canvas canvas = canvas_in(*job.find("canvas"));
   RecordedSampler sampler(*job.find("sampler"));
@@ -201,7 +203,7 @@ std::string replay(const std::string& folder, const Json& job) {
   std::vector<Floats> logits;
   denoiser.watch = [&](const Window& window) {
     spans.push_back({window.start, window.stop});
-    if (static_cast<std::int64_t>(spans.size()) > whole_in(job, "logits")) return;
+    if (static_cast<std::int64_t>(spans.size()) > integer_in(job, "logits")) return;
     Window everything = window;
     everything.queried.resize(window.tokens.size());
     for (std::size_t i = 0; i < everything.queried.size(); ++i)
@@ -235,8 +237,8 @@ std::string numbers(const Json& job) {
   Floats uniforms, noise;
   const Ids rows = ids_of(*job.find("rows")), positions = ids_of(*job.find("positions"));
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    uniforms.push_back(uniform(seed_in(job), static_cast<Stream>(whole_in(job, "stream")),
-                               static_cast<std::uint32_t>(whole_in(job, "step")), static_cast<std::uint32_t>(rows[i]),
+    uniforms.push_back(uniform(seed_in(job), static_cast<Stream>(integer_in(job, "stream")),
+                               static_cast<std::uint32_t>(integer_in(job, "step")), static_cast<std::uint32_t>(rows[i]),
                                static_cast<std::uint32_t>(positions[i])));
     noise.push_back(gumbel(uniforms.back()));
   }
@@ -263,7 +265,7 @@ std::string character_classes() {  // where a class begins, for every code point
   return Out().add("runs", runs).done();
 }
 
-std::string answered(const Answer& answer, const std::vector<Ids>& positions) {
+std::string answer_json(const Answer& answer, const std::vector<Ids>& positions) {
   return Out()
       .add("ids", answer.ids)
       .add("text", answer.text)
@@ -274,7 +276,7 @@ std::string answered(const Answer& answer, const std::vector<Ids>& positions) {
       .done();
 }
 
-std::string drew(const Drawing& drawing, const std::vector<Ids>& positions) {
+std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positions) {
   return Out()
       .add("codes", drawing.codes.ids)
       .add("rows", drawing.codes.rows)
@@ -288,9 +290,9 @@ std::string drew(const Drawing& drawing, const std::vector<Ids>& positions) {
       .done();
 }
 
-std::string on_model(const Model& model, const std::string& op, const Json& job) {
+std::string run_on_model(const Model& model, const std::string& op, const Json& job) {
   std::vector<Ids> positions;
-  const std::int64_t stop_at = whole_in(job, "stop_at", -1), throw_at = whole_in(job, "throw_at", -1);
+  const std::int64_t stop_at = integer_in(job, "stop_at", -1), throw_at = integer_in(job, "throw_at", -1);
   const OnStep on_step = [&](const Step& step) {
     positions.push_back(step.positions);
     if (step.index == throw_at) throw std::runtime_error("thrown by the callback");
@@ -311,35 +313,38 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
     std::vector<Message> messages;
     for (const auto& message : job.find("messages")->items)
       messages.push_back({text_in(message, "role"), text_in(message, "content")});
-    return answered(model.chat(messages, text_settings_in(job), seed, on_step), positions);
+    return answer_json(model.chat(messages, text_settings_in(job), seed, on_step), positions);
   }
   if (op == "ask") {
     const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
-    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit), positions);
+    return answer_json(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit),
+                       positions);
   }
   if (op == "complete")
-    return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
-  if (op == "paint") return drew(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
+    return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
+  if (op == "paint") return drawing_json(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {
-    const Codes codes{static_cast<int>(whole_in(job, "rows")), static_cast<int>(whole_in(job, "columns")),
+    const Codes codes{static_cast<int>(integer_in(job, "rows")), static_cast<int>(integer_in(job, "columns")),
                       ids_of(*job.find("codes"))};
     const auto unknown = bytes_of<std::uint8_t>(*job.find("unknown"));
-    return drew(model.draw(ids_of(*job.find("words")), codes, unknown, image_settings_in(job), seed, on_step), positions);
+    return drawing_json(model.draw(ids_of(*job.find("words")), codes, unknown, image_settings_in(job), seed, on_step),
+                        positions);
   }
   if (op == "inpaint") {
     const Picture shade = picture_in(job, "mask");
     const Mask mask{shade.width, shade.height, shade.rgb};
-    return drew(model.inpaint(picture_in(job), mask, text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
+    return drawing_json(model.inpaint(picture_in(job), mask, text_in(job, "prompt"), image_settings_in(job), seed, on_step),
+                        positions);
   }
   if (op == "extend") {
-    const auto side = static_cast<Side>(whole_in(job, "side"));
-    return drew(model.extend(picture_in(job), text_in(job, "prompt"), image_settings_in(job), side, real(*job.find("amount")),
-                             seed, on_step),
-                positions);
+    const auto side = static_cast<Side>(integer_in(job, "side"));
+    return drawing_json(model.extend(picture_in(job), text_in(job, "prompt"), image_settings_in(job), side,
+                                     number_of(*job.find("amount")), seed, on_step),
+                        positions);
   }
   if (op == "seconds") {  // of the processor for one step, of each of several drawings
     std::vector<double> seconds;
-    for (std::int64_t i = 0; i < whole_in(job, "times", 5); ++i) {
+    for (std::int64_t i = 0; i < integer_in(job, "times", 5); ++i) {
       const std::clock_t before = std::clock();
       const Drawing drawing = model.paint("a cat", image_settings_in(job), static_cast<std::uint64_t>(i));
       const double spent = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
@@ -350,11 +355,11 @@ std::string on_model(const Model& model, const std::string& op, const Json& job)
   throw std::logic_error("no job is called " + op);
 }
 
-std::string work(Bundled& model, const Json& job) {
+std::string run_job(std::optional<Model>& model, const Json& job) {
   const std::string op = text_in(job, "op");
   if (op == "load") {
     Options options;
-    options.threads = static_cast<int>(whole_in(job, "threads"));
+    options.threads = static_cast<int>(integer_in(job, "threads"));
     options.verify_all = job.find("verify_all") != nullptr;
     if (job.find("device")) options.device = text_in(job, "device");
     Model loaded(text_in(job, "folder"), options);
@@ -381,7 +386,7 @@ std::string work(Bundled& model, const Json& job) {
   if (op == "classes") return character_classes();
   if (op == "replay") return replay(text_in(job, "folder"), job);
   if (!model) throw std::logic_error("no model is loaded");
-  return on_model(*model, op, job);
+  return run_on_model(*model, op, job);
 }
 
 }  // namespace
@@ -391,11 +396,11 @@ int main() {
   using namespace mmada_lite;
   using internal::parse_json;
   std::ios::sync_with_stdio(false);
-  Bundled model;
+  std::optional<Model> model;
   for (std::string line; std::getline(std::cin, line);) {
     std::string result;
     try {
-      result = work(model, parse_json(line));
+      result = run_job(model, parse_json(line));
     } catch (const Error& error) {
       result = Out().add("error", std::string(error.what())).done();
     } catch (const std::exception& error) {

@@ -102,6 +102,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {  # what is done to a manifest, and what 
     "group symmetric": (put("quantization", "backbone", "symmetric", value=1), "quantization.backbone.symmetric", " 1,"),
     "unknown text setting": (put("defaults", "text", "answer_lenght", value=3), "defaults.text", "answer_lenght"),
     "unknown image setting": (put("defaults", "image", "zzz", value=3), "defaults.image", "zzz"),
+    "text setting by its name of today": (put("defaults", "text", "mode", value="default"), "defaults.text", "mode"),
     "steps none": (put("defaults", "text", "steps", value=None), "defaults.text", "steps"),
     "steps zero": (put("defaults", "text", "steps", value=0), "defaults.text", "steps is 0"),
     "steps true": (put("defaults", "image", "steps", value=True), "defaults.image", "steps"),
@@ -246,6 +247,39 @@ def test_the_law_of_the_reference_is_refused_and_the_way_out_named(host: Host, t
         (folder / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
         assert mmada_lite.load(folder, device="cpu")
         assert host.call("load", folder=str(folder)) == {"error": f"{folder}/bundle.json: defaults.{what}: {line}"}
+
+
+def test_a_mode_that_a_program_sets_is_checked_too(host: Host) -> None:
+    reference = "the C++ host does not decode with the mode reference; use default, or the Python runtime"
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+    for op, job in (("chat", chat), ("paint", {"prompt": "a cat"})):
+        assert host.call(op, settings={}, mode="reference", **job) == {"error": reference}
+        line = host.call(op, settings={}, mode="sensible", **job)["error"]
+        assert line == 'mode is "sensible"; use one of default'
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "older"),
+    [
+        ("chat", "mode", "law"),
+        ("chat", "lookahead", "reach"),
+        ("chat", "refresh_drift", "drift"),
+        ("chat", "suffix_window", "suffix"),
+        ("chat", "speculative_steps", "draft"),
+        ("chat", "kv_commit_every", "settle"),
+        ("paint", "mode", "law"),
+        ("paint", "candidate_ratio", "shortlist"),
+    ],
+)
+def test_a_name_of_today_in_format_1_is_refused_and_its_key_named(host: Host, op: str, name: str, older: str) -> None:
+    job: dict[str, Any] = {"prompt": "a cat"} if op == "paint" else {"messages": [{"role": "user", "content": "hello"}]}
+    refusal = host.call(op, settings={name: 1}, **job)["error"]
+    known = list(plain(ImageSettings() if op == "paint" else TextSettings()))
+    begin, end = refusal.split("the settings are ")
+    assert begin == f'settings: unknown setting "{name}"; in format 1 it is called "{older}"; '
+    assert sorted(end.split(", ")) == sorted(known)
+    nested = host.call(op, settings={"acceleration": {}}, **job)["error"]
+    assert nested.startswith('settings: unknown setting "acceleration"; the settings are ')
 
 
 def test_the_longest_block_is_one_block(host: Host, model: Model) -> None:
@@ -404,20 +438,25 @@ def test_later_settings_are_refused_here(host: Host) -> None:
             assert f'the C++ host does not decode with "{name}"' in refusal
 
 
+def members_of(header: str, struct: str) -> dict[str, Any]:
+    """Names and defaults of a struct in the header, with those of a struct inside it in its place."""
+    members: dict[str, Any] = {}
+    for line in header.split(f"struct {struct} {{")[1].split("};")[0].splitlines():
+        kind, name, *rest = line.split("//")[0].strip().rstrip(";").split(maxsplit=2) or ("", "")
+        if kind.endswith("Acceleration"):
+            members |= members_of(header, kind)
+        elif name:
+            members[name] = json.loads(rest[0].removeprefix("= ")) if rest else None
+    return members
+
+
 def test_the_settings_of_both_sides_have_the_same_names_and_defaults() -> None:
-    """The structs in the header against the dataclasses: a setting added to one side alone shows here."""
+    """The structs in the header against what Python writes: a setting added to one side alone shows here."""
     header = (Path(mmada_lite.__file__).parent / "cpp" / "mmada_lite.hpp").read_text()
-    for cls in (TextSettings, ImageSettings):
-        body = header.split(f"struct {cls.__name__} {{")[1].split("};")[0]
-        found = [line.split("//")[0].split(";")[0].split() for line in body.splitlines() if ";" in line.split("//")[0]]
-        names = [words[1] for words in found]
-        first = fields(cls)[
-            : [field.name for field in fields(cls)].index("law") + 1
-        ]  # later ones are refused, not decoded with
-        assert names == [field.name for field in first]
-        for words, field in zip(found, first, strict=True):
-            value = json.loads(words[3]) if len(words) > 3 else None
-            assert value == field.default, field.name
+    for settings in (TextSettings(), ImageSettings()):
+        members = members_of(header, type(settings).__name__)
+        assert members.pop("mode") == "default"
+        assert members | {"law": "sensible"} == plain(settings)
 
 
 def test_numpy_reads_a_picture_that_was_written(host: Host, model: Model, tmp_path: Path) -> None:

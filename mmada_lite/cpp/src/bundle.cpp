@@ -10,11 +10,11 @@
 namespace mmada_lite::internal {
 namespace {
 
-constexpr std::int64_t kVersion = 1;       // of the format: the newest that is read here
-constexpr std::int64_t kWidest = 1 << 14;  // pixels of a square picture's side
+constexpr std::int64_t kNewestFormat = 1;         // of bundle.json that is read here
+constexpr std::int64_t kMaxResolution = 1 << 14;  // pixels of a square picture's side
 
 const Json& object_at(const Json& content, const std::string& where) {
-  if (!content.is(Json::Kind::object)) fail(where, " is ", shown(content), " where an object is needed; ", kAgain);
+  if (!content.is(Json::Kind::object)) fail(where, " is ", shown(content), " where an object is needed; ", kFetchAgain);
   return content;
 }
 
@@ -25,40 +25,40 @@ void check_keys(const Json& content, const std::vector<std::string>& known, cons
     fail(where, ": unknown key ", quoted(key), "; the keys are ", listed(known));
   }
   for (const auto& key : required) {
-    if (!content.find(key)) fail(where, ": the key ", quoted(key), " is missing; ", kAgain);
+    if (!content.find(key)) fail(where, ": the key ", quoted(key), " is missing; ", kFetchAgain);
   }
 }
 
-enum class Wanted { count, text, positive, texts, maybe_text, maybe_count, maybe_flag, versions };
+enum class Type { count, text, positive, texts, maybe_text, maybe_count, maybe_flag, versions };
 
 struct Field {
   const char* name;
-  Wanted kind;
+  Type kind;
   bool required = true;
 };
 
-bool fits(const Json& value, Wanted kind) {
+bool fits(const Json& value, Type kind) {
   const bool null = value.is(Json::Kind::null), text = value.is(Json::Kind::string);
   const bool count = value.is(Json::Kind::integer) && value.integer >= 0;
   const auto texts = [](const auto& items, const auto& item_of) {
     return std::all_of(items.begin(), items.end(), [&](const auto& item) { return item_of(item).is(Json::Kind::string); });
   };
   switch (kind) {
-    case Wanted::count:
+    case Type::count:
       return count;
-    case Wanted::text:
+    case Type::text:
       return text;
-    case Wanted::positive:
+    case Type::positive:
       return value.is(Json::Kind::integer) ? value.integer > 0 : value.is(Json::Kind::number) && value.number > 0;
-    case Wanted::texts:
+    case Type::texts:
       return value.is(Json::Kind::array) && texts(value.items, [](const Json& item) -> const Json& { return item; });
-    case Wanted::maybe_text:
+    case Type::maybe_text:
       return null || text;
-    case Wanted::maybe_count:
+    case Type::maybe_count:
       return null || count;
-    case Wanted::maybe_flag:
+    case Type::maybe_flag:
       return null || value.is(Json::Kind::boolean);
-    case Wanted::versions:
+    case Type::versions:
       return value.is(Json::Kind::object) &&
              texts(value.members, [](const auto& member) -> const Json& { return member.second; });
   }
@@ -66,7 +66,7 @@ bool fits(const Json& value, Wanted kind) {
 }
 
 // Every key and type of an object checked.
-const Json& record(const Json& content, const std::vector<Field>& fields, const std::string& where) {
+const Json& checked_object(const Json& content, const std::vector<Field>& fields, const std::string& where) {
   object_at(content, where);
   std::vector<std::string> known, required;
   for (const auto& field : fields) {
@@ -77,16 +77,16 @@ const Json& record(const Json& content, const std::vector<Field>& fields, const 
   for (const auto& field : fields) {
     const Json* value = content.find(field.name);
     if (value && !fits(*value, field.kind)) {
-      fail(where, ".", field.name, " is ", shown(*value), ", which it cannot be; ", kAgain);
+      fail(where, ".", field.name, " is ", shown(*value), ", which it cannot be; ", kFetchAgain);
     }
   }
   return content;
 }
 
-std::int64_t number_in(const Json& content, const char* name) { return content.find(name)->integer; }
+std::int64_t integer_in(const Json& content, const char* name) { return content.find(name)->integer; }
 
 // The whole numbers of a vocabulary object, in the order of `names`; `beside` is another key that may stand there.
-Ids vocabulary_numbers(const Json& content, const std::vector<std::string>& names, const std::string& beside = "") {
+Ids vocabulary_integers(const Json& content, const std::vector<std::string>& names, const std::string& beside = "") {
   Ids numbers;
   for (const auto& name : names) {
     const Json* number = content.find(name);
@@ -107,15 +107,15 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
   object_at(content, "vocabulary");
   const Json* special = content.find("special");
   if (!special || !special->is(Json::Kind::object)) {
-    fail("vocabulary: the key \"special\" is missing; ", kAgain);
+    fail("vocabulary: the key \"special\" is missing; ", kFetchAgain);
   }
   static const std::vector<std::string> kNames{"bos",  "eos", "soi",  "eoi",          "t2i",        "mmu",
                                                "ipad", "r2i", "mask", "start_header", "end_header", "eot"};
-  const Ids ids = vocabulary_numbers(*special, kNames);
-  const Ids sizes = vocabulary_numbers(content, {"image_code_offset", "codebook_size", "size"}, "special");
+  const Ids ids = vocabulary_integers(*special, kNames);
+  const Ids sizes = vocabulary_integers(content, {"image_code_offset", "codebook_size", "size"}, "special");
   bundle.code_offset = sizes[0];
-  bundle.codebook = sizes[1];
-  bundle.size = sizes[2];
+  bundle.codebook_size = sizes[1];
+  bundle.vocabulary_size = sizes[2];
   if (sizes[1] > sizes[2] || sizes[0] > sizes[2] - sizes[1]) {
     fail("vocabulary: image codes begin at ", sizes[0], ", there are ", sizes[1], ", and the embedding has ", sizes[2],
          " rows; check image_code_offset (the tokenizer's length) and codebook_size");
@@ -150,7 +150,7 @@ Json read_manifest(const fs::path& path) {
     if (fs::is_regular_file(path / "config.json", fault)) {
       fail(folder, " is a checkpoint and not a bundle; run `mmada-lite export ", folder, " -o FOLDER` and use that folder");
     }
-    fail(folder, " is not a bundle: it holds no ", kManifest, "; ", kAgain);
+    fail(folder, " is not a bundle: it holds no ", kManifest, "; ", kFetchAgain);
   }
   const std::string text = read_file(manifest);
   Json content;
@@ -158,15 +158,15 @@ Json read_manifest(const fs::path& path) {
     if (first_wrong_byte(text) < text.size()) fail("byte ", first_wrong_byte(text), " is not UTF-8");
     content = parse_json(text);
   } catch (const Error& error) {
-    fail(manifest.string(), " is damaged (", error.what(), "); ", kAgain);
+    fail(manifest.string(), " is damaged (", error.what(), "); ", kFetchAgain);
   }
   const Json *format = content.find("format"), *version = content.find("format_version");
   if (!format || format->string != "mmada-lite-bundle" || !version || !version->is(Json::Kind::integer)) {
-    fail(manifest.string(), " does not describe a mmada-lite bundle; ", kAgain);
+    fail(manifest.string(), " does not describe a mmada-lite bundle; ", kFetchAgain);
   }
-  if (version->integer > kVersion) {
-    fail(folder, " was made by a newer mmada-lite (bundle format ", version->integer, ", this program reads up to ", kVersion,
-         "); upgrade with `pip install -U mmada-lite`");
+  if (version->integer > kNewestFormat) {
+    fail(folder, " was made by a newer mmada-lite (bundle format ", version->integer, ", this program reads up to ",
+         kNewestFormat, "); upgrade with `pip install -U mmada-lite`");
   }
   return content;
 }
@@ -174,21 +174,82 @@ Json read_manifest(const fs::path& path) {
 void read_files(const Json& content, const std::string& where, Bundle& bundle) {
   const std::string graphs = where + ": graphs", files = where + ": files";
   for (const auto& [name, graph] : object_at(*content.find("graphs"), graphs).members) {
-    const std::vector<Field> fields{{"file", Wanted::text}, {"inputs", Wanted::texts}, {"outputs", Wanted::texts}};
-    bundle.graphs.emplace_back(name, record(graph, fields, graphs + "." + name).find("file")->string);
+    const std::vector<Field> fields{{"file", Type::text}, {"inputs", Type::texts}, {"outputs", Type::texts}};
+    bundle.graphs.emplace_back(name, checked_object(graph, fields, graphs + "." + name).find("file")->string);
   }
   for (const auto& [name, file] : object_at(*content.find("files"), files).members) {
-    record(file, {{"size", Wanted::count}, {"sha256", Wanted::text}}, files + "." + name);
-    bundle.files.push_back({name, number_in(file, "size"), file.find("sha256")->string, {}});
+    checked_object(file, {{"size", Type::count}, {"sha256", Type::text}}, files + "." + name);
+    bundle.files.push_back({name, integer_in(file, "size"), file.find("sha256")->string, {}});
     const fs::path inside(name);
     if (inside.is_absolute() || std::find(inside.begin(), inside.end(), "..") != inside.end()) {
-      fail(where, ": the file ", quoted(name), " lies outside the bundle; ", kAgain);
+      fail(where, ": the file ", quoted(name), " lies outside the bundle; ", kFetchAgain);
     }
   }
   for (const auto& [graph, file] : bundle.graphs) {
     if (!bundle.has_file(file)) {
-      fail(where, ": the file ", quoted(file), " of graph ", quoted(graph), " is not listed under files; ", kAgain);
+      fail(where, ": the file ", quoted(file), " of graph ", quoted(graph), " is not listed under files; ", kFetchAgain);
     }
+  }
+}
+
+void read_architecture(const Json& content, const std::string& where, Bundle& bundle) {
+  const std::vector<Field> shape{{"d_model", Type::count},         {"n_layers", Type::count},
+                                 {"n_heads", Type::count},         {"n_kv_heads", Type::count},
+                                 {"head_dim", Type::count},        {"mlp_hidden_size", Type::count},
+                                 {"vocab_size", Type::count},      {"rope_theta", Type::positive},
+                                 {"rms_norm_eps", Type::positive}, {"max_sequence_length", Type::count}};
+  const Json& architecture = checked_object(*content.find("architecture"), shape, where + ": architecture");
+  bundle.layers = integer_in(architecture, "n_layers");
+  bundle.kv_heads = integer_in(architecture, "n_kv_heads");
+  bundle.head_dim = integer_in(architecture, "head_dim");
+  bundle.max_sequence_length = integer_in(architecture, "max_sequence_length");
+}
+
+void read_image(const Json& content, const std::string& where, Bundle& bundle) {
+  const Json& image = *content.find("image");
+  if (image.is(Json::Kind::null)) return;
+  checked_object(image, {{"resolution", Type::count}, {"downsample", Type::count}}, where + ": image");
+  bundle.resolution = integer_in(image, "resolution");
+  bundle.downsample = integer_in(image, "downsample");
+  if (bundle.downsample < 1 || bundle.resolution < 1 || bundle.resolution % bundle.downsample ||
+      bundle.resolution > kMaxResolution) {
+    fail(where, ": image.resolution is ", bundle.resolution, " and image.downsample ", bundle.downsample,
+         "; the first must be a multiple of the second and at most ", kMaxResolution, "; ", kFetchAgain);
+  }
+}
+
+void check_quantization(const Json& content, const std::string& where) {
+  const std::vector<Field> group{{"format", Type::text},
+                                 {"bits", Type::maybe_count, false},
+                                 {"block", Type::maybe_count, false},
+                                 {"symmetric", Type::maybe_flag, false},
+                                 {"scale", Type::maybe_text, false},
+                                 {"activation", Type::maybe_text, false},
+                                 {"bytes", Type::maybe_count, false}};
+  const std::string groups = where + ": quantization";
+  for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members) {
+    checked_object(value, group, groups + "." + name);
+  }
+}
+
+// Where it came from, what it was made for and its tensors, which decoding does not ask for.
+void check_provenance(const Json& content, const std::string& where) {
+  const std::vector<Field> provenance{{"source", Type::text},
+                                      {"exporter", Type::text},
+                                      {"versions", Type::versions},
+                                      {"created", Type::text},
+                                      {"source_sha256", Type::maybe_text, false},
+                                      {"method", Type::maybe_text, false}};
+  checked_object(*content.find("provenance"), provenance, where + ": provenance");
+  if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
+    fail(where, ": target is ", shown(*target), ", which it cannot be; ", kFetchAgain);
+  }
+  if (const Json* tensors = content.find("tensors")) {
+    std::vector<Field> graphs;
+    for (const auto& graph : object_at(*tensors, where + ": tensors").members) {
+      graphs.push_back({graph.first.c_str(), Type::versions});
+    }
+    checked_object(*tensors, graphs, where + ": tensors");
   }
 }
 
@@ -208,56 +269,13 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   } catch (const Error& error) {
     fail(where, ": ", error.what());
   }
-  const std::vector<Field> shape{{"d_model", Wanted::count},         {"n_layers", Wanted::count},
-                                 {"n_heads", Wanted::count},         {"n_kv_heads", Wanted::count},
-                                 {"head_dim", Wanted::count},        {"mlp_hidden_size", Wanted::count},
-                                 {"vocab_size", Wanted::count},      {"rope_theta", Wanted::positive},
-                                 {"rms_norm_eps", Wanted::positive}, {"max_sequence_length", Wanted::count}};
-  const Json& architecture = record(*content.find("architecture"), shape, where + ": architecture");
-  bundle.layers = number_in(architecture, "n_layers");
-  bundle.kv_heads = number_in(architecture, "n_kv_heads");
-  bundle.head_dim = number_in(architecture, "head_dim");
-  bundle.longest = number_in(architecture, "max_sequence_length");
-  if (const Json& image = *content.find("image"); !image.is(Json::Kind::null)) {
-    record(image, {{"resolution", Wanted::count}, {"downsample", Wanted::count}}, where + ": image");
-    bundle.resolution = number_in(image, "resolution");
-    bundle.downsample = number_in(image, "downsample");
-    if (bundle.downsample < 1 || bundle.resolution < 1 || bundle.resolution % bundle.downsample ||
-        bundle.resolution > kWidest) {
-      fail(where, ": image.resolution is ", bundle.resolution, " and image.downsample ", bundle.downsample,
-           "; the first must be a multiple of the second and at most ", kWidest, "; ", kAgain);
-    }
-  }
-  const std::vector<Field> group{{"format", Wanted::text},
-                                 {"bits", Wanted::maybe_count, false},
-                                 {"block", Wanted::maybe_count, false},
-                                 {"symmetric", Wanted::maybe_flag, false},
-                                 {"scale", Wanted::maybe_text, false},
-                                 {"activation", Wanted::maybe_text, false},
-                                 {"bytes", Wanted::maybe_count, false}};
-  const std::string groups = where + ": quantization";
-  for (const auto& [name, value] : object_at(*content.find("quantization"), groups).members)
-    record(value, group, groups + "." + name);
+  read_architecture(content, where, bundle);
+  read_image(content, where, bundle);
+  check_quantization(content, where);
   bundle.text_defaults = settings_at(*defaults.find("text"), where + ": defaults.text", read_text_settings);
   bundle.image_defaults = settings_at(*defaults.find("image"), where + ": defaults.image", read_image_settings);
   read_files(content, where, bundle);
-  const std::vector<Field> provenance{{"source", Wanted::text},
-                                      {"exporter", Wanted::text},
-                                      {"versions", Wanted::versions},
-                                      {"created", Wanted::text},
-                                      {"source_sha256", Wanted::maybe_text, false},
-                                      {"method", Wanted::maybe_text, false}};
-  record(*content.find("provenance"), provenance, where + ": provenance");
-  if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
-    fail(where, ": target is ", shown(*target), ", which it cannot be; ", kAgain);
-  }
-  if (const Json* tensors = content.find("tensors")) {
-    std::vector<Field> graphs;
-    for (const auto& graph : object_at(*tensors, where + ": tensors").members) {
-      graphs.push_back({graph.first.c_str(), Wanted::versions});
-    }
-    record(*tensors, graphs, where + ": tensors");
-  }
+  check_provenance(content, where);
   return bundle;
 }
 

@@ -17,9 +17,9 @@ struct Special {
 
 struct Bundle {
   fs::path path;
-  std::int64_t layers = 0, kv_heads = 0, head_dim = 0, longest = 0;
+  std::int64_t layers = 0, kv_heads = 0, head_dim = 0, max_sequence_length = 0;
   Special special{};
-  std::int64_t code_offset = 0, codebook = 0, size = 0;
+  std::int64_t code_offset = 0, codebook_size = 0, vocabulary_size = 0;
   std::int64_t resolution = 0, downsample = 0;  // 0: no pictures
   TextSettings text_defaults;
   ImageSettings image_defaults;

@@ -15,7 +15,7 @@ Ids Canvas::masked(std::int64_t from, std::int64_t to) const {
   return positions;
 }
 
-void Canvas::follow() {
+void Canvas::update_unconditional() {
   if (!guided()) return;
   for (const auto p : shared) unconditional[static_cast<std::size_t>(p + shift)] = tokens[static_cast<std::size_t>(p)];
 }

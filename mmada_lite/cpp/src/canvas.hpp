@@ -24,7 +24,7 @@ struct Canvas {
   bool guided() const { return !unconditional.empty(); }
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   Ids masked(std::int64_t from, std::int64_t to) const;  // the positions there that are still to be written
-  void follow();                                         // the unconditional row takes over what was written
+  void update_unconditional();                           // the unconditional row takes over what was written
 };
 
 Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t mask, bool guided);

@@ -25,9 +25,9 @@ template <typename... Parts>
   throw Error(join(parts...));
 }
 
-inline std::string listed(const std::vector<std::string>& words) {
+inline std::string listed(const std::vector<std::string>& names) {
   std::string text;
-  for (const auto& word : words) text += (text.empty() ? "" : ", ") + word;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
   return text;
 }
 

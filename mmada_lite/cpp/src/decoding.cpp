@@ -7,14 +7,15 @@
 #include <utility>
 
 #include "common.hpp"
+#include "schedules.hpp"
 
 namespace mmada_lite::internal {
 namespace {
 
 // A candidate that is the mask itself would write nothing: the best other token there.
-void never_mask(const Denoiser& denoiser, const Forward& read, std::int64_t mask, Prediction& candidates) {
+void never_mask(const Denoiser& denoiser, const Forward& result, std::int64_t mask, Prediction& candidates) {
   if (std::find(candidates.tokens.begin(), candidates.tokens.end(), mask) == candidates.tokens.end()) return;
-  const Floats logits = denoiser.logits(Head::text, read.hidden, read.mix);
+  const Floats logits = denoiser.logits(Head::text, result.hidden, result.mix);
   const std::size_t size = logits.size() / candidates.tokens.size(), masked = static_cast<std::size_t>(mask);
   for (std::size_t i = 0; i < candidates.tokens.size(); ++i) {
     if (candidates.tokens[i] != mask) continue;
@@ -38,9 +39,9 @@ Ids open_positions(const Canvas& canvas, const Block& block, const std::optional
 }
 
 // The context that the block's later steps lean on: all but the window, which begins at the first mask.
-CachedContext cached_context(const Forward& read, std::int64_t first, std::int64_t stop) {
+CachedContext cached_context(const Forward& result, std::int64_t first, std::int64_t stop) {
   CachedContext context{{}, first, stop};
-  for (const auto& branch : read.kept) context.pasts.push_back(without(branch, first, stop));
+  for (const auto& branch : result.kept) context.pasts.push_back(past_without(branch, first, stop));
   return context;
 }
 
@@ -48,7 +49,7 @@ CachedContext cached_context(const Forward& read, std::int64_t first, std::int64
 Bools choose(const Ids& positions, const Prediction& candidates, const TextSettings& s, Sampler& sampler, std::int64_t number,
              std::int64_t quota) {
   const Floats confidence = s.order == "random" ? sampler.order(Head::text, number, positions) : candidates.log_probability;
-  if (s.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.threshold)));
+  if (s.acceleration.threshold) return above_threshold(confidence, static_cast<float>(std::log(*s.acceleration.threshold)));
   return most_confident(confidence, quota);
 }
 
@@ -60,7 +61,7 @@ void write(Canvas& canvas, const Ids& positions, const Prediction& candidates, c
     step.tokens.push_back(candidates.tokens[i]);
     step.log_probabilities.push_back(candidates.log_probability[i]);
   }
-  canvas.follow();
+  canvas.update_unconditional();
   step.remaining = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
 }
 
@@ -83,7 +84,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   const Clock clock;
   const auto blocks = blocks_of(s, canvas.start);
   std::optional<std::int64_t> total;
-  if (!s.threshold) {
+  if (!s.acceleration.threshold) {
     total = 0;
     for (const auto& block : blocks) *total += block.steps;
   }
@@ -93,15 +94,15 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
     Ids positions = open_positions(canvas, block, context);
     const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
     for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
-      const bool keep = s.cache != "none" && turn == 0;
-      const Forward read = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
-      Prediction candidates = sampler.draw(denoiser, Head::text, read.hidden, read.mix, number, positions);
-      never_mask(denoiser, read, canvas.mask, candidates);
+      const bool keep = s.acceleration.cache != "none" && turn == 0;
+      const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
+      Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
+      never_mask(denoiser, result, canvas.mask, candidates);
       const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
       const Bools chosen = choose(positions, candidates, s, sampler, number, count);
       if (keep) {
         const auto first = std::min(block.start, positions.front());
-        context = cached_context(read, first, s.cache == "dual" ? block.stop : canvas.length());
+        context = cached_context(result, first, s.acceleration.cache == "dual" ? block.stop : canvas.length());
       }
       Step step;
       step.index = number;
@@ -132,8 +133,8 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
     Ids candidates = before;
     Floats log_probability(region, std::numeric_limits<float>::infinity());
     if (!open.empty()) {
-      const Forward read = forward(denoiser, canvas, open, s.guidance, nullptr, false);
-      const Prediction drawn = sampler.draw(denoiser, Head::image, read.hidden, read.mix, k, open);
+      const Forward result = forward(denoiser, canvas, open, s.guidance, nullptr, false);
+      const Prediction drawn = sampler.draw(denoiser, Head::image, result.hidden, result.mix, k, open);
       for (std::size_t i = 0; i < open.size(); ++i) {
         const auto cell = static_cast<std::size_t>(open[i] - canvas.start);
         candidates[cell] = drawn.tokens[i] + canvas.code_offset;

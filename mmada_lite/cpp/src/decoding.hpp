@@ -21,12 +21,12 @@ class Clock {
 
 using Sink = std::function<bool(Step&&)>;  // false ends the decoding
 
-// Fills the canvas's answer block by block, the surest positions first. Ends after a block in which every row has one of the
+// Fills the canvas's answer block by block, the most confident positions first. Ends after the block that brings one of the
 // tokens `ends`. False when the sink stopped it.
 bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& settings, Sampler& sampler, const Ids& ends,
                  const Sink& sink);
 
-// Draws the canvas's masked codes, keeps the surest by the schedule. False when the sink stopped it.
+// Draws the canvas's masked codes, keeps the most confident by the schedule. False when the sink stopped it.
 bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings& settings, Sampler& sampler, const Sink& sink);
 
 }  // namespace mmada_lite::internal

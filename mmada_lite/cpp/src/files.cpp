@@ -39,7 +39,7 @@ class Sha256 {
       filled_ += part;
       data += part;
       size -= part;
-      if (filled_ == 64) turn();
+      if (filled_ == 64) digest_block();
     }
   }
 
@@ -64,23 +64,24 @@ class Sha256 {
   static std::uint32_t fraction(long double root) {
     return static_cast<std::uint32_t>((root - std::floor(root)) * 4294967296.0L);
   }
-  static std::uint32_t turned(std::uint32_t x, int by) { return x >> by | x << (32 - by); }
+  static std::uint32_t rotated_right(std::uint32_t x, int by) { return x >> by | x << (32 - by); }
 
-  void turn() {
+  void digest_block() {
     std::array<std::uint32_t, 64> w{};
     for (std::size_t i = 0; i < 16; ++i) {
       w[i] = static_cast<std::uint32_t>(block_[4 * i]) << 24 | static_cast<std::uint32_t>(block_[4 * i + 1]) << 16 |
              static_cast<std::uint32_t>(block_[4 * i + 2]) << 8 | block_[4 * i + 3];
     }
     for (std::size_t i = 16; i < 64; ++i) {
-      const auto low = turned(w[i - 15], 7) ^ turned(w[i - 15], 18) ^ w[i - 15] >> 3;
-      const auto high = turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10;
+      const auto low = rotated_right(w[i - 15], 7) ^ rotated_right(w[i - 15], 18) ^ w[i - 15] >> 3;
+      const auto high = rotated_right(w[i - 2], 17) ^ rotated_right(w[i - 2], 19) ^ w[i - 2] >> 10;
       w[i] = w[i - 16] + low + w[i - 7] + high;
     }
     auto [a, b, c, d, e, f, g, h] = state_;
     for (std::size_t i = 0; i < 64; ++i) {
-      const auto first = h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & f) ^ (~e & g)) + constants_[i] + w[i];
-      const auto second = (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+      const auto first =
+          h + (rotated_right(e, 6) ^ rotated_right(e, 11) ^ rotated_right(e, 25)) + ((e & f) ^ (~e & g)) + constants_[i] + w[i];
+      const auto second = (rotated_right(a, 2) ^ rotated_right(a, 13) ^ rotated_right(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
       h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
     }
     const std::array<std::uint32_t, 8> after{a, b, c, d, e, f, g, h};
@@ -120,24 +121,24 @@ void check_files(const fs::path& folder, std::vector<FileInfo>& files, bool all)
   std::error_code fault;
   for (auto& file : files) {
     const fs::path path = folder / file.name;
-    if (!fs::is_regular_file(path, fault)) fail(path.string(), ": this file of the bundle is missing; ", kAgain);
+    if (!fs::is_regular_file(path, fault)) fail(path.string(), ": this file of the bundle is missing; ", kFetchAgain);
     const auto size = static_cast<std::int64_t>(fs::file_size(path, fault));
     if (size != file.size) {
       fail(path.string(), " is ", size < file.size ? "truncated" : "altered", ": ", size, " bytes, and ", kManifest, " says ",
-           file.size, "; ", kAgain);
+           file.size, "; ", kFetchAgain);
     }
     total += size;
   }
   for (auto& file : files) {
     const fs::path path = folder / file.name;
     if ((all || total <= kHashedUpTo) && sha256_of(path) != file.sha256) {
-      fail(path.string(), " was edited or damaged: its sha256 is not the one in ", kManifest, "; ", kAgain);
+      fail(path.string(), " was edited or damaged: its sha256 is not the one in ", kManifest, "; ", kFetchAgain);
     }
     file.changed = fs::last_write_time(path, fault);
   }
 }
 
-void still_the_same(const fs::path& folder, const std::vector<FileInfo>& files) {
+void check_unchanged(const fs::path& folder, const std::vector<FileInfo>& files) {
   for (const auto& file : files) {
     std::error_code fault;
     const fs::path path = folder / file.name;

@@ -11,7 +11,7 @@ namespace mmada_lite::internal {
 namespace fs = std::filesystem;
 
 constexpr const char* kManifest = "bundle.json";
-constexpr const char* kAgain = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`";
+constexpr const char* kFetchAgain = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`";
 
 struct FileInfo {
   std::string name;
@@ -26,6 +26,6 @@ std::string read_file(const fs::path& path);
 void check_files(const fs::path& folder, std::vector<FileInfo>& files, bool all);
 
 // Graphs are opened as they are needed; what lies on the disk by then must be what was checked.
-void still_the_same(const fs::path& folder, const std::vector<FileInfo>& files);
+void check_unchanged(const fs::path& folder, const std::vector<FileInfo>& files);
 
 }  // namespace mmada_lite::internal

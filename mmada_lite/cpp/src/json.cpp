@@ -176,8 +176,8 @@ class JsonReader {
     const auto end_of_integer = std::from_chars(written.data(), written.data() + written.size(), value.integer);
     if (end_of_integer.ec == std::errc() && end_of_integer.ptr == written.data() + written.size()) return;
     value.kind = Json::Kind::number;
-    const auto any = std::from_chars(written.data(), written.data() + written.size(), value.number);
-    if (any.ec == std::errc::result_out_of_range) value.number = std::strtod(std::string(written).c_str(), nullptr);
+    const auto end_of_number = std::from_chars(written.data(), written.data() + written.size(), value.number);
+    if (end_of_number.ec == std::errc::result_out_of_range) value.number = std::strtod(std::string(written).c_str(), nullptr);
   }
 
   std::string_view text_;

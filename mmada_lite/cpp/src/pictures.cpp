@@ -21,20 +21,20 @@ double cubic(double x) {
 
 // One direction of a bicubic resize with antialiasing, in 22-bit fixed point: what Pillow gives, bit for bit. Rows become
 // columns, so that calling it twice resizes both directions.
-Raster resized_and_turned(const Raster& image, std::int64_t size) {
+Raster resized_and_transposed(const Raster& image, std::int64_t size) {
   constexpr int kBits = 22;
   Raster out{image.height, size, image.channels,
              std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * size * image.channels))};
-  const double scale = static_cast<double>(image.width) / static_cast<double>(size), wide = std::max(scale, 1.0),
-               reach = 2.0 * wide;
+  const double scale = static_cast<double>(image.width) / static_cast<double>(size), filter_scale = std::max(scale, 1.0),
+               support = 2.0 * filter_scale;
   for (std::int64_t x = 0; x < size; ++x) {
     const double centre = (static_cast<double>(x) + 0.5) * scale;
-    const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - reach + 0.5), 0);
-    const auto past = std::min(static_cast<std::int64_t>(centre + reach + 0.5), image.width);
+    const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - support + 0.5), 0);
+    const auto past = std::min(static_cast<std::int64_t>(centre + support + 0.5), image.width);
     std::vector<double> weights;
     double total = 0;
     for (auto i = first; i < past; ++i) {
-      weights.push_back(cubic((static_cast<double>(i) - centre + 0.5) * (1.0 / wide)));
+      weights.push_back(cubic((static_cast<double>(i) - centre + 0.5) * (1.0 / filter_scale)));
       total += weights.back();
     }
     std::vector<int> fixed;
@@ -55,7 +55,7 @@ Raster resized_and_turned(const Raster& image, std::int64_t size) {
   return out;
 }
 
-Raster turned_over(const Raster& image) {
+Raster transposed(const Raster& image) {
   Raster out{image.height, image.width, image.channels, std::vector<std::uint8_t>(image.bytes.size())};
   for (std::int64_t y = 0; y < image.height; ++y) {
     for (std::int64_t x = 0; x < image.width; ++x) {
@@ -67,8 +67,8 @@ Raster turned_over(const Raster& image) {
 }
 
 Raster resized(const Raster& image, std::int64_t width, std::int64_t height) {
-  const Raster across = image.width == width ? turned_over(image) : resized_and_turned(image, width);
-  return across.width == height ? turned_over(across) : resized_and_turned(across, height);
+  const Raster across = image.width == width ? transposed(image) : resized_and_transposed(image, width);
+  return across.width == height ? transposed(across) : resized_and_transposed(across, height);
 }
 
 }  // namespace
@@ -139,9 +139,9 @@ Bools cells_under(const Raster& shade, std::int64_t downsample) {
   return cells;
 }
 
-Codes turned(const Codes& grid, int quarters) {
+Codes rotated(const Codes& grid, int quarter_turns) {
   Codes result = grid;
-  for (int turn = 0; turn < ((quarters % 4) + 4) % 4; ++turn) {
+  for (int turn = 0; turn < ((quarter_turns % 4) + 4) % 4; ++turn) {
     const Codes before = result;
     result = {before.columns, before.rows, {}};
     for (int i = 0; i < result.rows; ++i) {

@@ -1,4 +1,4 @@
-// Pictures as bytes, as a model's numbers, and as grids of codes that are turned.
+// Pictures as bytes, as a model's numbers, and as grids of codes that are rotated.
 #pragma once
 
 #include <vector>
@@ -21,6 +21,6 @@ Floats pixels_of(const Raster& image);                                          
 Raster raster_from(const Floats& pixels, std::int64_t width, std::int64_t height);  // and back
 
 Bools cells_under(const Raster& shade, std::int64_t downsample);  // cells of a grid that a mask touches
-Codes turned(const Codes& grid, int quarters);                    // by quarter turns, against the clock
+Codes rotated(const Codes& grid, int quarter_turns);              // counter-clockwise
 
 }  // namespace mmada_lite::internal

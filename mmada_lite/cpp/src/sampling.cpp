@@ -1,4 +1,4 @@
-// Random numbers, what is drawn with them, and which of a step's guesses are kept.
+// Random numbers, what is drawn with them, and which of a step's candidates are kept.
 #include "sampling.hpp"
 
 #include <algorithm>
@@ -9,7 +9,6 @@
 #include "common.hpp"
 
 namespace mmada_lite::internal {
-
 namespace {
 
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> c, std::uint64_t seed) {
@@ -24,14 +23,14 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> c, std::uint64_
   return c;
 }
 
+float minus_log(float x) { return static_cast<float>(-std::log(static_cast<double>(std::max(x, 1e-20f)))); }
+
 }  // namespace
 
 float uniform(std::uint64_t seed, Stream stream, std::uint32_t step, std::uint32_t row, std::uint32_t position) {
   const auto words = philox({position / 4, row, step, static_cast<std::uint32_t>(stream)}, seed);
   return (static_cast<float>(words[position % 4] >> 9) + 0.5f) * 0x1p-23f;
 }
-
-static float minus_log(float x) { return static_cast<float>(-std::log(static_cast<double>(std::max(x, 1e-20f)))); }
 
 float gumbel(float u) { return minus_log(minus_log(u)); }
 

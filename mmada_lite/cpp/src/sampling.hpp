@@ -1,4 +1,4 @@
-// Random numbers, what is drawn with them, and which of a step's guesses are kept.
+// Random numbers, what is drawn with them, and which of a step's candidates are kept.
 #pragma once
 
 #include "common.hpp"

@@ -25,7 +25,7 @@ struct Runtime {
 Runtime& runtime() {
   if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {
     fail("this libonnxruntime (", OrtGetApiBase()->GetVersionString(),
-         ") is older than the headers that the program was built with", " (interface ", ORT_API_VERSION, "); link a newer one");
+         ") is older than the headers that the program was built with (interface ", ORT_API_VERSION, "); link a newer one");
   }
   static Runtime* const kept = new Runtime;  // never taken down: sessions of static lifetime may outlive it otherwise
   return *kept;
@@ -59,8 +59,8 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
   Ort::SessionOptions settings;
   settings.SetIntraOpNumThreads(options.threads > 0 ? options.threads : usable_cores());
   settings.SetInterOpNumThreads(1);
-  settings.AddConfigEntry("session.intra_op.allow_spinning",
-                          "0");  // waiting threads sleep: the host's other work needs the cores
+  // Waiting threads sleep: the host's other work needs the cores.
+  settings.AddConfigEntry("session.intra_op.allow_spinning", "0");
   settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
   // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
   if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
@@ -90,7 +90,7 @@ Ort::Value tensor(const std::vector<T>& data, const std::vector<std::int64_t>& s
 template <typename T>
 const T* data_of(const Ort::Value& value) {
   const auto type = value.GetTensorTypeAndShapeInfo().GetElementType();
-  if (type != Ort::TypeToTensorType<T>::type) fail("a graph of the bundle gives numbers of another type; ", kAgain);
+  if (type != Ort::TypeToTensorType<T>::type) fail("a graph of the bundle gives numbers of another type; ", kFetchAgain);
   return value.GetTensorData<T>();
 }
 
@@ -102,13 +102,14 @@ std::vector<T> copied(const Ort::Value& value) {
 
 std::vector<std::int64_t> shape_of(const Ort::Value& value, std::size_t axes) {
   auto shape = value.GetTensorTypeAndShapeInfo().GetShape();
-  if (shape.size() != axes) fail("a graph of the bundle gives ", shape.size(), " axes where there are ", axes, "; ", kAgain);
+  if (shape.size() != axes)
+    fail("a graph of the bundle gives ", shape.size(), " axes where there are ", axes, "; ", kFetchAgain);
   return shape;
 }
 
 Values run(std::optional<Ort::Session>& session, const std::vector<const char*>& input_names, const Values& inputs,
            const std::vector<const char*>& output_names) {
-  if (!session) fail("the bundle lacks a graph that this needs; ", kAgain);
+  if (!session) fail("the bundle lacks a graph that this needs; ", kFetchAgain);
   try {
     return session->Run(Ort::RunOptions{nullptr}, input_names.data(), inputs.data(), inputs.size(), output_names.data(),
                         output_names.size());
@@ -129,7 +130,7 @@ void check_runtime(const std::string& device) {
   }
 }
 
-Past without(const Values& keys_and_values, std::int64_t start, std::int64_t stop) {
+Past past_without(const Values& keys_and_values, std::int64_t start, std::int64_t stop) {
   Past past;
   for (const auto& value : keys_and_values) {
     const auto shape = shape_of(value, 4);
@@ -155,7 +156,7 @@ Denoiser::Denoiser(const Bundle& bundle, const Options& options)
   if (!backbone_) return;
   if ((backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
     fail((bundle.path / kManifest).string(), ": architecture.n_layers is ", layers_, " and the backbone has ",
-         (backbone_->GetInputCount() - 3) / 2, "; ", kAgain);
+         (backbone_->GetInputCount() - 3) / 2, "; ", kFetchAgain);
   }
   for (const char* kind : {"key_", "value_"}) {
     for (std::int64_t layer = 0; layer < layers_; ++layer) names_.push_back(kind + std::to_string(layer));
@@ -200,13 +201,13 @@ Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) cons
 
 Values Denoiser::run_head(Head head, const Hidden& hidden, const Floats& mix, double temperature, const Floats* draws,
                           const std::vector<const char*>& output_names) const {
-  const Floats heat{static_cast<float>(temperature)};
-  const Floats middle(draws ? 0 : static_cast<std::size_t>(hidden.queried), 0.5f);
+  const Floats temperature_input{static_cast<float>(temperature)};
+  const Floats unused_draws(draws ? 0 : static_cast<std::size_t>(hidden.queried), 0.5f);
   Values inputs;
   inputs.push_back(tensor(hidden.states, {hidden.branches, hidden.queried, hidden.width}));
   inputs.push_back(tensor(mix, {1, hidden.branches}));
-  inputs.push_back(tensor(heat, {}));
-  inputs.push_back(tensor(draws ? *draws : middle, {1, hidden.queried}));
+  inputs.push_back(tensor(temperature_input, {}));
+  inputs.push_back(tensor(draws ? *draws : unused_draws, {1, hidden.queried}));
   return run(head == Head::text ? text_head_ : image_head_, {"hidden", "mix", "temperature", "uniform"}, inputs, output_names);
 }
 
@@ -221,7 +222,7 @@ std::optional<Ort::Session>& Codec::opened(const char* name, std::optional<Ort::
   grid();  // for its error
   const std::lock_guard<std::mutex> lock(opening_);
   if (!slot) {
-    still_the_same(bundle_.path, bundle_.files);
+    check_unchanged(bundle_.path, bundle_.files);
     slot.emplace(open_session(bundle_.path / *bundle_.graph(name), options_));
   }
   return slot;
@@ -233,7 +234,8 @@ Ids Codec::encode(const Floats& pixels) const {
   const Values outputs = run(opened("image_encoder", encoder_), {"pixels"}, input, {"codes"});
   const auto shape = shape_of(outputs[0], 3);
   if (shape[0] != 1 || shape[1] != grid() || shape[2] != grid()) {
-    fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ", kAgain);
+    fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ",
+         kFetchAgain);
   }
   return copied<std::int64_t>(outputs[0]);
 }
@@ -246,7 +248,7 @@ Floats Codec::decode(const Codes& codes) const {
   const auto height = codes.rows * bundle_.downsample, width = codes.columns * bundle_.downsample;
   if (shape[0] != 1 || shape[1] != 3 || shape[2] != height || shape[3] != width) {
     fail("the image decoder gives ", shape[3], " x ", shape[2], " pixels where ", kManifest, " says ", width, " x ", height,
-         "; ", kAgain);
+         "; ", kFetchAgain);
   }
   return copied<float>(outputs[0]);
 }

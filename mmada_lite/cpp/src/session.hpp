@@ -20,14 +20,15 @@ using Values = std::vector<Ort::Value>;
 
 enum class Head { text, image };
 
-// Keys and values of each layer, keys first: what a window leans on. Keys are rotated, so their order is of no consequence.
+// Keys and values of each layer, keys first: what a window attends to beside itself. Keys are rotated, so their order is of no
+// consequence.
 struct Past {
   std::vector<Floats> tensors;
   std::int64_t length = 0;
 };
 
 // Everything but the positions start..stop-1 of keys or values [B, H, P, D].
-Past without(const Values& keys_and_values, std::int64_t start, std::int64_t stop);
+Past past_without(const Values& keys_and_values, std::int64_t start, std::int64_t stop);
 
 struct Window {
   std::int64_t start = 0, stop = 0;  // the positions that are computed

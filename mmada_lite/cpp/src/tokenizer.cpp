@@ -11,6 +11,7 @@
 #include "common.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "pre_tokenizer.hpp"
 #include "unicode.hpp"
 
 namespace mmada_lite::internal {
@@ -59,7 +60,8 @@ Tokenizer::Tokenizer(const fs::path& path) : path_(path) {
   if (!absent(content, "normalizer")) unknown("a normalizer");
   read_model(*content.find("model"));
   if (!absent(content, "pre_tokenizer")) read_pre_tokenizer(*content.find("pre_tokenizer"));
-  if (before_.empty() || (before_.back() != Before::words && before_.back() != Before::bytes)) {
+  if (pre_tokenizers_.empty() ||
+      (pre_tokenizers_.back() != PreTokenizer::words && pre_tokenizers_.back() != PreTokenizer::bytes)) {
     unknown("a vocabulary that is not of bytes");
   }
   const Json* decoder = content.find("decoder");
@@ -75,10 +77,11 @@ void Tokenizer::read_pre_tokenizer(const Json& content) {
       for (const auto& part : parts->items) read_pre_tokenizer(part);
     }
   } else if (type == "Digits") {
-    before_.push_back(flag(content, "individual_digits", false) ? Before::digits_each : Before::digits_together);
+    pre_tokenizers_.push_back(flag(content, "individual_digits", false) ? PreTokenizer::digits_each
+                                                                        : PreTokenizer::digits_together);
   } else if (type == "ByteLevel") {
     if (flag(content, "add_prefix_space", true)) unknown("add_prefix_space");
-    before_.push_back(flag(content, "use_regex", true) ? Before::words : Before::bytes);
+    pre_tokenizers_.push_back(flag(content, "use_regex", true) ? PreTokenizer::words : PreTokenizer::bytes);
   } else {
     unknown("the pre-tokenizer " + type);
   }
@@ -171,61 +174,6 @@ std::vector<Tokenizer::Piece> Tokenizer::without_added(std::vector<Piece> pieces
   return cut;
 }
 
-std::vector<std::string_view> Tokenizer::digits_apart(const std::vector<std::string_view>& parts, bool each) const {
-  std::vector<std::string_view> apart;
-  for (const auto part : parts) {
-    std::size_t from = 0, at = 0;
-    bool numeric = false;
-    for (std::size_t length; at < part.size(); at += length) {
-      const auto character = character_at(part, at);
-      length = character.length;
-      // Numbers that came with Unicode 17, which the Digits of the tokenizers library counts and its ByteLevel does not yet.
-      const bool newer =
-          (character.code >= 0x11DE0 && character.code <= 0x11DE9) || (character.code >= 0x16FF4 && character.code <= 0x16FF6);
-      const bool number = newer || is_number(character.code);
-      if (at > from && (number != numeric || (number && each))) {
-        apart.push_back(part.substr(from, at - from));
-        from = at;
-      }
-      numeric = number;
-    }
-    if (at > from) apart.push_back(part.substr(from));
-  }
-  return apart;
-}
-
-// Words as GPT-2 cuts them: English contractions, then runs of letters, of numbers or of other signs, each with one space
-// before it; of a run of whitespace before a word the last stays with the word.
-std::vector<std::string_view> Tokenizer::words_of(const std::vector<std::string_view>& parts) const {
-  std::vector<std::string_view> words;
-  for (const auto part : parts) {
-    const auto kind = [&](std::size_t at) {  // 0 the end, 1 a space, 2 a letter, 3 a number, 4 another sign
-      if (at >= part.size()) return 0;
-      const auto code = character_at(part, at).code;
-      return is_space(code) ? 1 : is_letter(code) ? 2 : is_number(code) ? 3 : 4;
-    };
-    for (std::size_t at = 0; at < part.size();) {
-      std::size_t end = at;
-      for (const std::string_view tail : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
-        if (part.substr(at, tail.size()) == tail) {
-          end = at + tail.size();
-          break;
-        }
-      }
-      if (end == at) {
-        const std::size_t first = part[at] == ' ' && kind(at + 1) > 1 ? at + 1 : at;
-        const int run = kind(first);
-        std::size_t last = first;  // where the run's last character begins
-        for (end = first; kind(end) == run; end += character_at(part, end).length) last = end;
-        if (run == 1 && end < part.size() && last > at) end = last;
-      }
-      words.push_back(part.substr(at, end - at));
-      at = end;
-    }
-  }
-  return words;
-}
-
 // Joins neighbours by the merges, the lowest rank first and the leftmost of those.
 void Tokenizer::merge(std::string_view word, Ids& ids) const {
   struct Symbol {
@@ -276,11 +224,11 @@ Ids Tokenizer::encode(const std::string& text) const {
       continue;
     }
     std::vector<std::string_view> parts{piece.text};
-    for (const auto before : before_) {
-      if (before == Before::words) {
+    for (const auto pre_tokenizer : pre_tokenizers_) {
+      if (pre_tokenizer == PreTokenizer::words) {
         parts = words_of(parts);
-      } else if (before != Before::bytes) {
-        parts = digits_apart(parts, before == Before::digits_each);
+      } else if (pre_tokenizer != PreTokenizer::bytes) {
+        parts = digits_apart(parts, pre_tokenizer == PreTokenizer::digits_each);
       }
     }
     for (const auto part : parts) merge(part, ids);

@@ -1,4 +1,4 @@
-// Byte-level BPE as tokenizer.json describes it.
+// Byte-level BPE: texts to ids and back.
 #pragma once
 
 #include <array>
@@ -43,8 +43,6 @@ class Tokenizer {
   void read_model(const Json& model);
   void read_added(const Json& added);
   std::vector<Piece> without_added(std::vector<Piece> pieces, bool normalized) const;
-  std::vector<std::string_view> digits_apart(const std::vector<std::string_view>& parts, bool each) const;
-  std::vector<std::string_view> words_of(const std::vector<std::string_view>& parts) const;
   void merge(std::string_view word, Ids& ids) const;
   static std::uint64_t pair_of(std::int64_t left, std::int64_t right) {
     return static_cast<std::uint64_t>(left) << 32 | static_cast<std::uint64_t>(right);
@@ -60,8 +58,8 @@ class Tokenizer {
   std::vector<Added> added_;                  // those that are found in a text
   std::unordered_set<std::int64_t> special_;  // left out of decoded text
   std::int64_t length_ = 0;
-  enum class Before { digits_each, digits_together, words, bytes };
-  std::vector<Before> before_;
+  enum class PreTokenizer { digits_each, digits_together, words, bytes };
+  std::vector<PreTokenizer> pre_tokenizers_;
 };
 
 }  // namespace mmada_lite::internal

@@ -142,8 +142,7 @@ const std::string& require_utf8(const std::string& text, const char* what) {
   return text;
 }
 
-// What stands for bytes that are not UTF-8: one mark for the longest beginning of a character, as everywhere in Unicode's own
-// advice.
+// One U+FFFD for the longest beginning of a character, as the Unicode Standard recommends (section 3.9).
 std::string lossy_utf8(std::string_view bytes) {
   std::string text;
   for (std::size_t at = 0; at < bytes.size();) {
@@ -176,7 +175,7 @@ bool is_space(char32_t code) {
          code == 0x3000;
 }
 
-// What Python's strip takes off: whitespace, and the four separators of ASCII.
+// Whitespace here includes the four separators of ASCII, which is_space leaves out.
 std::string stripped(const std::string& text) {
   std::size_t first = text.size(), last = 0;
   for (std::size_t at = 0; at < text.size();) {

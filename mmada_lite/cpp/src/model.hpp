@@ -1,0 +1,66 @@
+// What a loaded model holds, and the work that its public calls share.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "common.hpp"
+#include "decoding.hpp"
+#include "pictures.hpp"
+#include "session.hpp"
+#include "settings.hpp"
+#include "tokenizer.hpp"
+
+namespace mmada_lite {
+
+struct Model::Impl {
+  using Bools = internal::Bools;
+  using Raster = internal::Raster;
+
+  Impl(internal::Bundle opened, const Options& options);
+
+  internal::Bundle bundle;
+  internal::Denoiser denoiser;
+  internal::Codec codec;
+  std::optional<internal::Tokenizer> tokenizer;
+  std::string no_tokenizer;  // why there is none
+
+  const internal::Tokenizer& need_tokenizer() const;
+  void need_image_tokenizer() const { codec.grid(); }  // throws where there is none
+
+  void check_ids(const Ids& ids) const;
+  void check_codes(const Codes& codes) const;
+  void check_length(std::size_t given, std::int64_t written, const char* what) const;
+
+  Ids chat_ids(const std::vector<Message>& messages) const;
+  Ids prompt_ids(const std::string& prompt) const;
+  Codes encode(const Raster& square) const;
+  Raster decode(const Codes& codes) const;
+
+  Answer complete(const Ids& prompt, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
+
+  // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the words do not
+  // fit.
+  ImageSettings image_settings_for(const Ids& words, const Bools& unknown, const std::optional<ImageSettings>& settings) const;
+  // Draws the unknown codes of a grid; `sink` is told of every step. False when it stopped the drawing.
+  bool draw_steps(const Ids& words, const Codes& codes, const Bools& unknown, const std::optional<ImageSettings>& settings,
+                  std::uint64_t seed, const internal::Sink& sink) const;
+  Drawing draw(const Ids& words, const Codes& codes, const Bools& unknown, const std::optional<ImageSettings>& settings,
+               std::uint64_t seed, const OnStep& on_step) const;
+  // A sink that keeps each step's codes in `drawing` and tells `on_step`.
+  static internal::Sink recorder(Drawing& drawing, const OnStep& on_step);
+};
+
+namespace internal {
+
+inline const Model::Impl& require(const std::unique_ptr<Model::Impl>& impl) {
+  if (!impl) fail("this model was moved from; use the one that it was moved to");
+  return *impl;
+}
+
+}  // namespace internal
+
+}  // namespace mmada_lite
