@@ -6,7 +6,6 @@ The words are each side's own; both are one line and name the same file, key and
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from PIL import Image
 
 import mmada_lite
 from mmada_lite import Error, ImageSettings, TextSettings
-from mmada_lite.decoding.settings import plain
+from mmada_lite.decoding.format_1 import always_written
+from mmada_lite.decoding.settings import FORMAT_1, from_plain, plain
 from mmada_lite.model import Model
 
 Change = Callable[[dict[str, Any]], Any]
@@ -224,7 +224,7 @@ def test_after_every_refusal_the_loaded_model_still_works(host: Host, tmp_path: 
 )
 def test_impossible_text_settings(host: Host, model: Model, settings: dict[str, Any], names: str) -> None:
     with pytest.raises(Error) as fault:
-        model.chat("hello", TextSettings(**settings))
+        model.chat("hello", from_plain(TextSettings, settings, "settings"))
     found = host.call("chat", messages=[{"role": "user", "content": "hello"}], settings=settings)
     both_name(found, fault, names)
 
@@ -276,7 +276,7 @@ def test_the_longest_block_is_one_block(host: Host, model: Model) -> None:
 )
 def test_impossible_drawings(host: Host, model: Model, prompt: str, settings: dict[str, Any] | None, names: str) -> None:
     with pytest.raises(Error) as fault:
-        model.paint(prompt, None if settings is None else ImageSettings(**settings))
+        model.paint(prompt, None if settings is None else from_plain(ImageSettings, settings, "settings"))
     both_name(host.call("paint", prompt=prompt, settings=settings), fault, names)
 
 
@@ -398,8 +398,7 @@ def test_later_settings_are_refused_here(host: Host) -> None:
     """Not one is left out: the C++ host says so, and never decodes as if it were not there."""
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
     for cls, op, job in ((TextSettings, "chat", chat), (ImageSettings, "paint", {"prompt": "a cat"})):
-        names = [field.name for field in fields(cls)]
-        for name in names[names.index("law") + 1 :]:
+        for name in set(FORMAT_1[cls]) - set(always_written(FORMAT_1[cls])):
             refusal = host.call(op, settings={name: 1}, **job)["error"]
             assert f'the C++ host does not decode with "{name}"' in refusal
 
@@ -411,13 +410,10 @@ def test_the_settings_of_both_sides_have_the_same_names_and_defaults() -> None:
         body = header.split(f"struct {cls.__name__} {{")[1].split("};")[0]
         found = [line.split("//")[0].split(";")[0].split() for line in body.splitlines() if ";" in line.split("//")[0]]
         names = [words[1] for words in found]
-        first = fields(cls)[
-            : [field.name for field in fields(cls)].index("law") + 1
-        ]  # later ones are refused, not decoded with
-        assert names == [field.name for field in first]
-        for words, field in zip(found, first, strict=True):
-            value = json.loads(words[3]) if len(words) > 3 else None
-            assert value == field.default, field.name
+        defaults = plain(cls())  # what is not in it is refused, not decoded with
+        assert names == list(defaults)
+        for words in found:
+            assert (json.loads(words[3]) if len(words) > 3 else None) == defaults[words[1]], words[1]
 
 
 def test_numpy_reads_a_picture_that_was_written(host: Host, model: Model, tmp_path: Path) -> None:
