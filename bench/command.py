@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite.bench.record import FRESH, say
+from mmada_lite.decoding.setting_fields import renamed_option
 from mmada_lite.errors import Error
 
 # options, arguments -> the record, the table that a person reads, and where the record lies
@@ -38,11 +39,20 @@ def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(FRESH, action="store_true", help="begin anew where an unfinished record of the same command lies")
 
 
+def _refuse_old_names(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Raise Error for the option of a setting that has another name now."""
+    known = parser._option_string_actions
+    for option in (word.partition("=")[0] for word in arguments):
+        if option not in known and (renamed := renamed_option(option)) in known:
+            raise Error(f"there is no option {option}; it is called {renamed} now")
+
+
 def execute(parser: argparse.ArgumentParser, measure: Measure, argv: Sequence[str] | None) -> int:
     """Measure, print the table and a JSON line. 0, or 2 after a fault of the user."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(arguments)
     try:
+        _refuse_old_names(parser, arguments)
+        options = parser.parse_args(arguments)
         content, shown, path = measure(options, arguments)
     except Error as error:
         say(f"mmada-lite: {error}")

@@ -4,7 +4,7 @@ Nothing here decodes or measures.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
 from typing import Any
@@ -24,10 +24,10 @@ class Policy:
     of_image: Changes = field(default_factory=lambda: NONE)
 
     def text(self, base: TextSettings) -> TextSettings:
-        return replace(base, **_with_steps(self.of_text, base.steps))
+        return base.replace(**_with_steps(self.of_text, base.steps))
 
     def image(self, base: ImageSettings) -> ImageSettings:
-        return replace(base, **_with_steps(self.of_image, base.steps))
+        return base.replace(**_with_steps(self.of_image, base.steps))
 
 
 # Text: cache, threshold, block; then what else there is, one line each. Names are made of what is changed.
@@ -39,15 +39,15 @@ TEXT: tuple[Changes, ...] = (
     *({"cache": "dual", "entropy_bound": bound} for bound in (0.05, 0.2, 0.5)),
     *({"cache": "dual", "threshold": 0.9, "select": select} for select in ("margin", "entropy")),
     *({"cache": "dual", "threshold": t, "early_stop": e} for t, e in ((0.9, 0.95), (0.8, 0.9), (0.6, 0.8))),
-    *({"cache": "dual", "threshold": 0.9, "early_stop": 0.95, "suffix": length} for length in (0, 8, 16)),
-    *({"cache": "dual", "threshold": 0.8, "early_stop": 0.9, "reach": length} for length in (4, 8)),
+    *({"cache": "dual", "threshold": 0.9, "early_stop": 0.95, "suffix_window": length} for length in (0, 8, 16)),
+    *({"cache": "dual", "threshold": 0.8, "early_stop": 0.9, "lookahead": length} for length in (4, 8)),
     *({"cache": "dual", "threshold": 0.9, "refresh": every} for every in (2, 4)),
-    {"cache": "dual", "threshold": 0.9, "drift": 0.1},
+    {"cache": "dual", "threshold": 0.9, "refresh_drift": 0.1},
     *({"cache": cache, "threshold": 0.9, "thought_first": True} for cache in ("none", "dual", "prompt")),
-    *({"cache": "prompt", "threshold": 0.9, "thought_first": True, "suffix": length} for length in (8, 16)),
-    *({"cache": "dual", "settle": count} for count in (1, 4)),
-    *({"draft": count} for count in (2, 4, 8)),
-    {"cache": "prefix", "draft": 4},
+    *({"cache": "prompt", "threshold": 0.9, "thought_first": True, "suffix_window": length} for length in (8, 16)),
+    *({"cache": "dual", "kv_commit_every": count} for count in (1, 4)),
+    *({"speculative_steps": count} for count in (2, 4, 8)),
+    {"cache": "prefix", "speculative_steps": 4},
     {"early_stop": 0.95},
 )
 
@@ -58,13 +58,13 @@ IMAGE: tuple[Changes, ...] = (
     *({"guidance": g} for g in (0.0, 1.5, 3.5)),
     *({"steps": s, "guidance": 0.0} for s in (6, 8)),
     *({"refresh": every} for every in (2, 3, 4)),
-    *({"refresh": every, "shortlist": share} for every, share in ((2, 1.5), (4, 1.5), (4, 2.0), (4, 3.0))),
+    *({"refresh": every, "candidate_ratio": share} for every, share in ((2, 1.5), (4, 1.5), (4, 2.0), (4, 3.0))),
     *({"guidance_to": share} for share in (0.5, 0.75)),
     *({"guidance_from": share} for share in (0.25, 0.5)),
     *({"unconditional_every": steps} for steps in (2, 4)),
-    *({"refresh": 4, "shortlist": 2.0, "unconditional_every": every} for every in (2, 4)),
+    *({"refresh": 4, "candidate_ratio": 2.0, "unconditional_every": every} for every in (2, 4)),
     {"refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
-    {"refresh": 4, "shortlist": 1.5, "guidance_to": 0.5, "unconditional_every": 2},
+    {"refresh": 4, "candidate_ratio": 1.5, "guidance_to": 0.5, "unconditional_every": 2},
     {"steps": 8, "refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
 )
 
@@ -84,7 +84,7 @@ def for_peers() -> list[Policy]:
     """Exact, both caches at equal steps, the dual one with settling, and the presets. What drafts gain, random weights cannot
     tell: see the frontier."""
     cached = [Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")]
-    cached.append(Policy("settled", {"cache": "dual", "settle": 4}))
+    cached.append(Policy("settled", {"cache": "dual", "kv_commit_every": 4}))
     first, *rest = presets()
     return [first, *cached, *rest]
 

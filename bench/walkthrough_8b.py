@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ def answer(options: argparse.Namespace) -> Row:
     model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
     model.denoiser, _ = open_timed(model.bundle, options.threads)
     block = ANSWER // min(options.steps, BLOCKS)
-    text = mmada_lite.TextSettings(answer_length=ANSWER, steps=options.steps, block_length=block, cache=options.cache)
+    text = mmada_lite.TextSettings(ANSWER, options.steps, block).replace(cache=options.cache)
     side = model.codec.resolution
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     started = time.perf_counter()
@@ -166,7 +165,7 @@ def answer(options: argparse.Namespace) -> Row:
 def draw(options: argparse.Namespace) -> Row:
     """A picture in one guided step, to its pixels: no later step takes more memory."""
     model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
-    image = replace(model.image_defaults, steps=1, refresh=1)
+    image = model.image_defaults.replace(steps=1, refresh=1)
     started = time.perf_counter()
     model.paint("a cat left of a car", image).picture  # noqa: B018
     return {

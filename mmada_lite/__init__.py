@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
-    from mmada_lite.decoding.settings import ImageSettings, TextSettings
+    from mmada_lite.decoding.settings import ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
     from mmada_lite.model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["Error", "ImageSettings", "Model", "TextSettings", "__version__", "load"]
+__all__ = ["Error", "ImageAcceleration", "ImageSettings", "Model", "TextAcceleration", "TextSettings", "__version__", "load"]
 
 _HOMES = {
+    "ImageAcceleration": "mmada_lite.decoding.settings",
     "ImageSettings": "mmada_lite.decoding.settings",
     "Model": "mmada_lite.model",
+    "TextAcceleration": "mmada_lite.decoding.settings",
     "TextSettings": "mmada_lite.decoding.settings",
     "load": "mmada_lite.model",
 }

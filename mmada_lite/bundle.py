@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.files import AtomicFolder, recover
 from mmada_lite.vocabulary import Vocabulary
@@ -269,10 +269,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_settings(cls: type[Record], content: Any, where: str) -> Record:
+def read_settings(cls: type[Settings], content: Any, where: str) -> Settings:
     """Settings from plain JSON. Every fault is an Error that begins with `where`."""
     try:
-        return settings_from(cls, _mapping(content, where), where)
+        return from_plain(cls, _mapping(content, where), where)
     except Error as fault:
         raise Error(str(fault) if str(fault).startswith(where) else f"{where}: {fault}") from None
 

@@ -213,7 +213,7 @@ def activations(
 ) -> int:
     a, codes = shape.architecture, _grid(shape)
     answer = codes + prompt + text.answer_length
-    short = text.cache != "none" and text.block_length  # later steps are short; the first of a block computes all
+    short = text.acceleration.cache != "none" and text.block_length  # later steps are short; the first of a block computes all
     context = answer - text.block_length if short else 0
     windows, logits = [], []
     if "answer" in tasks:
@@ -233,7 +233,8 @@ def caches(
     a = shape.architecture
     position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
     seen = _grid(shape) + prompt
-    cached, partial = text.cache != "none" and "answer" in tasks, image.refresh > 1 and _grid(shape) and "drawing" in tasks
+    cached = text.acceleration.cache != "none" and "answer" in tasks
+    partial = image.acceleration.refresh > 1 and _grid(shape) and "drawing" in tasks
     written = position * (seen + text.answer_length) * _copies(text.guidance, half) if cached else 0
     drawn = position * seen * _copies(image.guidance, half) if partial else 0
     return max(written, drawn)

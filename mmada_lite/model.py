@@ -191,8 +191,10 @@ class Model:
         return self._write(prompt, chosen, seed)
 
     def _write(self, prompt: list[int], chosen: TextSettings, seed: int) -> Answer:
-        if chosen.draft > 1 and self.device.name != "cpu":
-            raise Error(f"draft {chosen.draft} is for the CPU and this model is on {self.device.name}; use draft 1")
+        if (ahead := chosen.acceleration.speculative_steps) > 1 and self.device.name != "cpu":
+            raise Error(
+                f"speculative_steps {ahead} is for the CPU and this model is on {self.device.name}; use speculative_steps 1"
+            )
         special = self.vocabulary.special
         canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
         sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)
@@ -252,7 +254,7 @@ class Model:
         self, canvas: Canvas, shape: tuple[int, ...], settings: ImageSettings | None, seed: int
     ) -> Iterator[tuple[Step, Ints]]:
         chosen = settings or self.image_defaults
-        chosen = replace(chosen, steps=min(chosen.steps, int(canvas.masked().sum())))  # only the default is ever cut
+        chosen = chosen.replace(steps=min(chosen.steps, int(canvas.masked().sum())))  # only the default is ever cut
         sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
         for step in decode_image(self.denoiser, canvas, chosen, sampler):
             assert step.predicted_codes is not None

@@ -8,7 +8,7 @@ written. It knows no weights, layers or formats.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -179,7 +179,7 @@ def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[D
 
 
 def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
-    image = replace(model.image, steps=min(model.image.steps, model.codes))
+    image = model.image.replace(steps=min(model.image.steps, model.codes))
     unknown = np.ones(model.codes, dtype=bool)
     unconditional = paint_prompt([], model.vocabulary.special) if image.guidance > 0 else None
     canvas = image_canvas(ids, np.zeros(model.codes), unknown, model.vocabulary, unconditional_prompt=unconditional)
@@ -199,8 +199,8 @@ def _shortened(text: TextSettings) -> TextSettings:
     length = min(text.answer_length, _LONGEST_ANSWER)
     block = min(text.block_length, length)
     steps = max(-(-length // block), min(length, round(text.steps * length / text.answer_length)))
-    return replace(
-        text, answer_length=length, block_length=block, steps=steps, cache="none", guidance=0.0, threshold=None, law="sensible"
+    return text.replace(
+        answer_length=length, block_length=block, steps=steps, cache="none", guidance=0.0, threshold=None, mode="default"
     )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import SIDECAR, TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
@@ -193,7 +192,7 @@ def write_place(root: Path, tokenizer: Path) -> Path:
     MagViT(TINY_VQ).save(root / "checkpoint" / "vq", "float32")
     shutil.copyfile(tokenizer, root / "checkpoint" / "tokenizer.json")
     text, image = TextSettings(answer_length=8, steps=2, block_length=8), ImageSettings(steps=2, guidance=1.0)
-    defaults = {"text": asdict(text), "image": asdict(image)}
+    defaults = {"text": plain(text), "image": plain(image)}
     (root / "checkpoint" / SIDECAR).write_text(json.dumps({"name": "tiny", "defaults": defaults}), encoding="utf-8")
     export_checkpoint(root / "checkpoint", root / "bundle", precision="fp32")
     return root

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,8 +71,8 @@ def policy_settings(
         tasks=tuple(tasks),
         rewards=REWARDS,
         loop=loop,
-        text=replace(TEXT, steps=TEXT.steps // share, temperature=1.0, cache="none" if on_gpu else "prefix"),
-        image=replace(IMAGE, steps=IMAGE.steps // share),
+        text=TEXT.replace(steps=TEXT.steps // share, temperature=1.0, cache="none" if on_gpu else "prefix"),
+        image=IMAGE.replace(steps=IMAGE.steps // share),
         prompts=prompts,
         copies=copies,
         group=RESPONSES,

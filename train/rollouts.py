@@ -69,7 +69,7 @@ def write(
     for rows in batches([len(p) for p in prompts], together):
         canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
         sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
-        stop = () if settings.law == "reference" else (special.eot, special.eos)
+        stop = () if settings.mode == "reference" else (special.eot, special.eos)
         for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop, closing):
             order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
             model_calls[rows] = step.model_calls

@@ -6,7 +6,7 @@ draws come in as samplers. Nothing here knows how a result is shown.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,13 @@ def _given_canvas(tokens: Ints, editable: NDArray[np.bool_], start: int, mask: i
 
 
 def _text_settings(given: dict[str, Any]) -> TextSettings:
-    """What every recorded text decoding says, under the reference's law."""
+    """What every recorded text decoding says, in mode reference."""
     return TextSettings(
         answer_length=given["gen_length"],
         steps=given["steps"],
         block_length=given["block_length"],
         order=given["remasking"],
-        law="reference",
+        mode="reference",
     )
 
 
@@ -155,7 +155,7 @@ def replay_text(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """
     info, recorded = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
-    settings = replace(_text_settings(given), guidance=given["cfg_scale"], temperature=given["temperature"])
+    settings = _text_settings(given).replace(guidance=given["cfg_scale"], temperature=given["temperature"])
     stop = [info["eot_token"]] if given.get("function") == "mmu_generate_fast" and info.get("eot_token") is not None else []
     steps, prompt = recorded["x_steps"], recorded["prompt"]  # [calls, B, P+A], [B, P]
     wrong, calls = 0.0, set()
@@ -200,7 +200,7 @@ def replay_cache(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     info, recorded = case.info, case.tensors
     given, mask = info["settings"], info["mask_id"]
     policy: Any = "none" if info["mode"] == "plain" else info["mode"]
-    settings = replace(_text_settings(given), cache=policy, threshold=given.get("threshold"))
+    settings = _text_settings(given).replace(cache=policy, threshold=given.get("threshold"))
     prompt = recorded["prompt"]
     tokens = np.concatenate([prompt, np.full((1, settings.answer_length), mask, dtype=np.int64)], axis=1)
     canvas = _given_canvas(tokens, tokens == mask, prompt.shape[1], mask, guided=False)
@@ -227,7 +227,7 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
         schedule=given["schedule"],
         temperature=given["temperature"],
         sampling_temperature=0.0 if info["deterministic"] else 1.0,
-        law="reference",
+        mode="reference",
     )
     wrong, codes_wrong, rows_wrong = 0.0, 0.0, 0.0
     for row in range(recorded["input_ids"].shape[0]):
@@ -255,7 +255,7 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
 
 
 def _image_row(recorded: Arrays, row: int, n: int, given: dict[str, Any], guided: bool) -> tuple[Canvas, int]:
-    """The canvas of one row, pads dropped; under the reference law every code may be written."""
+    """The canvas of one row, pads dropped; in mode reference every code may be written."""
     mask, dropped = given["mask_token_id"], int(np.argmax(recorded["attention_mask"][row] != 0))
     tokens = recorded["input_ids"][row : row + 1, dropped:].copy()
     start = tokens.shape[1] - n - 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,8 @@ class Cases:
     def _of(self, path: Path) -> EvalContext:
         options, model = self._options, open_model(path, self._options.device)
         if options.few_steps:
-            model.text = replace(model.text, steps=max(1, model.text.steps // 4))
-            model.image = replace(model.image, steps=max(1, model.image.steps // 4))
+            model.text = model.text.replace(steps=max(1, model.text.steps // 4))
+            model.image = model.image.replace(steps=max(1, model.image.steps // 4))
         return EvalContext(model, self._judge.classify, self._icons, options.count, options.seed)
 
 
@@ -124,7 +123,7 @@ def _reports(run: Run, cases: Cases, path: Path, names: Sequence[str]) -> list[R
 
     def examine(task: str) -> list[Row]:
         context = cases.of(path)
-        settings = {"text": str(context.model.text), "image": str(context.model.image)}
+        settings = {"text": context.model.text.flat(), "image": context.model.image.flat()}
         return [{"model": str(path), "task": task, "decoding": settings, "report": TASKS[task](context)}]
 
     return [row for task in names for row in run.do(f"{task} of {path}", partial(examine, task))]
@@ -179,7 +178,7 @@ def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     if options.plot:
         frontier.plot(rows, options.plot)
     passed = [f"{kind} {line}" for kind, (_, bad) in ways.items() for line in bad]
-    base = {"text": str(context.model.text), "image": str(context.model.image)}
+    base = {"text": context.model.text.flat(), "image": context.model.image.flat()}
     about = {"model": context.model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
     content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about)
     return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path

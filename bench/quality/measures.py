@@ -69,7 +69,7 @@ def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[s
     """Task -> right and asked, their share and its 95% interval, when a model decodes under a policy. Many are asked at once,
     which drafts cannot be: they write what one step at a time writes, and are examined so."""
     model = context.model
-    changed = replace(model, text=replace(policy.text(model.text), draft=1), image=policy.image(model.image))
+    changed = replace(model, text=policy.text(model.text).replace(speculative_steps=1), image=policy.image(model.image))
     shares = {}
     for task, metrics in METRICS[kind].items():
         report: Any = TASKS[task](replace(context, model=changed))

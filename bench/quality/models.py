@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, from_plain, plain
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -101,8 +101,8 @@ def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
 
     file = path / "mmada_lite.json"
     defaults = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
-    text = settings_from(TextSettings, asdict(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
-    return text, settings_from(ImageSettings, asdict(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
+    text = from_plain(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
+    return text, from_plain(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float32]:

@@ -122,15 +122,15 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
         nothing = paint_prompt([], special) if image.guidance > 0 else None
         every = np.ones(count, dtype=bool)
         canvas = image_canvas(ids, np.zeros(count), every, model.vocabulary, unconditional_prompt=nothing)
-        image = replace(
-            image, steps=min(image.steps, count), refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0
+        image = image.replace(
+            steps=min(image.steps, count), refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0
         )
         sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
         steps = decode_image(overheard, canvas, image, sampler)
     else:
         before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
         row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
-        chosen = replace(model.text_defaults, cache="none")
+        chosen = model.text_defaults.replace(cache="none")
         canvas = text_canvas(row, chosen.answer_length, special, guided=chosen.guidance > 0)
         steps = decode_text(overheard, canvas, chosen, PhiloxSampler(seed, chosen.temperature, canvas.start))
     states = []

@@ -150,19 +150,20 @@ def head(model: Transformer, name: str, rows: int, *, drawn: bool = False) -> li
 def text(model: Transformer, prompt: int, settings: TextSettings) -> Iterator[list[Piece]]:
     """Every step of an answer after `prompt` tokens, as the loop takes them without a threshold: the pieces of each."""
     length, branches = prompt + settings.answer_length, 2 if settings.guidance > 0 else 1
+    saving = settings.acceleration
     for block in settings.blocks(prompt):
         masks = wide = block.stop - block.start
         for turn, written in enumerate(transfers(masks, block.steps)):
             window = length
-            if turn and settings.cache != "none":
-                window = length - block.start if settings.cache == "prefix" else wide
-            elif settings.cache == "prompt" and block.start > prompt:
+            if turn and saving.cache != "none":
+                window = length - block.start if saving.cache == "prefix" else wide
+            elif saving.cache == "prompt" and block.start > prompt:
                 window = settings.answer_length
             step = [each for _ in range(branches) for each in forward(model, window, length - window, masks)]
             step += head(model, "text_head", masks, drawn=settings.temperature > 0)
-            if not turn and settings.cache != "none":  # the caches are cut to the past of later steps: read and written once
+            if not turn and saving.cache != "none":  # the caches are cut to the past of later steps: read and written once
                 step.append(_cut(model, branches * length))
-            if turn and settings.settle is not None and wide - masks >= settings.settle:
+            if turn and saving.kv_commit_every is not None and wide - masks >= saving.kv_commit_every:
                 step.append(_cut(model, branches * (length - masks)))
                 wide = masks
             yield step

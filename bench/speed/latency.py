@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -32,8 +31,7 @@ from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, Variant, agreement, apart, measured, shares
 from mmada_lite.bench.timed import forget_peak, peak
 from mmada_lite.bundle import Bundle
-from mmada_lite.decoding.kv_cache import POLICIES
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import CACHE_POLICIES, ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.model import embedded_bundle
@@ -55,9 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where random bundles are kept (%(default)s)")
     made.add_argument("--device", choices=TARGETS, default="cpu", help="where the model runs (default: %(default)s)")
     made.add_argument("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
-    made.add_argument("--caches", nargs="+", choices=POLICIES, default=POLICIES, help="default: all")
+    made.add_argument("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
     made.add_argument(
-        "--settle", type=int, nargs="*", default=[], metavar="N", help="dual and prompt also with tokens leaving N at a time"
+        "--kv-commit-every",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="N",
+        help="dual and prompt also with tokens leaving N at a time",
     )
     made.add_argument(
         "--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)"
@@ -106,9 +109,9 @@ def cases(bench: Bench, task: str, options: argparse.Namespace) -> Iterator[Case
         yield bench.drawing(1, images, part=1.0 if task == "drawing" else 0.5)
         return
     for policy in options.caches:
-        settles = (None, *(options.settle if policy in ("dual", "prompt") else ()))
-        for settle, threshold in product(settles, (None, *(options.thresholds if trained else ()))):
-            chosen = replace(text, cache=policy, threshold=threshold, settle=settle)
+        commits = (None, *(options.kv_commit_every if policy in ("dual", "prompt") else ()))
+        for every, threshold in product(commits, (None, *(options.thresholds if trained else ()))):
+            chosen = text.replace(cache=policy, threshold=threshold, kv_commit_every=every)
             yield bench.text(options.prompt, chosen, blocks) if task == "text" else bench.understanding(1, chosen, blocks)
 
 
@@ -152,7 +155,7 @@ def _start(folder: Path, seed: int) -> tuple[float, float]:
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
     """All tasks; idle_bytes: what this process held before it opened a model."""
     lengths = ("prompt", "answer", "block", "blocks", "forwards")
-    require_counts(options, "threads", "rounds", "steps", "settle", "image-steps", *lengths)
+    require_counts(options, "threads", "rounds", "steps", "kv-commit-every", "image-steps", *lengths)
     choose_device(options.device)  # one that does not work here is told before anything is made
     rounds, beside = 1 if options.quick else options.rounds, [task for task in options.tasks if task in BESIDE]
     decodes = [task for task in options.tasks if task not in BESIDE]

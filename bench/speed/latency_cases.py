@@ -6,7 +6,7 @@ loops and settings; it keeps no time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Bench:
         unknown = np.arange(codes.size) < max(1, round(part * codes.size))
         prompt = paint_prompt(self._words(CAPTION), special)
         nothing = paint_prompt([], special) if settings.guidance > 0 else None
-        chosen = replace(settings, steps=min(settings.steps, int(unknown.sum())))
+        chosen = settings.replace(steps=min(settings.steps, int(unknown.sum())))
         lengths = tuple(len(ids) + codes.size + 2 for ids in (prompt, nothing) if ids is not None)
         self._fits(max(lengths))
 
@@ -113,7 +113,7 @@ class Bench:
             lambda: text_canvas(prompt, settings.answer_length, self.bundle.vocabulary.special, guided=settings.guidance > 0),
             len(prompt),
             settings.answer_length,
-            pieces if settings.threshold is None else None,
+            pieces if settings.acceleration.threshold is None else None,
             leave,
             (taken, len(all_blocks)),
         )

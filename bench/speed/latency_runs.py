@@ -7,7 +7,7 @@ It gets cases and bundles; which ones, and how they are printed, is `mmada_lite.
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -133,9 +133,10 @@ def _peak(model: OpenModel, runs: Sequence[Run]) -> int | None:
 
 def _labels(settings: TextSettings | ImageSettings) -> Row:
     if isinstance(settings, TextSettings):
-        cache = settings.cache if settings.settle is None else f"{settings.cache}/{settings.settle}"
-        return {"cache": cache, "threshold": settings.threshold, "settings": asdict(settings)}
-    return {"cache": None, "threshold": None, "settings": asdict(settings)}
+        saving = settings.acceleration
+        cache = saving.cache if saving.kv_commit_every is None else f"{saving.cache}/{saving.kv_commit_every}"
+        return {"cache": cache, "threshold": saving.threshold, "settings": settings.flat()}
+    return {"cache": None, "threshold": None, "settings": settings.flat()}
 
 
 def _predicted(variant: Variant, seconds: float) -> Row:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,12 +34,12 @@ PICTURES: dict[str, dict[str, Any]] = {
     "refresh 3": {"refresh": 3},
     "unconditional every 4": {"unconditional_every": 4},
     "guidance to 0.6": {"guidance_to": 0.6},
-    "refresh 4, shortlist 2": {"refresh": 4, "shortlist": 2.0},
-    "refresh 3, shortlist 1.5": {"refresh": 3, "shortlist": 1.5},
-    "refresh 2, shortlist 2, unconditional every 2": {"refresh": 2, "shortlist": 2.0, "unconditional_every": 2},
-    "refresh 3, shortlist 2, unconditional every 2": {"refresh": 3, "shortlist": 2.0, "unconditional_every": 2},
-    "refresh 4, shortlist 2, unconditional every 2": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 2},
-    "refresh 4, shortlist 2, unconditional every 4": {"refresh": 4, "shortlist": 2.0, "unconditional_every": 4},
+    "refresh 4, candidate ratio 2": {"refresh": 4, "candidate_ratio": 2.0},
+    "refresh 3, candidate ratio 1.5": {"refresh": 3, "candidate_ratio": 1.5},
+    "refresh 2, candidate ratio 2, unconditional every 2": {"refresh": 2, "candidate_ratio": 2.0, "unconditional_every": 2},
+    "refresh 3, candidate ratio 2, unconditional every 2": {"refresh": 3, "candidate_ratio": 2.0, "unconditional_every": 2},
+    "refresh 4, candidate ratio 2, unconditional every 2": {"refresh": 4, "candidate_ratio": 2.0, "unconditional_every": 2},
+    "refresh 4, candidate ratio 2, unconditional every 4": {"refresh": 4, "candidate_ratio": 2.0, "unconditional_every": 4},
 }
 TEXTS: dict[str, dict[str, Any]] = {"exact": {}, "prefix": {"cache": "prefix"}, "dual": {"cache": "dual"}}
 
@@ -113,7 +113,7 @@ def _compared(
 ) -> Iterator[Row]:
     exact: Row = {}
     for name, changes in policies.items():
-        row = _measured(denoiser, partial(decode, replace(base, **changes)), rounds)
+        row = _measured(denoiser, partial(decode, base.replace(**changes)), rounds)
         exact = exact or row
         shares = {"of_exact": row["tokens"] / exact["tokens"], "pairs_of_exact": row["pairs"] / exact["pairs"]}
         yield {"task": f"overhead, {task}", "policy": name, **row, **shares}

@@ -6,6 +6,7 @@ from mmada_lite.cli import options, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s PICTURE QUESTION [options]"
     options.add_picture(parser)
     parser.add_argument("question", metavar="QUESTION", help="what to ask; -: standard input")
     parser.add_argument("--fit", choices=["crop", "squash"], default="crop", help="how it becomes square (default: crop)")

@@ -17,6 +17,7 @@ _ANEW = "/new"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [MESSAGE] [options]"
     parser.add_argument(
         "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
     )

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def _settings(model: Model, arguments: argparse.Namespace) -> ImageSettings | No
     """What the options change becomes the model's default, so that steps that are not given may still be cut to what there is
     to draw."""
     model.image_defaults = image_settings(model.image_defaults, arguments)
-    return None if arguments.steps is None else model.image_defaults
+    return model.image_defaults if "steps" in arguments else None
 
 
 def _writes_thought(step: Step) -> bool:
@@ -82,7 +81,7 @@ def _print_result(arguments: argparse.Namespace, target: output.Target, drawing:
     if arguments.json:
         result = terminal.result_json(target.name, arguments.seed, model.image_defaults, drawing.last)
         if drawing.thought_so_far is not None:
-            settings = asdict(model.text_defaults) if arguments.think else None
+            settings = model.text_defaults.flat() if arguments.think else None
             result |= {"thought": drawing.thought, "thought_fault": drawing.thought_fault, "thought_settings": settings}
         terminal.print_json(result)
     elif target.path is not None:

@@ -7,6 +7,7 @@ from mmada_lite.cli import options, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s PICTURE PROMPT [options]"
     options.add_picture(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw there; -: standard input")
     parser.add_argument("--side", choices=["left", "right", "top", "bottom"], default="right", help="where (default: right)")

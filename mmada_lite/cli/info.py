@@ -65,7 +65,7 @@ def bundle_json(bundle: "Bundle") -> dict[str, Any]:
         "image": asdict(bundle.image) if bundle.image else None,
         "quantization": {name: asdict(group) for name, group in bundle.quantization.items()},
         "target": bundle.target,
-        "defaults": {"text": asdict(bundle.text_defaults), "image": asdict(bundle.image_defaults)},
+        "defaults": {"text": bundle.text_defaults.flat(), "image": bundle.image_defaults.flat()},
         "graphs": {name: {"file": graph.file, "bytes": bundle.files[graph.file].size} for name, graph in bundle.graphs.items()},
         "files": {name: file.size for name, file in bundle.files.items()},
         "tokenizer": bundle.tokenizer_path is not None,

@@ -7,6 +7,7 @@ from mmada_lite.cli import options, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s PICTURE MASK PROMPT [options]"
     options.add_picture(parser)
     parser.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to draw anew")
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw there; -: standard input")

@@ -112,6 +112,10 @@ def _unknown(given: str, verb: str, spellings: list[str]) -> str:
     if not given.startswith("-"):
         return f"{given!r} is one argument too many for {verb}; put quotes around a sentence"
     name = given.split("=", 1)[0]
+    from mmada_lite.decoding.setting_fields import renamed_option  # after a fault alone: --help is to be instant
+
+    if (renamed := renamed_option(name)) in spellings:
+        return f"{verb} has no option {name}; it is called {renamed} now"
     return f"{verb} has no option {name}; {_nearest(name, spellings, f'see mmada-lite {verb} --help')}"
 
 

@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from typing import Any
 
 from mmada_lite import model as models
 from mmada_lite.cli.terminal import Progress, threads_of
@@ -29,27 +29,26 @@ def open_for_text(arguments: argparse.Namespace) -> tuple[Model, TextSettings]:
 
 def text_settings(defaults: TextSettings, arguments: argparse.Namespace) -> TextSettings:
     """The defaults with what the options change. Steps that are not given follow the answer's length."""
-    given = _given(arguments, TextSettings)
+    given = _given(arguments, defaults)
     if "entropy_bound" in given and "threshold" not in given:  # one rule takes the place of the other
         given["threshold"] = None
     elif "threshold" in given and "entropy_bound" not in given:
         given["entropy_bound"] = None
     if given.get("cache") == "none":  # what a speed would renew is not there
-        given = {"refresh": None, "drift": None} | given
+        given = {"refresh": None, "refresh_drift": None} | given
     if "steps" not in given:
         given["steps"] = _steps_for(defaults, given)
-    return replace(defaults, **given)
+    return defaults.replace(**given)
 
 
 def image_settings(defaults: ImageSettings, arguments: argparse.Namespace) -> ImageSettings:
     """The defaults with what the options change."""
-    return replace(defaults, **_given(arguments, ImageSettings))
+    return defaults.replace(**_given(arguments, defaults))
 
 
-def _given(arguments: argparse.Namespace, settings: type[TextSettings] | type[ImageSettings]) -> dict:
+def _given(arguments: argparse.Namespace, defaults: TextSettings | ImageSettings) -> dict[str, Any]:
     """The options that were given and are settings of that kind."""
-    options = vars(arguments)
-    return {field.name: options[field.name] for field in fields(settings) if options.get(field.name) is not None}
+    return {name: value for name, value in vars(arguments).items() if name in defaults.flat()}
 
 
 def _steps_for(defaults: TextSettings, given: Mapping[str, int]) -> int:

@@ -1,34 +1,16 @@
 """The options that several verbs share: how the command line spells them, and what --help says.
 
-It knows words and numbers alone. What a setting does is written in `mmada_lite.decoding.settings`; which model and which
-settings the options ask for is found out in `model_options`.
+Those of the settings are made from what `mmada_lite.decoding.settings` declares; which model and which settings the options
+ask for is found out in `model_options`.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from mmada_lite.decoding.setting_fields import Setting, settings_of, spelled
+from mmada_lite.decoding.settings import ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
 from mmada_lite.errors import Error
-
-# option, kind of value, its name in --help, and what it does
-TEXT_SAVINGS: tuple[tuple[str, str, str, str], ...] = (
-    ("--select", "word", "RULE", "what sure means: confidence, margin or entropy"),
-    ("--entropy-bound", "number", "NATS", "write the surest tokens up to so much entropy; --steps is unused then"),
-    ("--early-stop", "number", "P", "end once the end is written, or comes next surer than this"),
-    ("--reach", "whole", "N", "tokens beyond a block that may be written with its last ones; needs --threshold"),
-    ("--refresh", "whole", "N", "compute all anew after so many steps of a block; needs a cache"),
-    ("--drift", "number", "SHARE", "compute all anew once the guesses moved by this; needs a cache"),
-    ("--suffix", "whole", "N", "masks behind a block that a step still reads"),
-    ("--settle", "whole", "N", "written tokens leave a cached block so many at a time; needs cache dual or prompt"),
-    ("--thought-first", "flag", "", "what follows a thought waits for it"),
-    ("--draft", "whole", "N", "steps foreseen and checked in one model call; the answer stays the same"),
-)
-IMAGE_SAVINGS: tuple[tuple[str, str, str, str], ...] = (
-    ("--refresh", "whole", "N", "compute the whole row every N steps, and codes alone between them"),
-    ("--shortlist", "number", "X", "of these codes X for each that will be drawn before the next whole row"),
-    ("--guidance-from", "number", "SHARE", "guide from this share of the steps on"),
-    ("--guidance-to", "number", "SHARE", "guide up to this share of the steps"),
-    ("--unconditional-every", "whole", "N", "compute what guidance compares with every N steps"),
-)
 
 
 def whole(text: str) -> int:
@@ -47,21 +29,20 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
+def about(setting: Setting) -> str:
+    """What --help says of a setting."""
+    return f"{setting.help} ({setting.range}; default: {setting.default_in_words})"
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """All options of a verb that answers in text."""
     add_model(parser)
-    parser.add_argument("--steps", type=whole, metavar="N", help="model steps for the whole answer")
-    add_answer(parser)
-    parser.add_argument(
-        "--threshold", type=number, metavar="P", help="write every token at least this sure; --steps is unused then"
-    )
-    parser.add_argument("--temperature", type=number, metavar="T", help="0 takes the most probable token")
-    _add_savings(parser, TEXT_SAVINGS)
     add_speed(parser)
-    _add_guidance(parser)
+    add_settings(parser, settings_of(TextSettings))
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
+    _add_advanced(parser, settings_of(TextAcceleration), "docs/decoding.md")
 
 
 def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> None:
@@ -75,31 +56,40 @@ def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> N
     )
     add_force(parser)
     parser.add_argument("--save-steps", metavar="DIR", help="keep the picture of every step: DIR/step-001.png and so on")
-    parser.add_argument("--steps", type=whole, metavar="N", help="model steps")
-    parser.add_argument("--schedule", metavar="LAW", help="how fast masks vanish: cosine, linear, sigmoid or pow<exponent>")
-    parser.add_argument("--temperature", type=number, metavar="T", help="noise in the choice of what is drawn first")
     add_speed(parser)
-    _add_guidance(parser)
-    _add_savings(parser, IMAGE_SAVINGS)
+    add_settings(parser, settings_of(ImageSettings))
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
+    _add_advanced(parser, settings_of(ImageAcceleration), "docs/drawing.md")
 
 
-def add_answer(parser: argparse.ArgumentParser) -> None:
-    """How long an answer is, and what is kept while it is written."""
-    parser.add_argument("--answer-length", type=whole, metavar="N", help="the longest answer, in tokens")
-    parser.add_argument("--block-length", type=whole, metavar="N", help="tokens that are finished before the next ones begin")
-    parser.add_argument("--cache", metavar="POLICY", help="none (exact), prefix, dual or prompt (ever faster)")
+def add_planned_answer(parser: argparse.ArgumentParser) -> None:
+    """The settings that decide how much memory an answer takes."""
+    planned = ("answer_length", "block_length", "cache")
+    declared = (*settings_of(TextSettings), *settings_of(TextAcceleration))
+    add_settings(parser, [each for each in declared if each.name in planned])
 
 
-def _add_savings(parser: argparse.ArgumentParser, savings: Sequence[tuple[str, str, str, str]]) -> None:
-    kinds: dict[str, Callable[[str], object]] = {"whole": whole, "number": number, "word": str}
-    for name, kind, metavar, about in savings:
-        if kind == "flag":
-            parser.add_argument(name, action="store_true", default=None, help=about)
-            continue
-        parser.add_argument(name, type=kinds[kind], metavar=metavar, help=about)
+def add_settings(parser: argparse._ActionsContainer, settings: Sequence[Setting]) -> None:
+    """An option for each setting, which is absent from the result where it was not given."""
+    for each in settings:
+        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about(each)}
+        if each.kind == "flag":
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            how |= {"metavar": each.unit, "type": _type_of(each)}
+        parser.add_argument(spelled(each.name), **how)
+
+
+def _type_of(setting: Setting) -> Callable[[str], Any]:
+    read: Callable[[str], Any] = {"whole": whole, "number": number, "probability": number}.get(setting.kind, str)
+    return (lambda text: None if text == "none" else read(text)) if setting.optional else read
+
+
+def _add_advanced(parser: argparse.ArgumentParser, settings: Sequence[Setting], page: str) -> None:
+    add_settings(parser.add_argument_group("advanced", f"what saves work, and what it costs: {page}"), settings)
+    parser.epilog = "Defaults of settings are the bundle's own, which info shows; those above hold where it says none."
 
 
 def add_picture(parser: argparse.ArgumentParser) -> None:
@@ -113,12 +103,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", default="exact", metavar="NAME", help="exact, balanced or fast: settings to start from (default: exact)"
-    )
-
-
-def _add_guidance(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--guidance", type=number, metavar="G", help="how strongly the prompt pulls; 0 is none and twice as fast"
     )
 
 

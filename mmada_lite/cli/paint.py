@@ -6,6 +6,7 @@ from mmada_lite.cli import options, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s PROMPT [options]"
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; -: standard input")
     thinking = parser.add_mutually_exclusive_group()
     thinking.add_argument("--think", action="store_true", help="first write where everything goes, then draw that")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory", metavar="SIZE", help="8GB, 7.5GiB (default: what is free here, or the card's)")
     parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
-    options.add_answer(parser)
+    options.add_planned_answer(parser)
     options.add_speed(parser)
     options.add_device(parser)
     options.add_json(parser)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         "device": device,
         "shared": arguments.shared,
         "speed": arguments.speed,
-        "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.cache},
+        "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.acceleration.cache},
         "precisions": [_row_json(row, arguments.shared) for row in rows],
         "best": next((row.precision for row in rows if row.fits), None),
     }
@@ -114,7 +114,7 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
     shape = _checkpoint_shape(path)
     text = _planned_answer()
     longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
-    text = replace(text, answer_length=longest, steps=longest, block_length=min(32, longest))
+    text = text.replace(answer_length=longest, steps=longest, block_length=min(32, longest))
     return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
 
 
@@ -122,7 +122,7 @@ def _planned_answer() -> TextSettings:
     """What is planned for a model without defaults."""
     from mmada_lite.decoding.settings import TextSettings
 
-    return TextSettings(answer_length=128, steps=64, block_length=32, cache="dual")
+    return TextSettings(answer_length=128, steps=64, block_length=32).replace(cache="dual")
 
 
 def _checkpoint_shape(path: Path) -> Shape:

@@ -9,7 +9,6 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -103,7 +102,7 @@ def result_json(result: str, seed: int, settings: "TextSettings | ImageSettings"
     return {
         "result": result,
         "seed": seed,
-        "settings": asdict(settings),
+        "settings": settings.flat(),
         "steps": last.index + 1 if last else 0,
         "seconds": round(last.seconds, 6) if last else 0.0,
         "model_calls": last.model_calls if last else 0,

@@ -16,7 +16,7 @@ from mmada_lite.decoding.kv_cache import CachedContext, KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import Sampler
 from mmada_lite.decoding.schedules import transfers
 from mmada_lite.decoding.selection import above_threshold, entropy_bounded, most_confident, unbroken_run
-from mmada_lite.decoding.settings import Block, TextSettings
+from mmada_lite.decoding.settings import Block, TextAcceleration, TextSettings
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class BlockState:
     steps_done: int = 0
     context: CachedContext | None = None
     prompt: CachedContext | None = None
+    acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
     _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed; -1: none
@@ -46,44 +47,45 @@ class BlockState:
 
     def __post_init__(self) -> None:
         """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
-        first = self.block.start if self.settings.law == "reference" else 0
+        self.acceleration = self.settings.acceleration
+        first = self.block.start if self.settings.mode == "reference" else 0
         masks = self.canvas.masked()[:, first : self.block.stop].sum(axis=1)
         self._quota = np.stack([transfers(int(m), self.block.steps) for m in masks])
 
     @property
     def end(self) -> int:
         """Where the row ends that a step reads: what lies beyond is far and masked (DPad, arXiv 2508.14148)."""
-        if self.settings.suffix is None:
+        if self.acceleration.suffix_window is None:
             return self.canvas.length
-        return min(self.canvas.length, self.block.stop + max(self.settings.suffix, self.settings.reach))
+        return min(self.canvas.length, self.block.stop + max(self.acceleration.suffix_window, self.acceleration.lookahead))
 
     def queried(self, canvas: Canvas, computes_all: bool) -> Bools:
         """The positions to predict, [B, L]: masks of the block, of what is left of it, and of what it reaches."""
-        queried = self._open(canvas, self.block.stop + self.settings.reach)
+        queried = self._open(canvas, self.block.stop + self.acceleration.lookahead)
         if self.context and not computes_all:
             queried[:, : self.context.start] = False
             queried[:, self.context.stop :] = False
         return queried
 
     def finished(self) -> bool:
-        settings, canvas, block = self.settings, self.canvas, self.block
-        if settings.law == "sensible":
+        acceleration, canvas, block = self.acceleration, self.canvas, self.block
+        if self.settings.mode == "default":
             still_open = self._open(canvas, block.stop)
             return not (still_open[:, self.context.start :] if self.context else still_open).any()
-        if settings.cache == "none" and settings.threshold is None:
+        if acceleration.cache == "none" and acceleration.threshold is None:
             return self.steps_done >= block.steps
-        least = 0 if settings.cache == "none" else 2
+        least = 0 if acceleration.cache == "none" else 2
         return self.steps_done >= least and not canvas.masked()[:, block.start : block.stop].any()
 
     def computes_all(self) -> bool:
         """Whether the next call computes all and keeps its keys and values: a block's first, and when they are stale."""
-        if self.settings.cache == "none":
+        if self.acceleration.cache == "none":
             return False
-        if self.steps_done == 0 or (self.settings.refresh is not None and self.steps_done % self.settings.refresh == 0):
+        if self.steps_done == 0 or (self.acceleration.refresh is not None and self.steps_done % self.acceleration.refresh == 0):
             return True
         if self._thought_ended:
             return True
-        return self.settings.drift is not None and self._drift > self.settings.drift
+        return self.acceleration.refresh_drift is not None and self._drift > self.acceleration.refresh_drift
 
     def context_of(self, computes_all: bool) -> CachedContext | None:
         """The cached context of the next call. One that computes all has none, or the prompt that an earlier block kept, behind
@@ -94,13 +96,13 @@ class BlockState:
 
     def cache(self, kept: Sequence[KeyValues], queried: Bools) -> None:
         """Keep the keys and values of a call that computed all and queried these positions [B, L]."""
-        start, settings, prompt = self.block.start, self.settings, self.context_of(True)
-        if settings.law == "sensible":
+        start, acceleration, prompt = self.block.start, self.acceleration, self.context_of(True)
+        if self.settings.mode == "default":
             start = min(start, int(queried.any(axis=0).argmax()))
         self.context = CachedContext.after(
-            settings.cache, kept, start, self.block.stop, self.end, self.buffers, settings.draft, prompt
+            acceleration.cache, kept, start, self.block.stop, self.end, self.buffers, acceleration.speculative_steps, prompt
         )
-        if settings.cache == "prompt" and prompt is None:
+        if acceleration.cache == "prompt" and prompt is None:
             first = min(self.canvas.start, start)
             self.prompt = CachedContext(tuple(branch.shrunk(first) for branch in kept), first, self.end)
             for buffer, past in zip(self.buffers, self.prompt.pasts, strict=False):
@@ -110,8 +112,8 @@ class BlockState:
     def commits(self) -> bool:
         """Whether so many positions of the window are written, before the next call, that their keys and values are committed
         to the past then."""
-        settle, context = self.settings.settle, self.context
-        return settle is not None and context is not None and int(self._written(context).sum()) >= settle
+        least, context = self.acceleration.kv_commit_every, self.context
+        return least is not None and context is not None and int(self._written(context).sum()) >= least
 
     def commit(self, kept: Sequence[KeyValues]) -> None:
         """Let what was written before a call over the window join the past as the call left it (dKV-Cache, arXiv 2505.15781:
@@ -130,8 +132,8 @@ class BlockState:
     def choose(self, candidates: Candidates, step: int) -> Bools:
         """What step `step` of the text writes of its candidates, [B, Q]."""
         chosen = self._choose(candidates, step, self.steps_done)
-        if self.settings.early_stop is not None and self.stop_tokens.size:
-            chosen |= self._coming_end(candidates, float(np.log(self.settings.early_stop)))
+        if self.acceleration.early_stop is not None and self.stop_tokens.size:
+            chosen |= self._coming_end(candidates, float(np.log(self.acceleration.early_stop)))
         return chosen
 
     def advance(self, candidates: Candidates, chosen: Bools) -> None:
@@ -139,7 +141,7 @@ class BlockState:
         self.steps_done += 1
         self._unwritten = candidates.without(chosen)
         self._thought_ended = self.context is not None and self._thoughts_over() > self._thoughts_at_refresh
-        if self.settings.drift is not None:
+        if self.acceleration.refresh_drift is not None:
             self._measure_drift(self._unwritten)
 
     def drafts(self, step: int) -> Canvas:
@@ -148,10 +150,10 @@ class BlockState:
         A step from the canvas that its draft foresaw is the very step that would have come (self-speculative decoding,
         arXiv 2510.04147): so every one is checked, and the first that was foreseen wrongly is the last that counts.
         """
-        if self.settings.draft == 1:
+        if self.acceleration.speculative_steps == 1:
             return self.canvas
         drafts, unwritten = [self.canvas.tokens[0]], self._unwritten
-        while unwritten is not None and len(drafts) < self.settings.draft:
+        while unwritten is not None and len(drafts) < self.acceleration.speculative_steps:
             ahead = len(drafts) - 1
             chosen = self._choose(unwritten, step + ahead, self.steps_done + ahead)
             draft, unwritten = drafts[-1].copy(), unwritten.without(chosen)
@@ -165,28 +167,28 @@ class BlockState:
         """Masks [B, L] before `stop` of the rows whose text may still change."""
         masked = canvas.masked()
         masked[:, stop:] = False
-        if self.settings.early_stop is not None:
+        if self.acceleration.early_stop is not None:
             masked[over(canvas, self.stop_tokens)] = False
         return masked
 
     def _choose(self, candidates: Candidates, step: int, steps_done: int) -> Bools:
-        settings = self.settings
-        if settings.thought_first and self.closing.size:
+        acceleration = self.acceleration
+        if acceleration.thought_first and self.closing.size:
             candidates = self._without_waiting(candidates)
         inside = candidates.valid & (candidates.positions < self.block.stop)
         confidence: NDArray[np.floating] = candidates.confidence
-        if settings.order == "random":
+        if self.settings.order == "random":
             confidence = self.sampler.order("text", step, candidates.positions)
         ranked = np.where(inside, confidence, -np.inf)
-        if settings.entropy_bound is not None:
+        if acceleration.entropy_bound is not None:
             assert candidates.entropy is not None
-            return entropy_bounded(ranked, candidates.entropy, settings.entropy_bound)
-        if settings.threshold is None:
+            return entropy_bounded(ranked, candidates.entropy, acceleration.entropy_bound)
+        if acceleration.threshold is None:
             counts = self._quota[:, steps_done] if steps_done < self._quota.shape[1] else inside.sum(axis=1)
             return most_confident(ranked, counts)
-        least = float(np.log(settings.threshold))
+        least = float(np.log(acceleration.threshold))
         chosen = above_threshold(ranked, least)
-        if not settings.reach:
+        if not acceleration.lookahead:
             return chosen
         complete = (chosen | ~inside).all(axis=1, keepdims=True)
         return chosen | (unbroken_run(confidence >= least, candidates.valid & ~inside) & complete)
@@ -211,7 +213,7 @@ class BlockState:
 
     def _thoughts_over(self) -> int:
         """Rows whose thought is written to its end, where what follows waits for it."""
-        if not (self.settings.thought_first and self.closing.size):
+        if not (self.acceleration.thought_first and self.closing.size):
             return 0
         tokens = self.canvas.tokens
         answers = self._answer_starts(tokens)[:, None]

@@ -15,7 +15,7 @@ from mmada_lite.decoding.canvas import Bools, Ints
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Prediction
 from mmada_lite.decoding.forward import Forward
 from mmada_lite.decoding.sampling import Sampler
-from mmada_lite.decoding.settings import TextSettings
+from mmada_lite.decoding.settings import TextAcceleration, TextSettings
 
 _LEAST = 1e-30  # a margin of nothing is still a choice
 
@@ -56,29 +56,30 @@ class Candidates:
 def candidates_of(
     denoiser: Denoiser, forward: Forward, settings: TextSettings, sampler: Sampler, step: int, mask: int
 ) -> Candidates:
-    """The candidates of one forward, for step `step`. Under the sensible law none of them is the mask."""
+    """The candidates of one forward, for step `step`. In the default mode none of them is the mask."""
+    acceleration = settings.acceleration
     drawn = sampler.draw(denoiser, "text", forward.hidden, forward.mix, step, forward.positions)
-    logits = _logits(denoiser, forward) if _needs_logits(drawn, settings) else None
-    entropy = _entropy(drawn, logits) if _needs_entropy(settings) else None
-    if settings.law == "sensible":
+    logits = _logits(denoiser, forward) if _needs_logits(drawn, acceleration) else None
+    entropy = _entropy(drawn, logits) if _needs_entropy(acceleration) else None
+    if settings.mode == "default":
         drawn = _never_mask(denoiser, drawn, forward, mask)
     confidence: NDArray[np.floating] = drawn.log_probability
-    if settings.select == "entropy":
+    if acceleration.select == "entropy":
         assert entropy is not None
         confidence = -entropy
-    elif settings.select == "margin":
+    elif acceleration.select == "margin":
         assert logits is not None
         confidence = _margin(logits, mask)
     return Candidates(forward.positions, forward.valid, drawn.token, drawn.log_probability, confidence, entropy)
 
 
-def _needs_entropy(settings: TextSettings) -> bool:
-    return settings.select == "entropy" or settings.entropy_bound is not None
+def _needs_entropy(acceleration: TextAcceleration) -> bool:
+    return acceleration.select == "entropy" or acceleration.entropy_bound is not None
 
 
-def _needs_logits(drawn: Prediction, settings: TextSettings) -> bool:
+def _needs_logits(drawn: Prediction, acceleration: TextAcceleration) -> bool:
     """Margins are not among a head's outputs, and some denoisers give no entropies: the head then runs once more."""
-    return settings.select == "margin" or (_needs_entropy(settings) and drawn.entropy is None)
+    return acceleration.select == "margin" or (_needs_entropy(acceleration) and drawn.entropy is None)
 
 
 def _logits(denoiser: Denoiser, forward: Forward) -> NDArray[np.float64]:

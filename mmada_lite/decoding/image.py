@@ -73,7 +73,7 @@ class _Rule:
 
     @classmethod
     def of(cls, canvas: Canvas, settings: ImageSettings, sampler: Sampler) -> "_Rule":
-        length, reference = canvas.stop - canvas.start, settings.law == "reference"
+        length, reference = canvas.stop - canvas.start, settings.mode == "reference"
         unknown = canvas.masked()[:, canvas.region].sum(axis=1)
         plan = np.stack([masked_after(settings.schedule, length if reference else int(n), settings.steps) for n in unknown])
         positions = np.broadcast_to(np.arange(canvas.start, canvas.stop), (canvas.batch, length))
@@ -91,7 +91,7 @@ class _Rule:
         the end; otherwise each later step keeps at least one to draw, and nothing is left after the last."""
         most: Ints = open_codes.sum(axis=1) - 1
         planned, later = self.plan[:, k], self.settings.steps - 1 - k
-        if self.settings.law == "reference":
+        if self.settings.mode == "reference":
             return np.maximum(np.minimum(most, planned), 1)
         wanted = np.maximum(planned, later) if later else np.zeros_like(planned)
         return np.maximum(np.minimum(most, wanted), 0)
@@ -105,14 +105,15 @@ class _Rule:
         chance = np.max([confidence + self.noise(later) for later in range(k + 1, until)], axis=0)
         score = np.where(again, chance, np.where(open_codes, np.float32(np.inf), np.float32(-np.inf)))
         written, masked = (open_codes & ~again).sum(axis=1), again.sum(axis=1)
-        if self.settings.shortlist is None:
+        ratio = self.settings.acceleration.candidate_ratio
+        if ratio is None:
             return score, written + masked
-        wanted = np.ceil(self.settings.shortlist * (masked - self.left(again, until - 1))).astype(np.int64)
+        wanted = np.ceil(ratio * (masked - self.left(again, until - 1))).astype(np.int64)
         return score, written + np.minimum(masked, wanted)
 
 
 def final_codes(steps: Sequence[Step]) -> Ints:
-    """The picture's codes [B, N] after the last step: complete also under the reference law, whose canvas keeps a mask."""
+    """The picture's codes [B, N] after the last step: complete also in mode reference, whose canvas keeps a mask."""
     last = steps[-1].predicted_codes
     assert last is not None, "these were steps of a text"
     return last

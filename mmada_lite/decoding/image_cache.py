@@ -86,7 +86,7 @@ class ImageCache:
             inside = masked & self._inside
             if (inside.any(axis=1) | ~masked.any(axis=1)).all():
                 return inside
-        self._until = min(k + self._settings.refresh, self._settings.steps)
+        self._until = min(k + self._settings.acceleration.refresh, self._settings.steps)
         self._window, self._inside, self._pasts = None, None, {}
         return masked
 
@@ -109,7 +109,7 @@ class ImageCache:
 
     def _unconditional_states(self, k: int, positions: Ints, valid: Bools) -> Floats:
         """The unconditional row's states: those of an earlier step while they are young enough and know every position."""
-        states, every = self._cached_states, self._settings.unconditional_every
+        states, every = self._cached_states, self._settings.acceleration.unconditional_every
         if states is not None and k - states.step < every:
             known = states.at(positions, valid)
             if known is not None:

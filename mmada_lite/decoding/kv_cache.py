@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-POLICIES = ("none", "prefix", "dual", "prompt")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.errors import Error
+from mmada_lite.decoding.settings import schedule_exponent
 
 Ints = NDArray[np.int64]
 _F = np.float32
@@ -53,28 +53,15 @@ def _sigmoid(ratio: np.float32) -> np.float32:
     return max(value, _F(1e-6))
 
 
-SCHEDULES = ("cosine", "linear", "pow<exponent>", "sigmoid")
-
-
 def schedule(name: str) -> Callable[[np.float32], np.float32]:
     """The law ratio done (0..1) -> ratio still masked. Names: cosine, linear, sigmoid, pow2 (any exponent: pow0.5).
 
     Raises Error for another name.
     """
-    if name == "cosine":
-        return _cosine
-    if name == "linear":
-        return _linear
-    if name == "sigmoid":
-        return _sigmoid
-    if name.startswith("pow"):
-        try:
-            exponent = float(name[3:])
-        except ValueError:
-            exponent = math.nan
-        if exponent > 0 and math.isfinite(exponent):
-            return _power(exponent)
-    raise Error(f"no schedule is called {name!r}; use one of {', '.join(SCHEDULES)}, such as pow2")
+    exponent = schedule_exponent(name)
+    if exponent is not None:
+        return _power(exponent)
+    return {"cosine": _cosine, "linear": _linear, "sigmoid": _sigmoid}[name]
 
 
 def masked_after(name: str, tokens: int, steps: int) -> Ints:

@@ -1,22 +1,30 @@
-"""How a text or a picture is to be decoded: every setting, checked before any work is done, and the named speeds, which are
-changes of a few of them. No arrays and no models here.
+"""How a text or a picture is to be decoded: every setting, declared once and checked before any work is done, and the named
+speeds, which are changes of a few of them. No arrays and no models here, and no numpy: the command line reads this for --help.
+
+Two layers: what a user turns, and in `acceleration` what saves work; `settings.replace(steps=8, cache="dual")` changes either.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from mmada_lite.decoding.kv_cache import POLICIES
-from mmada_lite.decoding.schedules import schedule, transfers
-from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.decoding import format_1
+from mmada_lite.decoding.setting_fields import TwoLayers, check_fields, known_names_only, setting
+from mmada_lite.errors import Error
 
-Law = Literal["sensible", "reference"]
-Settings = TypeVar("Settings")
+Mode = Literal["default", "reference"]
+CachePolicy = Literal["none", "prefix", "dual", "prompt"]
+CACHE_POLICIES: tuple[str, ...] = get_args(CachePolicy)
+Settings = TypeVar("Settings", "TextSettings", "ImageSettings")
+SCHEDULES = ("cosine", "linear", "pow<exponent>", "sigmoid")
+_LLADA, _FAST_DLLM, _MASKGIT = "LLaDA, arXiv 2502.09992", "Fast-dLLM, arXiv 2505.22618", "MaskGIT, arXiv 2202.04200"
+_GUIDANCE = "classifier-free guidance, arXiv 2207.12598"
 
 # The named speeds: changes of the text settings, changes of the image settings.
-_PARTIAL_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "shortlist": 2.0, "unconditional_every": 2})
+_PARTIAL_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "candidate_ratio": 2.0, "unconditional_every": 2})
 _CACHED: Mapping[str, Any] = MappingProxyType(
     {"cache": "dual", "entropy_bound": None, "early_stop": 1.0, "thought_first": True, "refresh": 2}
 )
@@ -24,7 +32,7 @@ PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProx
     {
         "exact": (MappingProxyType({}), MappingProxyType({})),
         "balanced": (MappingProxyType({**_CACHED, "threshold": 0.9}), _PARTIAL_STEPS),
-        "fast": (MappingProxyType({**_CACHED, "threshold": 0.8, "suffix": 8}), _PARTIAL_STEPS),
+        "fast": (MappingProxyType({**_CACHED, "threshold": 0.8, "suffix_window": 8}), _PARTIAL_STEPS),
     }
 )
 
@@ -38,62 +46,118 @@ class Block:
     steps: int
 
 
+def schedule_exponent(name: str) -> float | None:
+    """The exponent of a schedule that is called pow<exponent>, None for the others. Raises Error for another name."""
+    if name in SCHEDULES and "<" not in name:
+        return None
+    if name.startswith("pow"):
+        try:
+            exponent = float(name[3:])
+        except ValueError:
+            exponent = math.nan
+        if exponent > 0 and math.isfinite(exponent):
+            return exponent
+    raise Error(f"no schedule is called {name!r}; use one of {', '.join(SCHEDULES)}, such as pow2")
+
+
+@known_names_only
 @dataclass(frozen=True, slots=True)
-class TextSettings:
-    """Block-wise text decoding (LLaDA, arXiv 2502.09992; cached as in Fast-dLLM, arXiv 2505.22618).
+class TextAcceleration:
+    """What saves work on a text (docs/decoding.md). All but `cache` and `threshold` ask for the default mode."""
 
-    answer_length, steps, block_length: tokens to write, model steps for all of them, tokens per block.
-    temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
-    guidance: 0 is none; g mixes (1 + g) * conditional - g * unconditional.
-    order: which positions are written first: "low_confidence" (the most confident first) or "random".
-    cache: "none" computes everything at every step; "prefix", "dual" and "prompt" keep keys and values of the block's first
-    step; with "prompt" the first step of a later block uses the prompt's keys and values of the answer's very first step.
-    threshold: a probability; then every position at least that probable is written and `steps` is not used.
-    law: "reference" repeats the published code's quirks (docs/parity.md), "sensible" does what one expects.
-
-    What follows saves work (docs/decoding.md) and asks for the sensible law.
-    select: what ranks positions: "confidence" (the token's probability), "margin" (that less the next one's) or "entropy".
-    entropy_bound: nats; the most confident positions are written whose entropies, but for the largest, add up to at most this.
-    early_stop: a probability; decoding ends once a stop token and all before it are written, or one comes next and is likelier.
-    reach: positions beyond a block that are written with its last ones, while each is as probable as `threshold`.
-    refresh, drift: compute all anew after so many steps of a block, or once its candidates moved that much (0 to 1).
-    suffix: masks behind the block that a step still reads; the others are left out.
-    draft: canvases that one forward checks; what is written stays what one at a time would write.
-    settle: written positions of a block leave a cached window so many at a time, their keys and values as they are one step
-    after they were written.
-    thought_first: nothing behind the end of a thought is written before all of the thought is (mmada_lite/vocabulary).
-    """
-
-    answer_length: int = 128
-    steps: int = 64
-    block_length: int = 32
-    temperature: float = 0.0
-    guidance: float = 0.0
-    order: Literal["low_confidence", "random"] = "low_confidence"
-    cache: Literal["none", "prefix", "dual", "prompt"] = "none"
-    threshold: float | None = None
-    law: Law = "sensible"
-    select: Literal["confidence", "margin", "entropy"] = "confidence"
-    entropy_bound: float | None = None
-    early_stop: float | None = None
-    reach: int = 0
-    refresh: int | None = None
-    drift: float | None = None
-    suffix: int | None = None
-    draft: int = 1
-    settle: int | None = None
-    thought_first: bool = False
+    cache: CachePolicy = setting(
+        "none",
+        "whose keys and values later steps of a block reuse; none is exact, the others ever faster",
+        source=f"{_FAST_DLLM}; prompt: ours",
+        unit="POLICY",
+    )
+    threshold: float | None = setting(
+        None,
+        "write every token at least this probable; steps are unused then",
+        source=_FAST_DLLM,
+        unit="P",
+        probability=True,
+    )
+    select: Literal["confidence", "margin", "entropy"] = setting(
+        "confidence", "what positions are ranked by", source="Dream, arXiv 2508.15487", unit="RULE"
+    )
+    entropy_bound: float | None = setting(
+        None,
+        "write the most confident tokens up to so much entropy; steps are unused then",
+        source="EB-Sampler, arXiv 2505.24857",
+        unit="NATS",
+    )
+    early_stop: float | None = setting(
+        None, "end once the end is written, or comes next and is more probable than this", unit="P", probability=True
+    )
+    lookahead: int = setting(0, "tokens beyond a block that may be written with its last ones; needs a threshold", unit="N")
+    refresh: int | None = setting(
+        None,
+        "compute all anew after so many steps of a block; needs a cache",
+        source="dKV-Cache, arXiv 2505.15781",
+        unit="N",
+        least=1,
+    )
+    refresh_drift: float | None = setting(
+        None, "compute all anew once the candidates moved by this on average; needs a cache", unit="SHARE"
+    )
+    suffix_window: int | None = setting(
+        None, "masks behind a block that a step still reads", source="DPad, arXiv 2508.14148", unit="N"
+    )
+    speculative_steps: int = setting(
+        1,
+        "steps foreseen and checked in one model call; the answer stays the same",
+        source="Self Speculative Decoding, arXiv 2510.04147",
+        unit="N",
+        least=1,
+    )
+    kv_commit_every: int | None = setting(
+        None,
+        "written tokens leave a cached block so many at a time; needs cache dual or prompt",
+        source="dKV-Cache, arXiv 2505.15781",
+        unit="N",
+        least=1,
+    )
+    thought_first: bool = setting(False, "what follows a thought waits until all of the thought is written")
 
     def __post_init__(self) -> None:
-        _whole("answer_length", self.answer_length)
-        _whole("steps", self.steps)
-        _whole("block_length", self.block_length)
-        _at_least_zero("temperature", self.temperature)
-        _at_least_zero("guidance", self.guidance)
-        _one_of("order", self.order, ("low_confidence", "random"))
-        _one_of("cache", self.cache, POLICIES)
-        _one_of("law", self.law, ("sensible", "reference"))
-        _probability("threshold", self.threshold)
+        check_fields(self)
+        if self.threshold is not None and self.entropy_bound is not None:
+            raise Error("threshold and entropy_bound both say how many tokens a step writes; use one of them")
+        if self.lookahead and self.threshold is None:
+            raise Error(f"lookahead {self.lookahead} writes what is as probable as the threshold; give a threshold too")
+        if self.cache == "none" and (self.refresh is not None or self.refresh_drift is not None):
+            raise Error("refresh and refresh_drift renew a cache and there is none; use cache prefix or dual")
+        if self.kv_commit_every is not None and (self.cache in ("none", "prefix") or self.speculative_steps > 1):
+            raise Error(
+                f"kv_commit_every {self.kv_commit_every} narrows the window of a block; use it with cache dual or prompt, "
+                "and speculative_steps 1"
+            )
+
+
+@known_names_only
+@dataclass(frozen=True, slots=True)
+class TextSettings(TwoLayers):
+    """Block-wise text decoding (LLaDA, arXiv 2502.09992; cached as in Fast-dLLM, arXiv 2505.22618).
+
+    guidance: g mixes (1 + g) * conditional - g * unconditional. mode: "reference" repeats the published code's quirks
+    (docs/parity.md), "default" does what one expects.
+    """
+
+    answer_length: int = setting(128, "the longest answer, in tokens", source=_LLADA, unit="N", least=1)
+    steps: int = setting(64, "model steps for the whole answer", source=_LLADA, unit="N", least=1)
+    block_length: int = setting(32, "tokens that are finished before the next begin", source=_LLADA, unit="N", least=1)
+    temperature: float = setting(0.0, "0 takes the most probable token, above they are drawn", source=_LLADA, unit="T")
+    guidance: float = setting(0.0, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G")
+    order: Literal["low_confidence", "random"] = setting(
+        "low_confidence", "what is written first: the surest, or any", source=_LLADA, unit="NAME"
+    )
+    mode: Mode = setting("default", "reference: as the published code, bugs and all", unit="NAME")
+    acceleration: TextAcceleration = TextAcceleration()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        saving = self.acceleration
         if self.steps > self.answer_length:
             raise Error(
                 f"{self.steps} steps for {self.answer_length} tokens: a step writes at least one token; "
@@ -102,168 +166,135 @@ class TextSettings:
         count = math.ceil(self.answer_length / self.block_length)
         if not self.adaptive and self.steps < count:
             raise Error(f"{self.steps} steps cannot fill {count} blocks; use at least {count} steps or a longer block")
-        if self.law == "reference" and (self.answer_length % self.block_length or self.steps % count):
+        if self.mode == "reference":
+            self._check_reference(count)
+        if self.order == "random" and (saving.lookahead or saving.select != "confidence"):
+            raise Error("order random does not ask how confident a prediction is; use low_confidence with select and lookahead")
+        if saving.speculative_steps > 1 and self.temperature > 0:
             raise Error(
-                f"the reference law divides exactly: answer_length {self.answer_length} by block_length "
+                f"speculative_steps {saving.speculative_steps} checks what greedy decoding would write; "
+                "use temperature 0, or speculative_steps 1"
+            )
+
+    def _check_reference(self, count: int) -> None:
+        saving = self.acceleration
+        if self.answer_length % self.block_length or self.steps % count:
+            raise Error(
+                f"mode reference divides exactly: answer_length {self.answer_length} by block_length "
                 f"{self.block_length}, and steps {self.steps} by {count} blocks"
             )
-        if self.law == "reference" and self.cache != "none" and self.threshold is None and self.steps == count:
-            raise Error("the reference cannot use a cache with one step per block; use more steps or the sensible law")
-        self._check_savings()
-
-    def _check_savings(self) -> None:
-        _one_of("select", self.select, ("confidence", "margin", "entropy"))
-        _probability("early_stop", self.early_stop)
-        _whole("reach", self.reach, least=0)
-        _whole("draft", self.draft)
-        if not isinstance(self.thought_first, bool):
-            raise Error(f"thought_first is {self.thought_first!r}; use true or false")
-        for name, value, least in (("refresh", self.refresh, 1), ("suffix", self.suffix, 0), ("settle", self.settle, 1)):
-            if value is not None:
-                _whole(name, value, least=least)
-        for name, bound in (("entropy_bound", self.entropy_bound), ("drift", self.drift)):
-            if bound is not None:
-                _at_least_zero(name, bound)
-        if self.law == "reference" and (used := later_settings(self)):
-            raise Error(f"the reference law has no {', '.join(used)}; leave out what it lacks, or use the sensible law")
-        if self.threshold is not None and self.entropy_bound is not None:
-            raise Error("threshold and entropy_bound both say how many tokens a step writes; use one of them")
-        if self.reach and self.threshold is None:
-            raise Error(f"reach {self.reach} writes what is as probable as the threshold; give a threshold too")
-        if self.order == "random" and (self.reach or self.select != "confidence"):
-            raise Error("order random does not ask how confident a prediction is; use low_confidence with select and reach")
-        if self.cache == "none" and (self.refresh is not None or self.drift is not None):
-            raise Error("refresh and drift renew a cache and there is none; use cache prefix or dual")
-        if self.settle is not None and (self.cache in ("none", "prefix") or self.draft > 1):
-            raise Error(f"settle {self.settle} narrows the window of a block; use it with cache dual or prompt, and draft 1")
-        if self.draft > 1 and self.temperature > 0:
-            raise Error(f"draft {self.draft} checks what greedy decoding would write; use temperature 0, or draft 1")
+        if saving.cache != "none" and saving.threshold is None and self.steps == count:
+            raise Error("the reference cannot use a cache with one step per block; use more steps, or mode default")
+        if used := [name for name in changed_settings(saving) if name not in ("cache", "threshold")]:
+            raise Error(f"mode reference has no {', '.join(used)}; leave out what it lacks, or use mode default")
 
     @property
     def adaptive(self) -> bool:
         """Whether the candidates decide how many tokens a step writes, and so how many steps there are."""
-        return self.threshold is not None or self.entropy_bound is not None
+        return self.acceleration.threshold is not None or self.acceleration.entropy_bound is not None
 
     def blocks(self, start: int) -> list[Block]:
-        """The blocks of an answer that begins at canvas position `start`. The last may be shorter."""
+        """The blocks of an answer that begins at canvas position `start`. The last may be shorter. Steps are shared evenly,
+        the rest first."""
         edges = [*range(0, self.answer_length, self.block_length), self.answer_length]
-        shares = transfers(self.steps, len(edges) - 1)
+        share, rest = divmod(self.steps, len(edges) - 1)
         return [
-            Block(start + low, start + high, max(1, min(int(share), high - low)))
-            for low, high, share in zip(edges, edges[1:], shares, strict=False)
+            Block(start + low, start + high, max(1, min(share + (number < rest), high - low)))
+            for number, (low, high) in enumerate(pairwise(edges))
         ]
 
 
+@known_names_only
 @dataclass(frozen=True, slots=True)
-class ImageSettings:
-    """Parallel unmasking of picture codes (MaskGIT, arXiv 2202.04200; MMaDA, arXiv 2505.15809 section 4.3).
+class ImageAcceleration:
+    """What makes the steps of a drawing cheaper, and is exact as it stands (docs/drawing.md).
 
-    steps: model steps. guidance: g mixes (1 + g) * conditional - g * unconditional, 0 runs the conditional row alone.
-    schedule: share still masked against share of steps done: cosine, linear, sigmoid, pow<exponent>.
-    temperature: scale of the confidence noise at the start; each step k of T multiplies it by (1 - k / T).
-    sampling_temperature: how codes are drawn: 1 from the model's own distribution, 0 always the most probable.
-    law: "reference" counts the schedule over all codes and leaves one mask at the end; "sensible" counts over unknown ones.
-
-    What makes steps cheaper, and is exact as it stands (docs/drawing.md):
-    refresh: every how many steps the whole row is computed; the partial steps between compute codes alone, over its keys.
-    shortlist: how many codes a partial step computes for each that will be written until the next full one, the most
-    promising ones; None computes all that were masked at the full step.
-    guidance_from, guidance_to: step k of T (from 0) is guided where guidance_from <= k / T < guidance_to.
-    unconditional_every: for how many steps the unconditional row's hidden states serve.
+    refresh: the partial steps between compute codes alone, over the keys of the whole row's last step. candidate_ratio: of
+    the masked codes a partial step computes the most promising ones, None all of them. Step k of T (from 0) is guided where
+    guidance_from <= k / T < guidance_to.
     """
 
-    steps: int = 15
-    guidance: float = 3.5
-    schedule: str = "cosine"
-    temperature: float = 1.0
-    sampling_temperature: float = 1.0
-    law: Law = "sensible"
-    refresh: int = 1
-    shortlist: float | None = None
-    guidance_from: float = 0.0
-    guidance_to: float = 1.0
-    unconditional_every: int = 1
+    refresh: int = setting(1, "compute the whole row every N steps, and codes alone between them", unit="N", least=1)
+    candidate_ratio: float | None = setting(
+        None, "of these codes X for each that will be drawn before the next whole row", unit="X", least=1
+    )
+    guidance_from: float = setting(0.0, "guide from this share of the steps on", unit="SHARE", most=1)
+    guidance_to: float = setting(1.0, "guide up to this share of the steps", unit="SHARE", most=1)
+    unconditional_every: int = setting(1, "compute what guidance compares with every N steps", unit="N", least=1)
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps)
-        _whole("refresh", self.refresh)
-        _whole("unconditional_every", self.unconditional_every)
-        _at_least_zero("guidance_from", self.guidance_from)
-        _at_least_zero("guidance_to", self.guidance_to)
-        _at_least_zero("guidance", self.guidance)
-        _at_least_zero("temperature", self.temperature)
-        _at_least_zero("sampling_temperature", self.sampling_temperature)
-        _one_of("law", self.law, ("sensible", "reference"))
-        schedule(self.schedule)
-        if not self.guidance_from < self.guidance_to <= 1:
+        check_fields(self)
+        if not self.guidance_from < self.guidance_to:
             raise Error(
-                f"guidance from {self.guidance_from} to {self.guidance_to} of the steps guides none of them or more than all; "
+                f"guidance from {self.guidance_from} to {self.guidance_to} of the steps guides none of them; "
                 "use shares with 0 <= guidance_from < guidance_to <= 1"
             )
-        if self.shortlist is not None:
-            _at_least_zero("shortlist", self.shortlist)
-            if self.shortlist < 1:
-                raise Error(f"shortlist is {self.shortlist}: a partial step could not fill its share; use at least 1")
+
+
+@known_names_only
+@dataclass(frozen=True, slots=True)
+class ImageSettings(TwoLayers):
+    """Parallel unmasking of picture codes (MaskGIT, arXiv 2202.04200; MMaDA, arXiv 2505.15809 section 4.3).
+
+    guidance: g mixes (1 + g) * conditional - g * unconditional, 0 runs the conditional row alone. schedule: share still
+    masked against share of steps done. temperature: scale of the confidence noise at the start; each step k of T multiplies
+    it by (1 - k / T). sampling_temperature: 1 draws codes from the model's own distribution. mode: "reference" counts the
+    schedule over all codes and leaves one mask at the end; "default" counts over unknown ones.
+    """
+
+    steps: int = setting(15, "model steps", source=_MASKGIT, unit="N", least=1)
+    guidance: float = setting(3.5, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G")
+    schedule: str = setting(
+        "cosine",
+        "how fast masks vanish",
+        source=_MASKGIT,
+        unit="LAW",
+        choices=SCHEDULES,
+        check=schedule_exponent,
+    )
+    temperature: float = setting(1.0, "noise in the choice of what is drawn first", source=_MASKGIT, unit="T")
+    sampling_temperature: float = setting(
+        1.0, "0 takes the most probable code, above they are drawn", source=_MASKGIT, unit="T"
+    )
+    mode: Mode = setting("default", "reference: as the published code, bugs and all", unit="NAME")
+    acceleration: ImageAcceleration = ImageAcceleration()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def guided(self, k: int) -> bool:
         """Whether step k (from 0) mixes in the unconditional row."""
-        return self.guidance > 0 and self.guidance_from <= k / self.steps < self.guidance_to
+        saving = self.acceleration
+        return self.guidance > 0 and saving.guidance_from <= k / self.steps < saving.guidance_to
 
 
-def later_settings(settings: TextSettings | ImageSettings) -> dict[str, Any]:
-    """The settings in use that the first hosts of a bundle did not know: those after `law` that are not at their default."""
-    names = [field.name for field in fields(settings)]
-    later = fields(settings)[names.index("law") + 1 :]
-    return {f.name: getattr(settings, f.name) for f in later if getattr(settings, f.name) != f.default}
+# What bundle.json calls a setting -> where it is.
+FORMAT_1: Mapping[type, format_1.Keys] = MappingProxyType({TextSettings: format_1.TEXT, ImageSettings: format_1.IMAGE})
+
+
+def changed_settings(layer: TextAcceleration | ImageAcceleration) -> dict[str, Any]:
+    """The settings of an acceleration that are not at their default."""
+    return {each.name: getattr(layer, each.name) for each in fields(layer) if getattr(layer, each.name) != each.default}
 
 
 def plain(settings: TextSettings | ImageSettings) -> dict[str, Any]:
-    """Settings as bundle.json says them: later ones only where they are in use, so that older hosts read what they can."""
-    names = [field.name for field in fields(settings)]
-    first = {name: getattr(settings, name) for name in names[: names.index("law") + 1]}
-    return first | later_settings(settings)
+    """Settings as format 1 of a bundle says them: flat, by their old names."""
+    return format_1.written(FORMAT_1[type(settings)], settings.flat(), changed_settings(settings.acceleration))
 
 
-def settings_from(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """Build settings from plain data; an unknown key is an Error that names the nearest valid one."""
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            hint = did_you_mean(key, names, f"the settings are {', '.join(names)}")
-            raise Error(f"{where}: unknown setting {key!r}; {hint}")
-    return cls(**values)
-
-
-def _whole(name: str, value: object, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise Error(f"{name} is {value!r}; use a whole number of at least {least}")
-
-
-def _probability(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= 1:
-        raise Error(f"{name} {value} is not a probability; use a number above 0 and at most 1")
-
-
-def _at_least_zero(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise Error(f"{name} is {value!r}; use a number of at least 0")
-
-
-def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in tuple(choices):
-        raise Error(f"{name} is {value!r}; use one of {', '.join(choices)}")
+def from_plain(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from what format 1 of a bundle says. An unknown key is an Error that names the right or the nearest one."""
+    return cls().replace(**format_1.read(FORMAT_1[cls], values, where))
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
-    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". Its suffix is a block's length where
-    that is more; caches are renewed after a quarter of a block's length where that is more. Raises Error for another name,
-    and where a change contradicts what is set."""
+    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". The suffix window is a block where
+    that is more; caches are renewed after a quarter of a block where that is more. Raises Error for another name, and where
+    a change contradicts what is set."""
     if speed not in PRESETS:
         raise Error(f"no speed is called {speed!r}; use one of {', '.join(PRESETS)}")
-    text_changes, image_changes = PRESETS[speed]
-    changed = replace(text, **text_changes)
-    if "suffix" in text_changes:
-        changed = replace(changed, suffix=max(text_changes["suffix"], text.block_length))
-    if "refresh" in text_changes:
-        changed = replace(changed, refresh=max(text_changes["refresh"], text.block_length // 4))
-    return changed, replace(image, **image_changes)
+    text_changes, image_changes = dict(PRESETS[speed][0]), PRESETS[speed][1]
+    for name, least in (("suffix_window", text.block_length), ("refresh", text.block_length // 4)):
+        if name in text_changes:
+            text_changes[name] = max(text_changes[name], least)
+    return text.replace(**text_changes), image.replace(**image_changes)

@@ -30,14 +30,17 @@ def decode_text(
 ) -> Iterator[Step]:
     """Fill the canvas's answer block by block, the most confident positions first, and yield every step.
 
-    Ends after a block in which every row has one of the tokens `stop` (under the reference law: as its last token), with
+    Ends after a block in which every row has one of the tokens `stop` (in mode reference: as its last token), with
     `early_stop` as soon as every row's text can no longer change. With `thought_first` what stands behind the tokens `closing`
     waits for what stands before them. Raises Error for drafts of several rows.
     """
-    if settings.draft > 1 and canvas.batch > 1:
-        raise Error(f"draft {settings.draft} checks one answer at a time and here are {canvas.batch}; use draft 1")
+    acceleration = settings.acceleration
+    if (ahead := acceleration.speculative_steps) > 1 and canvas.batch > 1:
+        raise Error(
+            f"speculative_steps {ahead} checks one answer at a time and here are {canvas.batch}; use speculative_steps 1"
+        )
     started, step, model_calls, blocks = time.perf_counter(), 0, 0, settings.blocks(canvas.start)
-    total = None if settings.adaptive or settings.thought_first else sum(block.steps for block in blocks)
+    total = None if settings.adaptive or acceleration.thought_first else sum(block.steps for block in blocks)
     stop_tokens, closing_tokens = np.array(sorted(stop), dtype=np.int64), np.array(closing, dtype=np.int64)
     buffers, spare = (KVBuffer(), KVBuffer()), (KVBuffer(), KVBuffer())
     prompt: CachedContext | None = None
@@ -98,5 +101,5 @@ def _commit(
 
 def _ended(canvas: Canvas, block: Block, settings: TextSettings, stop: Ints) -> bool:
     """True when every row's answer is over: a stop token among its finished tokens (the reference looks at the last only)."""
-    first = block.stop - 1 if settings.law == "reference" else canvas.start
+    first = block.stop - 1 if settings.mode == "reference" else canvas.start
     return bool(np.isin(canvas.tokens[:, first : block.stop], stop).any(axis=1).all())

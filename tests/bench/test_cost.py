@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,8 +61,8 @@ def counted(forwards: Sequence[tuple[int, int, int, int]]) -> float:
 def test_text_costs_what_the_loop_asks_for(
     vocabulary: Vocabulary, cache: str, answer: int, block: int, steps: int, guidance: float
 ) -> None:
-    kept = {"cache": "dual", "settle": 2} if cache == "settled" else {"cache": cache}
-    settings = TextSettings(answer_length=answer, block_length=block, steps=steps, guidance=guidance, **kept)  # type: ignore[arg-type]
+    kept = {"cache": "dual", "kv_commit_every": 2} if cache == "settled" else {"cache": cache}
+    settings = TextSettings(answer_length=answer, block_length=block, steps=steps, guidance=guidance).replace(**kept)  # type: ignore[arg-type]
     canvas = text_canvas([1, 2, 3, 4, 5], answer, vocabulary.special, guided=guidance > 0)
     watched = TimedDenoiser(MockDenoiser({p: p % 40 for p in range(30)}, {p: 1 / (2 + p) for p in range(30)}), Clock())
     taken = list(decode_text(watched, canvas, settings, PhiloxSampler(0, 0.0, 5)))
@@ -88,7 +87,7 @@ def test_drawing_costs_what_the_loop_asks_for(vocabulary: Vocabulary, unknown: i
 
 def test_caches_make_a_decode_cheaper() -> None:
     plain = TextSettings(answer_length=64, block_length=16, steps=64)
-    settings = [replace(plain, cache=c) for c in ("none", "prefix", "dual", "prompt")]  # type: ignore[arg-type]
+    settings = [plain.replace(cache=c) for c in ("none", "prefix", "dual", "prompt")]  # type: ignore[arg-type]
     none, prefix, dual, prompt = (sum(cost.predicted(s, RATES) for s in cost.text(MODEL, 100, each)) for each in settings)
     assert none > prefix > dual > prompt
 

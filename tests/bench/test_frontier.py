@@ -35,7 +35,7 @@ def words(place: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def swept(place: Path) -> dict:
     target, chart = place / "frontier.json", place / "frontier.png"
-    chosen = ["--policies", "steps=2", "cache=dual threshold=0.8", "draft=2"]
+    chosen = ["--policies", "steps=2", "cache=dual threshold=0.8", "speculative_steps=2"]
     assert evaluate.main(words(place, "--frontier", *chosen, "-o", str(target), "--plot", str(chart))) == 0
     assert chart.read_bytes().startswith(b"\x89PNG")
     return record.load(target)

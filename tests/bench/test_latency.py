@@ -75,7 +75,7 @@ def test_the_whole_latency_at_a_tiny_shape(
     bundle: Bundle, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "latency.json"
-    words = ["--shape", "tiny", "--quick", "--threads", "1", "--settle", "2", "--work"]
+    words = ["--shape", "tiny", "--quick", "--threads", "1", "--kv-commit-every", "2", "--work"]
     assert latency.main([*words, str(work), "-o", str(target)]) == 0
     found = record.load(target)
     shown = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_every_variant_runs_once_a_round_and_each_round_begins_with_another() ->
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_a_clock_changes_nothing_and_its_parts_add_up(vocabulary: Vocabulary, cache: str) -> None:
-    settings = TextSettings(answer_length=8, block_length=4, steps=8, cache=cache)  # type: ignore[arg-type]
+    settings = TextSettings(answer_length=8, block_length=4, steps=8).replace(cache=cache)  # type: ignore[arg-type]
     plain = MockDenoiser({p: p for p in range(20)}, {p: 1 / (p + 2) for p in range(20)})
     canvases = [text_canvas([1, 2, 3], 8, vocabulary.special) for _ in range(2)]
     for _ in decode_text(plain, canvases[0], settings, PhiloxSampler(0, 0.0, 3)):
@@ -208,7 +208,13 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
 
 
 def test_a_count_that_cannot_be_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--settle", "0"], ["--threads", "0"], ["--blocks", "-1"], ["--answer", "0"], ["--forwards", "32", "0"]):
+    for words in (
+        ["--kv-commit-every", "0"],
+        ["--threads", "0"],
+        ["--blocks", "-1"],
+        ["--answer", "0"],
+        ["--forwards", "32", "0"],
+    ):
         assert latency.main(["--quick", *words]) == 2
         said = capsys.readouterr().err
         assert said == f"mmada-lite: {words[0]} {words[-1]} cannot be measured; give whole numbers of at least 1\n"

@@ -347,7 +347,7 @@ def test_the_library_raises_the_same(tiny_bundle: Path, tmp_path: Path) -> None:
         TextSettings(answer_length=8, steps=9)
     with pytest.raises(ValueError, match="cosine"):
         ImageSettings(schedule="cubic")
-    with pytest.raises(TypeError, match="tempratur"):
+    with pytest.raises(Error, match="unknown setting 'tempratur'; did you mean 'temperature'"):
         ImageSettings(tempratur=1)  # type: ignore[call-arg]
     model = load(tiny_bundle)
     with pytest.raises(Error, match="is empty"):

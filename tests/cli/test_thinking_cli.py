@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_json_of_a_thought_and_its_picture(run: Run, thinker: Model) -> None:
     assert "░" in written[0]["thought"]
     assert [s["model_calls"] for s in steps] == list(range(1, len(steps) + 1))
     assert (last["model_calls"], last["steps"], last["thought_fault"]) == (len(steps), 4, None)
-    assert last["thought_settings"] == asdict(WRITTEN)
+    assert last["thought_settings"] == WRITTEN.flat()
     assert sorted(os.listdir("steps")) == [f"step-00{n}.png" for n in (1, 2, 3, 4)]
 
 

@@ -137,10 +137,10 @@ class Replayed:
     def decode_text(
         self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
     ) -> Iterator[Step]:
-        yield from self._decode("text", denoiser, canvas, replace(settings, law="sensible"), sampler, stop)
+        yield from self._decode("text", denoiser, canvas, settings.replace(mode="default"), sampler, stop)
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
-        yield from self._decode("image", denoiser, canvas, replace(settings, law="sensible"), sampler, ())
+        yield from self._decode("image", denoiser, canvas, settings.replace(mode="default"), sampler, ())
 
     def _decode(
         self, what: str, denoiser: Any, canvas: Canvas, settings: Any, sampler: RecordedSampler, stop: Sequence[int]

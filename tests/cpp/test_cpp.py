@@ -180,7 +180,7 @@ def test_an_unknown_tokenizer_is_named_and_ids_still_work(
     assert "give ids" in line
     chosen = {"answer_length": 8, "steps": 4, "block_length": 4}
     python = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
-    expected = python.chat("hello", TextSettings(**chosen)).result().ids.tolist()
+    expected = python.chat("hello", TextSettings().replace(**chosen)).result().ids.tolist()
     prompt = [int(t) for t in chat_row(python, "hello")]
     assert host.call("complete", prompt=prompt, settings=chosen)["ids"] == expected
 
@@ -247,10 +247,8 @@ def text_cases(count: int, seed: int) -> list[tuple[str, TextSettings, int]]:
             block_length=block,
             temperature=chooser.choice([0.0, 0.7, 1.0]),
             guidance=chooser.choice([0.0, 0.0, 1.5]),
-            order=chooser.choice(["low_confidence", "low_confidence", "random"]),  # type: ignore[arg-type]
-            cache=chooser.choice(["none", "prefix", "dual"]),  # type: ignore[arg-type]
-            threshold=chooser.choice([None, None, 0.6]),
-        )
+            order=chooser.choice(["low_confidence", "low_confidence", "random"]),
+        ).replace(cache=chooser.choice(["none", "prefix", "dual"]), threshold=chooser.choice([None, None, 0.6]))
         cases.append((" ".join(chooser.choices(WORDS, k=chooser.randint(1, 9))), settings, number * 977))
     return cases
 
@@ -397,7 +395,7 @@ def test_a_model_is_moved_and_the_one_it_left_says_so(small: Host) -> None:
 
 def test_every_setting_law_holds_without_a_pad(small: Host, model: Model) -> None:
     """The bundle's own defaults are read as Python reads them: no settings means those."""
-    chosen = replace(model.text_defaults, steps=model.text_defaults.answer_length)
+    chosen = model.text_defaults.replace(steps=model.text_defaults.answer_length)
     by_default = small.call("chat", messages=[{"role": "user", "content": "hello"}])
     assert by_default["ids"] == model.chat("hello").result().ids.tolist()
     said = small.call("chat", messages=[{"role": "user", "content": "hello"}], settings=settings_json(chosen))

@@ -6,7 +6,6 @@ The words are each side's own; both are one line and name the same file, key and
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from PIL import Image
 
 import mmada_lite
 from mmada_lite import Error, ImageSettings, TextSettings
-from mmada_lite.decoding.settings import plain
+from mmada_lite.decoding.format_1 import always_written
+from mmada_lite.decoding.settings import FORMAT_1, from_plain, plain
 from mmada_lite.model import Model
 
 Change = Callable[[dict[str, Any]], Any]
@@ -225,7 +225,7 @@ def test_after_every_refusal_the_loaded_model_still_works(host: Host, tmp_path: 
 )
 def test_impossible_text_settings(host: Host, model: Model, settings: dict[str, Any], names: str) -> None:
     with pytest.raises(Error) as fault:
-        model.chat("hello", TextSettings(**settings))
+        model.chat("hello", from_plain(TextSettings, settings, "settings"))
     found = host.call("chat", messages=[{"role": "user", "content": "hello"}], settings=settings)
     both_name(found, fault, names)
 
@@ -310,7 +310,7 @@ def test_the_longest_block_is_one_block(host: Host, model: Model) -> None:
 )
 def test_impossible_drawings(host: Host, model: Model, prompt: str, settings: dict[str, Any] | None, names: str) -> None:
     with pytest.raises(Error) as fault:
-        model.paint(prompt, None if settings is None else ImageSettings(**settings))
+        model.paint(prompt, None if settings is None else from_plain(ImageSettings, settings, "settings"))
     both_name(host.call("paint", prompt=prompt, settings=settings), fault, names)
 
 
@@ -432,8 +432,7 @@ def test_later_settings_are_refused_here(host: Host) -> None:
     """Not one is left out: the C++ host says so, and never decodes as if it were not there."""
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
     for cls, op, job in ((TextSettings, "chat", chat), (ImageSettings, "paint", {"prompt": "a cat"})):
-        names = [field.name for field in fields(cls)]
-        for name in names[names.index("law") + 1 :]:
+        for name in set(FORMAT_1[cls]) - set(always_written(FORMAT_1[cls])):
             refusal = host.call(op, settings={name: 1}, **job)["error"]
             assert f'the C++ host does not decode with "{name}"' in refusal
 

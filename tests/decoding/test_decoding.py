@@ -1,7 +1,5 @@
 """Laws of the two loops, on a planted mock model: what is given never changes, what was masked is all written."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from conftest import MockDenoiser
@@ -13,7 +11,7 @@ from mmada_lite.decoding.canvas import image_canvas, text_canvas
 from mmada_lite.decoding.image import decode_image, final_codes
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import above_threshold, most_confident, remask_least_confident
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, settings_from
+from mmada_lite.decoding.settings import ImageSettings, TextAcceleration, TextSettings, from_plain
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
@@ -42,7 +40,7 @@ def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sam
 def test_no_mask_is_left_and_the_prompt_stays(answer, block, share, cache, threshold, order, guidance):
     blocks = -(-answer // block)
     steps = blocks + round(share * (answer - blocks))
-    chosen = TextSettings(answer, steps, block, 0.0, guidance, order, cache, threshold)
+    chosen = TextSettings(answer, steps, block, 0.0, guidance, order, acceleration=TextAcceleration(cache, threshold))
     certainty = {p: (p * 7 % 10 + 0.5) / 10 for p in range(60)}
     canvas, denoiser, done = text(chosen, certainty=certainty)
     assert canvas.tokens[0].tolist() == [1, 2, 3, *(p % 50 for p in range(3, 3 + answer))]
@@ -64,7 +62,7 @@ def test_blocks_are_finished_left_to_right_and_the_most_confident_goes_first():
 
 @pytest.mark.parametrize(("cache", "later"), [("none", (0, 11)), ("prefix", (3, 11)), ("dual", (3, 7)), ("prompt", (3, 7))])
 def test_windows_of_each_cache_policy(cache, later):
-    _, denoiser, _ = text(TextSettings(answer_length=8, steps=8, block_length=4, cache=cache))
+    _, denoiser, _ = text(TextSettings(answer_length=8, steps=8, block_length=4).replace(cache=cache))
     spans = [(int(w.positions[0]), int(w.positions[-1]) + 1) for w in denoiser.windows[:4]]
     assert spans == [(0, 11), later, later, later]
     past = denoiser.windows[1].past
@@ -74,7 +72,7 @@ def test_windows_of_each_cache_policy(cache, later):
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_a_prompt_that_is_kept_is_read_once(guidance):
-    chosen = TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=guidance)
+    chosen = TextSettings(answer_length=12, steps=6, block_length=4, guidance=guidance).replace(cache="prompt")
     _, denoiser, _ = text(chosen)
     windows = denoiser.windows[:: 2 if guidance else 1]
     spans = [(int(w.positions[0]), int(w.positions[-1]) + 1) for w in windows]
@@ -91,14 +89,14 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
     canvas, _, steps = text(chosen, planted=planted, stop=[SPECIAL.eot])
     assert len(steps) == 8
     assert (canvas.tokens[0, 11:] == SPECIAL.mask).all()
-    reference = replace(chosen, law="reference")  # looks at the last token of a block only
+    reference = chosen.replace(mode="reference")  # looks at the last token of a block only
     assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == 16
 
 
 def test_a_masked_prompt_position_is_filled_too():
     chosen = TextSettings(answer_length=4, steps=4, block_length=2)
     for cache in ("none", "prefix", "dual", "prompt"):
-        canvas, _, _ = text(replace(chosen, cache=cache), prompt=(1, SPECIAL.mask, 3))
+        canvas, _, _ = text(chosen.replace(cache=cache), prompt=(1, SPECIAL.mask, 3))
         assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
 
 
@@ -109,7 +107,7 @@ def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():
-    chosen = TextSettings(answer_length=6, steps=6, block_length=6, threshold=0.5)
+    chosen = TextSettings(answer_length=6, steps=6, block_length=6).replace(threshold=0.5)
     canvas = text_canvas([[1, 2], [3, SPECIAL.mask]], 6, SPECIAL)
     list(decode_text(MockDenoiser({p: p for p in range(20)}), canvas, chosen, GREEDY))
     assert canvas.tokens.tolist() == [[1, 2, 2, 3, 4, 5, 6, 7], [3, 1, 2, 3, 4, 5, 6, 7]]
@@ -188,16 +186,16 @@ def test_selection_laws():
         ({"cache": "both"}, "none, prefix, dual"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"law": "reference", "steps": 5}, "divides exactly"),
+        ({"mode": "reference", "steps": 5}, "divides exactly"),
     ],
 )
 def test_impossible_text_settings_say_how_to_mend_them(changes, word):
     with pytest.raises(Error, match=word):
-        TextSettings(**changes)
+        TextSettings().replace(**changes)
 
 
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(Error, match="did you mean 'guidance'"):
-        settings_from(ImageSettings, {"guidence": 2.0}, "bundle.json")
+        from_plain(ImageSettings, {"guidence": 2.0}, "bundle.json")
     with pytest.raises(Error, match="schedule"):
         ImageSettings(schedule="cosinus")

@@ -2,8 +2,6 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,12 +16,11 @@ from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import entropy_bounded, unbroken_run
-from mmada_lite.decoding.settings import TextSettings, plain, settings_from
+from mmada_lite.decoding.settings import TextSettings, plain
 from mmada_lite.decoding.text import decode_text
 
 MASK, END = 23, 3
 PLAIN = TextSettings(answer_length=16, steps=16, block_length=8)
-LATER = ("select", "entropy_bound", "early_stop", "reach", "refresh", "drift", "suffix", "draft", "settle", "thought_first")
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -54,9 +51,9 @@ def decoded(
     answer=st.integers(1, 20),
     block=st.integers(1, 20),
     cache=st.sampled_from(["none", "prefix", "dual", "prompt"]),
-    rule=st.sampled_from([{}, {"threshold": 0.4}, {"entropy_bound": 1.0}, {"threshold": 0.3, "reach": 5}]),
+    rule=st.sampled_from([{}, {"threshold": 0.4}, {"entropy_bound": 1.0}, {"threshold": 0.3, "lookahead": 5}]),
     select=st.sampled_from(["confidence", "margin", "entropy"]),
-    renew=st.sampled_from([{}, {"refresh": 2}, {"drift": 0.1}, {"refresh": 3, "drift": 0.5}]),
+    renew=st.sampled_from([{}, {"refresh": 2}, {"refresh_drift": 0.1}, {"refresh": 3, "refresh_drift": 0.5}]),
     suffix=st.sampled_from([None, 0, 3]),
     draft=st.integers(1, 4),
     guidance=st.sampled_from([0.0, 0.5]),
@@ -67,12 +64,12 @@ def test_every_mask_is_written_once_and_calls_are_counted(
     answer, block, cache, rule, select, renew, suffix, draft, guidance, settle, thought
 ):
     renew = {} if cache == "none" else renew
-    chosen = TextSettings(
-        answer, answer, block, guidance=guidance, cache=cache, select=select, suffix=suffix, draft=draft, **rule, **renew
+    chosen = TextSettings(answer, answer, block, guidance=guidance).replace(
+        cache=cache, select=select, suffix_window=suffix, speculative_steps=draft, **rule, **renew
     )
-    chosen, closing = replace(chosen, thought_first=thought), [END] if thought else []
+    chosen, closing = chosen.replace(thought_first=thought), [END] if thought else []
     if draft == 1 and cache in ("dual", "prompt"):
-        chosen = replace(chosen, settle=settle)
+        chosen = chosen.replace(kv_commit_every=settle)
     row, steps, model = decoded(chosen, closing=closing)
     assert MASK not in row
     assert row[:3] == [1, 2, 3]
@@ -83,18 +80,25 @@ def test_every_mask_is_written_once_and_calls_are_counted(
     assert calls == sorted(calls)
     assert calls[-1] == len(model.windows) // (2 if guidance else 1)
     assert calls == list(range(1, len(steps) + 1)) or draft > 1
-    row_again, _, model = decoded(replace(chosen, draft=1), closing=closing)
+    row_again, _, model = decoded(chosen.replace(speculative_steps=1), closing=closing)
     assert row == row_again
     assert calls[-1] <= len(model.windows) // (2 if guidance else 1)
 
 
 @pytest.mark.parametrize(
     ("more", "again"),
-    [({}, 2), ({"guidance": 0.5}, 4), ({"refresh": 3}, 2), ({"settle": 3}, 2), ({"suffix": 3}, 0), ({"draft": 2}, 2)],
+    [
+        ({}, 2),
+        ({"guidance": 0.5}, 4),
+        ({"refresh": 3}, 2),
+        ({"kv_commit_every": 3}, 2),
+        ({"suffix_window": 3}, 0),
+        ({"speculative_steps": 2}, 2),
+    ],
 )
 def test_a_prompt_that_stands_in_its_buffer_is_not_copied_again(monkeypatch, more, again):
     """Of three blocks the second and the third begin with the prompt anew; nothing else changes for it."""
-    chosen = TextSettings(answer_length=12, steps=12, block_length=4, cache="prompt", **more)
+    chosen = TextSettings(answer_length=12, steps=12, block_length=4).replace(cache="prompt", **more)
     spared, begins_with = [], KVBuffer.begins_with
 
     def counted(buffer: KVBuffer, past: KeyValues, length: int) -> bool:
@@ -125,20 +129,20 @@ def test_a_prompt_is_kept_in_the_memory_of_the_row(stop: int) -> None:
         assert np.shares_memory(own, before) == (stop > 0)
 
 
-QUOTAS = (PLAIN, replace(PLAIN, steps=8), replace(PLAIN, steps=11, block_length=5))
+QUOTAS = (PLAIN, PLAIN.replace(steps=8), PLAIN.replace(steps=11, block_length=5))
 
 
 @pytest.mark.parametrize(
     "chosen",
     [
         *QUOTAS,
-        *(replace(PLAIN, cache=cache) for cache in ("prefix", "dual")),
-        replace(PLAIN, cache="dual", refresh=3),
-        replace(PLAIN, cache="dual", drift=0.2),
-        replace(PLAIN, order="random"),
-        replace(PLAIN, select="margin", early_stop=0.5),
-        replace(PLAIN, entropy_bound=0.5, suffix=2),
-        replace(PLAIN, guidance=1.0, cache="prefix"),
+        *(PLAIN.replace(cache=cache) for cache in ("prefix", "dual")),
+        PLAIN.replace(cache="dual", refresh=3),
+        PLAIN.replace(cache="dual", refresh_drift=0.2),
+        PLAIN.replace(order="random"),
+        PLAIN.replace(select="margin", early_stop=0.5),
+        PLAIN.replace(entropy_bound=0.5, suffix_window=2),
+        PLAIN.replace(guidance=1.0, cache="prefix"),
     ],
     ids=lambda chosen: " ".join(f"{name}={value}" for name, value in plain(chosen).items() if value != plain(PLAIN).get(name)),
 )
@@ -147,7 +151,7 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     alone = drafted = 0
     for prompt in prompts(30, seed=zlib.crc32(repr(chosen).encode())):  # others for each of the settings
         row, steps, _ = decoded(chosen, prompt, stop=[END])
-        same, again, _ = decoded(replace(chosen, draft=4), prompt, stop=[END])
+        same, again, _ = decoded(chosen.replace(speculative_steps=4), prompt, stop=[END])
         assert row == same
         for one, other in zip(steps, again, strict=True):
             assert one.positions.tolist() == other.positions.tolist()
@@ -158,7 +162,7 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
 
 
 def test_a_draft_that_holds_saves_all_that_it_foresaw():
-    chosen = TextSettings(answer_length=9, steps=9, block_length=9, draft=4)
+    chosen = TextSettings(answer_length=9, steps=9, block_length=9).replace(speculative_steps=4)
     _, denoiser, steps = text(chosen, certainty={p: 0.9 - p / 50 for p in range(20)})  # this mock never changes its mind
     assert [step.model_calls for step in steps] == [1, 2, 2, 2, 2, 3, 3, 3, 3]
     assert [len(window.tokens) for window in denoiser.windows] == [1, 4, 4]
@@ -167,31 +171,32 @@ def test_a_draft_that_holds_saves_all_that_it_foresaw():
 def test_a_cache_that_is_renewed_at_every_step_equals_none():
     for prompt in prompts(30):
         exact = decoded(PLAIN, prompt)[0]
-        assert all(decoded(replace(PLAIN, cache=cache, refresh=1), prompt)[0] == exact for cache in ("prefix", "dual"))
+        assert all(decoded(PLAIN.replace(cache=cache, refresh=1), prompt)[0] == exact for cache in ("prefix", "dual"))
 
 
 def test_keys_are_renewed_when_said_and_when_candidates_move():
     def spans(**change):
-        model = decoded(replace(PLAIN, cache="dual", **change))[2]
+        model = decoded(PLAIN.replace(cache="dual", **change))[2]
         return [(first, last) for _, first, last in model.windows]
 
     all_positions, block = (0, 19), (3, 11)
     assert spans()[:8] == [all_positions, *[block] * 7]
     assert spans(refresh=3)[:8] == [all_positions, block, block, all_positions, block, block, all_positions, block]
-    assert spans(drift=1.0) == spans()
-    moved = spans(drift=0.0)
-    assert moved.count(all_positions) > spans(drift=0.3).count(all_positions) >= 2
-    _, denoiser, _ = text(TextSettings(8, 8, 8, cache="dual", drift=0.0))  # candidates that never move renew nothing
+    assert spans(refresh_drift=1.0) == spans()
+    moved = spans(refresh_drift=0.0)
+    assert moved.count(all_positions) > spans(refresh_drift=0.3).count(all_positions) >= 2
+    still = TextSettings(8, 8, 8).replace(cache="dual", refresh_drift=0.0)
+    _, denoiser, _ = text(still)  # candidates that never move renew nothing
     assert [len(window.positions) for window in denoiser.windows] == [11, *[8] * 7]
 
 
 def test_written_positions_leave_the_window_a_step_later():
     """In order of their places, one a step: 3 is written by the first call and read as written by the second."""
-    chosen = TextSettings(8, 8, 8, cache="dual", settle=1)
+    chosen = TextSettings(8, 8, 8).replace(cache="dual", kv_commit_every=1)
     most_confident_first = {p: 0.9 - p / 50 for p in range(20)}
     _, denoiser, _ = text(chosen, certainty=most_confident_first)
     assert [window.positions.tolist() for window in denoiser.windows[1:4]] == [list(range(n, 11)) for n in (3, 4, 5)]
-    _, denoiser, _ = text(replace(chosen, settle=3), certainty=most_confident_first)
+    _, denoiser, _ = text(chosen.replace(kv_commit_every=3), certainty=most_confident_first)
     assert [len(window.positions) for window in denoiser.windows] == [11, 8, 8, 8, 5, 5, 5, 2]
     for window in denoiser.windows[1:]:  # each position once, in the window or in its past
         cached = window.past.keys[0][0, 0, :, 0].astype(int).tolist()
@@ -202,20 +207,20 @@ def test_committed_keys_are_those_of_the_step_after_they_were_written():
     """With keys that do not hang on other positions (one layer), committing early changes nothing."""
     for prompt in prompts(20):
         for cache in ("dual", "prompt"):
-            chosen = replace(PLAIN, cache=cache, guidance=0.5)
-            one, two = (decoded(replace(chosen, settle=n), prompt, model=SmallAttention(layers=1)) for n in (None, 1))
+            chosen = PLAIN.replace(cache=cache, guidance=0.5)
+            one, two = (decoded(chosen.replace(kv_commit_every=n), prompt, model=SmallAttention(layers=1)) for n in (None, 1))
             assert one[0] == two[0]
             assert sum(len(s.positions) for s in two[1]) == 16
 
 
 def test_a_far_suffix_is_left_out_and_positions_stay():
     for cache in ("none", "prefix", "dual"):
-        model = decoded(replace(PLAIN, block_length=4, cache=cache, suffix=2))[2]
+        model = decoded(PLAIN.replace(block_length=4, cache=cache, suffix_window=2))[2]
         starts = model.windows[::4]
         assert starts == [(1, 0, 9), (1, 0, 13), (1, 0, 17), (1, 0, 19)]
         inside = {"none": (1, 0, 9), "prefix": (1, 3, 9), "dual": (1, 3, 7)}[cache]
         assert model.windows[1:4] == [inside] * 3
-    assert decoded(replace(PLAIN, suffix=99))[0] == decoded(PLAIN)[0]
+    assert decoded(PLAIN.replace(suffix_window=99))[0] == decoded(PLAIN)[0]
 
 
 def test_decoding_ends_as_soon_as_the_text_cannot_change():
@@ -224,7 +229,7 @@ def test_decoding_ends_as_soon_as_the_text_cannot_change():
     stop = [END, END + 1, END + 2]
     for prompt in prompts(60):
         row, steps, _ = decoded(PLAIN, prompt, stop=stop)
-        short, early, _ = decoded(replace(PLAIN, early_stop=1.0), prompt, stop=stop)
+        short, early, _ = decoded(PLAIN.replace(early_stop=1.0), prompt, stop=stop)
         end = next((place + 1 for place in range(len(prompt), len(row)) if row[place] in stop), len(row))
         assert short[:end] == row[:end]
         assert len(early) <= len(steps)
@@ -237,15 +242,15 @@ def test_an_end_that_is_sure_to_come_is_taken():
     sure = {3: 0.99, 4: 0.98, 5: 0.8} | dict.fromkeys(range(6, 40), 0.85)
     chosen = TextSettings(answer_length=16, steps=16, block_length=8)
     all_steps = text(chosen, planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
-    canvas, _, steps = text(replace(chosen, early_stop=0.7), planted=planted, certainty=sure, stop=[SPECIAL.eot])
+    canvas, _, steps = text(chosen.replace(early_stop=0.7), planted=planted, certainty=sure, stop=[SPECIAL.eot])
     assert len(all_steps) == 8
     assert [step.positions.tolist() for step in steps] == [[3], [4], [5, 6]]
     assert canvas.tokens[0, :6].tolist() == [1, 2, 3, 5, 6, SPECIAL.eot]
     assert steps[-1].remaining == 12
-    unsure = text(replace(chosen, early_stop=0.9), planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
+    unsure = text(chosen.replace(early_stop=0.9), planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
     assert len(unsure) == 8  # what follows the end is more probable, so the end itself comes last
     other = planted | {9: 7}  # something else still stands behind the end
-    assert len(text(replace(chosen, early_stop=0.7), planted=other, certainty=sure | {9: 0.1}, stop=[SPECIAL.eot])[2]) == 7
+    assert len(text(chosen.replace(early_stop=0.7), planted=other, certainty=sure | {9: 0.1}, stop=[SPECIAL.eot])[2]) == 7
 
 
 def test_rows_that_are_over_are_not_queried():
@@ -253,18 +258,18 @@ def test_rows_that_are_over_are_not_queried():
     canvas = Canvas(tokens, tokens == SPECIAL.mask, 1, 7, SPECIAL.mask)
     tokens[0, 1], canvas.editable[0, 1] = SPECIAL.eot, False
     model = text(TextSettings(6, 6, 6))[1]
-    steps = list(decode_text(model, canvas, TextSettings(6, 6, 6, early_stop=1.0), GREEDY, [SPECIAL.eot]))
+    steps = list(decode_text(model, canvas, TextSettings(6, 6, 6).replace(early_stop=1.0), GREEDY, [SPECIAL.eot]))
     assert all((step.rows == 1).all() for step in steps)
     assert (canvas.tokens[0, 2:] == SPECIAL.mask).all()
     assert (canvas.tokens[1] != SPECIAL.mask).all()
 
 
 def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
-    chosen = replace(PLAIN, block_length=4, threshold=0.3, reach=6)
+    chosen = PLAIN.replace(block_length=4, threshold=0.3, lookahead=6)
     saved = 0
     for prompt in prompts(60):
         for cache in ("none", "prefix", "dual"):
-            _, steps, _ = decoded(replace(chosen, cache=cache), prompt)
+            _, steps, _ = decoded(chosen.replace(cache=cache), prompt)
             done: set[int] = set(range(len(prompt)))
             for step in steps:
                 done |= set(step.positions.tolist())
@@ -272,19 +277,19 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
                 stop = len(prompt) + ((min(set(range(99)) - (done - set(step.positions.tolist()))) - len(prompt)) // 4 + 1) * 4
                 assert last < stop or set(range(last + 1)) <= done
                 assert last < stop + 6
-        saved += len(decoded(replace(chosen, reach=0), prompt)[1]) - len(decoded(chosen, prompt)[1])
+        saved += len(decoded(chosen.replace(lookahead=0), prompt)[1]) - len(decoded(chosen, prompt)[1])
     assert saved > 0
 
 
 @pytest.mark.parametrize("closing", [[8], [7, 8]])
 def test_what_follows_a_thought_waits_for_it(closing):
     """All is as sure as can be and would be written at once; 8 stands at position 8, 7 before it."""
-    chosen = TextSettings(12, 12, 12, threshold=0.5)
+    chosen = TextSettings(12, 12, 12).replace(threshold=0.5)
     for thought_first, written in ((False, [list(range(3, 15))]), (True, [list(range(3, 9)), list(range(9, 15))])):
-        _, _, steps = text(replace(chosen, thought_first=thought_first), closing=closing)
+        _, _, steps = text(chosen.replace(thought_first=thought_first), closing=closing)
         assert [step.positions.tolist() for step in steps] == written
-    assert len(text(replace(chosen, thought_first=True), closing=[8, 7])[2]) == 1  # no such end: nothing waits
-    _, _, steps = text(replace(chosen, thought_first=True, threshold=None, steps=2), closing=closing)
+    assert len(text(chosen.replace(thought_first=True), closing=[8, 7])[2]) == 1  # no such end: nothing waits
+    _, _, steps = text(chosen.replace(thought_first=True, threshold=None, steps=2), closing=closing)
     assert [step.total_steps for step in steps] == [None] * len(steps)  # quotas may come a step late
 
 
@@ -292,7 +297,7 @@ def test_what_follows_a_thought_is_read_with_all_of_it_anew():
     """One position a step, in order: 8 at position 8 ends the thought, so that the call after that one computes all, once."""
 
     def spans(**change):
-        chosen = TextSettings(12, 12, 12, cache="dual", thought_first=True, **change)
+        chosen = TextSettings(12, 12, 12).replace(cache="dual", thought_first=True, **change)
         _, denoiser, steps = text(chosen, certainty={p: 0.9 - p / 50 for p in range(20)}, closing=[8])
         assert [step.positions.tolist() for step in steps] == [[p] for p in range(3, 15)]
         return [len(window.positions) for window in denoiser.windows]
@@ -300,7 +305,9 @@ def test_what_follows_a_thought_is_read_with_all_of_it_anew():
     assert spans() == [15, *[12] * 5, 15, *[12] * 5]
     assert spans(refresh=4) == [15, 12, 12, 12, 15, 12, 15, 12, 15, 12, 12, 12]  # beside what is renewed by count
     _, denoiser, _ = text(
-        TextSettings(12, 12, 6, cache="dual", thought_first=True), certainty={p: 0.9 - p / 50 for p in range(20)}, closing=[8]
+        TextSettings(12, 12, 6).replace(cache="dual", thought_first=True),
+        certainty={p: 0.9 - p / 50 for p in range(20)},
+        closing=[8],
     )  # the thought ends with its block, and the next block begins anew as ever
     assert [len(window.positions) for window in denoiser.windows] == [15, *[6] * 5, 15, *[6] * 5]
 
@@ -309,9 +316,9 @@ def test_what_follows_a_thought_is_read_with_all_of_it_anew():
 def test_drafts_are_lossless_across_the_end_of_a_thought(cache):
     renewed = 0
     for prompt in prompts(60, seed=5):
-        chosen = replace(PLAIN, cache=cache, thought_first=True)
+        chosen = PLAIN.replace(cache=cache, thought_first=True)
         row, steps, model = decoded(chosen, prompt, closing=[END])
-        same, again, _ = decoded(replace(chosen, draft=4), prompt, closing=[END])
+        same, again, _ = decoded(chosen.replace(speculative_steps=4), prompt, closing=[END])
         assert row == same
         assert [step.positions.tolist() for step in steps] == [step.positions.tolist() for step in again]
         begun = 1 if cache == "prompt" else 2  # blocks that begin with the whole row
@@ -322,14 +329,14 @@ def test_drafts_are_lossless_across_the_end_of_a_thought(cache):
 def test_behind_the_end_of_a_thought_nothing_is_written_while_it_has_masks():
     waited = 0
     for prompt in prompts(60):
-        chosen = replace(PLAIN, threshold=0.2, cache="prompt", thought_first=True)
+        chosen = PLAIN.replace(threshold=0.2, cache="prompt", thought_first=True)
         row, steps, _ = decoded(chosen, prompt, closing=[END])
         done: set[int] = set(range(len(prompt)))
         for step in steps:
             end = min((p for p in done if p >= len(prompt) and row[p] == END), default=len(row))
             assert max(step.positions) < end or set(range(end)) <= done
             done |= set(step.positions.tolist())
-        waited += len(steps) - len(decoded(replace(chosen, thought_first=False), prompt)[1])
+        waited += len(steps) - len(decoded(chosen.replace(thought_first=False), prompt)[1])
     assert waited > 0
 
 
@@ -344,7 +351,7 @@ def test_entropy_bounds():
 
 
 def test_looser_bounds_take_fewer_steps():
-    counts = [len(decoded(replace(PLAIN, entropy_bound=bound))[1]) for bound in (0.0, 1.0, 1e6)]
+    counts = [len(decoded(PLAIN.replace(entropy_bound=bound))[1]) for bound in (0.0, 1.0, 1e6)]
     assert counts[0] == 16
     assert counts == sorted(counts, reverse=True)
     assert counts[2] == 2  # a step a block
@@ -361,7 +368,7 @@ def test_the_first_written_is_the_most_confident_by_what_was_chosen(select):
     """Against the logits themselves, and whether the model says its entropies or not."""
     for prompt in prompts(40):
         says, silent = SmallAttention(), SmallAttention(says_entropy=False)
-        chosen = TextSettings(answer_length=8, steps=8, block_length=8, select=select)
+        chosen = TextSettings(answer_length=8, steps=8, block_length=8).replace(select=select)
         row, steps, _ = decoded(chosen, prompt, model=says)
         assert row == decoded(chosen, prompt, model=silent)[0]
         hidden, _ = says.forward(_full_window(prompt, 8), keep=False)
@@ -385,39 +392,31 @@ def _full_window(prompt, answer):
         ({"select": "surest"}, "confidence, margin, entropy"),
         ({"entropy_bound": -1.0}, "entropy_bound"),
         ({"early_stop": 0.0}, "not a probability"),
-        ({"reach": -1}, "at least 0"),
-        ({"reach": 4}, "give a threshold"),
+        ({"lookahead": -1}, "at least 0"),
+        ({"lookahead": 4}, "give a threshold"),
         ({"refresh": 0, "cache": "dual"}, "at least 1"),
         ({"refresh": 2}, "use cache prefix or dual"),
-        ({"drift": 0.5}, "use cache prefix or dual"),
-        ({"drift": float("nan"), "cache": "dual"}, "drift"),
-        ({"suffix": -1}, "at least 0"),
-        ({"draft": 0}, "at least 1"),
-        ({"settle": 0, "cache": "dual"}, "at least 1"),
-        ({"settle": 2}, "use it with cache dual or prompt"),
-        ({"settle": 2, "cache": "dual", "draft": 2}, "and draft 1"),
+        ({"refresh_drift": 0.5}, "use cache prefix or dual"),
+        ({"refresh_drift": float("nan"), "cache": "dual"}, "refresh_drift is nan"),
+        ({"suffix_window": -1}, "at least 0"),
+        ({"speculative_steps": 0}, "at least 1"),
+        ({"kv_commit_every": 0, "cache": "dual"}, "at least 1"),
+        ({"kv_commit_every": 2}, "use it with cache dual or prompt"),
+        ({"kv_commit_every": 2, "cache": "dual", "speculative_steps": 2}, "and speculative_steps 1"),
         ({"thought_first": 1}, "thought_first is 1; use true or false"),
-        ({"draft": 2, "temperature": 0.5}, "temperature 0, or draft 1"),
+        ({"speculative_steps": 2, "temperature": 0.5}, "temperature 0, or speculative_steps 1"),
         ({"threshold": 0.5, "entropy_bound": 1.0}, "use one of them"),
         ({"order": "random", "select": "margin"}, "low_confidence"),
-        ({"law": "reference", "draft": 2}, "the reference law has no draft"),
+        ({"mode": "reference", "speculative_steps": 2}, "mode reference has no speculative_steps"),
     ],
 )
 def test_settings_that_contradict_each_other_say_how_to_mend_them(changes, word):
     with pytest.raises(Error, match=word):
-        TextSettings(**changes)
+        TextSettings().replace(**changes)
 
 
 def test_drafts_are_for_one_answer():
     tokens = np.full((2, 8), SPECIAL.mask)
     canvas = Canvas(tokens, tokens == SPECIAL.mask, 0, 8, SPECIAL.mask)
     with pytest.raises(Error, match="one answer at a time and here are 2"):
-        list(decode_text(SmallAttention(), canvas, TextSettings(8, 8, 8, draft=2), GREEDY))
-
-
-def test_later_settings_are_said_only_where_they_are_used():
-    assert not set(plain(PLAIN)) & set(LATER)
-    used = replace(PLAIN, draft=3, suffix=0)
-    assert {name: value for name, value in plain(used).items() if name in LATER} == {"draft": 3, "suffix": 0}
-    assert settings_from(TextSettings, plain(used), "here") == used
-    assert all(a < b for a, b in pairwise([TextSettings.__slots__.index(name) for name in ("law", *LATER)]))
+        list(decode_text(SmallAttention(), canvas, TextSettings(8, 8, 8).replace(speculative_steps=2), GREEDY))

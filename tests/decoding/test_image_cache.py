@@ -27,7 +27,7 @@ CODES = 16
 CHEAPER = st.fixed_dictionaries(
     {
         "refresh": st.integers(1, 6),
-        "shortlist": st.sampled_from([None, 1.0, 1.5, 3.0]),
+        "candidate_ratio": st.sampled_from([None, 1.0, 1.5, 3.0]),
         "guidance_from": st.sampled_from([0.0, 0.3]),
         "guidance_to": st.sampled_from([0.6, 1.0]),
         "unconditional_every": st.integers(1, 4),
@@ -83,7 +83,7 @@ def draw(chosen: ImageSettings, unknown: np.ndarray | None = None, seed: int = 0
 def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown, share, temperature, cheaper, seed):
     holes = np.array(unknown)
     steps = 1 + round(share * (holes.sum(axis=1).min() - 1))
-    chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature, **cheaper)
+    chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature).replace(**cheaper)
     canvas, denoiser, done = draw(chosen, holes, seed)
     final = final_codes(done)
     assert (final[~holes] == np.broadcast_to(np.arange(CODES) + 3, final.shape)[~holes]).all()
@@ -101,7 +101,7 @@ def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown
 def test_a_model_that_does_not_look_at_the_row_draws_the_same(cheaper, steps, seed):
     """Without noise in the choice, so that the order is known when a partial step's codes are chosen."""
     plain = draw(ImageSettings(steps, 2.0, temperature=0.0), seed=seed)[2]
-    partial = draw(ImageSettings(steps, 2.0, temperature=0.0, **cheaper), seed=seed)[2]
+    partial = draw(ImageSettings(steps, 2.0, temperature=0.0).replace(**cheaper), seed=seed)[2]
     for a, b in zip(plain, partial, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         np.testing.assert_array_equal(a.tokens, b.tokens)
@@ -109,7 +109,7 @@ def test_a_model_that_does_not_look_at_the_row_draws_the_same(cheaper, steps, se
 
 
 def test_exact_steps_keep_nothing_and_use_nothing_kept() -> None:
-    for chosen in (ImageSettings(8, 2.0), ImageSettings(8, 2.0, refresh=1, shortlist=1.0)):
+    for chosen in (ImageSettings(8, 2.0), ImageSettings(8, 2.0).replace(refresh=1, candidate_ratio=1.0)):
         _, denoiser, _ = draw(chosen)
         assert denoiser.keeping_calls == 0
         assert [window.past for window in denoiser.windows] == [None] * 16
@@ -117,27 +117,27 @@ def test_exact_steps_keep_nothing_and_use_nothing_kept() -> None:
 
 
 def test_partial_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> None:
-    _, denoiser, steps = draw(ImageSettings(8, 0.0, "linear", refresh=4))
+    _, denoiser, steps = draw(ImageSettings(8, 0.0, "linear").replace(refresh=4))
     assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [16, 16, 16, 8, 8, 8]
     assert [w.queries.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
-    _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear", refresh=4, shortlist=1.0))
+    _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear").replace(refresh=4, candidate_ratio=1.0))
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
 
 
 def test_guidance_is_paid_for_where_it_is_set() -> None:
-    _, denoiser, steps = draw(ImageSettings(10, 2.0, guidance_from=0.2, guidance_to=0.5))
+    _, denoiser, steps = draw(ImageSettings(10, 2.0).replace(guidance_from=0.2, guidance_to=0.5))
     lengths = [window.tokens.shape[1] for window in denoiser.windows]
     assert lengths == [23] * 2 + [23, 21] * 3 + [23] * 5  # steps 2, 3 and 4 are guided
     assert steps[-1].model_calls == 10
     plain = draw(ImageSettings(10, 2.0))[2]
-    for a, b in zip(plain, draw(ImageSettings(10, 2.0, guidance_from=0.0, guidance_to=1.0))[2], strict=True):
+    for a, b in zip(plain, draw(ImageSettings(10, 2.0).replace(guidance_from=0.0, guidance_to=1.0))[2], strict=True):
         np.testing.assert_array_equal(a.predicted_codes, b.predicted_codes)
 
 
 def test_unconditional_states_serve_several_steps() -> None:
-    _, denoiser, _ = draw(ImageSettings(9, 2.0, unconditional_every=3))
+    _, denoiser, _ = draw(ImageSettings(9, 2.0).replace(unconditional_every=3))
     assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, 23, 23] * 3
 
 
@@ -165,7 +165,7 @@ def test_options_of_the_command_line_reach_the_drawing(
     partial = [
         "--refresh",
         "3",
-        "--shortlist",
+        "--candidate-ratio",
         "1.5",
         "--guidance-from",
         "0.1",
@@ -178,13 +178,13 @@ def test_options_of_the_command_line_reach_the_drawing(
     assert main([*drawing, "--json", *partial]) == 0
     settings_told = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
     assert [
-        settings_told[name] for name in ("refresh", "shortlist", "guidance_from", "guidance_to", "unconditional_every")
+        settings_told[name] for name in ("refresh", "candidate_ratio", "guidance_from", "guidance_to", "unconditional_every")
     ] == [
         *(3, 1.5),
         *(0.1, 0.6),
         2,
     ]
-    assert main([*drawing, "--force", "--shortlist", "0.5"]) == 2
+    assert main([*drawing, "--force", "--candidate-ratio", "0.5"]) == 2
     assert "at least 1" in capsys.readouterr().err
 
 
@@ -192,13 +192,13 @@ def test_options_of_the_command_line_reach_the_drawing(
     ("changes", "word"),
     [
         ({"refresh": 0}, "refresh"),
-        ({"shortlist": 0.5}, "at least 1"),
+        ({"candidate_ratio": 0.5}, "at least 1"),
         ({"guidance_from": 0.6, "guidance_to": 0.4}, "guidance_from < guidance_to"),
-        ({"guidance_to": 1.5}, "guidance_from < guidance_to"),
+        ({"guidance_to": 1.5}, "guidance_to is 1.5; use a number of at least 0 and at most 1"),
         ({"guidance_from": -0.1}, "guidance_from"),
         ({"unconditional_every": 0}, "unconditional_every"),
     ],
 )
 def test_impossible_settings_say_how_to_mend_them(changes, word):
     with pytest.raises(Error, match=word):
-        ImageSettings(**changes)
+        ImageSettings().replace(**changes)

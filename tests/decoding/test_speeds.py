@@ -9,7 +9,7 @@ import mmada_lite
 from mmada_lite import Error, ImageSettings, Model, TextSettings
 from mmada_lite.cli.main import build_parser, main
 from mmada_lite.cli.model_options import text_settings
-from mmada_lite.decoding.settings import PRESETS, later_settings, with_speed
+from mmada_lite.decoding.settings import PRESETS, changed_settings, with_speed
 
 BASE = TextSettings(answer_length=6, steps=6, block_length=6)
 
@@ -24,21 +24,21 @@ def test_drafts_write_what_the_model_in_the_package_writes_alone(shipped: Model)
     alone = drafted = 0
     for number in range(200):
         question = f"what is {number // 2 % 10} + {number // 20}?"
-        chosen = replace(BASE, cache=("none", "dual")[number % 2])
+        chosen = BASE.replace(cache=("none", "dual")[number % 2])
         one = shipped.chat(question, chosen).result()
-        other = shipped.chat(question, replace(chosen, draft=4)).result()
+        other = shipped.chat(question, chosen.replace(speculative_steps=4)).result()
         assert one.ids.tolist() == other.ids.tolist(), question
         alone, drafted = alone + one.model_calls, drafted + other.model_calls
     assert drafted < alone
 
 
 def test_a_speed_changes_what_it_names_and_nothing_else() -> None:
-    text, image = replace(BASE, guidance=0.5), ImageSettings(steps=3)
+    text, image = BASE.replace(guidance=0.5), ImageSettings(steps=3)
     assert with_speed("exact", text, image) == (text, image)
     for speed, (text_changes, image_changes) in PRESETS.items():
         fast_text, fast_image = with_speed(speed, text, image)
-        assert fast_text == replace(text, **text_changes)
-        assert fast_image == replace(image, **image_changes)
+        assert fast_text == text.replace(**text_changes)
+        assert fast_image == image.replace(**image_changes)
         assert (fast_text.answer_length, fast_text.guidance, fast_image.steps) == (6, 0.5, 3)
     with pytest.raises(Error, match="exact, balanced, fast"):
         with_speed("quick", text, image)
@@ -47,7 +47,7 @@ def test_a_speed_changes_what_it_names_and_nothing_else() -> None:
 def test_speeds_take_fewer_forwards(shipped: Model) -> None:
     counts = []
     for speed in ("exact", "balanced", "fast"):
-        text, _ = with_speed(speed, replace(BASE, answer_length=16, steps=16), shipped.image_defaults)
+        text, _ = with_speed(speed, BASE.replace(answer_length=16, steps=16), shipped.image_defaults)
         counts.append(shipped.chat("what is 2 + 3?", text).result().model_calls)
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
@@ -63,37 +63,38 @@ def test_load_takes_a_speed() -> None:
 
 def test_suffix_and_refresh_grow_with_the_block() -> None:
     for block, suffix, refresh in ((4, 8, 2), (8, 8, 2), (32, 32, 8)):
-        chosen, _ = with_speed("fast", replace(BASE, block_length=block, answer_length=64, steps=64), ImageSettings())
-        assert (chosen.suffix, chosen.refresh) == (suffix, refresh)
+        chosen, _ = with_speed("fast", BASE.replace(block_length=block, answer_length=64, steps=64), ImageSettings())
+        assert (chosen.acceleration.suffix_window, chosen.acceleration.refresh) == (suffix, refresh)
 
 
 def test_no_cache_needs_no_renewal() -> None:
     """What a speed would renew is let go with the cache; what was said beside it is not."""
     quick, _ = with_speed("fast", BASE, ImageSettings())
     parser = build_parser()[0]
-    assert text_settings(quick, parser.parse_args(["chat", "x", "--cache", "none"])).refresh is None
+    assert text_settings(quick, parser.parse_args(["chat", "x", "--cache", "none"])).acceleration.refresh is None
     with pytest.raises(Error, match="renew a cache and there is none"):
         text_settings(quick, parser.parse_args(["chat", "x", "--cache", "none", "--refresh", "3"]))
 
 
 def test_the_command_line_spells_every_later_setting() -> None:
     options = (
-        "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --drift 0.2 --suffix 0 --thought-first --select margin --draft 2"
+        "--entropy-bound 0.5 --early-stop 0.9 --refresh 4 --refresh-drift 0.2 --suffix-window 0 --thought-first "
+        "--select margin --speculative-steps 2"
     )
     arguments = build_parser()[0].parse_args(["chat", "x", "--cache", "dual", *options.split()])
-    used = {"select": "margin", "draft": 2, "entropy_bound": 0.5, "early_stop": 0.9, "refresh": 4, "drift": 0.2, "suffix": 0}
-    used |= {"thought_first": True}
-    assert later_settings(text_settings(TextSettings(), arguments)) == used
-    arguments = build_parser()[0].parse_args(["ask", "x.png", "y", "--threshold", "0.9", "--reach", "8"])
-    assert later_settings(text_settings(TextSettings(), arguments)) == {"reach": 8}
+    used = {"cache": "dual", "select": "margin", "speculative_steps": 2, "entropy_bound": 0.5, "early_stop": 0.9, "refresh": 4}
+    used |= {"refresh_drift": 0.2, "suffix_window": 0, "thought_first": True}
+    assert changed_settings(text_settings(TextSettings(), arguments).acceleration) == used
+    arguments = build_parser()[0].parse_args(["ask", "x.png", "y", "--threshold", "0.9", "--lookahead", "8"])
+    assert changed_settings(text_settings(TextSettings(), arguments).acceleration) == {"threshold": 0.9, "lookahead": 8}
 
 
 def test_one_rule_takes_the_place_of_the_other() -> None:
     """Neither a preset's threshold nor a bundle's bound stands in the way of what is said."""
     arguments = build_parser()[0].parse_args(["chat", "x", "--entropy-bound", "0.5"])
-    assert text_settings(replace(BASE, threshold=0.9), arguments).threshold is None
+    assert text_settings(BASE.replace(threshold=0.9), arguments).acceleration.threshold is None
     arguments = build_parser()[0].parse_args(["chat", "x", "--threshold", "0.5"])
-    assert text_settings(replace(BASE, entropy_bound=0.9), arguments).entropy_bound is None
+    assert text_settings(BASE.replace(entropy_bound=0.9), arguments).acceleration.entropy_bound is None
 
 
 def test_a_speed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,5 +107,5 @@ def test_a_speed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_drafts_are_refused_where_rows_cannot_be_batched(shipped: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "device", replace(shipped.device, name="rtx"))
-    with pytest.raises(Error, match="draft 2 is for the CPU and this model is on rtx"):
-        shipped.chat("hello", replace(BASE, draft=2))
+    with pytest.raises(Error, match="speculative_steps 2 is for the CPU and this model is on rtx"):
+        shipped.chat("hello", BASE.replace(speculative_steps=2))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,12 @@ def pair(request: pytest.FixtureRequest, tiny_bundle: Path, halves: Path) -> tup
 
 TEXTS = {
     "no cache": TextSettings(answer_length=12, steps=6, block_length=6),
-    "prefix": TextSettings(answer_length=12, steps=6, block_length=6, cache="prefix"),
-    "dual, guided": TextSettings(answer_length=12, steps=6, block_length=4, cache="dual", guidance=1.5),
-    "prompt": TextSettings(answer_length=12, steps=6, block_length=4, cache="prompt", guidance=0.5),
-    "committed": TextSettings(answer_length=12, steps=12, block_length=6, cache="prompt", settle=2),
-    "drawn": TextSettings(answer_length=12, steps=6, block_length=6, cache="dual", temperature=0.8),
-    "threshold": TextSettings(answer_length=12, steps=6, block_length=6, threshold=0.02, cache="prefix", guidance=0.5),
+    "prefix": TextSettings(answer_length=12, steps=6, block_length=6).replace(cache="prefix"),
+    "dual, guided": TextSettings(answer_length=12, steps=6, block_length=4, guidance=1.5).replace(cache="dual"),
+    "prompt": TextSettings(answer_length=12, steps=6, block_length=4, guidance=0.5).replace(cache="prompt"),
+    "committed": TextSettings(answer_length=12, steps=12, block_length=6).replace(cache="prompt", kv_commit_every=2),
+    "drawn": TextSettings(answer_length=12, steps=6, block_length=6, temperature=0.8).replace(cache="dual"),
+    "threshold": TextSettings(answer_length=12, steps=6, block_length=6, guidance=0.5).replace(threshold=0.02, cache="prefix"),
 }
 
 
@@ -83,13 +82,13 @@ def test_bound_equals_plain_in_text(pair: tuple[Model, Model], name: str) -> Non
 CHEAPER: dict[str, dict[str, Any]] = {
     "exact": {},
     "partial steps": {"refresh": 3},
-    "all": {"refresh": 3, "shortlist": 1.5, "guidance_to": 0.7, "unconditional_every": 2},
+    "all": {"refresh": 3, "candidate_ratio": 1.5, "guidance_to": 0.7, "unconditional_every": 2},
 }
 
 
 @pytest.mark.parametrize("name", CHEAPER)
 def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) -> None:
-    settings = replace(pair[0].image_defaults, steps=5, guidance=2.0, **CHEAPER[name])
+    settings = pair[0].image_defaults.replace(steps=5, guidance=2.0, **CHEAPER[name])
     plain, other = (list(model.paint("a red apple", settings, seed=3)) for model in pair)
     for a, b in zip(plain, other, strict=True):
         assert a.predicted_codes is not None
@@ -299,7 +298,7 @@ def replaced(path: Path) -> None:
 def test_a_bundle_that_changes_while_loaded_is_noticed(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     model = mmada_lite.load(folder, device="cpu", threads=1)
-    assert len(list(model.paint("x", replace(model.image_defaults, steps=2)))) == 2
+    assert len(list(model.paint("x", model.image_defaults.replace(steps=2)))) == 2
     change, reason = CHANGES[name]
     change(folder)
     for call in (lambda: model.chat("hello"), lambda: model.paint("x"), lambda: model.ask(RED, "what?")):

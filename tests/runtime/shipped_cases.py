@@ -3,7 +3,7 @@ inpaintings; and how a case is played. Pictures are made of whole numbers, at th
 resizes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -53,12 +53,12 @@ class Case:
 def play(model: Model, case: Case) -> Answer | Drawing:
     """The stream of a case, of which nothing is done yet."""
     if case.kind in ("text", "question"):
-        text = replace(model.text_defaults, **case.settings)
+        text = model.text_defaults.replace(**case.settings)
         if case.kind == "text":
             return model.chat(case.prompt, text, seed=case.seed)
         return model.ask(PICTURES[case.picture], case.prompt, text, seed=case.seed)
     image = (
-        replace(model.image_defaults, **case.settings) if case.settings else None
+        model.image_defaults.replace(**case.settings) if case.settings else None
     )  # steps of the default are cut to the codes
     assert isinstance(case.prompt, str)
     if case.kind == "drawing":

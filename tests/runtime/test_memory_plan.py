@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,20 +112,20 @@ def test_the_published_model_is_the_recorded_one(golden: Path) -> None:
 
 def test_more_of_anything_takes_more() -> None:
     shape = PUBLISHED["8b"]
-    text = TextSettings(answer_length=128, steps=64, block_length=32, cache="dual")
+    text = TextSettings(answer_length=128, steps=64, block_length=32).replace(cache="dual")
     peaks = [need(shape, stored(shape, precision), text).peak for precision in ("int4", "int8", "fp16")]
     assert peaks == sorted(peaks)
     groups = stored(shape, "int4")
     least = need(shape, groups, text).peak
-    for longer in (replace(text, answer_length=512), replace(text, guidance=1.0)):
+    for longer in (text.replace(answer_length=512), text.replace(guidance=1.0)):
         assert need(shape, groups, longer).peak > least
-    assert need(shape, groups, replace(text, block_length=8)).peak < least
-    assert need(shape, groups, replace(text, block_length=128)).peak == least  # a large model's head makes few logits at a time
-    plain, partial = ImageSettings(), ImageSettings(refresh=4)
-    none = replace(text, cache="none")
+    assert need(shape, groups, text.replace(block_length=8)).peak < least
+    assert need(shape, groups, text.replace(block_length=128)).peak == least  # a large model's head makes few logits at a time
+    plain, partial = ImageSettings(), ImageSettings().replace(refresh=4)
+    none = text.replace(cache="none")
     assert caches(shape, none, plain, 32, half=False) == 0
     assert caches(shape, none, partial, 32, half=False) == 4 * 2 * 32 * 4096 * 4 * (1024 + 32)  # a guided pair, kept and cut
-    assert caches(shape, none, replace(partial, guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
+    assert caches(shape, none, partial.replace(guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
     assert need(shape, groups, text, image=partial).peak > least  # two rows of a drawing hold more than one of an answer
     card = need(shape, groups, text, device="cuda")
     assert card.peak < card.card_peak

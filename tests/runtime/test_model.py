@@ -1,6 +1,5 @@
 """Laws of what a user touches, on a bundle of random weights: streams equal their joins, and given codes stay given."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,7 @@ def test_a_streamed_answer_is_the_joined_one(model):
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual", "prompt"])
 def test_sampled_answers_repeat_with_their_seed(model, cache):
-    settings = TextSettings(answer_length=12, steps=12, block_length=6, temperature=1.0, cache=cache)
+    settings = TextSettings(answer_length=12, steps=12, block_length=6, temperature=1.0).replace(cache=cache)
     first, again, other = (model.chat("hello", settings, seed=s).result().ids.tolist() for s in (1, 1, 2))
     assert first == again
     assert first != other
@@ -106,12 +105,12 @@ def test_sampled_answers_repeat_with_their_seed(model, cache):
 def test_a_cache_that_is_always_refreshed_equals_none(model):
     """One step per block: every step is the block's first, which computes everything."""
     plain = TextSettings(answer_length=12, steps=3, block_length=4)
-    ids = [model.chat("hello", replace(plain, cache=cache)).result().ids.tolist() for cache in ("none", "prefix", "dual")]
+    ids = [model.chat("hello", plain.replace(cache=cache)).result().ids.tolist() for cache in ("none", "prefix", "dual")]
     assert ids[0] == ids[1] == ids[2]
 
 
 def test_guidance_zero_is_the_conditional_row_alone(model):
-    free = [model.paint("a cat", replace(FEW, guidance=g), seed=3).result().codes for g in (0.0, 1e-9)]
+    free = [model.paint("a cat", FEW.replace(guidance=g), seed=3).result().codes for g in (0.0, 1e-9)]
     assert (free[0] == free[1]).all()
 
 
@@ -152,7 +151,7 @@ def test_default_steps_shrink_with_the_hole_and_said_steps_do_not(model, picture
     [("right", 0.5, (24, 16)), ("left", 0.25, (20, 16)), ("top", 1.0, (16, 32)), ("bottom", 1.75, (16, 44))],
 )
 def test_extending_keeps_the_picture_and_grows_one_side(model, picture, side, amount, size):
-    drawing: Drawing = model.extend(picture, "a cat", replace(FEW, steps=2), side=side, amount=amount)
+    drawing: Drawing = model.extend(picture, "a cat", FEW.replace(steps=2), side=side, amount=amount)
     indices = [step.index for step in drawing]
     assert indices == list(range(drawing.last.total_steps))
     image = drawing.picture
@@ -170,7 +169,7 @@ def test_impossible_extensions(model, picture):
         with pytest.raises(Error, match=word):
             model.extend(picture, "a cat", side=side, amount=amount)
     with pytest.raises(Error, match="9 steps for 8 codes"):
-        model.extend(picture, "a cat", replace(FEW, steps=9), amount=0.5)
+        model.extend(picture, "a cat", FEW.replace(steps=9), amount=0.5)
 
 
 def test_a_picture_is_asked_about(model, picture):

@@ -3,7 +3,6 @@ drawn from is reported and never used, and both hold whether the tags are single
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -164,7 +163,7 @@ def test_a_thought_that_cannot_be_drawn_from(thinker: Model, caplog: pytest.LogC
 
 def test_a_thought_without_room_for_the_picture(thinker: Model, caplog: pytest.LogCaptureFixture) -> None:
     """It is written in most of 256 tokens: one token more, and 16 codes with their brackets do not fit beside it."""
-    thinker.text_defaults = replace(WRITTEN, answer_length=248, steps=248)
+    thinker.text_defaults = WRITTEN.replace(answer_length=248, steps=248)
     plain = thinker.paint(CAPTION, FEW).result()
     (plan,) = caption_to_thought_prompts(thinker, [CAPTION])
     tags = len(thinker.tokenizer.encode(with_tags("x"))) - 1
@@ -184,7 +183,7 @@ def test_impossible_thoughts_are_refused_before_any_work(thinker: Model) -> None
     for think, message in ((" ", "thought is empty"), ("a </think>", "holds </think>"), (with_tags("a"), "holds <think>")):
         with pytest.raises(Error, match=message):
             thinker.paint(CAPTION, think=think)
-    thinker.text_defaults = replace(WRITTEN, answer_length=252)
+    thinker.text_defaults = WRITTEN.replace(answer_length=252)
     with pytest.raises(Error, match="the prompt with its thought takes 259"):
         thinker.paint(CAPTION, think=True)
     with pytest.raises(Error, match="prompt is empty"):

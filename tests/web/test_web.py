@@ -9,7 +9,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +135,8 @@ def test_the_picture_is_enlarged_and_sharp_on_the_screen(page: Page) -> None:
 
 
 def test_most_drawings_are_the_same_in_every_code(page: Page, model: mmada_lite.Model) -> None:
-    short = replace(model.image_defaults, steps=6)
-    greedy = replace(short, sampling_temperature=0.0)
+    short = model.image_defaults.replace(steps=6)
+    greedy = short.replace(sampling_temperature=0.0)
     same = 0
     for seed, settings in [(1, greedy), (2**63 + 1, greedy), (3, short), (4, short), (5, short), (6, short)]:
         caption = CAPTIONS[seed % 2]
@@ -153,7 +152,7 @@ def test_answers_are_pythons(page: Page, model: mmada_lite.Model) -> None:
     changes: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"guidance": 1.0}, {"threshold": 0.9}, {"order": "random"}]
     changes += [{"cache": "dual", "block_length": 4}, {"cache": "prefix", "block_length": 8, "guidance": 0.5}]
     for seed, change in enumerate(changes):
-        settings = replace(model.text_defaults, answer_length=16, **{"block_length": 16, "steps": 8, **change})
+        settings = model.text_defaults.replace(answer_length=16, **{"block_length": 16, "steps": 8, **change})
         script = f"model.ask('what is 3 + 4?', null, {json.dumps(plain(settings))}, {seed}n)"
         theirs = page.run(f"let last; for await (last of {script}); return [last.ids, last.text]")
         ours = model.chat("what is 3 + 4?", settings, seed=seed)
@@ -164,7 +163,7 @@ def test_a_bundle_of_another_shape_from_another_server(page: Page, tiny_bundle: 
     """Random weights: candidates are about equally probable, the mask among them. Page and bundle have a server each."""
     tiny = mmada_lite.load(tiny_bundle, device="cpu")
     images = ImageSettings(steps=5, guidance=1.5, schedule="pow2")
-    texts = mmada_lite.TextSettings(answer_length=12, steps=7, block_length=5, cache="dual", temperature=1.0)
+    texts = mmada_lite.TextSettings(answer_length=12, steps=7, block_length=5, temperature=1.0).replace(cache="dual")
     with serve(tiny_bundle) as base:
         page.run(f"window.tiny = await (await import('./model.js')).Model.open('{base}')")
     steps = painted(page, "tiny", "a b", images, 9)
@@ -191,15 +190,15 @@ def test_quantized_bundles_draw_too(page: Page, tiny_checkpoint: Path, tmp_path:
 
 def test_the_reference_law_is_refused(page: Page, model: mmada_lite.Model) -> None:
     with pytest.raises(RuntimeError, match='not "reference"'):
-        painted(page, "model", CAPTIONS[0], replace(model.image_defaults, law="reference"), 0)
+        painted(page, "model", CAPTIONS[0], model.image_defaults.replace(mode="reference"), 0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "name"), [({"refresh": 4, "shortlist": 2.0}, "refresh"), ({"guidance_to": 0.5}, "guidance_to")]
+    ("changes", "name"), [({"refresh": 4, "candidate_ratio": 2.0}, "refresh"), ({"guidance_to": 0.5}, "guidance_to")]
 )
 def test_settings_that_the_page_does_not_know_are_refused(page: Page, model: mmada_lite.Model, changes: Any, name: str) -> None:
     with pytest.raises(RuntimeError, match=f'does not decode with "{name}"'):
-        painted(page, "model", CAPTIONS[0], replace(model.image_defaults, **changes), 0)
+        painted(page, "model", CAPTIONS[0], model.image_defaults.replace(**changes), 0)
 
 
 def test_a_question_about_the_drawing_is_answered_as_in_python(page: Page, model: mmada_lite.Model) -> None:

@@ -1,0 +1,112 @@
+"""Every setting is declared once: its help, range and default are the same in --help, in the documents and in the code."""
+
+from pathlib import Path
+
+import pytest
+
+from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
+from mmada_lite.cli.main import build_parser, main
+from mmada_lite.cli.model_options import image_settings, text_settings
+from mmada_lite.cli.options import about
+from mmada_lite.decoding.format_1 import RENAMED
+from mmada_lite.decoding.setting_fields import Setting, renamed_option, settings_of, spelled
+from mmada_lite.decoding.settings import plain
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (*settings_of(TextSettings), *settings_of(TextAcceleration))
+IMAGE = (*settings_of(ImageSettings), *settings_of(ImageAcceleration))
+VERBS = (("chat", TEXT), ("ask", TEXT), ("paint", IMAGE), ("inpaint", IMAGE), ("extend", IMAGE))
+
+
+def shown(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    return capsys.readouterr().out
+
+
+def row(setting: Setting) -> str:
+    """The line of a document's table."""
+    cells = (f"`{setting.name}`", f"`{spelled(setting.name)}`", setting.default_in_words, setting.range)
+    return f"| {' | '.join((*cells, setting.help, setting.source))} |"
+
+
+@pytest.mark.parametrize(("verb", "settings"), VERBS)
+def test_help_says_what_the_code_declares(
+    verb: str, settings: tuple[Setting, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = " ".join(shown(verb, capsys, monkeypatch).split())
+    for each in settings:
+        option = f"{spelled(each.name)} {each.unit}".rstrip()
+        assert f"{option}{', --no-thought-first' if each.kind == 'flag' else ''} {about(each)}" in said
+        assert (each.help in about(each), each.range in about(each)) == (True, True)
+        assert f"default: {each.default_in_words})" in about(each)
+
+
+@pytest.mark.parametrize(("page", "settings"), [("decoding", TEXT), ("drawing", IMAGE)])
+def test_documents_say_what_the_code_declares(page: str, settings: tuple[Setting, ...]) -> None:
+    lines = (DOCS / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    table = [line for line in lines if line.count("|") == 7 and line.startswith("| `")]
+    assert table == [row(each) for each in settings]
+
+
+def test_renamed_settings_are_listed() -> None:
+    lines = (DOCS / "renamed.md").read_text(encoding="utf-8").splitlines()
+    for old, new in RENAMED.items():
+        assert any(line.startswith(f"| `{old}`") and f"`{new}`" in line for line in lines), old
+
+
+def test_the_few_settings_come_first_and_fit_a_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, advanced = shown("chat", capsys, monkeypatch).split("\nadvanced:\n")
+    assert len(first.splitlines()) <= 40
+    assert all(f"  {spelled(each.name)} " in first for each in settings_of(TextSettings))
+    assert all(f"  {spelled(each.name)}" in advanced for each in settings_of(TextAcceleration))
+
+
+def test_every_setting_can_be_said_and_taken_back() -> None:
+    """A value of each kind reaches the settings; none and --no- undo what a bundle or a speed chose."""
+    parser = build_parser()[0]
+    base = TextSettings().replace(cache="dual", early_stop=1.0, refresh=2, suffix_window=8, thought_first=True)
+    words = "chat x --early-stop none --refresh none --suffix-window none --no-thought-first --cache none --order random"
+    assert text_settings(base, parser.parse_args(words.split())) == TextSettings(order="random")
+    words = "paint x --candidate-ratio none --mode reference --sampling-temperature 0 --schedule pow2"
+    chosen = image_settings(ImageSettings().replace(candidate_ratio=2.0), parser.parse_args(words.split()))
+    assert chosen == ImageSettings(mode="reference", sampling_temperature=0.0, schedule="pow2")
+    assert text_settings(base, parser.parse_args(["chat", "x"])) == base
+
+
+@pytest.mark.parametrize(("verb", "settings"), VERBS)
+def test_an_old_option_is_refused_with_the_new_one(
+    verb: str, settings: tuple[Setting, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"chat": ["x"], "ask": ["x.png", "y"], "paint": ["x"], "inpaint": ["x.png", "y.png", "z"], "extend": ["x.png", "y"]}
+    for old, new in RENAMED.items():
+        if new not in [each.name for each in settings]:
+            continue
+        for words in ([spelled(old), "2"], [f"{spelled(old)}=2"]):
+            assert main([verb, *given[verb], *words]) == 2
+            line = f"mmada-lite: {verb} has no option {spelled(old)}; it is called {spelled(new)} now\n"
+            assert capsys.readouterr().err == line
+    assert renamed_option("--steps") is None
+
+
+def test_bad_values_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, line in {
+        "--threshold 2": "threshold 2.0 is not a probability",
+        "--cache all": "cache is 'all'; use one of none, prefix, dual, prompt",
+        "--mode sensible": "mode is 'sensible'; use one of default, reference",
+        "--lookahead none": "'none' is not a whole number",
+    }.items():
+        assert main(["chat", "x", "--device", "cpu", *words.split()]) == 2
+        error = capsys.readouterr().err
+        assert (line in error, error.count("\n")) == (True, 1)
+
+
+def test_settings_say_themselves_in_both_formats() -> None:
+    """What --json prints are the new names; a bundle keeps those of format 1."""
+    settings = TextSettings().replace(cache="dual", kv_commit_every=2)
+    assert (settings.flat()["kv_commit_every"], plain(settings)["settle"]) == (2, 2)
+    with pytest.raises(Error, match="'settle' is called 'kv_commit_every' now"):
+        settings.replace(settle=2)
