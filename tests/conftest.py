@@ -45,9 +45,9 @@ class MockDenoiser:
         places = np.broadcast_to(window.positions, window.tokens.shape)
         queried = np.take_along_axis(places, window.queries, axis=1)
         tokens = np.vectorize(lambda p: self.planted.get(int(p), 0))(queried)
-        sure = np.vectorize(lambda p: self.certainty.get(int(p), 0.5))(queried)
+        certainty = np.vectorize(lambda p: self.certainty.get(int(p), 0.5))(queried)
         kept = KeyValues((places[:, None, :, None].astype(np.float32),), (places[:, None, :, None].astype(np.float32),))
-        return np.stack([tokens, sure], axis=-1).astype(np.float32), kept if keep else None
+        return np.stack([tokens, certainty], axis=-1).astype(np.float32), kept if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         states = hidden[: mix.shape[0]]

@@ -33,21 +33,21 @@ def write_tokenizer(path: Path) -> int:
 def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     """A transformer of two layers and an image tokenizer of 16-pixel pictures with 4 x 4 codes."""
     folder.mkdir(parents=True)
-    words = write_tokenizer(folder / "tokenizer.json")
+    text_vocab_size = write_tokenizer(folder / "tokenizer.json")
     config = TransformerConfig(
         d_model=32,
         n_layers=2,
         n_heads=4,
         n_kv_heads=2,
         mlp_hidden_size=48,
-        vocab_size=words + CODES,
+        vocab_size=text_vocab_size + CODES,
         rope_theta=10000.0,
         rms_norm_eps=1e-5,
         mask_token_id=256 + SPECIAL.index("<|mdm_mask|>"),
         eos_token_id=256 + SPECIAL.index("<|endoftext|>"),
         max_sequence_length=256,
         codebook_size=CODES,
-        llm_vocab_size=words,
+        llm_vocab_size=text_vocab_size,
         num_vq_tokens=16,
     )
     with torch.random.fork_rng():

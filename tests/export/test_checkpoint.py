@@ -146,9 +146,9 @@ def test_wrong_tensors_are_named(gqa: Path) -> None:
 
 def test_a_truncated_shard(gqa: Path) -> None:
     shard = gqa / "model-00003-of-00007.safetensors"
-    whole = shard.read_bytes()
-    for length in (len(whole) - 1, 300, 5, 0):
-        shard.write_bytes(whole[:length])
+    content = shard.read_bytes()
+    for length in (len(content) - 1, 300, 5, 0):
+        shard.write_bytes(content[:length])
         with pytest.raises(Error, match=r"model-00003-of-00007\.safetensors: not a readable safetensors file"):
             TensorSource.open(gqa)
 
@@ -166,7 +166,7 @@ def test_shards_in_the_wrong_place(gqa: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "words"),
+    ("file", "text", "message"),
     [
         ("config.json", "{", "cannot be read as JSON"),
         ("config.json", "[1]", "holds a JSON list where an object is needed"),
@@ -175,9 +175,9 @@ def test_shards_in_the_wrong_place(gqa: Path) -> None:
         ("model.safetensors.index.json", '{"weight_map": {"a": "../secret.safetensors"}}', "no plain file name"),
     ],
 )
-def test_broken_json(gqa: Path, file: str, text: str, words: str) -> None:
+def test_broken_json(gqa: Path, file: str, text: str, message: str) -> None:
     (gqa / file).write_text(text)
-    with pytest.raises(Error, match=words):
+    with pytest.raises(Error, match=message):
         opened(gqa)
 
 
@@ -187,7 +187,7 @@ def header_file(folder: Path, header: bytes, data: bytes = b"") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
+    ("header", "message"),
     [
         (b"not json", "not a readable"),
         (b"[]", "not a readable"),
@@ -197,8 +197,8 @@ def header_file(folder: Path, header: bytes, data: bytes = b"") -> Path:
         (b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}', "F8_E4M3, which is not supported"),
     ],
 )
-def test_a_forged_header(tmp_path: Path, header: bytes, words: str) -> None:
-    with pytest.raises(Error, match=words):
+def test_a_forged_header(tmp_path: Path, header: bytes, message: str) -> None:
+    with pytest.raises(Error, match=message):
         TensorSource.open(header_file(tmp_path, header, b"\0" * 4))
 
 
@@ -234,7 +234,7 @@ def test_unsupported_options_are_refused_by_name(key: str, value: object) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"d_model": None}, "d_model is missing"),
         ({"rope": None}, "rope is missing"),
@@ -246,13 +246,13 @@ def test_unsupported_options_are_refused_by_name(key: str, value: object) -> Non
         ({"mask_token_id": 272}, "not below the vocabulary size 272"),
     ],
 )
-def test_impossible_numbers(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(Error, match=words):
+def test_impossible_numbers(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(Error, match=message):
         TransformerConfig.from_json(read_json(GOLDEN / "llm" / "mha" / "config.json") | change)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"codebook_size": 4096}, "codebook_size is 4096, but the other settings imply 8192"),
         ({"downsample_factor": 16}, "downsample_factor is 16"),
@@ -266,8 +266,8 @@ def test_impossible_numbers(change: dict[str, Any], words: str) -> None:
         ({"encoder": {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": [1, 1]}}, "different numbers of levels"),
     ],
 )
-def test_impossible_image_tokenizers(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(Error, match=words):
+def test_impossible_image_tokenizers(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(Error, match=message):
         VQConfig.from_json(read_json(GOLDEN / "vq" / "config.json") | change)
 
 

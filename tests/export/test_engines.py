@@ -46,34 +46,34 @@ def bundle(tiny_checkpoint: Path, tmp_path: Path) -> Bundle:
 
 
 @dataclass
-class Made:
-    """What one call said and made."""
+class BuildRun:
+    """What one call printed and built."""
 
     lines: list[str]
     built: list[bool]
     keys: list[EngineKey]
 
 
-def made(bundle: Bundle, capability: str = "8.9", profiles: Sequence[str] = NAMES) -> Made:
+def build_all(bundle: Bundle, capability: str = "8.9", profiles: Sequence[str] = NAMES) -> BuildRun:
     lines: list[str] = []
     engines = build_engines(bundle, capability, profiles=profiles, say=lines.append, build=planted, builder=PLANTED)
-    return Made(lines, [engine.built for engine in engines], [engine.key for engine in engines])
+    return BuildRun(lines, [engine.built for engine in engines], [engine.key for engine in engines])
 
 
 def test_what_was_built_is_found_and_not_built_again(bundle: Bundle) -> None:
-    first, again = made(bundle), made(bundle)
+    first, again = build_all(bundle), build_all(bundle)
     assert first.built == [True, True, True]
     assert again.built == [False, False, False]
     assert [key.graph for key in first.keys] == ["backbone", "text_head", "image_head"]
     assert all(" fits" in line for line in again.lines)
-    key, said = engines.find(bundle, "backbone", "8.9")
+    key, notice = engines.find(bundle, "backbone", "8.9")
     assert key == first.keys[0]
-    assert "fits" in said
+    assert "fits" in notice
     Bundle.open(bundle.path, verify="full")  # engines do not make a bundle another one
 
 
 def test_every_part_of_the_key_makes_another_engine(bundle: Bundle) -> None:
-    (key, *_) = made(bundle).keys
+    (key, *_) = build_all(bundle).keys
     changed = {
         "graph": "text_head",
         "graph_sha256": "0" * 64,
@@ -111,37 +111,37 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_corrupt_engine_is_built_anew_and_that_is_said(bundle: Bundle, name: str) -> None:
-    damage, words = DAMAGES[name]
-    path = engines.engine_path(bundle, made(bundle).keys[0])
+    damage, message = DAMAGES[name]
+    path = engines.engine_path(bundle, build_all(bundle).keys[0])
     sound = path.read_bytes()
     damage(path)
     assert engines.find(bundle, "backbone", "8.9")[0] is None
-    again = made(bundle)
+    again = build_all(bundle)
     assert again.built == [True, False, False]
     assert f"{path.name} is corrupt" in again.lines[0]
-    assert words in again.lines[0]
+    assert message in again.lines[0]
     assert "building it anew" in again.lines[0]
     assert path.read_bytes() == sound
     assert engines.find(bundle, "backbone", "8.9")[0] is not None
 
 
 def test_an_engine_of_another_card_is_not_used_and_that_is_said(bundle: Bundle) -> None:
-    made(bundle, "8.6")
-    key, said = engines.find(bundle, "backbone", "8.9")
+    build_all(bundle, "8.6")
+    key, notice = engines.find(bundle, "backbone", "8.9")
     assert key is None
-    assert "built for compute capability 8.6, and this card has 8.9" in said
-    new = made(bundle, "8.9")
+    assert "built for compute capability 8.6, and this card has 8.9" in notice
+    new = build_all(bundle, "8.9")
     assert new.built == [True, True, True]
     assert "was built for compute capability 8.6: building backbone-sm89" in new.lines[0]
 
 
 def test_an_engine_of_another_card_under_a_wrong_name_is_built_anew(bundle: Bundle) -> None:
-    old, new = made(bundle, "8.6").keys[0], made(bundle, "8.9").keys[0]
+    old, new = build_all(bundle, "8.6").keys[0], build_all(bundle, "8.9").keys[0]
     for suffix in (".engine", ".json", ".onnx"):
         shutil.copyfile(
             engines.engine_path(bundle, old).with_suffix(suffix), engines.engine_path(bundle, new).with_suffix(suffix)
         )
-    again = made(bundle, "8.9")
+    again = build_all(bundle, "8.9")
     assert again.built == [True, False, False]
     assert "was built for compute capability 8.6, not 8.9: building it anew" in again.lines[0]
 
@@ -167,13 +167,13 @@ def slowly(folder: Path, started: Any, waited: Any, lines: Any) -> None:
         return planted(graph, profiles, capability, progress)
 
     def say(line: str) -> None:
-        said.append(line)
+        printed.append(line)
         if "another process is building" in line:
             waited.set()
 
-    said: list[str] = []
+    printed: list[str] = []
     build_engines(Bundle.open(folder), "8.9", say=say, build=build, builder=PLANTED)
-    lines.put(said)
+    lines.put(printed)
 
 
 def test_of_two_builders_at_once_one_builds_and_the_other_waits(bundle: Bundle) -> None:
@@ -183,13 +183,15 @@ def test_of_two_builders_at_once_one_builds_and_the_other_waits(bundle: Bundle) 
     first.start()
     assert started.wait(60)
     second.start()
-    said = [lines.get(timeout=60), lines.get(timeout=60)]
+    printed = [lines.get(timeout=60), lines.get(timeout=60)]
     for process in (first, second):
         process.join(60)
         assert process.exitcode == 0
     runs = (bundle.path.parent / "runs").read_text().split()
     assert sorted(runs) == ["backbone", "image_head", "text_head"]
-    assert len([line for each in said for line in each if "another process is building backbone" in line]) == 1
+    assert (
+        len([line for lines_of_one in printed for line in lines_of_one if "another process is building backbone" in line]) == 1
+    )
     assert engines.find(bundle, "backbone", "8.9")[0] is not None
 
 
@@ -206,7 +208,7 @@ def test_a_builder_that_dies_does_not_block_the_next(bundle: Bundle) -> None:
     process.start()
     process.join(30)
     assert process.exitcode == 9
-    assert made(bundle).built == [True, True, True]
+    assert build_all(bundle).built == [True, True, True]
 
 
 def test_profiles_span_what_decoding_meets(bundle: Bundle) -> None:
@@ -231,7 +233,7 @@ def test_a_bundle_without_pictures_has_no_picture_profile(tiny_checkpoint: Path,
 
 
 def test_what_a_host_opens_has_the_graphs_own_face(bundle: Bundle) -> None:
-    key = made(bundle).keys[0]
+    key = build_all(bundle).keys[0]
     host = onnx.load(engines.host_graph_path(bundle, key)).graph
     graph = onnx.load(bundle.graph_path("backbone"), load_external_data=False).graph
     assert list(host.input) == list(graph.input)
@@ -244,16 +246,16 @@ def test_what_a_host_opens_has_the_graphs_own_face(bundle: Bundle) -> None:
 
 def test_bad_requests(bundle: Bundle, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Error, match="lowered for cpu, which TensorRT does not read; export it with --target tensorrt"):
-        made(Bundle.open(tiny_bundle))
+        build_all(Bundle.open(tiny_bundle))
     with pytest.raises(Error, match="no profile is called 'all'; use one of prefill, block, picture"):
-        made(bundle, profiles=["all"])
-    for words, said in (
+        build_all(bundle, profiles=["all"])
+    for words, message in (
         (["--profile", "block"], "add --engine rtx"),
         (["--engine", "rtx", "-o", "x"], "is a bundle: its engines go into it"),
         ([], "required: -o/--output"),
     ):
         assert main(["export", str(bundle.path), *words]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_without_the_wheels_the_install_line_is_said(
@@ -361,11 +363,11 @@ def test_an_interruption_ends_the_build(tmp_path: Path, bundle: Bundle) -> None:
 
 
 def test_an_engine_of_another_tensorrt_is_not_used_and_that_is_said(bundle: Bundle) -> None:
-    made(bundle)
+    build_all(bundle)
     assert engines.find(bundle, "backbone", "8.9", version="1.0")[0] is not None
-    key, said = engines.find(bundle, "backbone", "8.9", version="1.7.1")
+    key, notice = engines.find(bundle, "backbone", "8.9", version="1.7.1")
     assert key is None
-    assert "was built with tensorrt-rtx 1.0, and 1.7.1 is here" in said
+    assert "was built with tensorrt-rtx 1.0, and 1.7.1 is here" in notice
     assert engines.find(bundle, "backbone", "8.9", "tensorrt")[0] is None
 
 
@@ -412,6 +414,6 @@ def test_a_jetson_without_trtexec(bundle: Bundle, capsys: pytest.CaptureFixture[
 
 
 def test_a_record_holds_the_key(bundle: Bundle) -> None:
-    key = made(bundle).keys[0]
+    key = build_all(bundle).keys[0]
     content = json.loads(engines.engine_path(bundle, key).with_suffix(".json").read_text())
     assert EngineKey(**content["key"]) == key

@@ -37,8 +37,8 @@ def test_a_whole_checkpoint_becomes_a_whole_bundle(tiny: Path, tmp_path: Path) -
     (source / "mmada_lite.json").write_text(
         json.dumps({"name": "tiny", "defaults": {"text": {"steps": 7}, "image": {"steps": 4}}})
     )
-    seen: list[tuple[int, int, str]] = []
-    written = export_checkpoint(source, tmp_path / "bundle", precision="fp16", progress=lambda *now: seen.append(now))
+    reports: list[tuple[int, int, str]] = []
+    written = export_checkpoint(source, tmp_path / "bundle", precision="fp16", progress=lambda *report: reports.append(report))
     bundle = Bundle.open(written, verify="full")
     assert bundle.name == "tiny"
     assert (bundle.text_defaults.steps, bundle.image_defaults.steps, bundle.image_defaults.guidance) == (7, 4, 3.5)
@@ -48,9 +48,9 @@ def test_a_whole_checkpoint_becomes_a_whole_bundle(tiny: Path, tmp_path: Path) -
     assert {"NOTICE", "tokenizer.json", "weights.bin"} <= set(bundle.files)
     assert bundle.tokenizer_path == written / "tokenizer.json"
     assert bundle.provenance.source == "source"
-    done = [now[0] for now in seen]
+    done = [report[0] for report in reports]
     assert done == sorted(done)
-    assert done[-1] == seen[-1][1]
+    assert done[-1] == reports[-1][1]
     assert list(tmp_path.glob(".*")) == []
 
 

@@ -309,11 +309,11 @@ def test_a_table_gives_its_rows(name: str, tmp_path: Path) -> None:
         graph.output("y", "float32", ("B", "W", 33))
         graph.save(tmp_path / "g.onnx")
     assert sum(sizes) == lowering.table_bytes(values.shape, WeightSpec(FORMATS[name]))
-    asked = np.array([[0, 49, 7], [7, 7, 1]])
-    (rows,) = open_session(tmp_path / "g.onnx", choose_device("cpu"), 1).run(None, {"tokens": asked})
+    token_ids = np.array([[0, 49, 7], [7, 7, 1]])
+    (rows,) = open_session(tmp_path / "g.onnx", choose_device("cpu"), 1).run(None, {"tokens": token_ids})
     fmt = FORMATS[name]
     expected = rounded(values, fmt, "w").astype(np.float32) if fmt.floating else dequantize(quantize(values, fmt, "w"))
-    np.testing.assert_array_equal(rows, expected[asked])
+    np.testing.assert_array_equal(rows, expected[token_ids])
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ def exported(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported
     return export
 
 
-def whole(tokens: np.ndarray, rows: np.ndarray | None = None, past: KeyValues | None = None, start: int = 0) -> Window:
+def window_over(tokens: np.ndarray, queries: np.ndarray | None = None, past: KeyValues | None = None, start: int = 0) -> Window:
     """A window over tokens [B, W] at positions from `start`."""
     positions = np.arange(start, start + tokens.shape[1])
     everything = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return Window(tokens, positions, np.ascontiguousarray(everything if rows is None else rows), past)
+    return Window(tokens, positions, np.ascontiguousarray(everything if queries is None else queries), past)
 
 
 def unpadded(golden: Path, case: str) -> list[tuple[dict[str, np.ndarray], int, np.ndarray, np.ndarray]]:
@@ -60,8 +60,8 @@ def unpadded(golden: Path, case: str) -> list[tuple[dict[str, np.ndarray], int, 
 def head(denoiser: OnnxDenoiser, name: str, hidden: np.ndarray, temperature: float, uniform: np.ndarray) -> list[np.ndarray]:
     """token, log_probability, entropy and logits of one head for one row of guidance weight 1."""
     feeds = {"hidden": hidden, "mix": ONE, "temperature": np.array(temperature, np.float32), "uniform": uniform}
-    found: list[np.ndarray] = denoiser._sessions[name].run(["token", "log_probability", "entropy", "logits"], feeds)
-    return found
+    outputs: list[np.ndarray] = denoiser._sessions[name].run(["token", "log_probability", "entropy", "logits"], feeds)
+    return outputs
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_logits_equal_the_reference(golden: Path, exported: Exported, case: str) -> None:
     _, denoiser = exported(case)
     for data, row, columns, tokens in unpadded(golden, case):
-        hidden, _ = denoiser.forward(whole(tokens), keep=False)
+        hidden, _ = denoiser.forward(window_over(tokens), keep=False)
         logits = denoiser.logits("text", hidden, ONE)[0]
         np.testing.assert_allclose(hidden[0], data["hidden_states_bias"][-1, row, columns], atol=2e-4)
         if case != "realvocab":
@@ -89,7 +89,7 @@ def test_logits_equal_the_reference(golden: Path, exported: Exported, case: str)
 def test_half_precision_weights_stay_close(golden: Path, exported: Exported, case: str) -> None:
     bundle, denoiser = exported(case, "fp16")
     for data, row, columns, tokens in unpadded(golden, case):
-        logits = denoiser.logits("text", denoiser.forward(whole(tokens), keep=False)[0], ONE)[0]
+        logits = denoiser.logits("text", denoiser.forward(window_over(tokens), keep=False)[0], ONE)[0]
         expected = data["logits_bias"][row, columns]
         assert np.abs(logits - expected).max() < 0.1
         assert (logits.argmax(-1) == expected.argmax(-1)).mean() > 0.9
@@ -104,12 +104,12 @@ def test_a_past_equals_full_attention_in_any_order(golden: Path, exported: Expor
     operator of attention joins them itself."""
     _, denoiser = exported(case, precision)
     tokens = unpadded(golden, case)[1][3]
-    hidden, kept = denoiser.forward(whole(tokens), keep=True)
+    hidden, kept = denoiser.forward(window_over(tokens), keep=True)
     assert kept is not None
     window = slice(9, 14)
     outside = np.random.default_rng(0).permutation([i for i in range(tokens.shape[1]) if not 9 <= i < 14])
     past = KeyValues(tuple(k[:, :, outside] for k in kept.keys), tuple(v[:, :, outside] for v in kept.values))
-    again, fresh = denoiser.forward(whole(tokens[:, window], past=past, start=9), keep=True)
+    again, fresh = denoiser.forward(window_over(tokens[:, window], past=past, start=9), keep=True)
     # Exact at every layer, since outside the window the past holds what the full pass left there.
     np.testing.assert_allclose(again, hidden[:, window], atol=2e-4)
     assert fresh is not None
@@ -117,14 +117,14 @@ def test_a_past_equals_full_attention_in_any_order(golden: Path, exported: Expor
         np.testing.assert_allclose(ours, theirs[:, :, window], atol=2e-4)
 
 
-def test_rows_choose_what_leaves_the_backbone(golden: Path, exported: Exported) -> None:
+def test_queries_choose_what_leaves_the_backbone(golden: Path, exported: Exported) -> None:
     _, denoiser = exported("gqa")
     data = unpadded(golden, "gqa")[1][0]
     tokens = data["input_ids"]
-    hidden, kept = denoiser.forward(whole(tokens), keep=True)
-    rows = np.array([[5, 2, 2], [0, 23, 7], [1, 1, 1]])
-    chosen, same = denoiser.forward(whole(tokens, rows), keep=True)
-    np.testing.assert_allclose(chosen, np.take_along_axis(hidden, rows[..., None], axis=1), atol=1e-5)
+    hidden, kept = denoiser.forward(window_over(tokens), keep=True)
+    queries = np.array([[5, 2, 2], [0, 23, 7], [1, 1, 1]])
+    chosen, same = denoiser.forward(window_over(tokens, queries), keep=True)
+    np.testing.assert_allclose(chosen, np.take_along_axis(hidden, queries[..., None], axis=1), atol=1e-5)
     assert kept is not None
     assert same is not None
     for ours, theirs in zip((*kept.keys, *kept.values), (*same.keys, *same.values), strict=True):
@@ -134,8 +134,8 @@ def test_rows_choose_what_leaves_the_backbone(golden: Path, exported: Exported) 
 def test_positions_matter_only_relatively(golden: Path, exported: Exported) -> None:
     _, denoiser = exported("mha")
     tokens = unpadded(golden, "mha")[0][3]
-    near, _ = denoiser.forward(whole(tokens), keep=False)
-    far, _ = denoiser.forward(whole(tokens, start=100), keep=False)
+    near, _ = denoiser.forward(window_over(tokens), keep=False)
+    far, _ = denoiser.forward(window_over(tokens, start=100), keep=False)
     np.testing.assert_allclose(near, far, atol=2e-4)
 
 
@@ -161,18 +161,20 @@ def test_the_image_head_is_the_code_columns(exported: Exported, case: str) -> No
 def test_greedy_takes_the_most_probable_and_measures_it(exported: Exported, case: str) -> None:
     bundle, denoiser = exported(case)
     hidden = 3 * np.random.default_rng(2).standard_normal((1, 40, bundle.architecture.d_model), dtype=np.float32)
-    token, sure, entropy, logits = head(denoiser, "text_head", hidden, 0.0, np.full((1, 40), 0.9, np.float32))
+    token, log_probability, entropy, logits = head(denoiser, "text_head", hidden, 0.0, np.full((1, 40), 0.9, np.float32))
     expected = log_softmax(logits)
     np.testing.assert_array_equal(token, logits.argmax(-1))
-    np.testing.assert_allclose(sure, expected.max(-1), atol=5e-6)
+    np.testing.assert_allclose(log_probability, expected.max(-1), atol=5e-6)
     np.testing.assert_allclose(entropy, -(np.exp(expected) * expected).sum(-1), atol=2e-5)
 
 
 def test_of_equal_logits_the_lowest_index_wins(exported: Exported) -> None:
     _, denoiser = exported("mha")
-    token, sure, entropy, _ = head(denoiser, "text_head", np.zeros((1, 3, 64), np.float32), 0.0, np.zeros((1, 3), np.float32))
+    token, log_probability, entropy, _ = head(
+        denoiser, "text_head", np.zeros((1, 3, 64), np.float32), 0.0, np.zeros((1, 3), np.float32)
+    )
     assert (token == 0).all()
-    np.testing.assert_allclose(sure, -math.log(272), atol=1e-6)
+    np.testing.assert_allclose(log_probability, -math.log(272), atol=1e-6)
     np.testing.assert_allclose(entropy, math.log(272), atol=1e-5)
 
 
@@ -184,15 +186,17 @@ def test_drawing_inverts_the_cumulative_distribution(exported: Exported, case: s
     hidden = rng.standard_normal((1, 200, bundle.architecture.d_model), dtype=np.float32)
     uniform = rng.random((1, 200), dtype=np.float32)
     uniform[0, :4] = 0, 1 - 2**-24, 1 - 2**-23, 1e-7
-    token, sure, _, logits = head(denoiser, "text_head", hidden, temperature, uniform)
+    token, log_probability, _, logits = head(denoiser, "text_head", hidden, temperature, uniform)
     scaled = logits.astype(np.float64) / temperature
     rising = np.exp(scaled - scaled.max(-1, keepdims=True)).cumsum(-1)
-    law = (rising <= uniform[..., None] * rising[..., -1:]).sum(-1)
+    expected = (rising <= uniform[..., None] * rising[..., -1:]).sum(-1)
     # Where a boundary lies within float32 rounding of the draw, the neighbour is as right.
     edges = np.take_along_axis(rising / rising[..., -1:], token[..., None], -1)[..., 0]
-    assert ((token == law) | (np.abs(edges - uniform) < 2e-6) | (np.abs(token - law) <= 1)).all()
-    assert (token == law)[0, 4:].mean() > 0.98
-    np.testing.assert_allclose(sure, np.take_along_axis(log_softmax(logits), token[..., None], -1)[..., 0], atol=2e-5)
+    assert ((token == expected) | (np.abs(edges - uniform) < 2e-6) | (np.abs(token - expected) <= 1)).all()
+    assert (token == expected)[0, 4:].mean() > 0.98
+    np.testing.assert_allclose(
+        log_probability, np.take_along_axis(log_softmax(logits), token[..., None], -1)[..., 0], atol=2e-5
+    )
 
 
 def test_a_draw_never_takes_an_impossible_token(exported: Exported) -> None:
@@ -232,8 +236,8 @@ def test_transposing_in_chunks_loses_nothing(tmp_path: Path) -> None:
     with WeightFile(tmp_path / "w.bin", lambda name, size: None) as weights:
         weights.append("pad", (3,), np.dtype("float32"), [np.zeros(3)], transposed=False)
         offset, length = weights.append("w", weight.shape, np.dtype("float32"), weight.chunks(), transposed=True)
-    found = np.fromfile(tmp_path / "w.bin", np.float32, offset=offset, count=length // 4).reshape(1100, 3995)
-    np.testing.assert_array_equal(found, matrix[5:4000].T)
+    stored = np.fromfile(tmp_path / "w.bin", np.float32, offset=offset, count=length // 4).reshape(1100, 3995)
+    np.testing.assert_array_equal(stored, matrix[5:4000].T)
 
 
 def test_a_bound_past_serves_its_own_windows_alone(exported: Exported) -> None:
@@ -242,10 +246,10 @@ def test_a_bound_past_serves_its_own_windows_alone(exported: Exported) -> None:
     tokens = np.arange(12, dtype=np.int64)[None] + 20
 
     def states(given: np.ndarray, past: KeyValues) -> np.ndarray:
-        return denoiser.forward(whole(given, past=past, start=8), keep=False)[0]
+        return denoiser.forward(window_over(given, past=past, start=8), keep=False)[0]
 
     def past_of(given: np.ndarray) -> KeyValues:
-        kept = denoiser.forward(whole(given), keep=True)[1]
+        kept = denoiser.forward(window_over(given), keep=True)[1]
         assert kept is not None
         return kept
 
@@ -278,9 +282,9 @@ def test_a_head_that_makes_few_logits_at_a_time_says_the_same(exported: Exported
     uniform = random.random((1, 8), np.float32)
     for mix, states, temperature, drawn in ((pair, hidden, 0.0, None), (ONE, hidden[:1], 0.7, uniform)):
         runs.clear()
-        found = by_pieces.predict("text", states, mix, temperature, drawn)
+        predicted = by_pieces.predict("text", states, mix, temperature, drawn)
         assert len(runs) == 3
-        wanted = whole_at_once.predict("text", states, mix, temperature, drawn)
-        np.testing.assert_array_equal(found.token, wanted.token)
-        np.testing.assert_allclose(found.log_probability, wanted.log_probability, atol=1e-5)
-        np.testing.assert_allclose(found.entropy, wanted.entropy, atol=1e-5)  # type: ignore[arg-type]
+        expected = whole_at_once.predict("text", states, mix, temperature, drawn)
+        np.testing.assert_array_equal(predicted.token, expected.token)
+        np.testing.assert_allclose(predicted.log_probability, expected.log_probability, atol=1e-5)
+        np.testing.assert_allclose(predicted.entropy, expected.entropy, atol=1e-5)  # type: ignore[arg-type]

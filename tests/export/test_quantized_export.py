@@ -93,12 +93,12 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
     return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
 
 
-def closeness(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
+def closeness(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
     """Mean cosine of logits, mean KL divergence from `expected` in nats, and the share of equal best tokens."""
-    cosine = (found * expected).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
-    ours, theirs = log_softmax(found), log_softmax(expected)
+    cosine = (actual * expected).sum(-1) / np.linalg.norm(actual, axis=-1) / np.linalg.norm(expected, axis=-1)
+    ours, theirs = log_softmax(actual), log_softmax(expected)
     divergence = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    return float(cosine.mean()), float(divergence.mean()), float((found.argmax(-1) == expected.argmax(-1)).mean())
+    return float(cosine.mean()), float(divergence.mean()), float((actual.argmax(-1) == expected.argmax(-1)).mean())
 
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
@@ -212,7 +212,7 @@ def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> N
 def test_every_graph_is_valid_onnx_with_aligned_weights(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, target: str
 ) -> None:
-    seen: list[tuple[int, int, str]] = []
+    reports: list[tuple[int, int, str]] = []
     bundle = Bundle.open(
         export_checkpoint(
             tiny_checkpoint,
@@ -220,10 +220,10 @@ def test_every_graph_is_valid_onnx_with_aligned_weights(
             precision=precision,  # type: ignore[arg-type]
             target=target,  # type: ignore[arg-type]
             formats=NARROW if (precision, target) == ("int4", "tensorrt") else None,
-            progress=lambda *now: seen.append(now),
+            progress=lambda *report: reports.append(report),
         )
     )
-    assert seen[-1][0] == seen[-1][1] == sum(group.bytes or 0 for group in bundle.quantization.values())
+    assert reports[-1][0] == reports[-1][1] == sum(group.bytes or 0 for group in bundle.quantization.values())
     for name in bundle.graphs:
         onnx.checker.check_model(str(bundle.graph_path(name)), full_check=True)
         model = onnx.load(str(bundle.graph_path(name)), load_external_data=False)
@@ -300,15 +300,15 @@ def test_bundles_shrink_as_computed(golden: Path, tmp_path: Path) -> None:
         )
         sizes[precision] = {name: group.bytes for name, group in bundle.quantization.items()}
     shape = Bundle.open(tmp_path / "fp32").architecture
-    d, mlp, kv, rows = shape.d_model, shape.mlp_hidden_size, shape.n_kv_heads * shape.head_dim, shape.vocab_size
+    d, mlp, kv, vocab_size = shape.d_model, shape.mlp_hidden_size, shape.n_kv_heads * shape.head_dim, shape.vocab_size
     matrices = shape.n_layers * (2 * d * d + 2 * d * kv + 3 * d * mlp)
     columns = shape.n_layers * (2 * d + 2 * kv + 2 * mlp + d)
     norms = 4 * d * (2 * shape.n_layers + 1)
     assert sizes["fp32"]["backbone"] == 4 * matrices + norms
     assert sizes["int8"]["backbone"] == matrices + 4 * columns + norms
     assert sizes["int4"]["backbone"] == matrices * 9 // 16 + norms
-    assert sizes["int8"]["text_head"] == sizes["int8"]["embedder"] == rows * (d + 4)
-    assert sizes["int4"]["text_head"] == rows * d * 17 // 32
+    assert sizes["int8"]["text_head"] == sizes["int8"]["embedder"] == vocab_size * (d + 4)
+    assert sizes["int4"]["text_head"] == vocab_size * d * 17 // 32
 
 
 def test_full_size_bundles_fit_where_they_must() -> None:
@@ -316,14 +316,14 @@ def test_full_size_bundles_fit_where_they_must() -> None:
     from mmada_lite.export.codec_vq import VQConfig
     from mmada_lite.export.lowering import linear_bytes, table_bytes
 
-    d, mlp, rows, codes, layers = 4096, 12288, 134656, 8192, 32
+    d, mlp, vocab_size, codes, layers = 4096, 12288, 134656, 8192, 32
     block = [*[(d, d)] * 4, (mlp, d), (mlp, d), (d, mlp), (d,), (d,)]
     codec = VQConfig.from_json({}).expected_tensors().values()
     for precision, most in (("int8", 8.6e9), ("int4", 4.7e9)):
         specs = specs_for(precision)
         size = layers * sum(linear_bytes(shape, specs["backbone"]) for shape in block)
-        size += linear_bytes((rows, d), specs["text_head"]) + linear_bytes((codes, d), specs["image_head"])
-        size += table_bytes((rows, d), specs["embedder"]) + sum(linear_bytes(shape, specs["codec"]) for shape in codec)
+        size += linear_bytes((vocab_size, d), specs["text_head"]) + linear_bytes((codes, d), specs["image_head"])
+        size += table_bytes((vocab_size, d), specs["embedder"]) + sum(linear_bytes(shape, specs["codec"]) for shape in codec)
         assert 0.96 * most < size < most - 20e6, size  # room for a tokenizer and the graphs
 
 

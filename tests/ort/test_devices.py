@@ -1,4 +1,4 @@
-"""Devices without a GPU: the bound denoiser gives the plain one's numbers, what is missing is said with its mend, faults are a
+"""Devices without a GPU: the device denoiser gives the plain one's numbers, what is missing is said with its mend, faults are a
 line each."""
 
 import os
@@ -37,7 +37,7 @@ CARD = Card("a planted card", "8.9", 8 << 30)
 RED = Image.new("RGB", (16, 16), "red")
 
 
-def bound(bundle: Bundle) -> DeviceDenoiser:
+def device_denoiser(bundle: Bundle) -> DeviceDenoiser:
     """The denoiser of a GPU, on the CPU provider."""
     plain = {name: loader.open_graph(bundle, name, CPU, 1) for name in ("embedder", "backbone", "text_head", "image_head")}
     a = bundle.architecture
@@ -52,9 +52,9 @@ def halves(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(params=["fp32", "cuda"])
 def pair(request: pytest.FixtureRequest, tiny_bundle: Path, halves: Path) -> tuple[Model, Model]:
-    """The same bundle, plain and bound."""
+    """The same bundle, with the plain denoiser and with that of a device."""
     models = [mmada_lite.load(tiny_bundle if request.param == "fp32" else halves, device="cpu", threads=1) for _ in range(2)]
-    models[1].denoiser = bound(models[1].bundle)
+    models[1].denoiser = device_denoiser(models[1].bundle)
     return models[0], models[1]
 
 
@@ -70,7 +70,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_bound_equals_plain_in_text(pair: tuple[Model, Model], name: str) -> None:
+def test_device_denoiser_equals_plain_in_text(pair: tuple[Model, Model], name: str) -> None:
     plain, other = (list(model.ask(RED, "what is this?", TEXTS[name], seed=5)) for model in pair)
     assert len(plain) == len(other) > 1
     for a, b in zip(plain, other, strict=True):
@@ -87,7 +87,7 @@ CHEAPER: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHEAPER)
-def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) -> None:
+def test_device_denoiser_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) -> None:
     settings = pair[0].image_defaults.replace(steps=5, guidance=2.0, **CHEAPER[name])
     plain, other = (list(model.paint("a red apple", settings, seed=3)) for model in pair)
     for a, b in zip(plain, other, strict=True):
@@ -98,7 +98,7 @@ def test_bound_equals_plain_in_pictures(pair: tuple[Model, Model], name: str) ->
 
 def test_states_and_caches_never_visit_the_host(tiny_bundle: Path) -> None:
     """What forward gives are handles that refuse to become numbers; with them all of decoding runs."""
-    denoiser = bound(Bundle.open(tiny_bundle))
+    denoiser = device_denoiser(Bundle.open(tiny_bundle))
     window = Window(np.ones((1, 9), dtype=np.int64), np.arange(9), np.arange(9)[None])
     hidden, kept = denoiser.forward(window, keep=True)
     assert isinstance(hidden, Handle)
@@ -240,7 +240,7 @@ class Full:
     run_with_iobinding = run
 
 
-@pytest.mark.parametrize("kind", ["plain", "bound"])
+@pytest.mark.parametrize("kind", ["plain", "device"])
 def test_out_of_memory_is_one_line_with_the_plan(tiny_bundle: Path, kind: str) -> None:
     bundle = Bundle.open(tiny_bundle)
     model = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
@@ -341,10 +341,10 @@ def test_rtx_opens_the_engine_that_fits_and_says_when_none_does(
     assert "was built for compute capability 8.6, and this card has 8.9: it is built now" in caplog.text
     for end in ("min", "opt", "max"):
         assert opened[-1][1][f"nv_profile_{end}_shapes"].startswith("embeddings:1x")
-    (made, *_) = build_engines(lowered, "8.9", say=lambda line: None, build=lambda *_: b"engine", builder="tensorrt-rtx 1")
+    (engine, *_) = build_engines(lowered, "8.9", say=lambda line: None, build=lambda *_: b"engine", builder="tensorrt-rtx 1")
     loader.open_graph(lowered, "backbone", Device("rtx", "a test"))
-    assert opened[-1] == (engines.host_graph_path(lowered, made.key), {"nv_multi_profile_enable": "1"})
-    made.path.write_bytes(b"engina")
+    assert opened[-1] == (engines.host_graph_path(lowered, engine.key), {"nv_multi_profile_enable": "1"})
+    engine.path.write_bytes(b"engina")
     caplog.clear()
     loader.open_graph(lowered, "backbone", Device("rtx", "a test"))
     assert opened[-1][0] == lowered.graph_path("backbone")

@@ -86,7 +86,7 @@ def test_the_table_of_the_embedder_is_mapped_not_loaded(tmp_path: Path) -> None:
     size = (tmp_path / "weights.bin").stat().st_size
     assert size >= 65536 * 512 * 2
     command = [sys.executable, "-c", LOOK_UP, str(tmp_path / "embedder.onnx")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    grown, shape = re.fullmatch(r"(-?\d+) (.*)\n", said).groups()  # type: ignore[union-attr]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    grown, shape = re.fullmatch(r"(-?\d+) (.*)\n", output).groups()  # type: ignore[union-attr]
     assert shape == "(1, 3, 512)"
     assert int(grown) < size / 3

@@ -54,8 +54,8 @@ def test_a_model_that_thinks_before_it_draws_is_watched_while_it_does() -> None:
     )
     prompts = [Prompt(task, "what is this?") for task in NEEDED]
     prompts += [Prompt("think", text) for text in ("a cat left of a car", "an apple above a star on a red background")]
-    told: list[tuple[int, int]] = []
-    samples = collect(watched, Calibration(prompts=2, steps=3), prompts, lambda done, total: told.append((done, total)))
+    reports: list[tuple[int, int]] = []
+    samples = collect(watched, Calibration(prompts=2, steps=3), prompts, lambda done, total: reports.append((done, total)))
     special = model.vocabulary.special
     thought = [sample for sample in samples if sample.tokens[0] == special.r2i]
     assert [sample.task for sample in thought if sample.task == "chat"] == ["chat"] * 6
@@ -65,7 +65,7 @@ def test_a_model_that_thinks_before_it_draws_is_watched_while_it_does() -> None:
         before = sample.tokens.tolist()[2 : sample.tokens.tolist().index(special.soi)]
         assert "</think>" in model.tokenizer.decode(before)
     assert len(samples) == 3 * 3 + 2 * 2 * 3
-    assert told == [(n, 5) for n in range(1, 6)]
+    assert reports == [(n, 5) for n in range(1, 6)]
 
 
 def test_what_is_written_sooner_weighs_more() -> None:

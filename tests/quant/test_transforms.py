@@ -58,8 +58,8 @@ def test_any_rows_are_those_of_the_whole(golden: Path, case: str) -> None:
     view = TransformedTensors(source, config, random_transforms("both", source, config))
     for name in source.names:
         assert view.shape(name) == source.shape(name)
-        whole = view.read(name)
-        np.testing.assert_allclose(view.read(name, slice(3, 9)), whole[3:9], rtol=1e-4, atol=1e-5)
+        values = view.read(name)
+        np.testing.assert_allclose(view.read(name, slice(3, 9)), values[3:9], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 12, 32, 64, 96, 192])

@@ -57,10 +57,10 @@ class Page:
     def run(self, script: str) -> Any:
         """The value of the body of an async function, as JSON carries it."""
         expression = f"(async () => {{ {script} }})()"
-        found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", str(found)))
-        return found["result"].get("value")
+        evaluation = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in evaluation:
+            raise RuntimeError(evaluation["exceptionDetails"].get("exception", {}).get("description", str(evaluation)))
+        return evaluation["result"].get("value")
 
     def wait(self, condition: str) -> None:
         """Until the expression is true; it may also name what does not exist yet."""

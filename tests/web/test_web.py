@@ -72,12 +72,12 @@ def test_the_numbers_that_the_document_gives_are_right() -> None:
     document = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (2\^64 - 1|\d+) \| (\d) \| (\d+) \| (\d+) \| [^|]+ \| ([\d, ]+) \|$", document, re.MULTILINE)
     assert len(rows) == 3
-    for seed, stream, step, row, words in rows:
+    for seed, stream, step, row, numbers in rows:
         key = 2**64 - 1 if "^" in seed else int(seed)
         drawn = uniform(key, Stream(int(stream)), int(step), int(row), [0, 1, 2, 3, 4, 63])
-        assert [int(u * 2**23 - 0.5) for u in drawn.tolist()] == [int(word) for word in words.split(",")]
-    (said,) = re.findall(r"^For n = 64, T = 16 the cosine gives ([-\d, ]+)\.$", document, re.MULTILINE)
-    assert masked_after("cosine", 64, 16).tolist() == [int(number) for number in said.split(",")]
+        assert [int(u * 2**23 - 0.5) for u in drawn.tolist()] == [int(number) for number in numbers.split(",")]
+    (counts,) = re.findall(r"^For n = 64, T = 16 the cosine gives ([-\d, ]+)\.$", document, re.MULTILINE)
+    assert masked_after("cosine", 64, 16).tolist() == [int(number) for number in counts.split(",")]
 
 
 def test_schedules_are_pythons(page: Page) -> None:
@@ -89,15 +89,15 @@ def test_schedules_are_pythons(page: Page) -> None:
         )
         ours = [[masked_after(name, n, steps).tolist() for steps in range(1, min(n, 40) + 1)] for n in counts]
         assert page.run(script) == ours
-    script = "const found = await import('./schedules.js'); return [found.noiseTemperatures(1.7, 15), found.transfers(23, 5)]"
+    script = "const s = await import('./schedules.js'); return [s.noiseTemperatures(1.7, 15), s.transfers(23, 5)]"
     assert page.run(script) == [noise_temperatures(1.7, 15).tolist(), transfers(23, 5).tolist()]
 
 
 def test_texts_become_the_same_ids(page: Page, model: mmada_lite.Model) -> None:
     theirs = page.run(f"return {json.dumps(ODD_TEXTS)}.map((text) => model.vocabulary.encode(text))")
     assert theirs == [model.tokenizer.encode(text) for text in ODD_TEXTS]
-    asked = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": "what is this?"}])
-    assert page.run("return model.vocabulary.questionPrompt('what is this?')") == asked
+    prompt = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": "what is this?"}])
+    assert page.run("return model.vocabulary.questionPrompt('what is this?')") == prompt
     back = [text for text in ODD_TEXTS if text]
     assert page.run(f"return {json.dumps(back)}.map((text) => model.vocabulary.decode(model.vocabulary.encode(text)))") == back
 
@@ -105,14 +105,14 @@ def test_texts_become_the_same_ids(page: Page, model: mmada_lite.Model) -> None:
 def test_the_page_draws_what_python_draws(page: Page, model: mmada_lite.Model) -> None:
     """A caption and a seed are typed, the button is pressed, and the canvas is looked at: each step, and the end."""
     steps = _draw_on_the_page(page, CAPTIONS[0], seed=11)
-    seen = [_pixels(frame) for frame in page.run("return frames")[1:]]  # the first stood there before
-    assert len(seen) == len(steps) == model.image_defaults.steps  # each was painted, and differs from the one before
-    for step, pixels in zip(steps, seen, strict=True):
+    frames = [_pixels(frame) for frame in page.run("return frames")[1:]]  # the first stood there before
+    assert len(frames) == len(steps) == model.image_defaults.steps  # each was painted, and differs from the one before
+    for step, pixels in zip(steps, frames, strict=True):
         ours = model.codec.decode(np.array(step["predictedCodes"]).reshape(model.codec.grid, -1))
         assert np.abs(pixels - np.asarray(ours)).max() <= 1
-    assert seen[-1].std() > 10  # a picture, not a plain colour
+    assert frames[-1].std() > 10  # a picture, not a plain colour
     if agree(steps, model, CAPTIONS[0], 11, model.image_defaults):
-        assert np.abs(seen[-1] - np.asarray(model.paint(CAPTIONS[0], seed=11).picture)).max() <= 1
+        assert np.abs(frames[-1] - np.asarray(model.paint(CAPTIONS[0], seed=11).picture)).max() <= 1
 
 
 def test_the_picture_is_enlarged_and_sharp_on_the_screen(page: Page) -> None:

@@ -33,7 +33,7 @@ class Watching:
 
     def __init__(self, sampler: PhiloxSampler) -> None:
         self._sampler = sampler
-        self.seen: dict[int, tuple[NDArray[np.float64], NDArray[np.float32]]] = {}
+        self.draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float32]]] = {}
 
     def draw(self, denoiser: Denoiser, head: Head, hidden: Floats, mix: Floats, step: int, positions: Ints) -> Prediction:
         if self._sampler.temperature > 0:
@@ -41,7 +41,7 @@ class Watching:
             borders = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1)
             draws = uniform(self._sampler.seed, Stream.IMAGE_CODE, step, 0, positions[0] - self._sampler.start)
             for place, border, number in zip(positions[0] - self._sampler.start, borders / borders[:, -1:], draws, strict=True):
-                self.seen[int(place)] = border, number
+                self.draws[int(place)] = border, number
         return self._sampler.draw(denoiser, head, hidden, mix, step, positions)
 
     def order(self, head: Head, step: int, positions: Ints) -> Floats:
@@ -65,7 +65,7 @@ def agree(theirs: list[dict[str, Any]], model: mmada_lite.Model, caption: str, s
         assert step.predicted_codes is not None
         different = np.flatnonzero(step.predicted_codes[0] != their["predictedCodes"])
         for place in different:
-            border, number = sampler.seen[int(place)]
+            border, number = sampler.draws[int(place)]
             code = their["predictedCodes"][place]
             below = border[code - 1] if code else 0.0
             assert below - BORDER <= number <= border[code] + BORDER, f"step {step.index}, place {place}: {code}"
