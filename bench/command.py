@@ -33,9 +33,9 @@ def require_seconds(options: argparse.Namespace, name: str) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
-    """Where the record goes, and whether an unfinished one there is gone on with."""
+    """Where the record goes, and whether an unfinished run of it is gone on with."""
     parser.add_argument("-o", "--output", type=Path, help=f"the JSON file (default: bench/results/{name}.json of a checkout)")
-    parser.add_argument(FRESH, action="store_true", help="begin anew where an unfinished record of the same command lies")
+    parser.add_argument(FRESH, action="store_true", help="begin anew where the same command was stopped before its end")
 
 
 def execute(parser: argparse.ArgumentParser, measure: Measure, argv: Sequence[str] | None) -> int:

@@ -212,11 +212,11 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     require_counts(options, "layers", "steps", "prompts", "threads")
     if options.work is None:
         raise Error("name a folder with 35 GB of room: --work FOLDER")
+    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
-    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
     under_way.plan(len(todo))
     rows = [row for name in todo for row in under_way.do(name, partial(_row, name, todo[name]))]
     return under_way.finish(rows, shape="8b", layers=options.layers), table(rows), under_way.path

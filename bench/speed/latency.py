@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mmada_lite.bench.command import add_output, execute, require_counts
-from mmada_lite.bench.record import Row, Run, default_output, fingerprint, say, spread
+from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
 from mmada_lite.bench.speed import ceiling, overhead
 from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, Variant, agreement, apart, measured, shares
@@ -156,13 +156,14 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     choose_device(options.device)  # one that does not work here is told before anything is made
     rounds, beside = 1 if options.quick else options.rounds, [task for task in options.tasks if task in BESIDE]
     decodes = [task for task in options.tasks if task not in BESIDE]
+    output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")
+    require_replaceable(output)
     if decodes and options.shape:
         say(f"random weights of size {options.shape} in {options.work}: made where they are not there yet")
     models = bundles(options) if decodes else {}
     for bundle, task in product(models.values(), decodes):
         list(cases(Bench.of(bundle), task, options))  # what cannot be decoded is told before the ceiling is measured
     paths = [bundle.path for bundle in models.values()]
-    output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")
     run = Run("latency", arguments, output, force=options.force, about=fingerprint(*paths))
     run.plan(len(models) * len(options.threads) + len(decodes) + bool(decodes) + len(beside) + (options.device != "cpu"))
     tops: dict[tuple[str, int], list[Row]] = {}

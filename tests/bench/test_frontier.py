@@ -92,7 +92,7 @@ def test_a_sweep_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(measures, "quality", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(given)
-    left = record.load(target)
+    left = record.load(record.unfinished(target))
     assert not left["complete"]
     monkeypatch.setattr(measures, "alternate", lambda *_: pytest.fail("timed again"))
     assert evaluate.main(given) == 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmada_lite.bench import record
 from mmada_lite.bench.policies import for_peers
 from mmada_lite.bench.record import Row
 from mmada_lite.bench.reference import torch_logits
@@ -160,7 +161,7 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work:
     monkeypatch.setattr(peers, "rows", killed)
     with pytest.raises(pytest.fail.Exception):
         peers.main([*words, "-o", str(target)])
-    left = json.loads(target.read_text())
+    left = record.load(record.unfinished(target))
     assert (left["complete"], left["tasks"]) == (False, {"forward 8": 1})
     monkeypatch.setattr(peers, "rows", rows)
     assert peers.main([*words, "-o", str(target)]) == 0
