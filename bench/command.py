@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.record import FRESH, say
 from mmada_lite.errors import Error
 
@@ -38,17 +39,16 @@ def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(FRESH, action="store_true", help="begin anew where the same command was stopped before its end")
 
 
-def execute(parser: argparse.ArgumentParser, measure: Measure, argv: Sequence[str] | None) -> int:
-    """Measure, print the table and a JSON line. 0, or 2 after a fault of the user."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(arguments)
-    try:
-        content, shown, path = measure(options, arguments)
-    except Error as error:
-        say(f"mmada-lite: {error}")
-        return 2
-    print(shown)
-    if path is not None:
-        say(f"written to {path}")
-    print(json.dumps(content))
-    return 0
+def execute(parser: Parser, measure: Measure, argv: Sequence[str] | None) -> int:
+    """Measure, print the table and a JSON line. 0, 2 after a fault of the user, or 130 when it is interrupted."""
+
+    def command() -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        content, shown, path = measure(parser.parse_args(arguments), arguments)
+        print(shown)
+        if path is not None:
+            say(f"written to {path}")
+        print(json.dumps(content))
+        return 0
+
+    return exit_code(command)

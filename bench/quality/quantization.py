@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmada_lite
+from mmada_lite.arguments import Parser
 from mmada_lite.bench import third_party
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.quality.trajectories import Answers, State, compare, thinks, trajectories
@@ -322,8 +323,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
     parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
 from mmada_lite.bench.speed import ceiling, overhead
@@ -46,8 +47,8 @@ BESIDE = ("overhead", "startup")  # tasks without a model of its own choice
 STARTS = 3  # counted runs of `startup` a round
 
 
-def build_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="mmada-lite bench latency", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    made = Parser(prog="mmada-lite bench latency", description=__doc__.splitlines()[0])
     what = made.add_mutually_exclusive_group()
     what.add_argument("--shape", help=f"random weights of this size: {', '.join(SIZES)} (default: the small model)")
     what.add_argument("-m", "--model", type=Path, help="a bundle (default: the small model)")

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.record import Row, Run, say, spread
 from mmada_lite.bench.reference import torch_logits
@@ -200,8 +201,8 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     return content, "\n".join(lines), run.path
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmada-lite bench peers", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite bench peers", description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="s", help=f"of the random model: {', '.join(SIZES)} (default s)")
     parser.add_argument("--work", type=Path, help="where random bundles are made once and kept (default: a temporary folder)")
     parser.add_argument("--device", choices=TARGETS, default="cpu", help="of ours and of torch (default: %(default)s)")

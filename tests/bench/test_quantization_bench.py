@@ -154,8 +154,7 @@ def test_a_run_that_was_stopped_goes_on(tiny_checkpoint: Path, tmp_path: Path, m
         return quantize(checkpoint, target, request, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(quantization, "quantize_model", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        main(words)
+    assert main(words) == 130
     assert record.load(record.unfinished(output))["tasks"] == {"int4-b32 gptq": 1}
     assert main(words) == 0
     assert made[3:] == ["fp32", "int8", "int4"]
