@@ -273,6 +273,9 @@ def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     """Every shape with every number of threads, each a task of its own."""
     require_counts(options, "threads", "tokens", "rounds")
     require_seconds(options, "slice")
+    for form in options.forms:
+        if form != ALONE:
+            format_named(form)  # an unknown one is told before anything is measured
     effort = QUICK if options.quick else Effort(options.rounds, options.slice)
     shapes = {name.lower(): size_named(name).architecture for name in options.shapes}
     run, rows = Run("ceiling", arguments, options.output, force=options.force), list[Row]()

@@ -36,7 +36,8 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.kv_cache import POLICIES
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.export.synthetic import SIZES, cached_bundle
+from mmada_lite.export.precision import specs_for
+from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.model import embedded_bundle
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_graph
@@ -154,7 +155,11 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     """All tasks; idle_bytes: what this process held before it opened a model."""
     lengths = ("prompt", "answer", "block", "blocks", "forwards")
     require_counts(options, "threads", "rounds", "steps", "settle", "image-steps", *lengths)
-    choose_device(options.device)  # one that does not work here is told before anything is made
+    choose_device(options.device)  # one that does not work here is told before anything is made, and so is an unknown name
+    if options.shape:
+        size_named(options.shape)
+    for precision in options.precision or ():
+        specs_for(precision, TARGETS[options.device])
     rounds, beside = 1 if options.quick else options.rounds, [task for task in options.tasks if task in BESIDE]
     decodes = [task for task in options.tasks if task not in BESIDE]
     output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")

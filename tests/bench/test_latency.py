@@ -124,9 +124,17 @@ def test_a_later_record_is_refused_before_a_bundle_is_made(tmp_path: Path, capsy
 
 
 def test_faults_are_one_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--shape", "9b"], ["--threads", "0"], ["--shape", "tiny", "--precision", "int5", "--work", str(work / "x")]):
-        assert main.main(["bench", "latency", *words]) == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith("mmada-lite: ")
+    for words, message in (
+        (["latency", "--shape", "9b"], "no shape is called '9b'"),
+        (["latency", "--threads", "0"], "--threads 0 cannot be measured"),
+        (["latency", "--shape", "tiny", "--precision", "int5", "--work", str(work / "x")], "no precision is called 'int5'"),
+        (["latency", "--precision", "int5"], "no precision is called 'int5'"),
+        (["ceiling", "--shapes", "tiny", "9b"], "no shape is called '9b'"),
+        (["ceiling", "--shapes", "tiny", "--forms", "fp32", "int5"], "no format is called 'int5'"),
+    ):
+        assert main.main(["bench", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mmada-lite: {message}")
     assert not (work / "x" / "tiny-int5").exists()
 
 
