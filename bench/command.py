@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.record import FRESH, say
-from mmada_lite.decoding.setting_fields import renamed_option
 from mmada_lite.errors import Error
 
 # options, arguments -> the record, the table that a person reads, and where the record lies
@@ -34,31 +34,21 @@ def require_seconds(options: argparse.Namespace, name: str) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
-    """Where the record goes, and whether an unfinished one there is gone on with."""
+    """Where the record goes, and whether an unfinished run of it is gone on with."""
     parser.add_argument("-o", "--output", type=Path, help=f"the JSON file (default: bench/results/{name}.json of a checkout)")
-    parser.add_argument(FRESH, action="store_true", help="begin anew where an unfinished record of the same command lies")
+    parser.add_argument(FRESH, action="store_true", help="begin anew where the same command was stopped before its end")
 
 
-def _refuse_old_names(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Raise Error for the option of a setting that has another name now."""
-    known = parser._option_string_actions
-    for option in (word.partition("=")[0] for word in arguments):
-        if option not in known and (renamed := renamed_option(option)) in known:
-            raise Error(f"there is no option {option}; it is called {renamed} now")
+def execute(parser: Parser, measure: Measure, argv: Sequence[str] | None) -> int:
+    """Measure, print the table and a JSON line. 0, 2 after a fault of the user, or 130 when it is interrupted."""
 
+    def command() -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        content, shown, path = measure(parser.parse_args(arguments), arguments)
+        print(shown)
+        if path is not None:
+            say(f"written to {path}")
+        print(json.dumps(content))
+        return 0
 
-def execute(parser: argparse.ArgumentParser, measure: Measure, argv: Sequence[str] | None) -> int:
-    """Measure, print the table and a JSON line. 0, or 2 after a fault of the user."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _refuse_old_names(parser, arguments)
-        options = parser.parse_args(arguments)
-        content, shown, path = measure(options, arguments)
-    except Error as error:
-        say(f"mmada-lite: {error}")
-        return 2
-    print(shown)
-    if path is not None:
-        say(f"written to {path}")
-    print(json.dumps(content))
-    return 0
+    return exit_code(command)

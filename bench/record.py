@@ -3,9 +3,10 @@
     {"schema": 1, "bench": NAME, "command": ..., "versions": {...}, "hardware": {...}, "when": "2026-01-31T12:00:00+00:00",
      "complete": true, "rows": [{...}]}
 
-Beside `rows` a benchmark may keep what belongs to all of them. `Run` writes the file anew after each task, with `complete`
-false and how many rows each finished task gave, so that the same command goes on where it was stopped. A file is written
-whole or not at all. It knows processors, packages and files; it knows nothing of models, or of what a row means.
+Beside `rows` a benchmark may keep what belongs to all of them. `Run` keeps what it has after each task in a hidden file beside
+the record, `.NAME.json.unfinished`, with `complete` false and how many rows each finished task gave, so that the same command
+goes on where it was stopped; a finished record is replaced by a finished one alone. A file is written whole or not at all. It
+knows processors, packages and files; it knows nothing of models, or of what a row means.
 """
 
 import hashlib
@@ -67,8 +68,9 @@ def record(bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any
 class Run:
     """A benchmark under way: task by task, each done once, its rows kept at once, a line of progress before each.
 
-    about: what decides the rows beside the command, such as the fingerprint of a model. An unfinished file of the same
-    command, versions, machine and `about` is gone on with, unless `force`; a finished one is never looked at.
+    about: what decides the rows beside the command, such as the fingerprint of a model. An unfinished run of the same command,
+    versions, machine and `about` is gone on with, unless `force`. Raises Error where a record that this version cannot read
+    lies at `output`.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class Run:
         self._rows: list[Row] = []
         self._about = json.loads(json.dumps(about))
         self._started, self._all, self._kept = time.monotonic(), 0, 0
-        if not force and self.path is not None and self.path.is_file():
+        require_replaceable(self.path)
+        if not force and self.path is not None and unfinished(self.path).is_file():
             self._go_on(self.path)
 
     def plan(self, tasks: int) -> None:
@@ -97,29 +100,34 @@ class Run:
         rows: list[Row] = json.loads(json.dumps([dict(row) for row in work()]))
         self._counts[task] = len(rows)
         self._rows += rows
-        self._save(record(self._bench, self._arguments, self._rows, complete=False, about=self._about, tasks=self._counts))
+        if self.path is not None:
+            content = record(self._bench, self._arguments, self._rows, complete=False, about=self._about, tasks=self._counts)
+            save(content, self.path, into=unfinished(self.path))
         return rows
 
     def finish(self, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-        """Write the whole record in place of the unfinished one; returns it."""
+        """Write the whole record and remove what was kept of the unfinished run; returns the record."""
         content = record(self._bench, self._arguments, rows, **more)
-        self._save(content)
+        if self.path is not None:
+            save(content, self.path)
+            with suppress(OSError):
+                unfinished(self.path).unlink()
         return content
 
     def _go_on(self, path: Path) -> None:
         try:
-            left = load(path)
-        except Error:
-            return  # another file in its place is written over, as it always was
-        if left.get("complete", True) or "tasks" not in left:
+            left = load(unfinished(path))
+            counts = _counts_of(left, unfinished(path))
+        except Error as fault:
+            say(f"begun anew, since what was left cannot be gone on with: {fault}")
             return
         mine = record(self._bench, self._arguments, [], about=self._about)
         differing = [key for key in _SAME if left.get(key) != mine[key]]
         if differing:
             say(f"{path}: what was left there is of another run ({', '.join(differing)} differ); begun anew")
             return
-        self._counts, self._rows, self._kept = dict(left["tasks"]), list(left["rows"]), len(left["tasks"])
-        say(f"{path}: going on behind {', '.join(self._counts) or 'nothing'}; {FRESH} begins anew")
+        self._counts, self._rows, self._kept = counts, list(left["rows"]), len(counts)
+        say(f"{path}: going on behind {', '.join(counts) or 'nothing'}; {FRESH} begins anew")
 
     def _say(self, task: str) -> None:
         done, passed = len(self._counts), time.monotonic() - self._started
@@ -129,10 +137,6 @@ class Run:
             parts.append(f"about {passed / now * (self._all - done):.0f} s left")
         number = f"{done + 1} of {max(self._all, done + 1)}: " if self._all else ""
         say(f"{number}{task}" + (f" ({', '.join(parts)})" if parts else ""))
-
-    def _save(self, content: Mapping[str, Any]) -> None:
-        if self.path is not None:
-            save(content, self.path)
 
 
 def say(line: str) -> None:
@@ -145,13 +149,29 @@ def default_output(bench: str) -> Path | None:
     return _HERE / "results" / f"{bench}.json" if (_HERE.parent / "setup.cfg").is_file() else None
 
 
-def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write JSON whole or not at all. Raises Error."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+def unfinished(path: Path) -> Path:
+    """Where a run keeps what it has until its record can be written at `path`."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def require_replaceable(path: Path | None) -> None:
+    """Raise Error where a record lies that this version cannot read; what is no record at all is written over."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and all(key in content for key in _KEYS):
+        _require_schema(content, f"{path}")
+
+
+def save(content: Mapping[str, Any], path: Path, *, into: Path | None = None) -> None:
+    """Write JSON whole or not at all, to `path`, or to another file on its way there. Raises Error."""
+    target = into or path
+    partial = target.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        partial.replace(target)
     except OSError as fault:
         with suppress(OSError):
             partial.unlink()
@@ -162,15 +182,36 @@ def load(path: Path) -> dict[str, Any]:
     """Read a record back. Raises Error when it is none, cannot be read, or is of a later version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a file that a benchmark wrote") from fault
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if missing:
         raise Error(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
-    if content["schema"] > SCHEMA:
-        raise Error(f"{path}: is of schema {content['schema']}, and this version reads {SCHEMA}; use a later mmada-lite")
+    _require_schema(content, f"{path}")
+    if not isinstance(content["rows"], list) or not all(isinstance(row, dict) for row in content["rows"]):
+        raise Error(f"{path}: its 'rows' are no list of rows, so it is no record of a benchmark; give a file that one wrote")
     checked: dict[str, Any] = content
     return checked
+
+
+def _require_schema(content: Mapping[str, Any], path: str) -> None:
+    schema = content["schema"]
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise Error(
+            f"{path}: is of schema {json.dumps(schema)[:40]}, which no version writes; move it away, or give another file"
+        )
+    if schema > SCHEMA:
+        raise Error(f"{path}: is of schema {schema}, and this version reads {SCHEMA}; use a later mmada-lite")
+
+
+def _counts_of(left: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """How many rows each task gave. Raises Error where an unfinished record does not say so, or other than its rows do."""
+    counts = left.get("tasks")
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise Error(f"{path}: does not say how many rows each of its tasks gave")
+    if sum(counts.values()) != len(left["rows"]):
+        raise Error(f"{path}: has {len(left['rows'])} rows, where its tasks gave {sum(counts.values())}")
+    return counts
 
 
 def fingerprint(*folders: Path) -> str:

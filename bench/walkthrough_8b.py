@@ -25,8 +25,9 @@ from PIL import Image
 
 import mmada_lite
 from mmada_lite import memory_plan
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import add_output, execute, require_counts
-from mmada_lite.bench.record import Row, Run, say
+from mmada_lite.bench.record import Row, Run
 from mmada_lite.bench.timed import open_timed, timed
 from mmada_lite.decoding.canvas import picture_prompt
 from mmada_lite.decoding.denoiser import Window
@@ -211,11 +212,11 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     require_counts(options, "layers", "steps", "prompts", "threads")
     if options.work is None:
         raise Error("name a folder with 35 GB of room: --work FOLDER")
+    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
-    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
     under_way.plan(len(todo))
     rows = [row for name in todo for row in under_way.do(name, partial(_row, name, todo[name]))]
     return under_way.finish(rows, shape="8b", layers=options.layers), table(rows), under_way.path
@@ -236,8 +237,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m mmada_lite.bench.{NAME}", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    parser = Parser(prog=f"python -m mmada_lite.bench.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
     parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
@@ -255,15 +256,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    if options.part is None:
-        return execute(build_parser(), measure, argv)
-    try:
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        options = build_parser().parse_args(words)
+        if options.part is None:
+            return execute(build_parser(), measure, words)
         print(json.dumps(PARTS[options.part](options)))
-    except Error as fault:
-        say(f"mmada-lite: {fault}")
-        return 2
-    return 0
+        return 0
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ each piece of a tensor from its own seed, so that no two tensors are equal (equa
 speed would be fiction). The tokenizer is a stand-in of bytes. It knows layouts; it measures nothing.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bundle import MANIFEST, Architecture, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export import bundle as exporting
@@ -281,7 +281,12 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmada_lite.export.synthetic", description=__doc__.splitlines()[0])
+    """Write a checkpoint. 0, 2 after a fault of the user, or 130 when it is interrupted."""
+    return exit_code(lambda: _write(argv))
+
+
+def _write(argv: list[str] | None) -> int:
+    parser = Parser(prog="python -m mmada_lite.export.synthetic", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="FOLDER", help="the folder to write")
     parser.add_argument("--shape", default="8b", help=f"one of {', '.join(SIZES)} (default: 8b)")
     parser.add_argument("--layers", type=int, metavar="N", help="fewer than the shape's, for a smaller one")
@@ -291,12 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     report = partial(print, file=sys.stderr) if sys.stderr.isatty() else lambda line: None
     shape = {"layers": given.layers, "pictures": not given.no_pictures, "seed": given.seed}
-    try:
-        written = write_checkpoint(given.folder, size_named(given.shape), force=given.force, report=report, **shape)
-    except Error as fault:
-        print(f"mmada-lite: {fault}", file=sys.stderr)
-        return 2
-    print(written)
+    print(write_checkpoint(given.folder, size_named(given.shape), force=given.force, report=report, **shape))
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.errors import Error
 from mmada_lite.train import verbs
 from mmada_lite.train.recipe import LAYERS, SHARD
@@ -45,14 +46,9 @@ def _groups(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not TASK=NUMBER, such as ask=8") from None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one step. Returns the exit code: 0, or 2 after a fault of the user."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] and words[0] in SHEETS:
-        code: int = import_module(f"mmada_lite.train.{words[0]}").main(words[1:])
-        return code
+def build_parser() -> Parser:
     others = "; ".join(f"{name}: {about}" for name, about in SHEETS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mmada-lite train",
         description="Train the small emoji model, step by step.",
         epilog=f"Three more verbs have a --help of their own: {others}.",
@@ -111,21 +107,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, help="export: the checkpoint's folder (FOLDER/emoji)")
     parser.add_argument("--carry", type=Path, nargs="*", default=[], help="export: files to lay beside it (NOTICE, card)")
-    arguments = parser.parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        for name, least in LEAST.items():
-            given = getattr(arguments, name)
-            if given is not None and given < least:
-                raise Error(f"--{name} {given} cannot be; give a whole number from {least} on")
-        if arguments.verb not in ("fetch", "render"):
-            import torch
+    return parser
 
-            torch.set_num_threads(arguments.threads)
-        VERBS[arguments.verb](Workspace(arguments.folder), arguments)
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one step. Returns the exit code: 0, 2 after a fault of the user, or 130 when it is interrupted."""
+    return exit_code(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] and words[0] in SHEETS:
+        code: int = import_module(f"mmada_lite.train.{words[0]}").main(words[1:])
+        return code
+    arguments = build_parser().parse_args(words)
+    for name, least in LEAST.items():
+        given = getattr(arguments, name)
+        if given is not None and given < least:
+            raise Error(f"--{name} {given} cannot be; give a whole number from {least} on")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.verb not in ("fetch", "render"):
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    VERBS[arguments.verb](Workspace(arguments.folder), arguments)
     return 0
 
 

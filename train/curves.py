@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.errors import Error
 
 LEFT_OUT = ("step", "seconds", "norm", "loss")
@@ -63,21 +63,21 @@ def plot(stages: Mapping[str, Series], target: Path, window: int = 25) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Plot what there is. 0, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="mmada-lite train curves", description=__doc__)
+    """Plot what there is. 0, 2 after a fault of the user, or 130 when it is interrupted."""
+    return exit_code(lambda: _plot_all(argv))
+
+
+def _plot_all(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="mmada-lite train curves", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of a training")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/curves.png"), help="the PNG (%(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        names = ["vq", "stage-one", "stage-two", *(f"policy/{f.name}" for f in sorted(arguments.folder.glob("policy/seed-*")))]
-        logs = {name: arguments.folder / name / "log.jsonl" for name in names}
-        stages = {name: read(file) for name, file in logs.items() if file.exists()}
-        if not stages:
-            raise Error(f"{arguments.folder} holds no log of a training; give the --folder of one")
-        plot(stages, arguments.output)
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
+    names = ["vq", "stage-one", "stage-two", *(f"policy/{f.name}" for f in sorted(arguments.folder.glob("policy/seed-*")))]
+    logs = {name: arguments.folder / name / "log.jsonl" for name in names}
+    stages = {name: read(file) for name, file in logs.items() if file.exists()}
+    if not stages:
+        raise Error(f"{arguments.folder} holds no log of a training; give the --folder of one")
+    plot(stages, arguments.output)
     print(arguments.output)
     return 0
 

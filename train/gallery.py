@@ -5,7 +5,6 @@
 Nothing is chosen: seeds count from 0. It uses the public interface alone.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import mmada_lite
+from mmada_lite.arguments import Parser, exit_code
 
 PROMPTS = (
     *("an apple on a blue background", "a heart on a white background", "a tree on a yellow background"),
@@ -73,7 +73,12 @@ def edits(model: mmada_lite.Model) -> Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mmada-lite train gallery", description=__doc__.splitlines()[0])
+    """Draw all pages. 0, 2 after a fault of the user, or 130 when it is interrupted."""
+    return exit_code(lambda: _draw_all(argv))
+
+
+def _draw_all(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="mmada-lite train gallery", description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", help="a bundle's folder (default: the small model in the package)")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder for the PNG files (%(default)s)")
     options = parser.parse_args(argv)

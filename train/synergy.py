@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmada_lite import __version__
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
@@ -218,10 +219,8 @@ def compare(arguments: argparse.Namespace) -> dict[int, dict[str, Curve]]:
     return by_seed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run all, print the table, write JSON and the plot. 0, or 2 after a fault of the user."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="mmada-lite train synergy", description=(__doc__ or "").split("\n\n")[0])
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite train synergy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training (%(default)s)"
     )
@@ -232,27 +231,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each beside a GPU (%(default)s)")
     parser.add_argument("--plot", type=Path, help="draw the curves here (PNG)")
     parser.add_argument("-o", "--output", type=Path, help="write JSON here too")
-    arguments = parser.parse_args(words)
-    try:
-        for name in ("updates", "every", "rows", "jobs"):
-            if getattr(arguments, name) < 1:
-                raise Error(f"--{name} {getattr(arguments, name)} cannot be; give a whole number from 1 on")
-        if arguments.updates % arguments.every:
-            raise Error(f"--updates {arguments.updates} is no multiple of --every {arguments.every}; use one")
-        if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
-            raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
-        if arguments.rows > MOST_ROWS:
-            raise Error(f"--rows {arguments.rows} is more than an update holds; give {MOST_ROWS} at most")
-        if arguments.plot:
-            check_plot(arguments.plot)
-        curves = compare(arguments)
-        rows = rows_of(curves)
-        save(arguments.output, words, rows, curves)
-        if arguments.plot:
-            plot(curves, arguments.plot)
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def require_sound(arguments: argparse.Namespace) -> None:
+    """Raise Error for numbers that no run can have, before anything is trained."""
+    for name in ("updates", "every", "rows", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise Error(f"--{name} {getattr(arguments, name)} cannot be; give a whole number from 1 on")
+    if arguments.updates % arguments.every:
+        raise Error(f"--updates {arguments.updates} is no multiple of --every {arguments.every}; use one")
+    if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
+        raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
+    if arguments.rows > MOST_ROWS:
+        raise Error(f"--rows {arguments.rows} is more than an update holds; give {MOST_ROWS} at most")
+    if arguments.plot:
+        check_plot(arguments.plot)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all, print the table, write JSON and the plot. 0, 2 after a fault of the user, or 130 when it is interrupted."""
+    return exit_code(lambda: _run_all(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run_all(words: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(words)
+    require_sound(arguments)
+    curves = compare(arguments)
+    rows = rows_of(curves)
+    save(arguments.output, words, rows, curves)
+    if arguments.plot:
+        plot(curves, arguments.plot)
     print("| task | alone | jointly | difference by seed, nats |\n|---|---|---|---|")
     for row in rows:
         differences = ", ".join(f"{value:+.3f}" for value in row["differences"])

@@ -5,7 +5,6 @@ It finds the cases, builds each model once per engine, and yields comparisons. T
 passes), `replay` (decodings) and `training` (prompts, losses, the policy objective).
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.parity import passes, training
 from mmada_lite.bench.parity.replay import Case, Comparison, replay_cache, replay_image, replay_text
 from mmada_lite.bundle import Bundle
@@ -171,18 +171,18 @@ def line_of(checked: Checked) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, a line each, and a line of JSON last. 0, 1 where one falls short, or 2 after a fault of the user."""
-    parser = argparse.ArgumentParser(prog="mmada-lite bench check", description="Recorded cases of the reference, compared.")
+    return exit_code(lambda: _compare(argv))
+
+
+def _compare(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="mmada-lite bench check", description="Recorded cases of the reference, compared.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="recorded cases in the format of tests/golden/README.md")
     parser.add_argument("--engine", choices=ENGINES, help="compare this alone (default: both)")
     options = parser.parse_args(argv)
     results: list[Checked] = []
-    try:
-        for result in check_folder(options.folder, (options.engine,) if options.engine else ENGINES):
-            results.append(result)
-            print(line_of(result), flush=True)
-    except Error as fault:
-        print(f"mmada-lite: {fault}", file=sys.stderr)
-        return 2
+    for result in check_folder(options.folder, (options.engine,) if options.engine else ENGINES):
+        results.append(result)
+        print(line_of(result), flush=True)
     summary = as_json(results)
     print(json.dumps(summary))
     return 1 if summary["failed"] or not results else 0

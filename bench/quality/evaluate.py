@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.quality import frontier, measures
 from mmada_lite.bench.quality.compare import losses, tasks_table, trajectories_table
@@ -36,10 +37,8 @@ DEFAULTS = {"quality": (400, 0), "against": (400, 100), "frontier": (100, 8), "p
 Measured = tuple[dict[str, Any], str, Path | None]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mmada-lite bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--against", type=Path, metavar="REFERENCE", help="a bundle of the same model in fp32, or the finest")

@@ -22,21 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmada_lite
+from mmada_lite.arguments import Parser
 from mmada_lite.bench import third_party
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.quality.trajectories import Answers, State, compare, thinks, trajectories
 from mmada_lite.bench.record import Row, Run, fingerprint
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.export.formats import format_named
 from mmada_lite.model import Model
-from mmada_lite.quant.convert import Request, quantize_model
+from mmada_lite.quant.convert import Request, quantize_model, specs_named
 from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, Task, built_in
 
 FORMATS = ("fp16", "int8", "int8-b64", "int4-b32", "int4-b64", "int4-b128", "int4-b32-asym", "int4-b64-asym", "int4-b128-asym")
 METHODS = ("rtn", "clip", "gptq", "rotate+rtn", "smooth+rtn", "rotate+gptq", "smooth+gptq", "rotate+gptaq")
 BLOCK = 32  # weights of --bits that have a scale
-_ONCE = ("fp16", "int8-b64")  # formats whose rtn alone is of interest
+_ONCE = ("int8-b64",)  # formats whose rtn alone is of interest, beside those that have nothing to round
 _DRAWS = 1000  # of a bootstrap
 Share = tuple[float, float, float]  # a mean, and its 95% interval over prompts
 
@@ -160,11 +162,25 @@ def requests(formats: Sequence[str], methods: Sequence[str], prompts: int) -> di
     presets, which are not, come last."""
     made = {}
     for form in formats:
-        for method in METHODS if form not in _ONCE else ("rtn",):
+        for method in ("rtn",) if form in _ONCE or format_named(form).floating else METHODS:
             if method in methods:
                 made[f"{form} {method}"] = Request(form, method, store=_even(form), prompts=prompts)
     presets = [(preset, method) for preset in ("int8", "int4") for method in ("rtn", "gptq") if method in methods]
     return made | {f"--format {preset} {method}": Request(preset, method, prompts=prompts) for preset, method in presets}
+
+
+def require_known(options: argparse.Namespace) -> None:
+    """Raise Error for a format or a method that there is none of, and where nothing is left to measure."""
+    for method in options.methods:
+        if method not in METHODS:
+            hint = did_you_mean(method, METHODS, f"use some of {', '.join(METHODS)}")
+            raise Error(f"no method of this benchmark is called {method!r}; {hint}")
+    asked = requests(options.formats, options.methods, options.calibrate_on)
+    for request in asked.values():
+        specs_named(request.format, request.target, dict(request.store))
+    if not asked and not options.bits and not options.peers:
+        formats, methods = " ".join(options.formats), " ".join(options.methods)
+        raise Error(f"nothing of {formats} is made by {methods}; give --methods rtn, or another of --formats")
 
 
 def _even(form: str) -> tuple[tuple[str, str], ...]:
@@ -247,6 +263,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
         raise Error(f"--seeds {options.seeds} cannot be; give 0 or more")
     if not all(2 <= bits <= 16 for bits in options.bits):
         raise Error(f"--bits {' '.join(map(str, options.bits))}: each is from 2 to 16")
+    require_known(options)
     if not (options.checkpoint / "config.json").is_file():
         raise Error(f"{options.checkpoint} is no checkpoint (config.json), whose matrices are not rounded yet; name one")
     run = Run("quantization", arguments, options.output, force=options.force, about=fingerprint(options.checkpoint))
@@ -322,8 +339,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
     parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")

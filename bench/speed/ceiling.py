@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import add_output, execute, require_counts, require_seconds
 from mmada_lite.bench.record import Row, Run, spread
 from mmada_lite.bench.speed.cost import Rates
@@ -255,8 +256,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mmada-lite bench ceiling", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    parser = Parser(prog="mmada-lite bench ceiling", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["s", "8b"], help=f"of {', '.join(SIZES)} (default: s 8b)")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help=f"default {' '.join(map(str, TOKENS))}")
     parser.add_argument("--forms", nargs="+", default=FORMS, help=f"default {' '.join(FORMS)}; any format of docs/bundle.md")
@@ -272,6 +273,9 @@ def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     """Every shape with every number of threads, each a task of its own."""
     require_counts(options, "threads", "tokens", "rounds")
     require_seconds(options, "slice")
+    for form in options.forms:
+        if form != ALONE:
+            format_named(form)  # an unknown one is told before anything is measured
     effort = QUICK if options.quick else Effort(options.rounds, options.slice)
     shapes = {name.lower(): size_named(name).architecture for name in options.shapes}
     run, rows = Run("ceiling", arguments, options.output, force=options.force), list[Row]()

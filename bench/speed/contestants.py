@@ -1,5 +1,5 @@
 """Who takes part in the benchmark of peers, and what each has to do: full forwards, an answer, an answer about a picture, a
-picture. Every contestant is a table of works that begin anew whenever they are asked to. Weights are random; nothing is timed.
+picture. Every contestant is a table of tasks that begin anew whenever they are asked to. Weights are random; nothing is timed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -62,7 +62,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TaskRun:
     """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where it is known; equal:
     whether a few of its steps tell the time of all, as they do where all cost the same; cycle: or where so many of them do
     together, since a block's last steps ask the head for fewer rows than its first."""
@@ -77,16 +77,16 @@ class Work:
 class Contestant:
     name: str
     kind: Kind
-    works: Mapping[str, Work]
+    tasks: Mapping[str, TaskRun]
 
 
-def torch_model(size: Size, dtype: torch.dtype, place: str = "cpu") -> MMaDA:
-    """The torch reference with the random weights that bundles have. place: torch's device."""
+def torch_model(size: Size, dtype: torch.dtype, device: str = "cpu") -> MMaDA:
+    """The torch reference with the random weights that bundles have. device: torch's."""
     config = config_of(size)
     with torch.device("meta"):
         model = MMaDA(config)
     load_state(model, RandomTensors(config.expected_tensors()), dtype)
-    return model.to(place).eval()
+    return model.to(device).eval()
 
 
 def reference(
@@ -97,26 +97,28 @@ def reference(
     kind: Kind = "reference",
     *,
     pictures: bool = True,
-    place: str = "cpu",
+    device: str = "cpu",
 ) -> Contestant:
-    """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw; place: torch's
-    device, where it wants its rows."""
+    """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw; device: torch's,
+    where it wants its rows."""
     mask = size.vocabulary.special.mask
     caption = paint_prompt(_words(WORDS, size), size.vocabulary.special)
-    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded, place)
+    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded, device)
 
     def forward(count: int) -> Iterator[Tensor]:
-        yield logits(torch.from_numpy(_row(count, size)).to(place), None)
+        yield logits(torch.from_numpy(_row(count, size)).to(device), None)
 
     def write(prompt: list[int]) -> Iterator[Tensor]:
-        return write_text(logits, torch.tensor([prompt], device=place), plan.answer, plan.block, plan.steps, mask)
+        return write_text(logits, torch.tensor([prompt], device=device), plan.answer, plan.block, plan.steps, mask)
 
-    works = {f"forward {n}": Work(lambda n=n: forward(n), 1, True) for n in plan.forwards}  # type: ignore[misc]
-    works["text"] = Work(lambda: write(_words(plan.prompt, size)), plan.steps, True)
-    works["understanding"] = Work(lambda: write(_seen(size)), plan.steps, True)
+    tasks = {f"forward {n}": TaskRun(lambda n=n: forward(n), 1, True) for n in plan.forwards}  # type: ignore[misc]
+    tasks["text"] = TaskRun(lambda: write(_words(plan.prompt, size)), plan.steps, True)
+    tasks["understanding"] = TaskRun(lambda: write(_seen(size)), plan.steps, True)
     if pictures:
-        works["drawing"] = Work(lambda: draw_picture(logits, picture, plan.drawing_steps, GUIDANCE), plan.drawing_steps, True)
-    return Contestant(name, kind, works)
+        tasks["drawing"] = TaskRun(
+            lambda: draw_picture(logits, picture, plan.drawing_steps, GUIDANCE), plan.drawing_steps, True
+        )
+    return Contestant(name, kind, tasks)
 
 
 def ours(
@@ -125,14 +127,14 @@ def ours(
     """Our runtime in one precision: full forwards with the head over all rows, and with `decode` every policy."""
     bundle = cached_bundle(size_name, precision, work, target=TARGETS[device])
     denoiser = open_denoiser(bundle, choose_device(device), threads)
-    works = {f"forward {n}": Work(lambda n=n: _forward(denoiser, _row(n, size)), 1, True) for n in plan.forwards}  # type: ignore[misc]
-    yield Contestant(f"ours {precision}", "ours", works)
+    tasks = {f"forward {n}": TaskRun(lambda n=n: _forward(denoiser, _row(n, size)), 1, True) for n in plan.forwards}  # type: ignore[misc]
+    yield Contestant(f"ours {precision}", "ours", tasks)
     if decode:
         for policy in policies.for_peers():
             yield Contestant(f"ours {precision} {policy.name}", "ours", _decoding(denoiser, size, plan, policy))
 
 
-def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, Work]:
+def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, TaskRun]:
     """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone."""
     special, exact = size.vocabulary.special, not policy.of_text
     block = plan.block * plan.steps // plan.answer  # its steps
@@ -147,13 +149,13 @@ def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Polic
         canvas = _to_draw(size)
         return decode_image(denoiser, canvas, image, PhiloxSampler(0, image.sampling_temperature, canvas.start))
 
-    works = {
-        "text": Work(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact, block),
-        "understanding": Work(lambda: write(_seen(size)), text.steps if exact else None, exact, block),
+    tasks = {
+        "text": TaskRun(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact, block),
+        "understanding": TaskRun(lambda: write(_seen(size)), text.steps if exact else None, exact, block),
     }
     if exact or policy.of_image:
-        works["drawing"] = Work(draw, image.steps, not policy.of_image)
-    return works
+        tasks["drawing"] = TaskRun(draw, image.steps, not policy.of_image)
+    return tasks
 
 
 def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Iterator[tuple[str, Callable[[], Contestant]]]:

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import add_output, execute, require_counts
-from mmada_lite.bench.record import Row, Run, default_output, fingerprint, say, spread
+from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
 from mmada_lite.bench.speed import ceiling, overhead
 from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, Variant, agreement, apart, measured, shares
@@ -33,7 +34,8 @@ from mmada_lite.bench.timed import forget_peak, peak
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import CACHE_POLICIES, ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.export.synthetic import SIZES, cached_bundle
+from mmada_lite.export.precision import specs_for
+from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.model import embedded_bundle
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_graph
@@ -44,8 +46,8 @@ BESIDE = ("overhead", "startup")  # tasks without a model of its own choice
 STARTS = 3  # counted runs of `startup` a round
 
 
-def build_parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="mmada-lite bench latency", description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    made = Parser(prog="mmada-lite bench latency", description=__doc__.splitlines()[0])
     what = made.add_mutually_exclusive_group()
     what.add_argument("--shape", help=f"random weights of this size: {', '.join(SIZES)} (default: the small model)")
     what.add_argument("-m", "--model", type=Path, help="a bundle (default: the small model)")
@@ -156,16 +158,21 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     """All tasks; idle_bytes: what this process held before it opened a model."""
     lengths = ("prompt", "answer", "block", "blocks", "forwards")
     require_counts(options, "threads", "rounds", "steps", "kv-commit-every", "image-steps", *lengths)
-    choose_device(options.device)  # one that does not work here is told before anything is made
+    choose_device(options.device)  # one that does not work here is told before anything is made, and so is an unknown name
+    if options.shape:
+        size_named(options.shape)
+    for precision in options.precision or ():
+        specs_for(precision, TARGETS[options.device])
     rounds, beside = 1 if options.quick else options.rounds, [task for task in options.tasks if task in BESIDE]
     decodes = [task for task in options.tasks if task not in BESIDE]
+    output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")
+    require_replaceable(output)
     if decodes and options.shape:
         say(f"random weights of size {options.shape} in {options.work}: made where they are not there yet")
     models = bundles(options) if decodes else {}
     for bundle, task in product(models.values(), decodes):
         list(cases(Bench.of(bundle), task, options))  # what cannot be decoded is told before the ceiling is measured
     paths = [bundle.path for bundle in models.values()]
-    output = options.output or default_output(f"latency-{options.shape.lower()}" if options.shape else "latency")
     run = Run("latency", arguments, output, force=options.force, about=fingerprint(*paths))
     run.plan(len(models) * len(options.threads) + len(decodes) + bool(decodes) + len(beside) + (options.device != "cpu"))
     tops: dict[tuple[str, int], list[Row]] = {}

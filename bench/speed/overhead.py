@@ -45,7 +45,7 @@ TEXTS: dict[str, dict[str, Any]] = {"exact": {}, "prefix": {"cache": "prefix"}, 
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class DecodeSizes:
     """What is decoded, as with a model of size S: codes and steps of a picture, tokens of an answer (a step each), tokens
     before either; layers and the width of a state, whose heads have 64."""
 
@@ -61,7 +61,7 @@ class Work:
 class Instant:
     """A denoiser that knows its answers beforehand: states and keys of the right shapes, certainties that are all different."""
 
-    work: Work
+    sizes: DecodeSizes
     columns: int
     tokens: int = 0  # that a model would have computed
     pairs: int = 0  # of a query and a key, in each layer
@@ -70,36 +70,36 @@ class Instant:
         rows, length = window.tokens.shape
         self.tokens += rows * length
         self.pairs += rows * length * (length + (window.past.length if window.past else 0))
-        hidden = np.empty((rows, window.queries.shape[1], self.work.width), dtype=np.float32)
-        kept = np.empty((rows, max(1, self.work.width // 64), length, 64), dtype=np.float32)
-        return hidden, KeyValues((kept,) * self.work.layers, (kept,) * self.work.layers) if keep else None
+        hidden = np.empty((rows, window.queries.shape[1], self.sizes.width), dtype=np.float32)
+        kept = np.empty((rows, max(1, self.sizes.width // 64), length, 64), dtype=np.float32)
+        return hidden, KeyValues((kept,) * self.sizes.layers, (kept,) * self.sizes.layers) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
-        place = (np.arange(hidden.shape[1])[None] * 7919) % self.columns
-        sure = np.log((place + 1) / (self.columns + 1)).astype(np.float32)
-        return Prediction(_FIRST + place % (self.columns - _FIRST), sure, -sure)
+        column = (np.arange(hidden.shape[1])[None] * 7919) % self.columns
+        log_probability = np.log((column + 1) / (self.columns + 1)).astype(np.float32)
+        return Prediction(_FIRST + column % (self.columns - _FIRST), log_probability, -log_probability)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
         raise AssertionError("a planted answer is never the mask")
 
 
-def rows(rounds: int, work: Work = Work()) -> Iterator[Row]:
+def rows(rounds: int, sizes: DecodeSizes = DecodeSizes()) -> Iterator[Row]:
     """A row for each way of drawing and of writing, beside the first of its kind."""
-    prompt = list(range(20, 20 + work.prompt))
-    artist, writer = Instant(work, 8192), Instant(work, 4096)
+    prompt = list(range(20, 20 + sizes.prompt))
+    artist, writer = Instant(sizes, 8192), Instant(sizes, 4096)
     vocabulary = Vocabulary(SPECIAL, 1000, artist.columns, 1000 + artist.columns)
 
     def draw(settings: ImageSettings) -> list[Step]:
-        unknown = np.ones(work.codes, dtype=bool)
-        canvas = image_canvas(prompt, np.zeros(work.codes), unknown, vocabulary, unconditional_prompt=[1, 2, 3])
+        unknown = np.ones(sizes.codes, dtype=bool)
+        canvas = image_canvas(prompt, np.zeros(sizes.codes), unknown, vocabulary, unconditional_prompt=[1, 2, 3])
         return list(decode_image(artist, canvas, settings, PhiloxSampler(0, 1.0, canvas.start)))
 
     def write(settings: TextSettings) -> list[Step]:
-        canvas = text_canvas(prompt, work.answer, SPECIAL)
+        canvas = text_canvas(prompt, sizes.answer, SPECIAL)
         return list(decode_text(writer, canvas, settings, PhiloxSampler(0, 0.0, canvas.start)))
 
-    text = TextSettings(answer_length=work.answer, steps=work.answer, block_length=min(32, work.answer))
-    yield from _compared("picture", artist, draw, ImageSettings(steps=work.picture_steps), PICTURES, rounds)
+    text = TextSettings(answer_length=sizes.answer, steps=sizes.answer, block_length=min(32, sizes.answer))
+    yield from _compared("picture", artist, draw, ImageSettings(steps=sizes.picture_steps), PICTURES, rounds)
     yield from _compared("text", writer, write, text, TEXTS, rounds)
 
 

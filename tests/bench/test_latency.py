@@ -115,10 +115,26 @@ def test_the_small_model_is_measured_with_thresholds(tmp_path: Path) -> None:
     assert sure["tokens_per_forward"] >= 1
 
 
+def test_a_later_record_is_refused_before_a_bundle_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, made = tmp_path / "latency.json", tmp_path / "made"
+    target.write_text(json.dumps(record.record("latency", [], []) | {"schema": 2}))
+    assert latency.main(["--shape", "tiny", "--quick", "--work", str(made), "-o", str(target)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not made.exists()
+
+
 def test_faults_are_one_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--shape", "9b"], ["--threads", "0"], ["--shape", "tiny", "--precision", "int5", "--work", str(work / "x")]):
-        assert main.main(["bench", "latency", *words]) == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith("mmada-lite: ")
+    for words, message in (
+        (["latency", "--shape", "9b"], "no shape is called '9b'"),
+        (["latency", "--threads", "0"], "--threads 0 cannot be measured"),
+        (["latency", "--shape", "tiny", "--precision", "int5", "--work", str(work / "x")], "no precision is called 'int5'"),
+        (["latency", "--precision", "int5"], "no precision is called 'int5'"),
+        (["ceiling", "--shapes", "tiny", "9b"], "no shape is called '9b'"),
+        (["ceiling", "--shapes", "tiny", "--forms", "fp32", "int5"], "no format is called 'int5'"),
+    ):
+        assert main.main(["bench", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mmada-lite: {message}")
     assert not (work / "x" / "tiny-int5").exists()
 
 
@@ -255,9 +271,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(
         return run(variants, rounds)
 
     monkeypatch.setattr(latency, "measured", killed_behind_text)
-    with pytest.raises(KeyboardInterrupt):
-        latency.main(words)
-    left = record.load(target)
+    assert latency.main(words) == 130
+    left = record.load(record.unfinished(target))
     assert (left["complete"], list(left["tasks"])) == (False, ["ceiling, int8, 1 threads", "text"])
     monkeypatch.setattr(latency, "apart", lambda *_: pytest.fail("the ceiling was measured again"))
     capsys.readouterr()

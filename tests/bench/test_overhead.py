@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmada_lite.bench import record
 from mmada_lite.bench.speed import latency, overhead
-from mmada_lite.bench.speed.overhead import Work
+from mmada_lite.bench.speed.overhead import DecodeSizes
 
-SMALL = Work(codes=64, picture_steps=8, answer=16, prompt=10, layers=2, width=64)
+SMALL = DecodeSizes(codes=64, picture_steps=8, answer=16, prompt=10, layers=2, width=64)
 
 
 def test_tokens_are_those_of_the_rows_and_smaller_steps_have_fewer() -> None:

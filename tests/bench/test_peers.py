@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from mmada_lite.bench import record
 from mmada_lite.bench.policies import for_peers
 from mmada_lite.bench.record import Row
 from mmada_lite.bench.reference import torch_logits
 from mmada_lite.bench.speed import contestants, peers
-from mmada_lite.bench.speed.contestants import Plan, Work
+from mmada_lite.bench.speed.contestants import Contestant, Plan, TaskRun
 from mmada_lite.bench.speed.peers import alternate, table, turn
 from mmada_lite.errors import Error
-from mmada_lite.export.synthetic import SIZES
+from mmada_lite.export.synthetic import SIZES, Size
 from mmada_lite.ort.devices import choose_device
+from mmada_lite.train.model import MMaDA
 
 TINY = SIZES["tiny"]
 
@@ -30,22 +32,22 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(work: Path) -> dict:
     words = ["--shape", "tiny", "--work", str(work), "--rounds", "2", "--steps", "2", "--threads", "1", "--bf16"]
     assert peers.main([*words, "-o", str(work / "peers.json")]) == 0
-    found: dict = json.loads((work / "peers.json").read_text())
-    return found
+    content: dict = json.loads((work / "peers.json").read_text())
+    return content
 
 
-def test_every_side_does_every_task(result: dict) -> None:
-    did = {(row["task"], row["side"]) for row in result["rows"]}
+def test_every_contestant_does_every_task(result: dict) -> None:
+    did = {(row["task"], row["contestant"]) for row in result["rows"]}
     plan = Plan.of(TINY)
-    for torch_side in ("torch fp32", "torch bf16"):
-        assert {task for task, side in did if side == torch_side} == set(plan.tasks)
+    for reference in ("torch fp32", "torch bf16"):
+        assert {task for task, name in did if name == reference} == set(plan.tasks)
     for policy in for_peers():
-        tasks = {task for task, side in did if side == f"ours int8 {policy.name}"}
+        tasks = {task for task, name in did if name == f"ours int8 {policy.name}"}
         assert {"text", "understanding"} <= tasks
     for precision in peers.PRECISIONS["cpu"]:
-        assert {task for task, side in did if side == f"ours {precision}"} == {f"forward {n}" for n in plan.forwards}
+        assert {task for task, name in did if name == f"ours {precision}"} == {f"forward {n}" for n in plan.forwards}
     others = {name for name, _ in contestants.others("tiny", TINY, plan, Path(), 1)}
-    assert others <= set(result["missing"]) | {side for _, side in did}
+    assert others <= set(result["missing"]) | {name for _, name in did}
     assert all("pip install" in why for name, why in result["missing"].items() if "not installed" in why)
 
 
@@ -53,16 +55,16 @@ def test_what_is_scaled_is_said(result: dict) -> None:
     plan = Plan.of(TINY)
     for row in result["rows"]:
         assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
-        assert set(row["times"]) == {"torch fp32", "torch bf16"} - {row["side"]}
+        assert set(row["times"]) == {"torch fp32", "torch bf16"} - {row["contestant"]}
         whole = {"text": plan.steps, "understanding": plan.steps, "drawing": plan.drawing_steps}.get(row["task"], 1)
-        if row["kind"] == "reference" or row["side"].endswith("exact"):
+        if row["kind"] == "reference" or row["contestant"].endswith("exact"):
             by_blocks = row["kind"] == "ours" and row["task"] in ("text", "understanding")
             timed = plan.block * plan.steps // plan.answer if by_blocks else 2
-            assert row["scaled_from"] == ({"steps": timed, "of": whole} if whole > timed else None)
-            assert row["steps"] == row["forwards"] == whole
-        if row["side"].endswith(("prefix", "dual")):
+            assert row["scaled_from"] == ({"steps": timed, "total_steps": whole} if whole > timed else None)
+            assert row["steps"] == row["model_calls"] == whole
+        if row["contestant"].endswith(("prefix", "dual")):
             assert row["scaled_from"] is None
-            assert row["forwards"] == plan.steps
+            assert row["model_calls"] == plan.steps
 
 
 def test_the_table_has_every_row(result: dict) -> None:
@@ -70,11 +72,11 @@ def test_the_table_has_every_row(result: dict) -> None:
     assert len(lines) == 2 + len(result["rows"])
     assert lines[0].endswith("| x torch fp32 | x torch bf16 |")
     for row, line in zip(result["rows"], lines[2:], strict=True):
-        assert line.startswith(f"| {row['task']} | {row['side']} |")
+        assert line.startswith(f"| {row['task']} | {row['contestant']} |")
         assert ("of" in line) == (row["scaled_from"] is not None)
 
 
-def test_sides_alternate_and_warm_up() -> None:
+def test_contestants_alternate_and_warm_up() -> None:
     calls: list[str] = []
 
     def steps(name: str) -> Iterator[None]:
@@ -82,34 +84,35 @@ def test_sides_alternate_and_warm_up() -> None:
             calls.append(name)
             yield
 
-    works = {name: Work(lambda name=name: steps(name), 8, True) for name in "ab"}  # type: ignore[misc]
-    turns = alternate(works, 2, 1)
+    runs = {name: TaskRun(lambda name=name: steps(name), 8, True) for name in "ab"}  # type: ignore[misc]
+    turns, failures = alternate(runs, 2, 1)
+    assert failures == {}
     assert "".join(calls) == "aabb" + "aabb" + "bbaa"  # in every turn a step that does not count, then the one that does
     assert {len(each) for each in turns.values()} == {2}
 
 
 def test_only_equal_steps_are_scaled() -> None:
-    steps = turn(Work(lambda: iter(range(8)), 8, True), 2)
-    assert (steps.steps, steps.forwards, steps.timed) == (8, 8, 2)
-    assert turn(Work(lambda: iter(range(8)), 8, True, 4), 2).timed == 4
-    assert turn(Work(lambda: iter(range(8)), 8, True, 8), 2).timed == 8
-    assert turn(Work(lambda: iter(range(8)), 8, False), 2).timed == 8
-    assert turn(Work(lambda: iter(range(8)), None, True), 2).timed == 8
-    assert turn(Work(lambda: iter(range(8)), 8, True), None).timed == 8
+    steps = turn(TaskRun(lambda: iter(range(8)), 8, True), 2)
+    assert (steps.steps, steps.model_calls, steps.timed) == (8, 8, 2)
+    assert turn(TaskRun(lambda: iter(range(8)), 8, True, 4), 2).timed == 4
+    assert turn(TaskRun(lambda: iter(range(8)), 8, True, 8), 2).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), 8, False), 2).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), None, True), 2).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), 8, True), None).timed == 8
 
 
-def test_both_sides_compute_the_same_model(work: Path) -> None:
+def test_torch_and_ours_compute_the_same_model(work: Path) -> None:
     """torch and our fp32 graphs hold the same random weights, so their answers agree token for token."""
     plan = Plan.of(TINY)
     mask, logits = TINY.vocabulary.special.mask, torch_logits(contestants.torch_model(TINY, torch.float32))
     mine = next(
-        side for side in contestants.ours("tiny", TINY, plan, "fp32", work, 1, decode=True) if side.name == "ours fp32 exact"
+        each for each in contestants.ours("tiny", TINY, plan, "fp32", work, 1, decode=True) if each.name == "ours fp32 exact"
     )
     theirs = contestants.reference("torch", logits, TINY, plan)
     with torch.inference_mode():
-        *_, row = theirs.works["text"].begin()
+        *_, row = theirs.tasks["text"].begin()
     ours = {}
-    for step in mine.works["text"].begin():
+    for step in mine.tasks["text"].begin():
         ours |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))  # type: ignore[attr-defined]
     assert isinstance(row, torch.Tensor)
     answer = row[0, plan.prompt :].tolist()
@@ -119,16 +122,16 @@ def test_both_sides_compute_the_same_model(work: Path) -> None:
 
 def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "fast_type", lambda device: torch.float32)
-    words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--sides", "torch", "--only", "forward 8"]
+    words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--contestants", "torch", "--only", "forward 8"]
     assert peers.main([*words, "-o", str(work / "bf16.json")]) == 0
-    said = json.loads((work / "bf16.json").read_text())
-    assert {row["side"] for row in said["rows"]} == {"torch fp32"}
-    assert "--bf16" in said["missing"]["torch bf16"]
+    content = json.loads((work / "bf16.json").read_text())
+    assert {row["contestant"] for row in content["rows"]} == {"torch fp32"}
+    assert "--bf16" in content["missing"]["torch bf16"]
 
 
 def test_on_a_gpu_torch_and_ours_take_part_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU in these tests: the CPU stands in for it."""
-    monkeypatch.setitem(peers.PLACES, "cuda", "cpu")
+    monkeypatch.setitem(peers.TORCH_DEVICES, "cuda", "cpu")
     for module in (peers, contestants):
         monkeypatch.setattr(module, "choose_device", lambda name: choose_device("cpu"))
     target = work / "cuda.json"
@@ -136,23 +139,40 @@ def test_on_a_gpu_torch_and_ours_take_part_alone(work: Path, monkeypatch: pytest
     assert peers.main([*words, "-o", str(target)]) == 0
     content = json.loads(target.read_text())
     assert {row["kind"] for row in content["rows"]} == {"reference", "ours"}
-    assert {row["side"] for row in content["rows"]} >= {"torch fp32", "torch bf16", "ours fp16 exact"}
+    assert {row["contestant"] for row in content["rows"]} >= {"torch fp32", "torch bf16", "ours fp16 exact"}
     assert (content["device"], content["missing"]) == ("cuda", {})
     assert (work / "tiny-fp16-cuda").is_dir()
 
 
-def test_why_no_side_can_run_is_said(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_no_contestant_can_run_is_said(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def absent() -> None:
         raise Error("llama_cpp is not installed; pip install llama-cpp-python")
 
     monkeypatch.setattr(contestants.llama, "needed", absent)
-    assert peers.main(["--shape", "tiny", "--work", str(work), "--sides", "llama.cpp q8_0", "-o", str(work / "no.json")]) == 2
+    assert (
+        peers.main(["--shape", "tiny", "--work", str(work), "--contestants", "llama.cpp q8_0", "-o", str(work / "no.json")])
+        == 2
+    )
     assert "here; llama.cpp q8_0: llama_cpp is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, rows = work / "stopped.json", peers.rows
-    words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--sides", "torch fp32", "--only", "forward 8", "text"]
+    words = [
+        "--shape",
+        "tiny",
+        "--work",
+        str(work),
+        "--rounds",
+        "1",
+        "--contestants",
+        "torch fp32",
+        "--only",
+        "forward 8",
+        "text",
+    ]
 
     def killed(task: str, *given: Any) -> Iterator[Row]:
         return rows(task, *given) if task == "forward 8" else pytest.fail("killed")
@@ -160,7 +180,7 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work:
     monkeypatch.setattr(peers, "rows", killed)
     with pytest.raises(pytest.fail.Exception):
         peers.main([*words, "-o", str(target)])
-    left = json.loads(target.read_text())
+    left = record.load(record.unfinished(target))
     assert (left["complete"], left["tasks"]) == (False, {"forward 8": 1})
     monkeypatch.setattr(peers, "rows", rows)
     assert peers.main([*words, "-o", str(target)]) == 0
@@ -169,11 +189,70 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work:
     assert [row["task"] for row in content["rows"]] == ["forward 8", "text"]
 
 
+def test_a_contestant_that_fails_is_data(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that cannot be opened, and one that fails on the way, are lines of what did not run; the rest goes on."""
+    model, ours = contestants.torch_model, contestants.ours
+
+    def torch_model(size: Size, dtype: torch.dtype, device: str) -> MMaDA:
+        if dtype == torch.bfloat16:
+            raise RuntimeError("out of memory:\nno more is to be had")
+        return model(size, dtype, device)
+
+    def failing(*given: Any, **named: Any) -> Iterator[Contestant]:
+        for each in ours(*given, **named):
+            text = {"text": TaskRun(fails_at_the_second_step, None, False)} if each.name == "ours int8 dual" else {}
+            yield Contestant(each.name, each.kind, {**each.tasks, **text})
+
+    def fails_at_the_second_step() -> Iterator[None]:
+        yield
+        raise ValueError("a shape that does not fit")
+
+    monkeypatch.setattr(contestants, "torch_model", torch_model)
+    monkeypatch.setattr(contestants, "ours", failing)
+    asked = ["--contestants", "torch", "ours int8 exact", "ours int8 dual", "--only", "text", "understanding"]
+    target = work / "fails.json"
+    assert peers.main(["--shape", "tiny", "--work", str(work), "--rounds", "1", "--bf16", *asked, "-o", str(target)]) == 0
+    out, error = capsys.readouterr()
+    content = record.load(target)
+    did = {(row["task"], row["contestant"]) for row in content["rows"]}
+    assert did == {
+        *((task, name) for task in ("text", "understanding") for name in ("torch fp32", "ours int8 exact")),
+        ("understanding", "ours int8 dual"),
+    }
+    assert content["missing"] == {
+        "torch bf16": "out of memory: no more is to be had",
+        "ours int8 dual, text": "a shape that does not fit",
+    }
+    assert "not run: ours int8 dual, text: a shape that does not fit" in out.splitlines()
+    assert error.splitlines()[0] == "1 of 3: text"
+    assert any(line.startswith("3 of 3: what did not run") for line in error.splitlines())
+
+
+def test_where_all_fail_there_is_no_record(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> Iterator[None]:
+        raise ValueError("broken")
+        yield
+
+    monkeypatch.setattr(contestants, "write_text", broken)
+    target = work / "none.json"
+    asked = ["--contestants", "torch fp32", "--only", "text"]
+    assert peers.main(["--shape", "tiny", "--work", str(work), *asked, "-o", str(target)]) == 2
+    assert "nothing could be measured (torch fp32, text: broken)" in capsys.readouterr().err.splitlines()[-1]
+    assert not target.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--only", "singing"], "no task of this shape is called 'singing'"),
-        (["--sides", "nobody"], "no side of that name can run here; see --help"),
+        (
+            ["--contestants", "nobody"],
+            "no contestant is called 'nobody'; use the beginning of torch fp32, torch bf16, ours int8, ",
+        ),
         (["--shape", "huge"], "no shape is called 'huge'"),
         (["--rounds", "0"], "at least 1"),
         (["--precisions", "int9"], "no precision is called 'int9'"),
@@ -183,7 +262,7 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work:
 def test_faults_are_one_line(work: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = work / "fault.json"
     assert peers.main(["--shape", "tiny", "--work", str(work), "-o", str(target), *words]) == 2
-    complaint = capsys.readouterr().err.splitlines()[-1]
+    (complaint,) = capsys.readouterr().err.splitlines()  # before any line of progress
     assert complaint.startswith("mmada-lite: ")
     assert message in complaint
     assert not target.exists()

@@ -51,7 +51,8 @@ def test_a_task_is_done_once_and_its_rows_are_kept_at_once(tmp_path: Path, capsy
     first = Run("peers", ["--rounds", "2"], path)
     first.plan(3)
     rows = first.do("a", lambda: work("a")) + first.do("b", lambda: work("b", 0))
-    left = record.load(path)
+    assert not path.exists()
+    left = record.load(record.unfinished(path))
     assert (left["complete"], left["tasks"], left["rows"]) == (False, {"a": 2, "b": 0}, rows)
     again = Run("peers", ["--rounds", "2", "--force"], path)  # the word for beginning anew is no part of the command
     again.plan(3)
@@ -62,6 +63,7 @@ def test_a_task_is_done_once_and_its_rows_are_kept_at_once(tmp_path: Path, capsy
     again.finish([{"all": 1}])
     assert record.load(path)["rows"] == [{"all": 1}]
     assert "tasks" not in record.load(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "1 of 3: a"
     assert said[1].startswith("2 of 3: b (0 s so far, about ")
@@ -79,7 +81,7 @@ def test_only_the_same_unfinished_run_is_gone_on_with(tmp_path: Path, change: st
     if change == "versions":
         monkeypatch.setattr(record, "versions", lambda: {"mmada-lite": "99"})
     if change == "other":
-        path.write_text("not JSON")
+        record.unfinished(path).write_text("not JSON")
     words = ["--rounds", "3" if change == "words" else "2"]
     again = Run("peers", words, path, force=change == "force", about="other" if change == "about" else "model")
     assert again.do("a", lambda: [{"n": 2}]) == [{"n": 2}]
@@ -102,10 +104,76 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     again = Run("peers", [], path)
     assert again.do("a", lambda: pytest.fail("it was done before")) == [{"n": 1}]
     assert again.do("b", lambda: [{"n": 2}]) == [{"n": 2}]
-    assert record.load(path)["rows"] == [{"n": 1}, {"n": 2}]
+    assert record.load(record.unfinished(path))["rows"] == [{"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"bench": "x"}), json.dumps({"schema": 1, "bench": "x"})])
+def test_a_finished_record_is_replaced_by_a_finished_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    Run("peers", [], path).finish([{"n": 1}])
+    before = path.read_bytes()
+    again = Run("peers", ["--rounds", "9"], path)
+    again.do("a", lambda: [{"n": 2}])
+    with pytest.raises(KeyboardInterrupt):
+        again.do("b", _interrupted)
+    assert path.read_bytes() == before
+    assert record.load(record.unfinished(path))["rows"] == [{"n": 2}]
+    again.finish([{"n": 3}])
+    assert record.load(path)["rows"] == [{"n": 3}]
+    assert not record.unfinished(path).exists()
+
+
+def _interrupted() -> list[record.Row]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("schema", [2, "2", None, True, 0, 1.5, []])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_record_that_this_version_cannot_read_is_not_written_over(tmp_path: Path, schema: object, force: bool) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(record.record("peers", [], []) | {"schema": schema}))
+    before = path.read_bytes()
+    with pytest.raises(Error, match=r"x\.json: is of schema ") as refusal:
+        Run("peers", [], path, force=force)
+    assert "\n" not in str(refusal.value)
+    assert path.read_bytes() == before
+    with pytest.raises(Error, match=r"x\.json: is of schema "):
+        record.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": "2"}, 'is of schema "2"'),
+        ({"schema": None}, "is of schema null"),
+        ({"schema": 2}, "is of schema 2"),
+        ({"tasks": ["a"]}, "does not say how many rows"),
+        ({"tasks": None}, "does not say how many rows"),
+        ({"tasks": {"a": "1"}}, "does not say how many rows"),
+        ({"tasks": {"a": -1, "b": 2}}, "does not say how many rows"),
+        ({"tasks": {"a": 5}}, "has 1 rows, where its tasks gave 5"),
+        ({"rows": [1]}, "are no list of rows"),
+        ({"rows": {"a": 1}}, "are no list of rows"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_said(
+    tmp_path: Path, changes: dict[str, object], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.json"
+    Run("peers", [], path).do("a", lambda: [{"n": 1}])
+    left = json.loads(record.unfinished(path).read_text())
+    record.unfinished(path).write_text(json.dumps(left | changes))
+    capsys.readouterr()
+    again = Run("peers", [], path)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("begun anew, since what was left cannot be gone on with: ")
+    assert reason in note
+    assert again.do("a", lambda: [{"n": 2}]) == [{"n": 2}]
+    assert record.load(record.unfinished(path))["rows"] == [{"n": 2}]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", json.dumps({"bench": "x"}), json.dumps({"schema": 1, "bench": "x"}), "[" * 100_000]
+)
 def test_what_is_no_record_is_said_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)

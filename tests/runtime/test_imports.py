@@ -27,9 +27,9 @@ OPENING = {"bundle", "decoding", "files", "images", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,
     "ort": OPENING,
-    "export": {"mmada_lite", "ort", *OPENING},
+    "export": {"arguments", "mmada_lite", "ort", *OPENING},
     "quant": {"export", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
-    "train": {"export", "mmada_lite", "model", "ort", "streams", *OPENING},
+    "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
 
 

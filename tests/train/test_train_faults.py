@@ -163,17 +163,11 @@ def test_a_fault_is_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_groups_are_a_task_and_a_number(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        train(workspace, "one", "--groups", "ask=many")
-    assert stopped.value.code == 2
-    assert "'ask=many' is not TASK=NUMBER" in capsys.readouterr().err
+    assert "'ask=many' is not TASK=NUMBER" in fails(capsys, workspace, "one", "--groups", "ask=many")
 
 
 def test_an_unknown_verb_lists_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        train(tmp_path, "four")
-    assert stopped.value.code == 2
-    assert "invalid choice: 'four'" in capsys.readouterr().err
+    assert "invalid choice: 'four' (choose from 'fetch', 'render'" in fails(capsys, tmp_path, "four")
 
 
 def test_a_start_of_another_shape_is_refused(

@@ -1,0 +1,94 @@
+"""Every command line of the project refuses what it cannot read in one line, with exit code 2, before any work; and Ctrl-C is
+one line too."""
+
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NEEDED = {  # the module of a command line -> arguments that it cannot do without
+    "bench.speed.latency": [],
+    "bench.speed.peers": [],
+    "bench.speed.ceiling": [],
+    "bench.quality.evaluate": ["MODEL"],
+    "bench.quality.quantization": ["CHECKPOINT"],
+    "bench.parity.check": ["FOLDER"],
+    "bench.walkthrough_8b": [],
+    "train.__main__": ["one"],
+    "train.gallery": [],
+    "train.curves": [],
+    "train.synergy": [],
+    "export.synthetic": ["FOLDER"],
+}
+NUMBERS = {  # a module -> an option of it that takes a number
+    "bench.speed.latency": "--rounds",
+    "bench.speed.peers": "--rounds",
+    "bench.speed.ceiling": "--slice",
+    "bench.quality.evaluate": "--count",
+    "bench.quality.quantization": "--prompts",
+    "bench.walkthrough_8b": "--layers",
+    "train.__main__": "--steps",
+    "train.synergy": "--updates",
+    "export.synthetic": "--seed",
+}
+
+
+def refused(module: str, words: list[str], capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+    assert import_module(f"mmada_lite.{module}").main(words) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1), error
+    assert error.startswith("mmada-lite: ")
+    assert list(folder.iterdir()) == []
+    return error
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, in which nothing may be left."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("module", NEEDED)
+def test_an_unknown_option_is_one_line(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "has no option --zzz; see " in refused(module, [*NEEDED[module], "--zzz"], capsys, empty)
+    assert "has no option --helpp; did you mean --help?" in refused(module, [*NEEDED[module], "--helpp=1"], capsys, empty)
+
+
+@pytest.mark.parametrize("module", NEEDED)
+def test_an_option_is_spelled_out(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "has no option --hel; did you mean --help?" in refused(module, [*NEEDED[module], "--hel"], capsys, empty)
+
+
+@pytest.mark.parametrize("module", [module for module, needed in NEEDED.items() if needed])
+def test_a_missing_argument_is_one_line(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the following arguments are required: " in refused(module, [], capsys, empty)
+
+
+@pytest.mark.parametrize("module", [module for module in NEEDED if module != "bench.quality.evaluate"])  # takes any number
+def test_an_argument_too_many_is_one_line(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'further' is one argument too many for " in refused(module, [*NEEDED[module], "further"], capsys, empty)
+
+
+@pytest.mark.parametrize("module", NUMBERS)
+def test_a_word_for_a_number_is_one_line(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*NEEDED[module], NUMBERS[module], "many"]
+    assert f"{NUMBERS[module]}: invalid " in refused(module, words, capsys, empty)
+
+
+def test_an_interrupt_is_one_line_and_its_own_exit_code(tmp_path: Path) -> None:
+    words = ["--shapes", "tiny", "--forms", "fp32", "--tokens", "1", "--threads", "1", "--slice", "60"]
+    command = [sys.executable, "-m", "mmada_lite.bench.speed.ceiling", *words, "-o", str(tmp_path / "ceiling.json")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "1 of 1: shape tiny, 1 threads\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "mmada-lite: interrupted\n"
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
