@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt
+from mmada_lite.decoding.canvas import image_canvas
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures, transfers
 from mmada_lite.train.model import MMaDA
 from mmada_lite.vocabulary import Vocabulary

@@ -14,18 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import (
-    Canvas,
-    image_canvas,
-    paint_prompt,
-    picture_prompt,
-    text_canvas,
-    thinking_prompt,
-    thought_prompt,
-)
+from mmada_lite.decoding import generate
+from mmada_lite.decoding.canvas import Canvas, image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -172,7 +166,7 @@ def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[D
         return
     canvas, steps = _writing(model, ids, seed)
     yield "chat", canvas, steps
-    answer = Answer((), canvas, model.tokenizer, frozenset({special.eos, special.eot}))
+    answer = Answer(generate.Decoding(canvas, iter(())), model.tokenizer, frozenset({special.eos, special.eot}))
     thinking = Thinking(answer, model.tokenizer, model.longest - len(ids) - model.codes - 3)  # eos, soi, eoi
     if thinking.fault is None:
         yield "paint", *_drawing(model, thought_prompt(text, thinking.ids, special), seed)
@@ -189,7 +183,7 @@ def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas
 
 def _writing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
     text = _shortened(model.text)
-    canvas = text_canvas(ids, text.answer_length, model.vocabulary.special)
+    canvas = text_canvas(ids, text.answer_length, model.vocabulary.special.mask)
     _fits(canvas.length, model)
     return canvas, decode_text(model.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
 

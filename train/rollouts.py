@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt
+from mmada_lite.decoding.canvas import Canvas, image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -67,7 +68,7 @@ def write(
     ids, order, model_calls = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
     closing = closing_ids(speaker.tokenizer)
     for rows in batches([len(p) for p in prompts], together):
-        canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
+        canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special.mask)
         sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
         stop = () if settings.law == "reference" else (special.eot, special.eos)
         for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop, closing):

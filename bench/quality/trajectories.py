@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas, thought_prompt
+from mmada_lite.decoding.canvas import image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.kv_cache import KeyValues
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thought_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
@@ -131,7 +132,7 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
         before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
         row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
         chosen = replace(model.text_defaults, cache="none")
-        canvas = text_canvas(row, chosen.answer_length, special, guided=chosen.guidance > 0)
+        canvas = text_canvas(row, chosen.answer_length, special.mask, guided=chosen.guidance > 0)
         steps = decode_text(overheard, canvas, chosen, PhiloxSampler(seed, chosen.temperature, canvas.start))
     states = []
     for step in steps:

@@ -15,9 +15,10 @@ from mmada_lite.bench import policies, third_party
 from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
 from mmada_lite.bench.speed import llama
 from mmada_lite.bench.speed.latency_cases import TARGETS
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding.canvas import Canvas, image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -140,7 +141,7 @@ def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Polic
     image = policy.image(ImageSettings(plan.drawing_steps, GUIDANCE))
 
     def write(prompt: list[int]) -> Iterator[object]:
-        canvas = text_canvas(prompt, plan.answer, special)
+        canvas = text_canvas(prompt, plan.answer, special.mask)
         return decode_text(denoiser, canvas, text, PhiloxSampler(0, text.temperature, canvas.start))
 
     def draw() -> Iterator[object]:

@@ -12,10 +12,11 @@ import numpy as np
 
 from mmada_lite.bench.speed import cost
 from mmada_lite.bundle import Bundle
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding.canvas import Canvas, image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -99,6 +100,7 @@ class Bench:
 
     def _answer(self, task: str, prompt: Sequence[int], settings: TextSettings, blocks: int | None) -> Case:
         self._fits(len(prompt) + settings.answer_length)
+        mask = self.bundle.vocabulary.special.mask
         all_blocks = settings.blocks(len(prompt))
         taken = min(blocks or len(all_blocks), len(all_blocks))
         leave = len(prompt) + settings.answer_length - all_blocks[taken - 1].stop
@@ -110,7 +112,7 @@ class Bench:
         return Case(
             task,
             settings,
-            lambda: text_canvas(prompt, settings.answer_length, self.bundle.vocabulary.special, guided=settings.guidance > 0),
+            lambda: text_canvas(prompt, settings.answer_length, mask, guided=settings.guidance > 0),
             len(prompt),
             settings.answer_length,
             pieces if settings.threshold is None else None,

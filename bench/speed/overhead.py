@@ -95,7 +95,7 @@ def rows(rounds: int, work: Work = Work()) -> Iterator[Row]:
         return list(decode_image(artist, canvas, settings, PhiloxSampler(0, 1.0, canvas.start)))
 
     def write(settings: TextSettings) -> list[Step]:
-        canvas = text_canvas(prompt, work.answer, SPECIAL)
+        canvas = text_canvas(prompt, work.answer, SPECIAL.mask)
         return list(decode_text(writer, canvas, settings, PhiloxSampler(0, 0.0, canvas.start)))
 
     text = TextSettings(answer_length=work.answer, steps=work.answer, block_length=min(32, work.answer))

@@ -11,8 +11,9 @@ from conftest import MockDenoiser
 from mmada_lite.bench.speed import cost
 from mmada_lite.bench.timed import Clock, TimedDenoiser
 from mmada_lite.bundle import Architecture
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt, text_canvas
+from mmada_lite.decoding.canvas import image_canvas, text_canvas
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -64,7 +65,7 @@ def test_text_costs_what_the_loop_asks_for(
 ) -> None:
     kept = {"cache": "dual", "settle": 2} if cache == "settled" else {"cache": cache}
     settings = TextSettings(answer_length=answer, block_length=block, steps=steps, guidance=guidance, **kept)  # type: ignore[arg-type]
-    canvas = text_canvas([1, 2, 3, 4, 5], answer, vocabulary.special, guided=guidance > 0)
+    canvas = text_canvas([1, 2, 3, 4, 5], answer, vocabulary.special.mask, guided=guidance > 0)
     watched = TimedDenoiser(MockDenoiser({p: p % 40 for p in range(30)}, {p: 1 / (2 + p) for p in range(30)}), Clock())
     taken = list(decode_text(watched, canvas, settings, PhiloxSampler(0, 0.0, 5)))
     said = list(cost.text(MODEL, 5, settings))

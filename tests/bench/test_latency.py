@@ -151,7 +151,7 @@ def test_every_variant_runs_once_a_round_and_each_round_begins_with_another() ->
 def test_a_clock_changes_nothing_and_its_parts_add_up(vocabulary: Vocabulary, cache: str) -> None:
     settings = TextSettings(answer_length=8, block_length=4, steps=8, cache=cache)  # type: ignore[arg-type]
     plain = MockDenoiser({p: p for p in range(20)}, {p: 1 / (p + 2) for p in range(20)})
-    canvases = [text_canvas([1, 2, 3], 8, vocabulary.special) for _ in range(2)]
+    canvases = [text_canvas([1, 2, 3], 8, vocabulary.special.mask) for _ in range(2)]
     for _ in decode_text(plain, canvases[0], settings, PhiloxSampler(0, 0.0, 3)):
         pass
     watched = TimedDenoiser(plain, Clock())

@@ -23,7 +23,7 @@ GREEDY = PhiloxSampler(0, 0.0, 0)
 
 
 def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sampler=GREEDY, closing=()):
-    canvas = text_canvas(list(prompt), settings_.answer_length, SPECIAL, guided=settings_.guidance > 0)
+    canvas = text_canvas(list(prompt), settings_.answer_length, SPECIAL.mask, guided=settings_.guidance > 0)
     denoiser = MockDenoiser(planted or {p: p % 50 for p in range(200)}, certainty)
     steps = list(decode_text(denoiser, canvas, settings_, sampler, stop, closing))
     return canvas, denoiser, steps
@@ -110,7 +110,7 @@ def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
 
 def test_rows_of_a_batch_do_not_touch_each_other():
     chosen = TextSettings(answer_length=6, steps=6, block_length=6, threshold=0.5)
-    canvas = text_canvas([[1, 2], [3, SPECIAL.mask]], 6, SPECIAL)
+    canvas = text_canvas([[1, 2], [3, SPECIAL.mask]], 6, SPECIAL.mask)
     list(decode_text(MockDenoiser({p: p for p in range(20)}), canvas, chosen, GREEDY))
     assert canvas.tokens.tolist() == [[1, 2, 2, 3, 4, 5, 6, 7], [3, 1, 2, 3, 4, 5, 6, 7]]
 

@@ -12,8 +12,9 @@ import pytest
 from scripted import CAPTION, THOUGHT, WRITTEN, plant, script_answer
 
 from mmada_lite import Error, ImageSettings, Model
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt
+from mmada_lite.decoding.canvas import image_canvas
 from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.streams import Stream
 from mmada_lite.train.data.thoughts import split_thought as split_in_training
