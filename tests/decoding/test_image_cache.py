@@ -18,7 +18,6 @@ from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image, final_codes
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.train.rollouts import join
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 SPECIAL = SpecialTokens(*range(100, 112))
@@ -62,7 +61,8 @@ def canvas_of(unknown: np.ndarray) -> Canvas:
     """Rows of one prompt; unknown [B, 16]."""
     prompt, nothing = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos], [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos]
     codes = np.arange(CODES) + 3
-    return join([image_canvas(prompt, codes, row, VOCABULARY, unconditional_prompt=nothing) for row in unknown])
+    rows = len(unknown)
+    return image_canvas([prompt] * rows, [codes] * rows, unknown, VOCABULARY, unconditional_prompt=nothing)
 
 
 def draw(chosen: ImageSettings, unknown: np.ndarray | None = None, seed: int = 0) -> tuple[Canvas, Suspicious, list[Step]]:
