@@ -22,7 +22,7 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.ort import devices
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.vocabulary import Vocabulary
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, closing_ids
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,14 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
     assert canvas.start == 33
     special = bundle.vocabulary.special
     assert not {getattr(special, name) for name in special.__slots__} & set(canvas.tokens[0, :33].tolist())
+
+
+def test_a_thought_is_waited_for_and_no_token_ends_a_text(tiny_bundle: Path, bundle: Bundle) -> None:
+    thinking = TextSettings(answer_length=8, steps=8, block_length=4, threshold=0.9, thought_first=True)
+    tokens = Bench.of(Bundle.open(tiny_bundle))._tokens(thinking)
+    assert tokens.closing == tuple(closing_ids(Tokenizer.from_file(tiny_bundle / "tokenizer.json")))
+    assert not tokens.stop
+    assert not Bench.of(bundle)._tokens(thinking).closing  # random weights without a tokenizer
 
 
 def test_a_count_that_cannot_be_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

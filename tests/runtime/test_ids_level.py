@@ -3,6 +3,7 @@ of, it takes a batch, and it refuses ids and codes that a model has not."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmada_lite.decoding import generate
 from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.train import rollouts
 from mmada_lite.vocabulary import Vocabulary, chat_ids, closing_ids
 
 WRITTEN = TextSettings(answer_length=8, steps=4, block_length=4, temperature=1.0)
@@ -131,6 +133,14 @@ def test_rows_of_a_batch_are_written_as_each_alone(model: Model) -> None:
         alone = generate.complete(model.denoiser, prompt, greedy, tokens)
         list(alone.steps)
         assert alone.ids.tolist() == [ids.tolist()]
+
+
+def test_training_writes_what_a_user_reads(model: Model) -> None:
+    """Guided too, where both rows have their say."""
+    prompt = question(model, "hello")
+    for chosen in (WRITTEN, replace(WRITTEN, guidance=1.5), replace(WRITTEN, cache="dual", threshold=0.5)):
+        written = rollouts.write(model, [prompt], chosen, seed=5)
+        assert written.ids[0].tolist() == model.complete(prompt, chosen, seed=5).result().ids.tolist()
 
 
 def test_rows_of_a_batch_are_drawn_as_each_alone(vocabulary: Vocabulary) -> None:
