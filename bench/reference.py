@@ -8,10 +8,11 @@ behind it; replays of recorded steps show that its laws are the published ones. 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt
+from mmada_lite.decoding.rows import paint_prompt, picture_part
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures, transfers
 from mmada_lite.train.model import MMaDA
 from mmada_lite.vocabulary import Vocabulary
@@ -118,8 +119,9 @@ def picture_to_draw(
     torch, where its rows lie."""
     special, rows, prompts = vocabulary.special, [], (prompt, paint_prompt([], vocabulary.special))
     longest = max(padded + 1, *map(len, prompts))
+    to_draw = picture_part(np.zeros(count), np.ones((1, count), dtype=bool), vocabulary)
     for each in prompts:
-        row = torch.from_numpy(image_canvas(each, [0] * count, [True] * count, vocabulary).tokens)
+        row = torch.cat([torch.tensor([each]), torch.from_numpy(to_draw)], 1)
         pads = longest - len(each)
         kept = torch.ones((1, pads + row.shape[1]), dtype=torch.bool)
         kept[:, :pads] = False

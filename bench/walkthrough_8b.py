@@ -29,8 +29,8 @@ from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.record import Row, Run
 from mmada_lite.bench.timed import open_timed, timed
-from mmada_lite.decoding.canvas import picture_prompt
 from mmada_lite.decoding.denoiser import Window
+from mmada_lite.decoding.rows import picture_prompt
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES
 from mmada_lite.quant.convert import Request, quantize_model

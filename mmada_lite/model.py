@@ -1,39 +1,31 @@
-"""What a user touches: load a bundle, then chat, ask about a picture, paint, inpaint, extend.
+"""What a user touches: load a bundle, then chat, ask about a picture, paint, inpaint, extend; the same from ids, and the way
+between ids and words, codes and pictures.
 
-It puts canvases, denoiser, codec and loops together. How a bundle is opened is `mmada_lite.ort.loader`'s; how a token is chosen
-and how a graph runs is written elsewhere too.
+It turns words and pictures into ids and checks them. How a bundle is opened is `mmada_lite.ort.loader`'s; how ids are decoded
+is `mmada_lite.decoding.generate`'s.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mmada_lite import images
-from mmada_lite.decoding.canvas import (
-    Canvas,
-    image_canvas,
-    paint_prompt,
-    picture_prompt,
-    text_canvas,
-    thinking_prompt,
-    thought_prompt,
-)
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import Decoding, TextTokens
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
 from mmada_lite.streams import Answer, Drawing, Thinking
-from mmada_lite.vocabulary import Tokenizer, chat_ids, closing_ids, with_tags
+from mmada_lite.vocabulary import Tokenizer, chat_ids, with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -107,9 +99,7 @@ class Model:
         fit: images.Fit = "crop",
     ) -> Answer:
         """Answer a question about a picture. `fit` says how the picture becomes square: "crop" or "squash"."""
-        image = images.fit(images.open_picture(picture), self.codec.resolution, fit)
-        codes = self.codec.encode(images.to_pixels(image))
-        return self._answer(picture_prompt(codes, self.vocabulary), question, settings, seed)
+        return self._answer(picture_prompt(self.codes_of(picture, fit), self.vocabulary), question, settings, seed)
 
     def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0, think: bool | str = False) -> Drawing:
         """Draw a picture from a sentence.
@@ -119,9 +109,9 @@ class Model:
         drawing's `thought_fault`, and the picture is drawn from the prompt alone.
         """
         blank = np.zeros((self.codec.grid, self.codec.grid), dtype=np.int64)
-        plain = self._image_canvas(prompt, blank, blank == 0, settings)
+        plain = self._paint(prompt, blank, blank == 0, settings, seed)
         if think is False:
-            return Drawing(self._draw(plain, blank.shape, settings, seed), self.codec.decode)
+            return self._drawing(plain, blank.shape)
         thinking = self._think(prompt, think, blank.size, seed)
         steps = self._think_and_draw(prompt, thinking, plain, blank, settings, seed)
         return Drawing(steps, self.codec.decode, thinking=thinking)
@@ -148,10 +138,9 @@ class Model:
         cells = images.cells_under(np.asarray(shade) >= 128, self.codec.downsample)
         if not cells.any():
             raise Error("the mask covers nothing of the picture's central square; paint white what is to be drawn anew")
-        codes = self.codec.encode(images.to_pixels(image))[0]
-        canvas = self._image_canvas(prompt, codes, cells, settings)
-        steps = self._draw(canvas, codes.shape, settings, seed)
-        return Drawing(steps, self.codec.decode, images.keeping(image, ~cells, self.codec.downsample) if keep_pixels else None)
+        codes = self._codes(image)
+        finishing = images.keeping(image, ~cells, self.codec.downsample) if keep_pixels else None
+        return self._drawing(self._paint(prompt, codes, cells, settings, seed), codes.shape, finishing)
 
     def extend(
         self,
@@ -174,33 +163,76 @@ class Model:
         if new < 1:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
         image = images.fit(images.open_picture(picture), self.codec.resolution)
-        codes = self.codec.encode(images.to_pixels(image))[0]
+        codes = self._codes(image)
         parts = _parts(new, max(1, self.codec.grid // 2))
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
-        self._image_canvas(prompt, codes, smallest, settings)  # for its errors, before any work
+        self._paint(prompt, codes, smallest, settings, seed)  # for its errors, before any work
         steps = self._grow(prompt, codes, settings, side, parts, seed)
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
-    def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
-        self._fingerprints.check()
-        chosen = settings or self.text_defaults
-        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        special = self.vocabulary.special
-        prompt = before + chat_ids(self.tokenizer, special, conversation)
-        self._fits(len(prompt) + chosen.answer_length, "the conversation with its answer")
-        return self._write(prompt, chosen, seed)
+    def complete(self, prompt: Sequence[int], settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
+        """The text that follows a row of ids, for a host with a tokenizer of its own: the whole row before the answer, with
+        headers and pictures. Masks in it are written too.
 
-    def _write(self, prompt: list[int], chosen: TextSettings, seed: int) -> Answer:
+        Raises Error for ids that the model has not, and when there is no room. Many rows at once: `decoding.generate.complete`.
+        """
+        self._fingerprints.check()
+        ids, chosen = self._ids(prompt), settings or self.text_defaults
+        self._fits(len(ids) + chosen.answer_length, "the conversation with its answer")
+        return self._write(ids, chosen, seed)
+
+    def draw(
+        self,
+        words: Sequence[int],
+        codes: ArrayLike,
+        unknown: ArrayLike,
+        settings: ImageSettings | None = None,
+        *,
+        seed: int = 0,
+    ) -> Drawing:
+        """The picture of a sentence whose ids are given, the words alone. codes [h, w]: 0 .. codebook_size - 1, given where
+        `unknown` [h, w] is false, and these never change.
+
+        Raises Error for ids or codes that the model has not, when nothing is unknown, when there is no room, and for more steps
+        than unknown codes. Many rows at once: `decoding.generate.draw`.
+        """
+        self._fingerprints.check()
+        grid, cells = self._grid(codes), np.asarray(unknown, dtype=bool)
+        if cells.shape != grid.shape:
+            raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
+        if not cells.any():
+            raise Error("no code is unknown; say what is to be drawn anew")
+        row = paint_prompt(self._ids(words), self.vocabulary.special)
+        return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special spellings in it stay text. Raises Error where the bundle has no tokenizer."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special tokens and picture codes are left out. Raises Error where the bundle has no tokenizer."""
+        return self.tokenizer.decode(ids)
+
+    def codes_of(self, picture: Picture, fit: images.Fit = "crop") -> Ints:
+        """Codes int64 [h, w], 0 .. codebook_size - 1, of a picture that is made square and of the model's size first ("crop"
+        or "squash"). Raises Error where the bundle has no pictures, or for what is no picture."""
+        return self._codes(images.fit(images.open_picture(picture), self.codec.resolution, fit))
+
+    def picture_of(self, codes: ArrayLike) -> Image.Image:
+        """The picture of codes [h, w], `codec.downsample` pixels a side for each. Raises Error for codes that the model has
+        not."""
+        return self.codec.decode(self._grid(codes))
+
+    def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary.special, conversation), settings, seed=seed)
+
+    def _write(self, prompt: Sequence[int], chosen: TextSettings, seed: int) -> Answer:
         if (ahead := chosen.acceleration.speculative_steps) > 1 and self.device.name != "cpu":
-            raise Error(
-                f"speculative_steps {ahead} is for the CPU and this model is on {self.device.name}; use speculative_steps 1"
-            )
-        special = self.vocabulary.special
-        canvas = text_canvas(prompt, chosen.answer_length, special, guided=chosen.guidance > 0)
-        sampler = PhiloxSampler(seed, chosen.temperature, canvas.start)
-        stop = frozenset({special.eos, special.eot})
-        steps = decode_text(self.denoiser, canvas, chosen, sampler, stop, closing_ids(self.tokenizer))
-        return Answer(steps, canvas, self.tokenizer, stop)
+            where = f"and this model is on {self.device.name}"
+            raise Error(f"speculative_steps {ahead} is for the CPU {where}; use speculative_steps 1")
+        tokens = TextTokens.of(self.vocabulary.special, self._tokenizer)
+        return Answer(generate.complete(self.denoiser, prompt, chosen, tokens, seed=seed), self._tokenizer, tokens.stop)
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
         """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""
@@ -215,50 +247,51 @@ class Model:
         return Thinking(self._write(plan, self.text_defaults, seed), self.tokenizer, room)
 
     def _think_and_draw(
-        self, prompt: str, thinking: Thinking, plain: Canvas, blank: Ints, settings: ImageSettings | None, seed: int
+        self, prompt: str, thinking: Thinking, plain: Decoding, blank: Ints, settings: ImageSettings | None, seed: int
     ) -> Iterator[tuple[Step, Ints]]:
         """The steps of the thought, with no codes yet, then those of the picture; model calls and seconds go on counting."""
         for step in thinking.steps():
             yield step, np.zeros((0, 0), dtype=np.int64)
-        canvas, model_calls, seconds = plain, 0, 0.0
+        decoding, model_calls, seconds = plain, 0, 0.0
         if fault := thinking.fault:
             _log.warning("%s, so the picture is drawn from the prompt alone", fault)
         else:
-            canvas = self._image_canvas(prompt, blank, blank == 0, settings, thinking.ids)
+            decoding = self._paint(prompt, blank, blank == 0, settings, seed, thinking.ids)
         if thinking.last:
             model_calls, seconds = thinking.last.model_calls, thinking.last.seconds
-        for step, codes in self._draw(canvas, blank.shape, settings, seed):
+        for step, codes in _with_codes(decoding, blank.shape):
             yield replace(step, model_calls=model_calls + step.model_calls, seconds=seconds + step.seconds), codes
 
-    def _image_canvas(
+    def _paint(
         self,
         prompt: str,
         codes: Ints,
         unknown: Bools,
         settings: ImageSettings | None,
+        seed: int,
         thought: Sequence[int] | None = None,
-    ) -> Canvas:
+    ) -> Decoding:
+        """Draw the unknown codes of a grid [h, w] from a sentence and, with one, from a thought about it."""
         self._fingerprints.check()
-        chosen = settings or self.image_defaults
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
         special, text = self.vocabulary.special, self.tokenizer.encode(prompt.strip())
-        ids = paint_prompt(text, special) if thought is None else thought_prompt(text, thought, special)
-        self._fits(len(ids) + codes.size + 2, "the prompt with its picture")
-        if settings is not None and chosen.steps > unknown.sum():
-            raise Error(f"{chosen.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
-        nothing = paint_prompt([], special) if chosen.guidance > 0 else None
-        return image_canvas(ids, codes, unknown, self.vocabulary, unconditional_prompt=nothing)
+        row = paint_prompt(text, special) if thought is None else thought_prompt(text, thought, special)
+        return self._draw(row, codes, unknown, settings, seed)
 
-    def _draw(
-        self, canvas: Canvas, shape: tuple[int, ...], settings: ImageSettings | None, seed: int
-    ) -> Iterator[tuple[Step, Ints]]:
+    def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> Decoding:
+        self._fits(len(row) + codes.size + 2, "the prompt with its picture")
+        if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
+            raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
         chosen = settings or self.image_defaults
-        chosen = chosen.replace(steps=min(chosen.steps, int(canvas.masked().sum())))  # only the default is ever cut
-        sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
-        for step in decode_image(self.denoiser, canvas, chosen, sampler):
-            assert step.predicted_codes is not None
-            yield step, step.predicted_codes[0].reshape(shape)
+        return generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed)
+
+    def _drawing(self, decoding: Decoding, shape: tuple[int, ...], finishing: images.Finishing | None = None) -> Drawing:
+        return Drawing(_with_codes(decoding, shape), self.codec.decode, finishing)
+
+    def _codes(self, square: Image.Image) -> Ints:
+        codes: Ints = self.codec.encode(images.to_pixels(square))[0]
+        return codes
 
     def _grow(
         self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, parts: list[int], seed: int
@@ -270,9 +303,10 @@ class Model:
             window = np.concatenate([np.zeros((part, width), dtype=np.int64), grid[: width - part]])
             unknown = np.zeros(window.shape, dtype=bool)
             unknown[:part] = True
-            canvas = self._image_canvas(prompt, np.rot90(window, -turns), np.rot90(unknown, -turns), settings)
+            turned = np.rot90(window, -turns), np.rot90(unknown, -turns)
+            decoding = self._paint(prompt, *turned, settings, seed + number)
             old, done = grid, 0
-            for step, square in self._draw(canvas, (width, width), settings, seed + number):
+            for step, square in _with_codes(decoding, (width, width)):
                 grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls
                 moved = replace(
                     step,
@@ -283,6 +317,13 @@ class Model:
                 yield moved, np.rot90(grid, -turns)
             before += done
 
+    def _ids(self, ids: Sequence[int]) -> list[int]:
+        known: list[int] = _checked(ids, "id", self.vocabulary.size, 1).tolist()
+        return known
+
+    def _grid(self, codes: ArrayLike) -> Ints:
+        return _checked(codes, "code", self.vocabulary.codebook_size, 2)
+
     def _fits(self, length: int, what: str) -> None:
         longest = self.bundle.architecture.max_sequence_length
         if length > longest:
@@ -292,3 +333,27 @@ class Model:
 def _parts(total: int, most: int) -> list[int]:
     """`total` in parts of at most `most`, as few and as equal as can be."""
     return [len(part) for part in np.array_split(np.arange(total), -(-total // most))]
+
+
+def _with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Step, Ints]]:
+    """Each step of one drawing with its codes as they stand, in a grid of this shape."""
+    for step in decoding.steps:
+        assert step.predicted_codes is not None
+        yield step, step.predicted_codes[0].reshape(shape)
+
+
+def _checked(numbers: ArrayLike, what: str, count: int, axes: int) -> Ints:
+    """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
+    array = np.asarray(numbers)
+    if array.ndim != axes or (array.size and array.dtype.kind not in "iu") or (axes == 2 and not array.size):
+        form = "in a row" if axes == 1 else "row by row of a grid"
+        raise Error(f"the {what}s are {_size(array)} of {array.dtype}; give whole numbers, {form}")
+    outside = array[(array < 0) | (array >= count)]
+    if outside.size:
+        raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")
+    return array.astype(np.int64)
+
+
+def _size(array: NDArray[np.generic]) -> str:
+    """2 x 3 of an array of that shape."""
+    return " x ".join(map(str, array.shape)) or "a single number"

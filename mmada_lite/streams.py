@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmada_lite.decoding.canvas import Canvas
 from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 
@@ -86,17 +86,20 @@ class Stream(Iterator[Step]):
 
 
 class Answer(Stream):
-    """A text in the making: iterate over its steps, or wait for `result()`. `so_far` is what stands now."""
+    """A text in the making: iterate over its steps, or wait for `result()`. `so_far` is what stands now.
 
-    def __init__(self, steps: Iterable[Step], canvas: Canvas, tokenizer: Tokenizer, stop: frozenset[int]) -> None:
-        super().__init__(steps)
-        self._canvas, self._tokenizer, self._stop = canvas, tokenizer, stop
+    Of a model without a tokenizer there are ids alone: every text is empty.
+    """
+
+    def __init__(self, decoding: Decoding, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
+        super().__init__(decoding.steps)
+        self._decoding, self._tokenizer, self._stop = decoding, tokenizer, stop
 
     def result(self) -> AnswerResult:
         """Run the answer to its end, however long that takes; at once when it is there already."""
         steps, model_calls, seconds = self._run()
         ids = self.ids
-        text = self._tokenizer.decode(self._until_stop(ids)).strip()
+        text = self._decoded(self._until_stop(ids)).strip()
         thought, answer = split_thought(text)
         complete = bool(np.isin(ids, list(self._stop)).any())
         return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds)
@@ -109,18 +112,22 @@ class Answer(Stream):
     @property
     def ids(self) -> Ints:
         """The answer's tokens as they stand, int64 [answer_length]; what was not reached is the mask."""
-        return self._canvas.tokens[0, self._canvas.region].copy()
+        ids: Ints = self._decoding.ids[0]
+        return ids
 
     def so_far(self, mark: str = "░") -> str:
         """The text as it stands, with a mark where masks are left."""
         pieces, run = [], list[int]()
         for token in self._until_stop(self.ids):
-            if token == self._canvas.mask:
-                pieces += [self._tokenizer.decode(run), mark]
+            if token == self._decoding.canvas.mask:
+                pieces += [self._decoded(run), mark]
                 run = []
             else:
                 run.append(int(token))
-        return "".join([*pieces, self._tokenizer.decode(run)])
+        return "".join([*pieces, self._decoded(run)])
+
+    def _decoded(self, ids: Iterable[int]) -> str:
+        return "" if self._tokenizer is None else self._tokenizer.decode(ids)
 
     def _until_stop(self, ids: Ints) -> Ints:
         ends = np.flatnonzero(np.isin(ids, list(self._stop)))

@@ -14,21 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import (
-    Canvas,
-    image_canvas,
-    paint_prompt,
-    picture_prompt,
-    text_canvas,
-    thinking_prompt,
-    thought_prompt,
-)
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import Decoding, TextTokens
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, first_prompts
 from mmada_lite.streams import Answer, Thinking
@@ -37,7 +27,7 @@ from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Seen = Literal["masked", "unmasked"]
-Decoding = tuple[Task, Canvas, Iterator[Step]]  # what it counts as, and the steps that fill the canvas
+Watched = tuple[Task, Decoding]  # what it counts as, and the decode
 Progress = Callable[[int, int], None]  # prompts decoded, prompts in all
 _LIMIT = 10_000  # prompts of a task, and steps of each
 _LONGEST_ANSWER = 64  # tokens decoded for calibration; the 8B model's own default would take an hour a prompt on a CPU
@@ -117,10 +107,10 @@ def collect(
         for number, prompt in enumerate(chosen[task]):
             picture = pictures[number % len(pictures)] if pictures else np.zeros(model.codes, np.int64)
             recorded: list[Sample] = []
-            for kind, canvas, steps in _decodings(model, prompt, picture, calibration.seed * 1000 + number):
-                recorded += _record(canvas, steps, kind, calibration, rng)
+            for kind, decoding in _decodings(model, prompt, picture, calibration.seed * 1000 + number):
+                recorded += _record(decoding, kind, calibration, rng)
                 if task == "paint":
-                    pictures.append(canvas.tokens[0, canvas.region] - canvas.code_offset)
+                    pictures.append(decoding.codes[0])
             complete = task != "think" or len(recorded) > calibration.steps  # a thought is drawn from
             if not complete and number == 0:
                 break
@@ -151,47 +141,42 @@ def _chosen(prompts: list[Prompt] | None, task: Task, calibration: Calibration) 
     return chosen
 
 
-def _decodings(model: CalibrationModel, prompt: Prompt, picture: Ints, seed: int) -> Iterator[Decoding]:
+def _decodings(model: CalibrationModel, prompt: Prompt, picture: Ints, seed: int) -> Iterator[Watched]:
     """What a prompt takes: an answer, a picture, or a thought and then, once its steps are done, the picture that it describes
     if it does describe one."""
     encoded, special = model.tokenizer.encode(prompt.text), model.vocabulary.special
     if prompt.task == "paint":
-        yield "paint", *_drawing(model, paint_prompt(encoded, special), seed)
+        yield "paint", _drawing(model, paint_prompt(encoded, special), seed)
     elif prompt.task == "think":
         yield from _thinking(model, encoded, seed)
     else:
         picture_ids = picture_prompt(picture, model.vocabulary) if prompt.task == "ask" else []
         ids = picture_ids + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
-        yield prompt.task, *_writing(model, ids, seed)
+        yield prompt.task, _writing(model, ids, seed)
 
 
-def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[Decoding]:
+def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[Watched]:
     special = model.vocabulary.special
     ids = thinking_prompt(text, special)
     if len(ids) + _shortened(model.text).answer_length > model.longest:
         return
-    canvas, steps = _writing(model, ids, seed)
-    yield "chat", canvas, steps
-    answer = Answer((), canvas, model.tokenizer, frozenset({special.eos, special.eot}))
+    decoding = _writing(model, ids, seed)
+    yield "chat", decoding
+    answer = Answer(decoding, model.tokenizer, frozenset({special.eos, special.eot}))
     thinking = Thinking(answer, model.tokenizer, model.longest - len(ids) - model.codes - 3)  # eos, soi, eoi
     if thinking.fault is None:
-        yield "paint", *_drawing(model, thought_prompt(text, thinking.ids, special), seed)
+        yield "paint", _drawing(model, thought_prompt(text, thinking.ids, special), seed)
 
 
-def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
-    image = model.image.replace(steps=min(model.image.steps, model.codes))
-    unknown = np.ones(model.codes, dtype=bool)
-    unconditional = paint_prompt([], model.vocabulary.special) if image.guidance > 0 else None
-    canvas = image_canvas(ids, np.zeros(model.codes), unknown, model.vocabulary, unconditional_prompt=unconditional)
-    _fits(canvas.length, model)
-    return canvas, decode_image(model.denoiser, canvas, image, PhiloxSampler(seed, image.sampling_temperature, canvas.start))
+def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> Decoding:
+    every = np.ones(model.codes, dtype=bool)
+    decoding = generate.draw(model.denoiser, ids, np.zeros(model.codes), every, model.image, model.vocabulary, seed=seed)
+    return _fitting(decoding, model)
 
 
-def _writing(model: CalibrationModel, ids: list[int], seed: int) -> tuple[Canvas, Iterator[Step]]:
-    text = _shortened(model.text)
-    canvas = text_canvas(ids, text.answer_length, model.vocabulary.special)
-    _fits(canvas.length, model)
-    return canvas, decode_text(model.denoiser, canvas, text, PhiloxSampler(seed, text.temperature, canvas.start))
+def _writing(model: CalibrationModel, ids: list[int], seed: int) -> Decoding:
+    tokens = TextTokens.of(model.vocabulary.special, model.tokenizer)
+    return _fitting(generate.complete(model.denoiser, ids, _shortened(model.text), tokens, seed=seed), model)
 
 
 def _shortened(text: TextSettings) -> TextSettings:
@@ -204,18 +189,19 @@ def _shortened(text: TextSettings) -> TextSettings:
     )
 
 
-def _fits(length: int, model: CalibrationModel) -> None:
+def _fitting(decoding: Decoding, model: CalibrationModel) -> Decoding:
+    length = decoding.canvas.length
     if length > model.longest:
         raise Error(f"a calibration row takes {length} tokens and the model reads {model.longest}; give shorter prompts")
+    return decoding
 
 
-def _record(
-    canvas: Canvas, steps: Iterator[Step], task: Task, calibration: Calibration, rng: np.random.Generator
-) -> list[Sample]:
+def _record(decoding: Decoding, task: Task, calibration: Calibration, rng: np.random.Generator) -> list[Sample]:
     """Decode to the end; then the rows as they stood before some of the steps."""
+    canvas = decoding.canvas
     snapshots = [[row.copy() for row in canvas.branches()]]
     written_at = np.full(canvas.length, -1, dtype=np.int64)  # the step that wrote each position
-    for step in steps:
+    for step in decoding.steps:
         written_at[step.positions] = step.index
         snapshots.append([row.copy() for row in canvas.branches()])
     count = len(snapshots) - 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmada_lite.decoding.canvas import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
 from mmada_lite.train.data.arithmetic import draw_problem, question_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout

@@ -5,19 +5,18 @@ stage three learns from. Rows of one length are decoded together. Knows no rewar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas, thinking_prompt
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.decoding.image import decode_image, final_codes
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import TextTokens
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
-from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids, closing_ids
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
 
 Ints = NDArray[np.int64]
 ROWS = 32  # decoded together
@@ -65,15 +64,15 @@ def write(
     """An answer to every prompt, so many `together`."""
     special, shape = speaker.vocabulary.special, (len(prompts), settings.answer_length)
     ids, order, model_calls = np.full(shape, special.mask), np.full(shape, -1), np.zeros(len(prompts), dtype=np.int64)
-    closing = closing_ids(speaker.tokenizer)
+    tokens = TextTokens.of(special, speaker.tokenizer)
+    if settings.mode == "reference":
+        tokens = replace(tokens, stop=frozenset())
     for rows in batches([len(p) for p in prompts], together):
-        canvas = text_canvas(np.array([prompts[i] for i in rows]), settings.answer_length, special)
-        sampler = PhiloxSampler(seed + rows[0], settings.temperature, canvas.start)
-        stop = () if settings.mode == "reference" else (special.eot, special.eos)
-        for step in decode_text(speaker.denoiser, canvas, settings, sampler, stop, closing):
-            order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
+        decoding = generate.complete(speaker.denoiser, [prompts[i] for i in rows], settings, tokens, seed=seed + rows[0])
+        for step in decoding.steps:
+            order[np.array(rows)[step.rows], step.positions - decoding.canvas.start] = step.index
             model_calls[rows] = step.model_calls
-        ids[rows] = canvas.tokens[:, canvas.region]
+        ids[rows] = decoding.ids
     return Written(ids, order, model_calls)
 
 
@@ -98,17 +97,15 @@ def draw(
     order = np.full_like(codes, -1)
     known = np.zeros_like(codes) if given is None else given
     open_codes = np.ones(codes.shape, dtype=bool) if unknown is None else unknown
-    nothing = paint_prompt([], speaker.vocabulary.special) if settings.guidance > 0 else None
     for rows in batches([len(p) for p in prompts], together):
-        canvases = [
-            image_canvas(prompts[i], known[i], open_codes[i], speaker.vocabulary, unconditional_prompt=nothing) for i in rows
-        ]
-        canvas = join(canvases)
-        sampler = PhiloxSampler(seed + rows[0], settings.sampling_temperature, canvas.start)
-        steps = list(decode_image(speaker.denoiser, canvas, settings, sampler))
-        codes[rows] = final_codes(steps)
-        for step in steps:
-            order[np.array(rows)[step.rows], step.positions - canvas.start] = step.index
+        chosen = [prompts[i] for i in rows]
+        decoding = generate.draw(
+            speaker.denoiser, chosen, known[rows], open_codes[rows], settings, speaker.vocabulary, seed=seed + rows[0]
+        )
+        for step in decoding.steps:
+            assert step.predicted_codes is not None
+            codes[rows] = step.predicted_codes
+            order[np.array(rows)[step.rows], step.positions - decoding.canvas.start] = step.index
     return Drawn(codes, order)
 
 
@@ -145,13 +142,3 @@ def batches(lengths: Sequence[int], most: int = ROWS) -> list[list[int]]:
         rows = [i for i, other in enumerate(lengths) if other == length]
         groups += [rows[i : i + most] for i in range(0, len(rows), most)]
     return groups
-
-
-def join(canvases: Sequence[Canvas]) -> Canvas:
-    """Canvases of one layout as the rows of one."""
-    first = canvases[0]
-    first.tokens = np.concatenate([c.tokens for c in canvases])
-    first.editable = np.concatenate([c.editable for c in canvases])
-    if first.unconditional is not None:
-        first.unconditional = np.concatenate([c.unconditional for c in canvases if c.unconditional is not None])
-    return first

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from mmada_lite.decoding.canvas import Canvas
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.generate import Decoding, TextTokens
 from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
+from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 Ints = NDArray[np.int64]
 Arrays = dict[str, NDArray]
@@ -129,14 +129,6 @@ class WatchedDenoiser:
         return self._inner.logits(head, hidden, mix)
 
 
-def _given_canvas(tokens: Ints, editable: NDArray[np.bool_], start: int, mask: int, guided: bool) -> Canvas:
-    canvas = Canvas(tokens.copy(), editable, start, tokens.shape[1], mask)
-    if guided:
-        canvas.unconditional = np.where(editable, tokens, mask)
-        canvas.shared = np.flatnonzero(editable.any(axis=0))
-    return canvas
-
-
 def _text_settings(given: dict[str, Any]) -> TextSettings:
     """What every recorded text decoding says, in mode reference."""
     return TextSettings(
@@ -154,33 +146,37 @@ def replay_text(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     Without guidance the left pads of each row are dropped; with it the reference attends to them, and so does this.
     """
     info, recorded = case.info, case.tensors
-    given, mask = info["settings"], info["mask_id"]
+    given = info["settings"]
     settings = _text_settings(given).replace(guidance=given["cfg_scale"], temperature=given["temperature"])
-    stop = [info["eot_token"]] if given.get("function") == "mmu_generate_fast" and info.get("eot_token") is not None else []
+    stops = given.get("function") == "mmu_generate_fast" and info.get("eot_token") is not None
+    tokens = TextTokens(info["mask_id"], frozenset({info["eot_token"]} if stops else ()))
     steps, prompt = recorded["x_steps"], recorded["prompt"]  # [calls, B, P+A], [B, P]
     wrong, calls = 0.0, set()
     for row, rows, dropped in _row_groups(prompt, recorded.get("attention_mask"), settings.guidance > 0):
-        masks = np.full((rows, settings.answer_length), mask, dtype=np.int64)
-        tokens = np.concatenate([prompt[row : row + rows, dropped:], masks], axis=1)
-        start = prompt.shape[1] - dropped
-        canvas = _given_canvas(tokens, tokens == mask, start, mask, settings.guidance > 0)
+        given_ids = prompt[row : row + rows, dropped:]
         sampler = RecordedSampler(
-            row, dropped, start, recorded.get("gumbel_uniform"), settings.temperature, text_order=recorded.get("remask_uniform")
+            row,
+            dropped,
+            given_ids.shape[1],
+            recorded.get("gumbel_uniform"),
+            settings.temperature,
+            text_order=recorded.get("remask_uniform"),
         )
+        decoding = generate.complete(denoiser, given_ids, settings, tokens, sampler=sampler)
         number = 0
-        for number, _ in enumerate(decode_text(denoiser, canvas, settings, sampler, stop), 1):
-            wrong += _differing_after(steps, number - 1, canvas, row, rows, dropped)
-        wrong += differing(canvas.tokens, recorded["final"][row : row + rows, dropped:])
+        for number, _ in enumerate(decoding.steps, 1):
+            wrong += _differing_after(steps, number - 1, decoding, row, rows, dropped)
+        wrong += differing(decoding.canvas.tokens, recorded["final"][row : row + rows, dropped:])
         calls.add(number)
     yield Comparison(case.name, "tokens after every step", wrong, 0)
     yield Comparison(case.name, "forward calls", float(calls != {info["forward_calls"]}), 0)
 
 
-def _differing_after(steps: NDArray, number: int, canvas: Canvas, row: int, rows: int, dropped: int) -> float:
+def _differing_after(steps: NDArray, number: int, decoding: Decoding, row: int, rows: int, dropped: int) -> float:
     """How many tokens differ from the recorded ones after a step; infinitely many where none was recorded."""
     if number >= len(steps):
         return float("inf")
-    return differing(canvas.tokens, steps[number][row : row + rows, dropped:])
+    return differing(decoding.canvas.tokens, steps[number][row : row + rows, dropped:])
 
 
 def _row_groups(prompt: Ints, attention: NDArray | None, guided: bool) -> Iterator[tuple[int, int, int]]:
@@ -198,17 +194,16 @@ def _row_groups(prompt: Ints, attention: NDArray | None, guided: bool) -> Iterat
 def replay_cache(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     """A Fast-dLLM case: the sequence after every call, each call's span, the number of calls, and logits where kept."""
     info, recorded = case.info, case.tensors
-    given, mask = info["settings"], info["mask_id"]
+    given = info["settings"]
     policy: Any = "none" if info["mode"] == "plain" else info["mode"]
     settings = _text_settings(given).replace(cache=policy, threshold=given.get("threshold"))
-    prompt = recorded["prompt"]
-    tokens = np.concatenate([prompt, np.full((1, settings.answer_length), mask, dtype=np.int64)], axis=1)
-    canvas = _given_canvas(tokens, tokens == mask, prompt.shape[1], mask, guided=False)
     watched = WatchedDenoiser(denoiser, (0, 1) if "logits_call0_full" in recorded else ())
+    tokens, sampler = TextTokens(info["mask_id"]), RecordedSampler(0, 0, 0)
+    decoding = generate.complete(watched, recorded["prompt"], settings, tokens, sampler=sampler)
     wrong, number = 0.0, 0
-    for number, _ in enumerate(decode_text(watched, canvas, settings, RecordedSampler(0, 0, 0)), 1):
-        wrong += _differing_after(recorded["x_steps"][:, None], number - 1, canvas, 0, 1, 0)
-    yield Comparison(case.name, "tokens after every call", wrong + differing(canvas.tokens, recorded["final"]), 0)
+    for number, _ in enumerate(decoding.steps, 1):
+        wrong += _differing_after(recorded["x_steps"][:, None], number - 1, decoding, 0, 1, 0)
+    yield Comparison(case.name, "tokens after every call", wrong + differing(decoding.canvas.tokens, recorded["final"]), 0)
     yield Comparison(case.name, "forward calls", abs(number - info["nfe"]), 0)
     yield Comparison(case.name, "span of every call", differing(np.array(watched.spans), recorded["call_span"][:, :2]), 0)
     for call, key in ((0, "logits_call0_full"), (1, "logits_first_cached_call")):
@@ -231,19 +226,25 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
     )
     wrong, codes_wrong, rows_wrong = 0.0, 0.0, 0.0
     for row in range(recorded["input_ids"].shape[0]):
-        canvas, dropped = _image_row(recorded, row, n, given, settings.guidance > 0)
+        dropped = int(np.argmax(recorded["attention_mask"][row] != 0))
+        ids = recorded["input_ids"][row, dropped:]
+        start = ids.size - n - 1
         sampler = RecordedSampler(
             row,
             dropped,
-            canvas.start,
+            start,
             codes=None if info["deterministic"] else recorded["sampled_codes_raw_steps"],
             image_order=recorded.get("confidence_uniform_steps"),
         )
+        vocabulary, codes = _vocabulary_of(ids, start, given), ids[start:-1] - given["image_code_offset"]
+        unknown = ids[start:-1] == given["mask_token_id"]
+        prompt = ids[: start - 1]
+        decoding = generate.draw(denoiser, prompt, codes, unknown, settings, vocabulary, sampler=sampler)
         steps: list[Step] = []
-        for number, step in enumerate(decode_image(denoiser, canvas, settings, sampler)):
-            wrong += differing(canvas.tokens[0], recorded["input_ids_steps"][number, row, dropped:])
+        for number, step in enumerate(decoding.steps):
+            wrong += differing(decoding.canvas.tokens[0], recorded["input_ids_steps"][number, row, dropped:])
             if number == 0 and "forward_input_step1" in recorded and settings.steps > 1:
-                rows_wrong += _guided_rows_differ(canvas, recorded, row, dropped)
+                rows_wrong += _guided_rows_differ(decoding, recorded, row, dropped)
             steps.append(step)
         last = steps[-1].predicted_codes
         assert last is not None
@@ -254,27 +255,19 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
         yield Comparison(case.name, "rows of the second step", rows_wrong, 0)
 
 
-def _image_row(recorded: Arrays, row: int, n: int, given: dict[str, Any], guided: bool) -> tuple[Canvas, int]:
-    """The canvas of one row, pads dropped; in mode reference every code may be written."""
-    mask, dropped = given["mask_token_id"], int(np.argmax(recorded["attention_mask"][row] != 0))
-    tokens = recorded["input_ids"][row : row + 1, dropped:].copy()
-    start = tokens.shape[1] - n - 1
-    editable = np.zeros(tokens.shape, dtype=bool)
-    editable[:, start : start + n] = True
-    canvas = Canvas(tokens, editable, start, start + n, mask, code_offset=given["image_code_offset"])
-    if guided:
-        text = given["resolution"] + 1  # the reference's name for its text length
-        kept = recorded["uncond_attention_mask"][row, :text] != 0
-        prompt = recorded["uncond_input_ids"][row : row + 1, :text][:, kept]
-        canvas.unconditional = np.concatenate([prompt, tokens[:, start - 1 :]], axis=1)
-        canvas.shared = np.arange(start, start + n)
-        canvas.shift = prompt.shape[1] + 1 - start
-    return canvas, dropped
+def _vocabulary_of(ids: Ints, start: int, given: dict[str, Any]) -> Vocabulary:
+    """The ids that a drawing is laid out with, read off a recorded row without pads, [t2i] bos text eos [soi] codes [eoi]; the
+    codes begin at `start`. Those that are not recorded stand as the mask."""
+    task, bos, eos, soi, eoi = (int(ids[place]) for place in (0, 1, start - 2, start - 1, -1))
+    mask, offset, codebook = given["mask_token_id"], given["image_code_offset"], given["codebook_size"]
+    named = {"t2i": task, "bos": bos, "eos": eos, "soi": soi, "eoi": eoi}
+    special = SpecialTokens(**dict.fromkeys(SpecialTokens.__dataclass_fields__, mask) | named)
+    return Vocabulary(special, offset, codebook, offset + codebook)
 
 
-def _guided_rows_differ(canvas: Canvas, recorded: Arrays, row: int, dropped: int) -> float:
+def _guided_rows_differ(decoding: Decoding, recorded: Arrays, row: int, dropped: int) -> float:
     """The recorded second batch (conditional rows, then unconditional ones) against the canvas after the first step."""
-    rows = recorded["forward_input_step1"]
+    canvas, rows = decoding.canvas, recorded["forward_input_step1"]
     wrong = differing(canvas.tokens[0], rows[row, dropped:])
     if canvas.unconditional is not None:
         unconditional = rows[recorded["input_ids"].shape[0] + row]

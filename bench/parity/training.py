@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmada_lite.bench.parity.replay import Comparison
-from mmada_lite.decoding.canvas import picture_prompt
+from mmada_lite.decoding.rows import picture_prompt
 from mmada_lite.train import prompting
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, chat_ids, render_chat
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas, thought_prompt
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
-from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.kv_cache import KeyValues
-from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.decoding.text import decode_text
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thought_prompt
 from mmada_lite.errors import Error
 from mmada_lite.model import Model
 from mmada_lite.quant.prompts import Prompt
@@ -114,33 +113,26 @@ def _thought(model: Model, text: str, seed: int) -> str | None:
 def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, seed: int) -> tuple[list[State], Ints | None]:
     special, overheard = model.vocabulary.special, Overheard(model.denoiser)
     if prompt.task in ("paint", "think"):
-        count, image, text = model.codec.grid**2, model.image_defaults, model.tokenizer.encode(prompt.text)
+        count, text = model.codec.grid**2, model.tokenizer.encode(prompt.text)
         thought = _thought(model, prompt.text, seed) if prompt.task == "think" else None
         ids = paint_prompt(text, special)
         if thought is not None:
             ids = thought_prompt(text, model.tokenizer.encode(with_tags(thought)), special)
-        nothing = paint_prompt([], special) if image.guidance > 0 else None
         every = np.ones(count, dtype=bool)
-        canvas = image_canvas(ids, np.zeros(count), every, model.vocabulary, unconditional_prompt=nothing)
-        image = image.replace(
-            steps=min(image.steps, count), refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0
-        )
-        sampler = PhiloxSampler(seed, image.sampling_temperature, canvas.start)
-        steps = decode_image(overheard, canvas, image, sampler)
+        image = model.image_defaults.replace(refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0)
+        decoding = generate.draw(overheard, ids, np.zeros(count), every, image, model.vocabulary, seed=seed)
     else:
         before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
         row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
-        chosen = model.text_defaults.replace(cache="none")
-        canvas = text_canvas(row, chosen.answer_length, special, guided=chosen.guidance > 0)
-        steps = decode_text(overheard, canvas, chosen, PhiloxSampler(seed, chosen.temperature, canvas.start))
+        tokens = TextTokens.of(special, model.tokenizer)
+        decoding = generate.complete(overheard, row, model.text_defaults.replace(cache="none"), tokens, seed=seed)
     states = []
-    for step in steps:
+    for step in decoding.steps:
         assert overheard.call is not None
         head, windows, mix, temperature, uniform = overheard.call
         written = np.isin(windows[0].queries[0], step.positions)
         states.append(State(number, prompt.task, head, windows, mix, temperature, uniform, written))
-    codes = canvas.tokens[0, canvas.region] - canvas.code_offset if prompt.task == "paint" else None
-    return states, codes
+    return states, decoding.codes[0] if prompt.task == "paint" else None
 
 
 def answer(denoiser: Denoiser, state: State) -> Floats:

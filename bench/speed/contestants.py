@@ -15,12 +15,11 @@ from mmada_lite.bench import policies, third_party
 from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
 from mmada_lite.bench.speed import llama
 from mmada_lite.bench.speed.latency_cases import TARGETS
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Window
-from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import TextTokens
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.export.synthetic import RandomTensors, Size, cached_bundle, config_of
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
@@ -135,19 +134,20 @@ def ours(
 
 
 def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, TaskRun]:
-    """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone."""
+    """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone. No token ends
+    a text, so that all who take part write as much."""
     special, exact = size.vocabulary.special, not policy.of_text
+    endless, caption = TextTokens(special.mask), paint_prompt(_words(WORDS, size), special)
+    blank = np.zeros(size.grid**2, dtype=np.int64)
     block = plan.block * plan.steps // plan.answer  # its steps
     text = policy.text(TextSettings(answer_length=plan.answer, steps=plan.steps, block_length=plan.block))
     image = policy.image(ImageSettings(plan.drawing_steps, GUIDANCE))
 
     def write(prompt: list[int]) -> Iterator[object]:
-        canvas = text_canvas(prompt, plan.answer, special)
-        return decode_text(denoiser, canvas, text, PhiloxSampler(0, text.temperature, canvas.start))
+        return generate.complete(denoiser, prompt, text, endless).steps
 
     def draw() -> Iterator[object]:
-        canvas = _to_draw(size)
-        return decode_image(denoiser, canvas, image, PhiloxSampler(0, image.sampling_temperature, canvas.start))
+        return generate.draw(denoiser, caption, blank, blank == 0, image, size.vocabulary).steps
 
     tasks = {
         "text": TaskRun(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact, block),
@@ -223,10 +223,3 @@ def _words(count: int, size: Size) -> list[int]:
 def _seen(size: Size) -> list[int]:
     """The prompt that shows a picture: its codes between their brackets."""
     return picture_prompt(np.random.default_rng(0).integers(0, size.codes, size.grid**2), size.vocabulary)
-
-
-def _to_draw(size: Size) -> Canvas:
-    special, codes = size.vocabulary.special, np.zeros(size.grid**2, dtype=np.int64)
-    nothing = paint_prompt([], special)
-    prompt = paint_prompt(_words(WORDS, size), special)
-    return image_canvas(prompt, codes, np.ones(codes.shape, dtype=bool), size.vocabulary, unconditional_prompt=nothing)

@@ -1,24 +1,23 @@
 """The decodes that `mmada-lite bench latency` measures: text, an answer about a picture, drawing and inpainting, each with
 what the cost model says of its steps.
 
-Prompts are ids, so that a bundle of random weights needs no tokenizer; a model with one gets a question. It knows canvases,
-loops and settings; it keeps no time.
+Prompts are ids, so that a bundle of random weights needs no tokenizer; a model with one gets a question. It knows prompts
+and settings; it keeps no time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmada_lite.bench.speed import cost
 from mmada_lite.bundle import Bundle
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import Decoding, TextTokens
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, chat_ids
 
@@ -30,12 +29,13 @@ CAPTION = 16  # tokens of a prompt to draw
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One decode. size: tokens of the answer or codes to draw; prompt: tokens before them; leave: masks at which the run ends
-    early, and blocks: how many of how many that are; pieces: the cost model's of each step, None with a threshold."""
+    """One decode. begin: starts it anew; size: tokens of the answer or codes to draw; prompt: tokens before them; pieces: the
+    cost model's of each step, None with a threshold; leave: masks at which the run ends early, and blocks: how many of how many
+    that are."""
 
     task: str
     settings: TextSettings | ImageSettings
-    canvas: Callable[[], Canvas]
+    begin: Callable[[Denoiser], Decoding]
     prompt: int
     size: int
     pieces: Callable[[cost.Transformer], Iterator[list[cost.Piece]]] | None
@@ -43,12 +43,8 @@ class Case:
     blocks: tuple[int, int] = (1, 1)
 
     def steps(self, denoiser: Denoiser) -> Iterator[Step]:
-        """The loop, from a fresh canvas. Stop tokens do not end it: every run does the same work."""
-        canvas = self.canvas()
-        if isinstance(self.settings, TextSettings):
-            return decode_text(denoiser, canvas, self.settings, PhiloxSampler(0, self.settings.temperature, canvas.start))
-        sampler = PhiloxSampler(0, self.settings.sampling_temperature, canvas.start)
-        return decode_image(denoiser, canvas, self.settings, sampler)
+        """Those of the decode begun anew."""
+        return self.begin(denoiser).steps
 
     @property
     def scale(self) -> float:
@@ -88,17 +84,18 @@ class Bench:
         lengths = tuple(len(ids) + codes.size + 2 for ids in (prompt, nothing) if ids is not None)
         self._fits(max(lengths))
 
-        def canvas() -> Canvas:
-            return image_canvas(prompt, codes, unknown, self.bundle.vocabulary, unconditional_prompt=nothing)
+        def begin(denoiser: Denoiser) -> Decoding:
+            return generate.draw(denoiser, prompt, codes, unknown, chosen, self.bundle.vocabulary)
 
         def pieces(model: cost.Transformer) -> Iterator[list[cost.Piece]]:
             return cost.drawing(model, lengths, int(unknown.sum()), chosen)
 
         name = "drawing" if part == 1 else "inpainting"
-        return Case(name, chosen, canvas, len(prompt), int(unknown.sum()), pieces)
+        return Case(name, chosen, begin, len(prompt), int(unknown.sum()), pieces)
 
     def _answer(self, task: str, prompt: Sequence[int], settings: TextSettings, blocks: int | None) -> Case:
         self._fits(len(prompt) + settings.answer_length)
+        tokens = self._tokens(settings)
         all_blocks = settings.blocks(len(prompt))
         taken = min(blocks or len(all_blocks), len(all_blocks))
         leave = len(prompt) + settings.answer_length - all_blocks[taken - 1].stop
@@ -110,13 +107,19 @@ class Bench:
         return Case(
             task,
             settings,
-            lambda: text_canvas(prompt, settings.answer_length, self.bundle.vocabulary.special, guided=settings.guidance > 0),
+            lambda denoiser: generate.complete(denoiser, prompt, settings, tokens),
             len(prompt),
             settings.answer_length,
             pieces if settings.acceleration.threshold is None else None,
             leave,
             (taken, len(all_blocks)),
         )
+
+    def _tokens(self, settings: TextSettings) -> TextTokens:
+        """What a thought ends with, where one is waited for. No token ends a text: every run does the same work."""
+        path = self.bundle.tokenizer_path if settings.acceleration.thought_first else None
+        tokenizer = None if path is None else Tokenizer.from_file(path)
+        return replace(TextTokens.of(self.bundle.vocabulary.special, tokenizer), stop=frozenset())
 
     def _words(self, count: int) -> list[int]:
         """So many different ids of text, none of them special."""

@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmada_lite.bench.record import Row
-from mmada_lite.decoding.canvas import image_canvas, text_canvas
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.kv_cache import KeyValues
-from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 Chosen = TypeVar("Chosen", ImageSettings, TextSettings)
@@ -91,12 +89,10 @@ def rows(rounds: int, sizes: DecodeSizes = DecodeSizes()) -> Iterator[Row]:
 
     def draw(settings: ImageSettings) -> list[Step]:
         unknown = np.ones(sizes.codes, dtype=bool)
-        canvas = image_canvas(prompt, np.zeros(sizes.codes), unknown, vocabulary, unconditional_prompt=[1, 2, 3])
-        return list(decode_image(artist, canvas, settings, PhiloxSampler(0, 1.0, canvas.start)))
+        return list(generate.draw(artist, prompt, np.zeros(sizes.codes), unknown, settings, vocabulary).steps)
 
     def write(settings: TextSettings) -> list[Step]:
-        canvas = text_canvas(prompt, sizes.answer, SPECIAL)
-        return list(decode_text(writer, canvas, settings, PhiloxSampler(0, 0.0, canvas.start)))
+        return list(generate.complete(writer, prompt, settings, TextTokens.of(SPECIAL, None)).steps)
 
     text = TextSettings(answer_length=sizes.answer, steps=sizes.answer, block_length=min(32, sizes.answer))
     yield from _compared("picture", artist, draw, ImageSettings(steps=sizes.picture_steps), PICTURES, rounds)

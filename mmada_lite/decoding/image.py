@@ -4,7 +4,7 @@ It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +110,3 @@ class _Rule:
             return score, written + masked
         wanted = np.ceil(ratio * (masked - self.left(again, until - 1))).astype(np.int64)
         return score, written + np.minimum(masked, wanted)
-
-
-def final_codes(steps: Sequence[Step]) -> Ints:
-    """The picture's codes [B, N] after the last step: complete also in mode reference, whose canvas keeps a mask."""
-    last = steps[-1].predicted_codes
-    assert last is not None, "these were steps of a text"
-    return last

@@ -10,11 +10,9 @@ from conftest import MockDenoiser
 from mmada_lite.bench.speed import cost
 from mmada_lite.bench.timed import Clock, TimedDenoiser
 from mmada_lite.bundle import Architecture
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt, text_canvas
-from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import TextTokens, complete, draw
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.vocabulary import Vocabulary
 
 SHAPE = Architecture(64, 3, 4, 2, 16, 96, 144, 10000.0, 1e-5, 512)
@@ -63,9 +61,8 @@ def test_text_costs_what_the_loop_asks_for(
 ) -> None:
     kept = {"cache": "dual", "kv_commit_every": 2} if cache == "settled" else {"cache": cache}
     settings = TextSettings(answer_length=answer, block_length=block, steps=steps, guidance=guidance).replace(**kept)  # type: ignore[arg-type]
-    canvas = text_canvas([1, 2, 3, 4, 5], answer, vocabulary.special, guided=guidance > 0)
     watched = TimedDenoiser(MockDenoiser({p: p % 40 for p in range(30)}, {p: 1 / (2 + p) for p in range(30)}), Clock())
-    taken = list(decode_text(watched, canvas, settings, PhiloxSampler(0, 0.0, 5)))
+    taken = list(complete(watched, [1, 2, 3, 4, 5], settings, TextTokens.of(vocabulary.special, None)).steps)
     said = list(cost.text(MODEL, 5, settings))
     assert len(said) == len(taken)
     assert sum(map(cost.matrix_flops, said)) == counted(watched.clock.forwards)
@@ -75,11 +72,9 @@ def test_text_costs_what_the_loop_asks_for(
 def test_drawing_costs_what_the_loop_asks_for(vocabulary: Vocabulary, unknown: int, steps: int, guidance: float) -> None:
     settings = ImageSettings(steps=steps, guidance=guidance)
     prompt, nothing = paint_prompt([1, 2, 3], vocabulary.special), paint_prompt([], vocabulary.special)
-    pair = nothing if guidance else None
-    canvas = image_canvas(prompt, np.zeros(16), np.arange(16) < unknown, vocabulary, unconditional_prompt=pair)
     watched = TimedDenoiser(MockDenoiser(dict.fromkeys(range(40), 7)), Clock())
-    taken = list(decode_image(watched, canvas, settings, PhiloxSampler(0, 1.0, canvas.start)))
-    lengths = tuple(len(ids) + 18 for ids in (prompt, pair) if ids)
+    taken = list(draw(watched, prompt, np.zeros(16), np.arange(16) < unknown, settings, vocabulary).steps)
+    lengths = tuple(len(ids) + 18 for ids in ((prompt, nothing) if guidance else (prompt,)))
     said = list(cost.drawing(MODEL, lengths, unknown, settings))
     assert len(said) == len(taken)
     assert sum(map(cost.matrix_flops, said)) == counted(watched.clock.forwards)

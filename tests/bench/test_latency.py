@@ -17,14 +17,12 @@ from mmada_lite.bench.speed.latency_cases import Bench
 from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli import main
-from mmada_lite.decoding.canvas import text_canvas
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.decoding.text import decode_text
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.ort import devices
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.vocabulary import Vocabulary
+from mmada_lite.vocabulary import Tokenizer, Vocabulary, closing_ids
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +165,11 @@ def test_every_variant_runs_once_a_round_and_each_round_begins_with_another() ->
 def test_a_clock_changes_nothing_and_its_parts_add_up(vocabulary: Vocabulary, cache: str) -> None:
     settings = TextSettings(answer_length=8, block_length=4, steps=8).replace(cache=cache)  # type: ignore[arg-type]
     plain = MockDenoiser({p: p for p in range(20)}, {p: 1 / (p + 2) for p in range(20)})
-    canvases = [text_canvas([1, 2, 3], 8, vocabulary.special) for _ in range(2)]
-    for _ in decode_text(plain, canvases[0], settings, PhiloxSampler(0, 0.0, 3)):
-        pass
-    watched = TimedDenoiser(plain, Clock())
-    run = timed(decode_text(watched, canvases[1], settings, PhiloxSampler(0, 0.0, 3)), watched.clock)
-    np.testing.assert_array_equal(*(canvas.tokens for canvas in canvases))
+    tokens, watched = TextTokens.of(vocabulary.special, None), TimedDenoiser(plain, Clock())
+    unwatched, timed_too = (complete(denoiser, [1, 2, 3], settings, tokens) for denoiser in (plain, watched))
+    assert len(list(unwatched.steps)) == 8
+    run = timed(timed_too.steps, watched.clock)
+    np.testing.assert_array_equal(timed_too.ids, unwatched.ids)
     assert sum(run.parts.values()) == pytest.approx(run.seconds, rel=1e-6)
     assert (run.steps, run.forwards, run.written, len(run.windows)) == (8, 8, 8, 8)
     assert [w for _, w, _, _ in run.windows] == ([11] * 8 if cache == "none" else [11, 4, 4, 4] * 2)
@@ -212,15 +209,24 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
     for pictures in (1, 2):
         assert bench.understanding(pictures, text).prompt == pictures * 16 + 3
         drawing = bench.drawing(pictures, ImageSettings(steps=4, guidance=1.0))
-        assert int(drawing.canvas().masked().sum()) == drawing.size == pictures * 16
-        assert len(drawing.canvas().branches()) == 2
+        canvas = drawing.begin(MockDenoiser({})).canvas
+        assert int(canvas.masked().sum()) == drawing.size == pictures * 16
+        assert len(canvas.branches()) == 2
     half = bench.drawing(1, ImageSettings(steps=12), part=0.5)
     assert (half.task, half.size) == ("inpainting", 8)
     assert cast("ImageSettings", half.settings).steps == 8
-    canvas = bench.text(33, text).canvas()
+    canvas = bench.text(33, text).begin(MockDenoiser({})).canvas
     assert canvas.start == 33
     special = bundle.vocabulary.special
     assert not {getattr(special, name) for name in special.__slots__} & set(canvas.tokens[0, :33].tolist())
+
+
+def test_a_thought_is_waited_for_and_no_token_ends_a_text(tiny_bundle: Path, bundle: Bundle) -> None:
+    thinking = TextSettings(answer_length=8, steps=8, block_length=4, threshold=0.9, thought_first=True)
+    tokens = Bench.of(Bundle.open(tiny_bundle))._tokens(thinking)
+    assert tokens.closing == tuple(closing_ids(Tokenizer.from_file(tiny_bundle / "tokenizer.json")))
+    assert not tokens.stop
+    assert not Bench.of(bundle)._tokens(thinking).closing  # random weights without a tokenizer
 
 
 def test_a_count_that_cannot_be_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

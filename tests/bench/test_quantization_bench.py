@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_what_is_drawn_from_a_thought_is_told_apart(model: mmada_lite.Model) -> 
     assert "left cat, right car" in known.tokenizer.decode(row[: row.index(known.vocabulary.special.soi)])
     plain = trajectories(model, [prompt], 4)
     assert plain[0].windows[0].tokens[0, 0] == model.vocabulary.special.t2i
+
+
+def test_an_answer_is_followed_to_its_end_and_no_further() -> None:
+    """As many states as a user's answer takes steps, which is fewer than it has room for."""
+    known = mmada_lite.load(device="cpu", threads=1)
+    exact, question = replace(known.text_defaults, cache="none"), "what is 3 + 4?"
+    taken = known.chat(question, exact).result().steps
+    assert len(trajectories(known, [Prompt("chat", question)], 1000)) == taken < exact.answer_length
 
 
 def test_what_is_written_is_what_decoding_wrote(model: mmada_lite.Model) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmada_lite.bench.reference import Counting, Picture, draw_picture, picture_to_draw, torch_logits, write_text
-from mmada_lite.decoding.canvas import paint_prompt
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.export.synthetic import SIZES, config_of
 from mmada_lite.train.model import MMaDA
 

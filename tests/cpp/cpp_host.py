@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def picture_json(image: Image.Image) -> dict[str, Any]:
 
 
 class Replayed:
-    """decode_text and decode_image of the C++ host, with the names and the habits of mmada_lite.decoding's.
+    """decode_text and decode_image of the C++ host, in the place of those that mmada_lite.decoding.generate calls.
 
     They decode under the default law, which is the only one of the host, whatever a recording asks for, and the rows of a
     batch one by one, since the host has no batches. With a denoiser `beside`, Python's loops do the same beside them, and
@@ -135,9 +135,10 @@ class Replayed:
         self.jobs = 0
 
     def decode_text(
-        self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Sequence[int] = ()
+        self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Iterable[int], closing: Sequence[int]
     ) -> Iterator[Step]:
-        yield from self._decode("text", denoiser, canvas, settings.replace(mode="default"), sampler, stop)
+        assert not closing, "recordings have no thoughts"
+        yield from self._decode("text", denoiser, canvas, settings.replace(mode="default"), sampler, sorted(stop))
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
         yield from self._decode("image", denoiser, canvas, settings.replace(mode="default"), sampler, ())

@@ -21,6 +21,7 @@ from tokenizers import Regex, pre_tokenizers
 import mmada_lite
 from mmada_lite import ImageSettings, TextSettings
 from mmada_lite.bench.parity import replay
+from mmada_lite.decoding import generate
 from mmada_lite.decoding.sampling import Stream, gumbel, uniform
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures
 from mmada_lite.model import SIDES, Model, embedded_bundle
@@ -207,8 +208,8 @@ def test_recorded_decodings_replay(
     """
     section, case = name.split("/")
     replayed = Replayed(host, recorded_bundles(case.split("_")[0]))
-    monkeypatch.setattr(replay, "decode_text", replayed.decode_text)
-    monkeypatch.setattr(replay, "decode_image", replayed.decode_image)
+    monkeypatch.setattr(generate, "decode_text", replayed.decode_text)
+    monkeypatch.setattr(generate, "decode_image", replayed.decode_image)
     recorded = replay.Case.load(GOLDEN / section / case, name)
     compared = list(REPLAYS[section](None, recorded))  # type: ignore[operator]
     assert replayed.jobs > 0
@@ -224,8 +225,8 @@ def test_where_the_laws_differ_both_loops_go_on_alike(
     section, case = name.split("/")
     folder = recorded_bundles(case.split("_")[0])
     replayed = Replayed(host, folder, beside=mmada_lite.load(folder, device="cpu", threads=1).denoiser)
-    monkeypatch.setattr(replay, "decode_text", replayed.decode_text)
-    monkeypatch.setattr(replay, "decode_image", replayed.decode_image)
+    monkeypatch.setattr(generate, "decode_text", replayed.decode_text)
+    monkeypatch.setattr(generate, "decode_image", replayed.decode_image)
     recorded = replay.Case.load(GOLDEN / section / case, name)
     recorded = replace(recorded, tensors={key: value for key, value in recorded.tensors.items() if "logits" not in key})
     compared = list(REPLAYS[section](None, recorded))  # type: ignore[operator]

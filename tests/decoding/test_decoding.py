@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
-from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import above_threshold, most_confident, remask_least_confident
 from mmada_lite.decoding.settings import ImageSettings, TextAcceleration, TextSettings, from_plain
@@ -21,7 +21,7 @@ GREEDY = PhiloxSampler(0, 0.0, 0)
 
 
 def text(settings_, prompt=(1, 2, 3), planted=None, certainty=None, stop=(), sampler=GREEDY, closing=()):
-    canvas = text_canvas(list(prompt), settings_.answer_length, SPECIAL, guided=settings_.guidance > 0)
+    canvas = text_canvas(list(prompt), settings_.answer_length, SPECIAL.mask, guided=settings_.guidance > 0)
     denoiser = MockDenoiser(planted or {p: p % 50 for p in range(200)}, certainty)
     steps = list(decode_text(denoiser, canvas, settings_, sampler, stop, closing))
     return canvas, denoiser, steps
@@ -108,7 +108,7 @@ def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
 
 def test_rows_of_a_batch_do_not_touch_each_other():
     chosen = TextSettings(answer_length=6, steps=6, block_length=6).replace(threshold=0.5)
-    canvas = text_canvas([[1, 2], [3, SPECIAL.mask]], 6, SPECIAL)
+    canvas = text_canvas([[1, 2], [3, SPECIAL.mask]], 6, SPECIAL.mask)
     list(decode_text(MockDenoiser({p: p for p in range(20)}), canvas, chosen, GREEDY))
     assert canvas.tokens.tolist() == [[1, 2, 2, 3, 4, 5, 6, 7], [3, 1, 2, 3, 4, 5, 6, 7]]
 
@@ -137,7 +137,7 @@ def test_given_codes_never_change_and_every_mask_is_drawn(unknown, share, name, 
     chosen = ImageSettings(steps, 2.0, name, temperature, temperature)
     codes = np.arange(16) + 3
     canvas, _, done = image(chosen, unknown, seed, codes)
-    final = final_codes(done)[0]
+    final = done[-1].predicted_codes[0]
     assert (final[~unknown] == codes[~unknown]).all()
     assert (canvas.tokens[0, canvas.region] == final + 112).all()
     assert canvas.unconditional is not None
@@ -154,13 +154,13 @@ def test_the_schedule_counts_what_is_unknown_unless_the_reference_is_asked_for()
     assert [s.remaining for s in sensible] == [4, 3, 1, 0]
     canvas, _, reference = image(ImageSettings(4, 0.0, "linear", 0.0, 0.0, "reference"), unknown, guided=False)
     assert [s.remaining for s in reference] == [5, 4, 3, 1]  # it counts over all 16 and keeps one mask
-    assert (final_codes(reference)[0] < 32).all()
+    assert (reference[-1].predicted_codes[0] < 32).all()
     assert (canvas.tokens == SPECIAL.mask).sum() == 1
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_another():
     chosen = ImageSettings(8)
-    first, again, other = (final_codes(image(chosen, seed=s)[2]).tolist() for s in (3, 3, 4))
+    first, again, other = (image(chosen, seed=s)[2][-1].predicted_codes.tolist() for s in (3, 3, 4))
     assert first == again
     assert first != other
 

@@ -15,10 +15,9 @@ from mmada_lite.cli.main import main
 from mmada_lite.decoding.canvas import Canvas, image_canvas
 from mmada_lite.decoding.denoiser import Floats, Window
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.image import decode_image, final_codes
+from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.train.rollouts import join
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 SPECIAL = SpecialTokens(*range(100, 112))
@@ -62,7 +61,8 @@ def canvas_of(unknown: np.ndarray) -> Canvas:
     """Rows of one prompt; unknown [B, 16]."""
     prompt, nothing = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos], [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos]
     codes = np.arange(CODES) + 3
-    return join([image_canvas(prompt, codes, row, VOCABULARY, unconditional_prompt=nothing) for row in unknown])
+    rows = len(unknown)
+    return image_canvas([prompt] * rows, [codes] * rows, unknown, VOCABULARY, unconditional_prompt=nothing)
 
 
 def draw(chosen: ImageSettings, unknown: np.ndarray | None = None, seed: int = 0) -> tuple[Canvas, Suspicious, list[Step]]:
@@ -85,7 +85,8 @@ def test_every_mask_is_drawn_from_what_stands_there_and_given_codes_stay(unknown
     steps = 1 + round(share * (holes.sum(axis=1).min() - 1))
     chosen = ImageSettings(steps, 2.0, "cosine", temperature, temperature).replace(**cheaper)
     canvas, denoiser, done = draw(chosen, holes, seed)
-    final = final_codes(done)
+    final = done[-1].predicted_codes
+    assert final is not None
     assert (final[~holes] == np.broadcast_to(np.arange(CODES) + 3, final.shape)[~holes]).all()
     assert (canvas.tokens[:, canvas.region] == final + 112).all()
     assert len(done) == steps

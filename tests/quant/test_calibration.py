@@ -8,6 +8,7 @@ import pytest
 from conversions import SMALL
 
 import mmada_lite
+from mmada_lite import TextSettings
 from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.quant.calibration import (
@@ -66,6 +67,21 @@ def test_a_model_that_thinks_before_it_draws_is_watched_while_it_does() -> None:
         assert "</think>" in model.tokenizer.decode(before)
     assert len(samples) == 3 * 3 + 2 * 2 * 3
     assert reports == [(n, 5) for n in range(1, 6)]
+
+
+def test_watching_ends_where_the_text_does() -> None:
+    """Rows behind the end of an answer are none that decoding meets: what follows its block is left masked."""
+    model = mmada_lite.load(device="cpu", threads=1)
+    text = TextSettings(answer_length=32, steps=32, block_length=8)
+    longest = model.bundle.architecture.max_sequence_length
+    watched = CalibrationModel(*(model.denoiser, model.tokenizer, model.vocabulary, 0, longest, text, model.image_defaults))
+    (sample,) = collect(watched, Calibration(prompts=1, steps=1, seen="unmasked"), [Prompt("chat", "what is 3 + 4?")])
+    answer = sample.tokens[-32:]
+    ends = np.flatnonzero(np.isin(answer, [model.vocabulary.special.eos, model.vocabulary.special.eot]))
+    stop = 8 * (1 + ends[0] // 8)
+    assert stop < 32
+    np.testing.assert_array_equal(answer == model.vocabulary.special.mask, np.arange(32) >= stop)
+    np.testing.assert_array_equal(sample.predicted[-32:] > 0, np.arange(32) < stop)
 
 
 def test_what_is_written_sooner_weighs_more() -> None:

@@ -31,6 +31,8 @@ ALLOWED: Mapping[str, set[str]] = {
     "quant": {"export", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
     "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
+# What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
+DOORS = {"generate", "rows", "settings", "schedules", "denoiser", "kv_cache", "forward.Step"}
 
 
 def sources() -> Iterator[Path]:
@@ -156,6 +158,41 @@ def test_who_may_import_whom() -> None:
     """The runtime imports no workshop, but its command line, and that inside functions; export imports the runtime; quant
     export and the trainable model; train the runtime and export; bench everything; and nobody the command line."""
     assert trespasses(project_imports(project())) == []
+
+
+def parts_of_a_decode(modules: Mapping[str, Path]) -> list[str]:
+    """The imports, from outside decoding, of what a decode is built of."""
+    taken = []
+    for importer, path in modules.items():
+        for name in imports(path):
+            part = name.removeprefix("mmada_lite.decoding.")
+            if part == name or wing_of(importer) == "decoding" or {part, part.split(".")[0]} & DOORS:
+                continue
+            taken.append(f"{importer} imports {name}")
+    return taken
+
+
+def test_a_decode_is_built_in_one_place() -> None:
+    """No loop, canvas or sampler outside mmada_lite/decoding: every user begins at its `complete` or `draw`."""
+    assert parts_of_a_decode(project()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("from mmada_lite.decoding.text import decode_text", 1),
+        ("import mmada_lite.decoding.canvas", 1),
+        ("def f():\n    from mmada_lite.decoding import sampling, generate", 1),
+        ("from mmada_lite.decoding.forward import Step, run_forward", 1),
+        ("from mmada_lite.decoding.generate import Decoding, complete, draw", 0),
+        ("from mmada_lite.decoding import generate", 0),
+    ],
+)
+def test_a_planted_decode_is_found(tmp_path: Path, text: str, count: int) -> None:
+    planted = tmp_path / "a.py"
+    planted.write_text(text)
+    assert len(parts_of_a_decode({"mmada_lite.bench.a": planted})) == count
+    assert parts_of_a_decode({"mmada_lite.decoding.a": planted}) == []
 
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:

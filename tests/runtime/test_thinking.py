@@ -11,9 +11,8 @@ import pytest
 from scripted import CAPTION, THOUGHT, WRITTEN, plant, script_answer
 
 from mmada_lite import Error, ImageSettings, Model
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt
-from mmada_lite.decoding.image import decode_image, final_codes
-from mmada_lite.decoding.sampling import PhiloxSampler
+from mmada_lite.decoding import generate
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.streams import Stream
 from mmada_lite.train.data.thoughts import split_thought as split_in_training
 from mmada_lite.train.data.thoughts import with_thought
@@ -24,12 +23,12 @@ FEW = ImageSettings(steps=4, guidance=1.0)
 
 
 def drawn_on(thinker: Model, prompt: list[int], seed: int) -> np.ndarray:
-    """Codes drawn on a prompt with the project's own loop, as training and evaluation do it."""
-    nothing = paint_prompt([], thinker.vocabulary.special)
+    """Codes drawn on a row of training's, as training and evaluation do it."""
     side = thinker.codec.grid
-    canvas = image_canvas(prompt, np.zeros(side**2), np.ones(side**2), thinker.vocabulary, unconditional_prompt=nothing)
-    sampler = PhiloxSampler(seed, FEW.sampling_temperature, canvas.start)
-    return final_codes(list(decode_image(thinker.denoiser, canvas, FEW, sampler)))[0].reshape(side, side)
+    blank = np.zeros(side**2)
+    decoding = generate.draw(thinker.denoiser, prompt, blank, blank == 0, FEW, thinker.vocabulary, seed=seed)
+    assert len(list(decoding.steps)) == FEW.steps
+    return decoding.codes.reshape(side, side)
 
 
 def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmada_lite import Error
-from mmada_lite.decoding.canvas import image_canvas, paint_prompt, picture_prompt, text_canvas
+from mmada_lite.decoding.canvas import image_canvas, text_canvas
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, chat_ids, render_chat
 
 PUBLISHED = SpecialTokens(126080, 126081, 126084, 126085, 126088, 126089, 126093, 126094, 126336, 126346, 126347, 126348)
@@ -106,5 +107,5 @@ def test_layouts(vocabulary):
     assert canvas.unconditional.tolist() == [[1, s.soi, 120, 117, 120, 119, s.eoi]]
     with pytest.raises(AssertionError, match="given token"):
         canvas.write(np.ones_like(where), canvas.tokens)
-    guided = text_canvas([1, 2], 2, s, guided=True)
+    guided = text_canvas([1, 2], 2, s.mask, guided=True)
     assert guided.unconditional.tolist() == [[s.mask] * 4]

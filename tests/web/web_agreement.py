@@ -9,9 +9,10 @@ from browser import Page
 from numpy.typing import NDArray
 
 import mmada_lite
-from mmada_lite.decoding.canvas import Canvas, image_canvas, paint_prompt
+from mmada_lite.decoding.canvas import Canvas, image_canvas
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Ints, Prediction
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import paint_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler, Stream, uniform
 from mmada_lite.decoding.settings import ImageSettings, plain
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mmada_lite.decoding.canvas import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
 from mmada_lite.train.data.arithmetic import KINDS as PROBLEMS
 from mmada_lite.train.data.arithmetic import draw_problem, question_of, response_to
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
