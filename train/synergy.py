@@ -163,7 +163,13 @@ def save(target: Path | None, words: Sequence[str], rows: Sequence[Mapping[str, 
     if target is None:
         return
     command = shlex.join(["mmada-lite", "train", "synergy", *words])
-    about = {"schema": SCHEMA, "bench": "synergy", "command": command, "versions": {"mmada-lite": __version__}}
+    about = {
+        "schema": SCHEMA,
+        "bench": "synergy",
+        "command": command,
+        "versions": {"mmada-lite": __version__},
+        "complete": True,
+    }
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in mine:
             reference = f"{row['times_reference']['median']:.1f}" if "times_reference" in row else ""
             cells = ["*" if row.get("frontier") else "", row["policy"], f"{1000 * row['seconds']['median']:.1f}"]
-            cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['forwards']:.1f}"]
+            cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['model_calls']:.1f}"]
             cells.append(f"{100 * row['share']:.1f}" if "share" in row else "")
             quality = row.get("quality", {})
             cells += [f"{100 * quality[t]['share']:.1f} ({row['points'][t]:+.1f})" if quality else "" for t in tasks]
