@@ -274,9 +274,9 @@ def _image_row(recorded: Arrays, row: int, n: int, given: dict[str, Any], guided
 
 def _guided_rows_differ(canvas: Canvas, recorded: Arrays, row: int, dropped: int) -> float:
     """The recorded second batch (conditional rows, then unconditional ones) against the canvas after the first step."""
-    rows = recorded["forward_input_step1"]
-    wrong = differing(canvas.tokens[0], rows[row, dropped:])
+    second_batch = recorded["forward_input_step1"]
+    wrong = differing(canvas.tokens[0], second_batch[row, dropped:])
     if canvas.unconditional is not None:
-        unconditional = rows[recorded["input_ids"].shape[0] + row]
+        unconditional = second_batch[recorded["input_ids"].shape[0] + row]
         wrong += differing(canvas.unconditional[0], unconditional[unconditional.size - canvas.unconditional.shape[1] :])
     return wrong
