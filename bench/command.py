@@ -33,9 +33,10 @@ def require_seconds(options: argparse.Namespace, name: str) -> None:
         raise Error(f"--{name} {value:g} cannot be measured; give seconds above 0")
 
 
-def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+def add_output(parser: argparse.ArgumentParser, name: str, default: str = "") -> None:
     """Where the record goes, and whether an unfinished run of it is gone on with."""
-    parser.add_argument("-o", "--output", type=Path, help=f"the JSON file (default: bench/results/{name}.json of a checkout)")
+    default = default or f"bench/results/{name}.json of a checkout"
+    parser.add_argument("-o", "--output", type=Path, help=f"the JSON file (default: {default})")
     parser.add_argument(FRESH, action="store_true", help="begin anew where the same command was stopped before its end")
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,16 @@ _HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
 
-def record(bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of the file. arguments: what stood after `mmada-lite bench NAME`; more: what belongs to all rows."""
+def record(
+    bench: str, arguments: Sequence[str], rows: Sequence[Mapping[str, Any]], *, program: Sequence[str] = (), **more: Any
+) -> dict[str, Any]:
+    """The content of the file. arguments: what stood after `program`, else after `mmada-lite bench NAME`; more: what belongs to
+    all rows."""
+    called = program or ("mmada-lite", "bench", bench)
     return {
         "schema": SCHEMA,
         "bench": bench,
-        "command": shlex.join(["mmada-lite", "bench", bench, *(each for each in map(str, arguments) if each != FRESH)]),
+        "command": shlex.join([*called, *(each for each in map(str, arguments) if each != FRESH)]),
         "versions": versions(),
         "hardware": hardware(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,10 +79,17 @@ class Run:
     """
 
     def __init__(
-        self, bench: str, arguments: Sequence[str], output: Path | None = None, *, force: bool = False, about: object = None
+        self,
+        bench: str,
+        arguments: Sequence[str],
+        output: Path | None = None,
+        *,
+        force: bool = False,
+        about: object = None,
+        program: Sequence[str] = (),
     ) -> None:
         self.path = output or default_output(bench)
-        self._bench, self._arguments = bench, list(arguments)
+        self._record = partial(record, bench, list(arguments), program=program)
         self._counts: dict[str, int] = {}
         self._rows: list[Row] = []
         self._about = json.loads(json.dumps(about))
@@ -101,13 +113,13 @@ class Run:
         self._counts[task] = len(rows)
         self._rows += rows
         if self.path is not None:
-            content = record(self._bench, self._arguments, self._rows, complete=False, about=self._about, tasks=self._counts)
+            content = self._record(self._rows, complete=False, about=self._about, tasks=self._counts)
             save(content, self.path, into=unfinished(self.path))
         return rows
 
     def finish(self, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """Write the whole record and remove what was kept of the unfinished run; returns the record."""
-        content = record(self._bench, self._arguments, rows, **more)
+        content = self._record(rows, **more)
         if self.path is not None:
             save(content, self.path)
             with suppress(OSError):
@@ -121,7 +133,7 @@ class Run:
         except Error as fault:
             say(f"begun anew, since what was left cannot be gone on with: {fault}")
             return
-        mine = record(self._bench, self._arguments, [], about=self._about)
+        mine = self._record([], about=self._about)
         differing = [key for key in _SAME if left.get(key) != mine[key]]
         if differing:
             say(f"{path}: what was left there is of another run ({', '.join(differing)} differ); begun anew")
@@ -167,14 +179,14 @@ def require_replaceable(path: Path | None) -> None:
 def save(content: Mapping[str, Any], path: Path, *, into: Path | None = None) -> None:
     """Write JSON whole or not at all, to `path`, or to another file on its way there. Raises Error."""
     target = into or path
-    partial = target.with_name(f".{path.name}.partial-{os.getpid()}")
+    written = target.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
+        written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        written.replace(target)
     except OSError as fault:
         with suppress(OSError):
-            partial.unlink()
+            written.unlink()
         raise Error(f"{path}: cannot be written ({fault.strerror or fault}); choose another --output") from fault
 
 

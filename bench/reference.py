@@ -46,13 +46,13 @@ def write_text(logits: Logits, prompt: Tensor, answer: int, block: int, steps: i
         quotas = [transfers(int(n), steps // count) for n in (row[:, start:stop] == mask).sum(1)]
         for turn in range(steps // count):
             row_logits = logits(row, None)
-            guess = row_logits.argmax(-1)
-            sure = row_logits.to(torch.float64).softmax(-1).gather(-1, guess[..., None])[..., 0]
-            sure[:, stop:] = -torch.inf
-            sure[row != mask] = -torch.inf
+            predicted = row_logits.argmax(-1)
+            confidence = row_logits.to(torch.float64).softmax(-1).gather(-1, predicted[..., None])[..., 0]
+            confidence[:, stop:] = -torch.inf
+            confidence[row != mask] = -torch.inf
             for each, quota in enumerate(quotas):
-                where = sure[each].topk(int(quota[turn])).indices
-                row[each, where] = guess[each, where]
+                where = confidence[each].topk(int(quota[turn])).indices
+                row[each, where] = predicted[each, where]
             yield row
 
 
@@ -79,7 +79,7 @@ def draw_picture(
     temperature: float = 1.0,
     greedy: bool = False,
 ) -> Iterator[Tensor]:
-    """Codes, the surest first: the tokens [B, L] after every step. greedy: the most probable code instead of a drawn one."""
+    """The tokens [B, L] after every step, the most confident codes first. greedy: the most probable code, none drawn."""
     tokens, region = picture.tokens.clone(), slice(-picture.count - 1, -1)
     plan, noise = masked_after(schedule, picture.count, steps), noise_temperatures(temperature, steps)
     for turn in range(steps):
@@ -88,10 +88,10 @@ def draw_picture(
         drawn = share.argmax(-1) if greedy else _drawn(share)
         unknown = tokens[:, region] == picture.mask
         taken = torch.where(unknown, drawn + picture.columns.start, tokens[:, region])
-        sure = share.gather(-1, drawn[..., None])[..., 0].float()
-        sure[~unknown] = torch.finfo(torch.float32).max
-        uniform = torch.rand_like(sure).clamp(min=_TINY)
-        ranked = sure.clamp(min=_TINY).log() + float(noise[turn]) * -(-uniform.log()).clamp(min=_TINY).log()
+        confidence = share.gather(-1, drawn[..., None])[..., 0].float()
+        confidence[~unknown] = torch.finfo(torch.float32).max
+        uniform = torch.rand_like(confidence).clamp(min=_TINY)
+        ranked = confidence.clamp(min=_TINY).log() + float(noise[turn]) * -(-uniform.log()).clamp(min=_TINY).log()
         left = (unknown.sum(1) - 1).clamp(max=int(plan[turn])).clamp(min=1)
         border = ranked.sort(dim=1).values.gather(1, left[:, None])
         tokens[:, region] = torch.where(ranked < border, picture.mask, taken)

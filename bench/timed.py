@@ -161,7 +161,7 @@ class Run:
     seconds: float
     first: float
     steps: int
-    forwards: int
+    model_calls: int
     written: int
     parts: dict[str, float]
     windows: tuple[tuple[int, int, int, int], ...]
@@ -172,16 +172,16 @@ def timed(steps: Iterator[Step], clock: Clock, leave: int = 0) -> Run:
     """Run a loop until `leave` masks are left, under the clock that its denoiser has."""
     clock.reset()
     forget_peak()
-    started, first, count, forwards, written = time.perf_counter(), 0.0, 0, 0, 0
+    started, first, count, model_calls, written = time.perf_counter(), 0.0, 0, 0, 0
     for step in steps:
         first = first or time.perf_counter() - started
-        count, forwards, written = count + 1, step.model_calls, written + len(step.positions)
+        count, model_calls, written = count + 1, step.model_calls, written + len(step.positions)
         if step.remaining <= leave:
             break
     seconds = time.perf_counter() - started
     parts = {part: clock.seconds.get(part, 0.0) for part in PARTS}
     parts["selection"] = max(0.0, seconds - sum(parts.values()))
-    return Run(seconds, first, count, forwards, written, parts, tuple(clock.forwards), peak())
+    return Run(seconds, first, count, model_calls, written, parts, tuple(clock.forwards), peak())
 
 
 def card_bytes() -> int | None:

@@ -37,6 +37,7 @@ from mmada_lite.quant.convert import Request, quantize_model
 from mmada_lite.vocabulary import chat_ids
 
 NAME = "walkthrough_8b"
+PROGRAM = ("python", "-m", f"mmada_lite.bench.{NAME}")  # what its arguments stand after
 LAYERS = SIZES["8b"].architecture.n_layers
 ROUNDED = 2  # layers on which GPTQ is tried
 LOADS = 3  # times that loading is measured
@@ -212,7 +213,8 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
     require_counts(options, "layers", "steps", "prompts", "threads")
     if options.work is None:
         raise Error("name a folder with 35 GB of room: --work FOLDER")
-    under_way, todo = Run(NAME, arguments, options.output or options.work / f"{NAME}.json", force=options.force), parts(options)
+    output = options.output or options.work / f"{NAME}.json"
+    under_way, todo = Run(NAME, arguments, output, force=options.force, program=PROGRAM), parts(options)
     try:
         options.work.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -238,7 +240,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog=f"python -m mmada_lite.bench.{NAME}", description=__doc__.splitlines()[0])
+    parser = Parser(prog=" ".join(PROGRAM), description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
     parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
@@ -251,7 +253,7 @@ def build_parser() -> Parser:
     for name in ("--bundle", "--checkpoint", "--recorder"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--method", help=argparse.SUPPRESS)
-    add_output(parser, NAME)
+    add_output(parser, NAME, f"{NAME}.json in the folder of --work")
     return parser
 
 

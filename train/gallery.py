@@ -50,7 +50,7 @@ def drawings(model: mmada_lite.Model) -> Image.Image:
 
 
 def steps(model: mmada_lite.Model) -> Image.Image:
-    """One picture's guesses, step by step."""
+    """What is predicted of one picture, step by step."""
     rows = []
     for prompt in (PROMPTS[7], PROMPTS[22]):
         drawing = model.paint(prompt)

@@ -1,6 +1,6 @@
 """Stage three, UniGRPO (MMaDA, arXiv 2505.15809, section 3.3): groups of responses to a prompt, advantages within the group,
 masked copies of every response, clipped ratios and a divergence from the model that the stage began with. Text, understanding
-and drawing are one case. Knows the course of a step; objective, rewards, rollouts and loop are elsewhere.
+and drawing are one case. Knows what a step does, and in which order; objective, rewards, rollouts and loop are elsewhere.
 """
 
 from __future__ import annotations

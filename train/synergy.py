@@ -55,7 +55,7 @@ class Run:
         return TASKS if self.name == JOINT else (self.name,)
 
     @property
-    def place(self) -> Path:
+    def state_folder(self) -> Path:
         """Where its state is kept."""
         return self.folder / "synergy" / f"updates-{self.updates}-rows-{self.rows}" / f"{self.name}-{self.seed}"
 
@@ -73,10 +73,10 @@ def train(run: Run, threads: int | None = None) -> Curve:
 
     if threads:
         torch.set_num_threads(threads)
-    place, curve = Workspace(run.folder), _read(run.place / "curve.json")
-    model, tokenizer, vocabulary = new_model(place.tokenizer, run.seed)
-    measured, _, _ = new_model(place.tokenizer)
-    seen = Sequences(tokenizer, vocabulary, read_pool(place.pool, "single"))
+    workspace, curve = Workspace(run.folder), _read(run.state_folder / "curve.json")
+    model, tokenizer, vocabulary = new_model(workspace.tokenizer, run.seed)
+    measured, _, _ = new_model(workspace.tokenizer)
+    seen = Sequences(tokenizer, vocabulary, read_pool(workspace.pool, "single"))
     held_out = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held_out=True)
     settings = StageSettings(
         {task: Share(1.0) for task in run.tasks},
@@ -88,12 +88,12 @@ def train(run: Run, threads: int | None = None) -> Curve:
     for update in range(run.every, run.updates + 1, run.every):
         if curve and update <= curve[-1]["update"]:
             continue
-        train_stage(model, seen, run.place, settings, until=update)
-        load_trained(run.place, measured)
+        train_stage(model, seen, run.state_folder, settings, until=update)
+        load_trained(run.state_folder, measured)
         curve.append({"update": float(update)} | {task: held_loss(measured, held_out, task) for task in run.tasks})
-        partial = run.place / "curve.json.partial"
+        partial = run.state_folder / "curve.json.partial"
         partial.write_text(json.dumps(curve), encoding="utf-8")
-        partial.replace(run.place / "curve.json")
+        partial.replace(run.state_folder / "curve.json")
         print(f"{run.name}, seed {run.seed}: {json.dumps(curve[-1])}", file=sys.stderr, flush=True)
     return curve
 
@@ -136,13 +136,13 @@ def prepare(folder: Path) -> None:
     from mmada_lite.train.vq import MagViT
     from mmada_lite.train.workspace import Workspace
 
-    place, file = Workspace(folder), _held(folder) / "single-00000.npz"
-    if not place.tokenizer.exists():
-        raise Error(f"{place.tokenizer} is missing: run `python -m mmada_lite.train render` first")
-    read_pool(place.pool, "single", limit=1)  # what is missing is said before anything is made
+    workspace, file = Workspace(folder), _held(folder) / "single-00000.npz"
+    if not workspace.tokenizer.exists():
+        raise Error(f"{workspace.tokenizer} is missing: run `python -m mmada_lite.train render` first")
+    read_pool(workspace.pool, "single", limit=1)  # what is missing is said before anything is made
     if not file.exists():
-        icons = emoji.load_concepts(place.concepts, "validation").pixels
-        write_shard(file, "single", icons, MagViT.load(place.vq_model).eval(), HELD_PICTURES, 1)
+        icons = emoji.load_concepts(workspace.concepts, "validation").pixels
+        write_shard(file, "single", icons, MagViT.load(workspace.vq_model).eval(), HELD_PICTURES, 1)
 
 
 def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
@@ -163,7 +163,13 @@ def save(target: Path | None, words: Sequence[str], rows: Sequence[Mapping[str, 
     if target is None:
         return
     command = shlex.join(["mmada-lite", "train", "synergy", *words])
-    about = {"schema": SCHEMA, "bench": "synergy", "command": command, "versions": {"mmada-lite": __version__}}
+    about = {
+        "schema": SCHEMA,
+        "bench": "synergy",
+        "command": command,
+        "versions": {"mmada-lite": __version__},
+        "complete": True,
+    }
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

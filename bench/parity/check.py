@@ -152,13 +152,15 @@ def _codec(root: Path, scratch: Path) -> Codec:
     return Codec(open_session(paths["image_encoder"], device), open_session(paths["image_decoder"], device), 0, 1)
 
 
-def _guarded(place: Path, compare: Callable[[], Iterator[Checked]]) -> Iterator[Checked]:
+def _guarded(recording: Path, compare: Callable[[], Iterator[Checked]]) -> Iterator[Checked]:
     """A broken recording is the user's to mend, so it becomes one line that names it."""
     try:
         yield from compare()
     except (KeyError, IndexError, OSError, json.JSONDecodeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise Error(f"the recording {place} is not complete ({reason}); see tests/golden/README.md for its format") from error
+        raise Error(
+            f"the recording {recording} is not complete ({reason}); see tests/golden/README.md for its format"
+        ) from error
 
 
 def line_of(checked: Checked) -> str:

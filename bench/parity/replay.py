@@ -267,9 +267,9 @@ def _vocabulary_of(ids: Ints, start: int, given: dict[str, Any]) -> Vocabulary:
 
 def _guided_rows_differ(decoding: Decoding, recorded: Arrays, row: int, dropped: int) -> float:
     """The recorded second batch (conditional rows, then unconditional ones) against the canvas after the first step."""
-    canvas, rows = decoding.canvas, recorded["forward_input_step1"]
-    wrong = differing(canvas.tokens[0], rows[row, dropped:])
+    canvas, second_batch = decoding.canvas, recorded["forward_input_step1"]
+    wrong = differing(canvas.tokens[0], second_batch[row, dropped:])
     if canvas.unconditional is not None:
-        unconditional = rows[recorded["input_ids"].shape[0] + row]
+        unconditional = second_batch[recorded["input_ids"].shape[0] + row]
         wrong += differing(canvas.unconditional[0], unconditional[unconditional.size - canvas.unconditional.shape[1] :])
     return wrong

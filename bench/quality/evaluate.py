@@ -27,6 +27,7 @@ from mmada_lite.bench.quality.quantization import Reference, plot, require_bundl
 from mmada_lite.bench.quality.tasks import TASKS, EvalContext
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint
 from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.ort.devices import choose_device
 from mmada_lite.train.data import emoji
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.workspace import Workspace
@@ -85,6 +86,8 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
         require_bundles(options.against, *options.model)
     for path in options.model:
         is_model(path)
+    if options.device != "auto":
+        choose_device(options.device)  # one that does not work here is told before anything is measured
     paths = (*options.model, *(path for path in (options.against, options.checkpoint) if path is not None))
     about = fingerprint(*paths, options.judge)
     run = Run("quality", arguments, options.output or default_output(mode), force=options.force, about=about)
@@ -147,16 +150,16 @@ def _against(options: argparse.Namespace, run: Run, mode: str, names: Sequence[s
     shown, about, rows = list[str](), dict[str, Any](), list[Row]()
     if along:
         reference = Reference.cached(options.against, options.prompts, options.states, options.threads)
-        told = [row for path in options.model for row in run.do(f"{ALONG} of {path}", partial(_along, reference, path))]
-        shown.append(trajectories_table(told))
-        about["trajectories"] = {row["name"]: row for row in told}
+        compared = [row for path in options.model for row in run.do(f"{ALONG} of {path}", partial(_along, reference, path))]
+        shown.append(trajectories_table(compared))
+        rows += [{"model": row["name"], "task": ALONG, **row} for row in compared]
         if options.plot:
-            plot(told, options.plot)
+            plot(compared, options.plot)
     if asked:
         cases = Cases(options)
         reports = {str(path): _reports(run, cases, path, asked) for path in (options.against, *options.model)}
-        rows = [row for path in reports for row in reports[path]]
-        by_model = {path: {row["task"]: row["report"] for row in told} for path, told in reports.items()}
+        rows += [row for path in reports for row in reports[path]]
+        by_model = {path: {row["task"]: row["report"] for row in examined} for path, examined in reports.items()}
         of_reference, others = by_model[str(options.against)], {str(path): by_model[str(path)] for path in options.model}
         shown.append(tasks_table(of_reference, others))
         about["losses"] = {name: losses(of_reference, report) for name, report in others.items()}

@@ -37,7 +37,7 @@ def rows(
     it is on the frontier; and where the published loop takes part one for it, without a quality."""
     timed = run.do(f"{kind}: {len(ways)} ways in turns", lambda: _timed(context, kind, ways, prompts, rounds, published))
     by_name = {row["policy"]: row for row in timed}
-    told, exact = list[Row](), dict[str, Any]()
+    examined, exact = list[Row](), dict[str, Any]()
     for way in ways:
         (row,) = run.do(f"{kind}: {way.name}", partial(_examined, context, way, kind))
         quality = row["quality"]
@@ -45,9 +45,9 @@ def rows(
         points = {task: 100 * (task_report["share"] - exact[task]["share"]) for task, task_report in quality.items()}
         share = sum(task_report["share"] for task_report in quality.values()) / len(quality)
         changes = dict(way.of_text if kind == "text" else way.of_image)
-        told.append({**by_name[way.name], "changes": changes, "quality": quality, "points": points, "share": share})
-    best = measures.pareto([(row["seconds"]["median"], row["share"]) for row in told])
-    marked = [{**row, "frontier": is_best} for row, is_best in zip(told, best, strict=True)]
+        examined.append({**by_name[way.name], "changes": changes, "quality": quality, "points": points, "share": share})
+    best = measures.pareto([(row["seconds"]["median"], row["share"]) for row in examined])
+    marked = [{**row, "frontier": is_best} for row, is_best in zip(examined, best, strict=True)]
     return marked + [row for row in timed if published is not None and row["policy"] == published.name]
 
 
@@ -87,7 +87,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in mine:
             reference = f"{row['times_reference']['median']:.1f}" if "times_reference" in row else ""
             cells = ["*" if row.get("frontier") else "", row["policy"], f"{1000 * row['seconds']['median']:.1f}"]
-            cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['forwards']:.1f}"]
+            cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['model_calls']:.1f}"]
             cells.append(f"{100 * row['share']:.1f}" if "share" in row else "")
             quality = row.get("quality", {})
             cells += [f"{100 * quality[t]['share']:.1f} ({row['points'][t]:+.1f})" if quality else "" for t in tasks]
@@ -102,11 +102,11 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise Error('the plot needs matplotlib; pip install "mmada-lite[bench]"') from None
-    told = [row for row in rows if "share" in row]
-    kinds = [kind for kind in UNITS if any(row["kind"] == kind for row in told)]
+    examined = [row for row in rows if "share" in row]
+    kinds = [kind for kind in UNITS if any(row["kind"] == kind for row in examined)]
     figure = Figure(figsize=(8 * len(kinds), 5.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        mine = sorted((row for row in told if row["kind"] == kind), key=lambda row: row["seconds"]["median"])
+        mine = sorted((row for row in examined if row["kind"] == kind), key=lambda row: row["seconds"]["median"])
         points = [(1000 * row["seconds"]["median"], 100 * row["share"], row) for row in mine]
         axes.step(*zip(*((x, y) for x, y, row in points if row["frontier"]), strict=True), where="post", color="tab:orange")
         for x, y, row in points:

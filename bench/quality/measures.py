@@ -46,7 +46,7 @@ class Timed:
 
     seconds: float
     tokens: int
-    forwards: int
+    model_calls: int
 
 
 Decode = Callable[[int], Timed]  # the number of a prompt -> what decoding it took
@@ -178,7 +178,7 @@ def latency(timed: Sequence[Timed]) -> dict[str, Any]:
     return {
         "seconds": spread(seconds),
         "tokens_per_s": sum(each.tokens for each in timed) / sum(seconds),
-        "forwards": sum(each.forwards for each in timed) / len(timed),
+        "model_calls": sum(each.model_calls for each in timed) / len(timed),
     }
 
 

@@ -332,9 +332,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     for row in (row for row in rows if row["bytes"]):
         others = row["name"].split()[0] in ("bitsandbytes", "onnxruntime", "optimum")
-        place = row["bytes"] / 1e6, row["divergence"][0]
-        axes.plot(*place, "s" if others else "o", color="tab:red" if others else "tab:blue")
-        axes.annotate(row["name"], place, fontsize=6, xytext=(3, 2), textcoords="offset points")
+        point = row["bytes"] / 1e6, row["divergence"][0]
+        axes.plot(*point, "s" if others else "o", color="tab:red" if others else "tab:blue")
+        axes.annotate(row["name"], point, fontsize=6, xytext=(3, 2), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="backbone and heads, MB", ylabel="KL from fp32, nats a masked position")
     figure.savefig(path, dpi=150)
 

@@ -126,7 +126,7 @@ def drawing(context: EvalContext) -> Report:
     pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
     named = context.classify(pictures) == np.array([i for i, _ in wanted])
     grounds = np.array([background_of(p) == colour for p, (_, colour) in zip(pictures, wanted, strict=True)])
-    per_concept = {CONCEPT_NAMES[c]: f"{int(named[rows].sum())}/{len(rows)}" for c, rows in _by_concept(wanted).items()}
+    per_concept = {CONCEPT_NAMES[c]: f"{int(named[cases].sum())}/{len(cases)}" for c, cases in _by_concept(wanted).items()}
     return {
         "concept": tally(named),
         "background": tally(grounds),
@@ -242,14 +242,14 @@ def _thought(reply: str) -> str:
 def _agrees(context: EvalContext, picture: NDArray[np.uint8], thought: str) -> bool:
     """Whether a picture shows what a thought about it says, and on that background."""
     parts = thought.removeprefix(OPEN).removesuffix(CLOSE).strip().split(", ")
-    words = [part.split(" ", 1) for part in parts]
-    if len(words) != 3 or any(len(w) != 2 for w in words) or any(name not in NUMBERS for _, name in words[:2]):
+    placements = [part.split(" ", 1) for part in parts]
+    if len(placements) != 3 or any(len(w) != 2 for w in placements) or any(name not in NUMBERS for _, name in placements[:2]):
         return False
-    grid = {("left", "right"): GRIDS[1], ("top", "bottom"): GRIDS[2]}.get((words[0][0], words[1][0]))
+    grid = {("left", "right"): GRIDS[1], ("top", "bottom"): GRIDS[2]}.get((placements[0][0], placements[1][0]))
     if grid is None:
         return False
-    layout = Layout(*grid, (words[0][1], words[1][1]))
-    return _shows(context, picture, layout) and background_of(picture) == words[2][1]
+    layout = Layout(*grid, (placements[0][1], placements[1][1]))
+    return _shows(context, picture, layout) and background_of(picture) == placements[2][1]
 
 
 def _shows(context: EvalContext, picture: NDArray[np.uint8], layout: Layout) -> bool:

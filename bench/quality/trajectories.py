@@ -150,10 +150,10 @@ def compare(reference: Denoiser, candidate: Denoiser, states: Sequence[State], p
     divergence, seconds = np.zeros(prompts), np.zeros((2, len(states)))
     for number, state in enumerate(states):
         logits = []
-        for side, denoiser in enumerate((reference, candidate)):
+        for which, denoiser in enumerate((reference, candidate)):
             started = time.perf_counter()
             logits.append(answer(denoiser, state))
-            seconds[side, number] = time.perf_counter() - started
+            seconds[which, number] = time.perf_counter() - started
         theirs, ours = map(log_softmax, logits)
         flipped = written_tokens(theirs, state) != written_tokens(ours, state)
         agreed = theirs.argmax(-1) == ours.argmax(-1)

@@ -106,9 +106,9 @@ def _row(variant: Variant, runs: Sequence[Run]) -> Row:
         "prompt": case.prompt,
         "tokens": case.size,
         "steps": first.steps,
-        "forwards": first.forwards,
+        "model_calls": first.model_calls,
         "calls": len(first.windows),
-        "tokens_per_forward": first.written / first.forwards,
+        "tokens_per_forward": first.written / first.model_calls,
         "scaled_from": None if scale == 1 else "{} of {} blocks".format(*case.blocks),
         "rounds": len(runs),
         "seconds": seconds,
@@ -158,10 +158,10 @@ def agreement(precision: str, device: str, work: Path) -> Row:
     bundle = cached_bundle("tiny", form, work, target=TARGETS[device])
     case = Bench.of(bundle).understanding(1, bundle.text_defaults)
     answers: list[dict[int, int]] = [{}, {}]
-    for place, answer in zip((device, "cpu"), answers, strict=True):
-        for step in case.steps(open_denoiser(bundle, choose_device(place), 1)):
+    for name, answer in zip((device, "cpu"), answers, strict=True):
+        for step in case.steps(open_denoiser(bundle, choose_device(name), 1)):
             answer |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))
-    same = sum(answers[0][place] == token for place, token in answers[1].items())
+    same = sum(answers[0][position] == token for position, token in answers[1].items())
     return {"task": "agreement", "precision": form, "device": device, "agreement": same / len(answers[1])}
 
 

@@ -128,6 +128,6 @@ def logits_of(path: Path, longest: int, threads: int) -> Logits:
 def _fill(batch: Any, row: list[int]) -> None:
     """One sequence, its logits wanted at every position."""
     batch.n_tokens = len(row)
-    for place, token in enumerate(row):
-        batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, place, 1
-        batch.seq_id[place][0], batch.logits[place] = 0, 1
+    for position, token in enumerate(row):
+        batch.token[position], batch.pos[position], batch.n_seq_id[position] = token, position, 1
+        batch.seq_id[position][0], batch.logits[position] = 0, 1

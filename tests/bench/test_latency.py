@@ -93,7 +93,7 @@ def test_the_whole_latency_at_a_tiny_shape(
         assert 0 < row["first_step_seconds"]["median"] <= row["seconds"]["median"]
         assert row["tokens_per_second"] * row["seconds"]["median"] == pytest.approx(row["tokens"])
         assert row["predicted_seconds"] == pytest.approx(sum(row["predicted_parts"].values()))
-        assert row["calls"] == row["forwards"] * (2 if row["cache"] is None else 1)
+        assert row["calls"] == row["model_calls"] * (2 if row["cache"] is None else 1)
         assert row["scaled_from"] == (None if row["cache"] is None else "1 of 2 blocks")
     assert {row["task"] for row in found["rows"]} >= {"forward"}
     assert next(row for row in found["rows"] if row["task"] == "forward")["matrix_share"] > 0
@@ -171,7 +171,7 @@ def test_a_clock_changes_nothing_and_its_parts_add_up(vocabulary: Vocabulary, ca
     run = timed(timed_too.steps, watched.clock)
     np.testing.assert_array_equal(timed_too.ids, unwatched.ids)
     assert sum(run.parts.values()) == pytest.approx(run.seconds, rel=1e-6)
-    assert (run.steps, run.forwards, run.written, len(run.windows)) == (8, 8, 8, 8)
+    assert (run.steps, run.model_calls, run.written, len(run.windows)) == (8, 8, 8, 8)
     assert [w for _, w, _, _ in run.windows] == ([11] * 8 if cache == "none" else [11, 4, 4, 4] * 2)
     assert run.parts["copying"] > 0
 

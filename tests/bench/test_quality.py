@@ -102,18 +102,19 @@ def test_bundles_are_told_against_a_reference(place: Path, capsys: pytest.Captur
     words = [str(place / "bundle"), str(place / "int4"), *reference, *follow]
     own = ["--folder", str(place), "--judge", str(place / "judge"), "--count", str(COUNT)]
     assert evaluate.main([*words, *own, "--only", "trajectory", "drawing"]) == 0
-    said, printed = json.loads(output.read_text()), capsys.readouterr().out
-    same, coarse = (said["trajectories"][str(place / name)] for name in ("bundle", "int4"))
+    content, printed = json.loads(output.read_text()), capsys.readouterr().out
+    same, coarse = (row for row in content["rows"] if row["task"] == "trajectory")
+    assert (same["model"], coarse["model"]) == (str(place / "bundle"), str(place / "int4"))
     assert same["agreement"] == [1, 1, 1]
     assert same["flips"] == [0, 0, 0]
     assert coarse["divergence"][0] > same["divergence"][0]
     assert coarse["bytes"] < same["bytes"]
     assert set(coarse["tasks"]) == {"paint", "ask", "chat"}
     assert coarse["tasks"]["chat"]["divergence"][0] > 0
-    assert said["losses"][str(place / "bundle")]["drawing"]["concept"]["change"] == 0
-    reports = {(row["model"], row["task"]): row["report"] for row in said["rows"]}
+    assert content["losses"][str(place / "bundle")]["drawing"]["concept"]["change"] == 0
+    reports = {(row["model"], row["task"]): row["report"] for row in content["rows"] if "report" in row}
     shares = [reports[str(place / name), "drawing"]["concept"]["share"] for name in ("bundle", "int4")]
-    change = said["losses"][str(place / "int4")]["drawing"]["concept"]
+    change = content["losses"][str(place / "int4")]["drawing"]["concept"]
     assert change["change"] == pytest.approx(100 * (shares[1] - shares[0]))
     assert change["low"] <= change["change"] <= change["high"]
     assert "paint: agreement %, same writes %" in printed
@@ -163,6 +164,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(place: Path, monkeypa
         ("checkpoint", ("--only", "zzz"), "use some of tokenizer, what"),
         ("checkpoint", ("--count", "3"), "--count is 3; use at least 4 cases"),
         ("checkpoint", ("--count", "2000000"), "at least 4 cases, 20000 at most"),
+        ("checkpoint", ("--device", "nowhere"), "nowhere"),
         ("judge", (), "is neither a bundle"),
         ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
         ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),

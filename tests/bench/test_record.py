@@ -3,15 +3,21 @@ goes on."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mmada_lite.arguments import Parser
 from mmada_lite.bench import record
 from mmada_lite.bench.record import Run
+from mmada_lite.cli import bench as cli_bench
+from mmada_lite.cli import main as cli_main
 from mmada_lite.errors import Error
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
@@ -212,10 +218,43 @@ def test_a_spread_is_ordered_and_one_measurement_is_its_own() -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_kept_records_are_whole_and_quoted(path: Path) -> None:
     content = record.load(path)
-    assert content.get("complete", True)
+    assert content["complete"] is True
     assert content["rows"]
     documents = [*(RESULTS.parents[1] / "docs").glob("*.md"), RESULTS.parents[1] / "README.md"]
     assert any(f"bench/results/{path.name}" in document.read_text(encoding="utf-8") for document in documents)
+
+
+def parser_of(words: list[str]) -> tuple[Parser, list[str]]:
+    """What reads a command, and the arguments that it reads."""
+    if words[:2] == ["mmada-lite", "bench"]:
+        module, rest = cli_bench.BENCHES[words[2]][0], words[3:]
+    elif words[:3] == ["mmada-lite", "train", "synergy"]:
+        module, rest = "train.synergy", words[3:]
+    elif words[:2] == ["mmada-lite", "train"]:
+        module, rest = "train.__main__", words[2:]
+    elif words[:2] == ["python", "-m"]:
+        module, rest = words[2].removeprefix("mmada_lite."), words[3:]
+    else:
+        return cli_main.build_parser()[0], words[1:]
+    parser: Parser = import_module(f"mmada_lite.{module}").build_parser()
+    return parser, rest
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from keys_of(each)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_kept_records_speak_the_words_of_today(path: Path) -> None:
+    """Their command can be given as it is written, and their rows have the keys that a benchmark writes now."""
+    content = record.load(path)
+    parser, rest = parser_of(shlex.split(content["command"]))
+    parser.parse_args(rest)
+    assert content.get("command_then") != content["command"]
+    assert not {"forwards", "side", "of"} & set(keys_of(content["rows"]))
 
 
 def test_every_record_that_is_quoted_is_there() -> None:

@@ -1,5 +1,6 @@
 """Laws of the walk-through, on tiny models: parts are done once and a stopped run goes on, costs are those of the process."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def test_parts_are_done_once_and_a_run_that_was_stopped_goes_on(
     assert [line.split()[line.split().index("--method") + 1] for line in planted[-2:]] == ["gptq", "gptaq"]
     saved = record.load(tmp_path / "8b.json")
     assert (saved["bench"], saved["shape"], saved["layers"], saved["complete"]) == ("walkthrough_8b", "8b", 32, True)
+    assert saved["command"] == shlex.join(["python", "-m", "mmada_lite.bench.walkthrough_8b", *words])
     rows = {row["part"]: row for row in saved["rows"]}
     assert list(rows) == list(walkthrough_8b.parts(Namespace(work=work, threads=1, layers=32, steps=1, cache="", prompts=1)))
     assert rows["int4"]["bundle_gb"] == 0.002
@@ -85,6 +87,14 @@ def test_faults_are_one_line(planted: list[str], tmp_path: Path, capsys: pytest.
         assert main(words) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+def test_the_record_lies_where_the_help_says(planted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "(default: walkthrough_8b.json in the folder of --work)" in " ".join(capsys.readouterr().out.split())
+    assert main(["--work", str(tmp_path)]) == 0
+    assert record.load(tmp_path / "walkthrough_8b.json")["complete"]
 
 
 def test_a_bundle_is_loaded_and_asked(tiny_bundle: Path) -> None:
