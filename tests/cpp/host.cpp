@@ -299,6 +299,16 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
     return step.index != stop_at;
   };
   const auto seed = seed_in(job);
+  if (op == "codes_of") {
+    const Codes codes = model.codes_of(picture_in(job));
+    return Out().add("shape", Ids{codes.rows, codes.columns}).add("codes", codes.ids).done();
+  }
+  if (op == "picture_of") {
+    const Ids shape = ids_of(*job.find("shape"));
+    const Codes codes{static_cast<int>(shape[0]), static_cast<int>(shape[1]), ids_of(*job.find("codes"))};
+    const Picture picture = model.picture_of(codes);
+    return Out().add("width", picture.width).add("height", picture.height).add("bytes", picture.rgb).done();
+  }
   if (op == "encode") {
     std::vector<Ids> encoded;
     for (const auto& text : job.find("texts")->items) encoded.push_back(model.encode(text.string));

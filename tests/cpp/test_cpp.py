@@ -181,9 +181,10 @@ def test_an_unknown_tokenizer_is_named_and_ids_still_work(
     assert "give ids" in line
     chosen = {"answer_length": 8, "steps": 4, "block_length": 4}
     python = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
-    expected = python.chat("hello", TextSettings().replace(**chosen)).result().ids.tolist()
-    prompt = [int(t) for t in chat_row(python, "hello")]
+    expected = python.chat("hello", TextSettings(**chosen)).result().ids.tolist()
+    prompt = chat_row(python, "hello")
     assert host.call("complete", prompt=prompt, settings=chosen)["ids"] == expected
+    assert python.complete(prompt, TextSettings(**chosen)).result().ids.tolist() == expected
 
 
 def chat_row(model: Model, text: str) -> list[int]:
@@ -363,7 +364,20 @@ def test_extending_is_the_same(small: Host, model: Model, drawn: Image.Image, si
     assert np.abs(np.array(found["bytes"]) - np.asarray(drawing.picture, dtype=int).reshape(-1)).max() <= 1
 
 
+def test_codes_of_a_picture_and_the_picture_of_codes_are_the_same(small: Host, model: Model, drawn: Image.Image) -> None:
+    """Of a picture that has to be fitted too."""
+    wide = drawn.resize((90, 70))
+    for picture in (drawn, wide):
+        codes = model.codes_of(picture)
+        found = small.call("codes_of", picture=picture_json(picture))
+        assert found == {"shape": list(codes.shape), "codes": codes.reshape(-1).tolist()}
+    found, picture = small.call("picture_of", **found), model.picture_of(codes)
+    assert (found["width"], found["height"]) == picture.size
+    assert np.abs(np.array(found["bytes"]) - np.asarray(picture, dtype=int).reshape(-1)).max() <= 1
+
+
 def test_given_codes_stay(small: Host, model: Model) -> None:
+    """And the others are drawn as Python draws them."""
     side = model.codec.grid
     codes = np.arange(side * side) % model.vocabulary.codebook_size
     unknown = np.arange(side * side) % 3 == 0
@@ -372,6 +386,8 @@ def test_given_codes_stay(small: Host, model: Model) -> None:
     found = np.array(small.call("draw", **job)["codes"])
     assert (found[~unknown] == codes[~unknown]).all()
     assert (found[unknown] != codes[unknown]).any()
+    drawing = model.draw(words, codes.reshape(side, side), unknown.reshape(side, side))
+    assert (found == drawing.result().codes.reshape(-1)).all()
 
 
 @pytest.mark.parametrize("op", ["paint", "chat"])
