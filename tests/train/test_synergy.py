@@ -27,7 +27,7 @@ def workspace(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPat
         return MMaDA(config_of(vocabulary_of(tokenizer))), tokenizer, vocabulary_of(tokenizer)
 
     monkeypatch.setattr(recipe, "new_model", new_model)
-    monkeypatch.setattr(synergy, "HELD_PICTURES", 64)
+    monkeypatch.setattr(synergy, "HELD_OUT_PICTURES", 64)
     (tmp_path / "pool").mkdir()
     pool = single_pool()
     np.savez(tmp_path / "pool" / "single-00000.npz", **{name: getattr(pool, name) for name in FIELDS})
