@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TASKS = ("paint", "ask", "sum")
 JOINT = "joint"
 SCHEMA = 1  # of the JSON, as a benchmark's record has one
-HELD_PICTURES = 1024
+HELD_OUT_PICTURES = 1024
 MOST_ROWS = 4096  # of a task in an update: they are made and computed together
 Curve = list[dict[str, float]]  # a record every few updates: update, and the mean cross-entropy of each task, nats
 Curves = Mapping[str, Sequence[Mapping[str, float]]]  # by run: joint, or the task that it has alone
@@ -77,7 +77,7 @@ def train(run: Run, threads: int | None = None) -> Curve:
     model, tokenizer, vocabulary = new_model(workspace.tokenizer, run.seed)
     measured, _, _ = new_model(workspace.tokenizer)
     seen = Sequences(tokenizer, vocabulary, read_pool(workspace.pool, "single"))
-    held_out = Sequences(tokenizer, vocabulary, read_pool(_held(run.folder), "single"), held_out=True)
+    held_out = Sequences(tokenizer, vocabulary, read_pool(_held_out_folder(run.folder), "single"), held_out=True)
     settings = StageSettings(
         {task: Share(1.0) for task in run.tasks},
         LoopSettings(run.updates, save_seconds=1e9),
@@ -124,7 +124,7 @@ def held_loss(model: MMaDA, sequences: Sequences, task: str, groups: int = 12) -
     return round(total / count, 4)
 
 
-def _held(folder: Path) -> Path:
+def _held_out_folder(folder: Path) -> Path:
     return folder / "synergy" / "held"
 
 
@@ -136,13 +136,13 @@ def prepare(folder: Path) -> None:
     from mmada_lite.train.vq import MagViT
     from mmada_lite.train.workspace import Workspace
 
-    workspace, file = Workspace(folder), _held(folder) / "single-00000.npz"
+    workspace, file = Workspace(folder), _held_out_folder(folder) / "single-00000.npz"
     if not workspace.tokenizer.exists():
         raise Error(f"{workspace.tokenizer} is missing: run `python -m mmada_lite.train render` first")
     read_pool(workspace.pool, "single", limit=1)  # what is missing is said before anything is made
     if not file.exists():
         icons = emoji.load_concepts(workspace.concepts, "validation").pixels
-        write_shard(file, "single", icons, MagViT.load(workspace.vq_model).eval(), HELD_PICTURES, 1)
+        write_shard(file, "single", icons, MagViT.load(workspace.vq_model).eval(), HELD_OUT_PICTURES, 1)
 
 
 def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
@@ -158,11 +158,11 @@ def rows_of(curves: Mapping[int, Curves]) -> list[dict[str, Any]]:
     return table_rows
 
 
-def save(target: Path | None, words: Sequence[str], rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Curves]) -> None:
-    """Write what was found as JSON, whole or not at all. Raises Error where it cannot be written."""
+def save(target: Path | None, given: Sequence[str], rows: Sequence[Mapping[str, Any]], curves: Mapping[int, Curves]) -> None:
+    """Write what was measured as JSON, whole or not at all. Raises Error where it cannot be written."""
     if target is None:
         return
-    command = shlex.join(["mmada-lite", "train", "synergy", *words])
+    command = shlex.join(["mmada-lite", "train", "synergy", *given])
     about = {
         "schema": SCHEMA,
         "bench": "synergy",
@@ -260,12 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _run_all(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _run_all(words: Sequence[str]) -> int:
-    arguments = build_parser().parse_args(words)
+def _run_all(given: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(given)
     require_sound(arguments)
     curves = compare(arguments)
     rows = rows_of(curves)
-    save(arguments.output, words, rows, curves)
+    save(arguments.output, given, rows, curves)
     if arguments.plot:
         plot(curves, arguments.plot)
     print("| task | alone | jointly | difference by seed, nats |\n|---|---|---|---|")

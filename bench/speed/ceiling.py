@@ -67,7 +67,7 @@ def matrices(architecture: Architecture) -> list[tuple[int, int, int]]:
 def measure(
     architecture: Architecture, forms: Sequence[str], tokens: Sequence[int], threads: int, effort: Effort
 ) -> Iterator[Row]:
-    """Every row of one shape, as it is found."""
+    """Every row of one shape, as it is measured."""
     with tempfile.TemporaryDirectory() as scratch:
         for number, (inputs, columns, count) in enumerate(matrices(architecture)):
             folder = Path(scratch) / str(number)
@@ -110,15 +110,15 @@ def _products(
 ) -> Iterator[Row]:
     source = RandomTensors({"w": (columns, inputs)})
     sessions = {form: _product(folder, source, form, threads) for form in forms}
-    for rows in tokens:
-        x = np.random.default_rng(1).standard_normal((rows, inputs), dtype=np.float32)
+    for token_count in tokens:
+        x = np.random.default_rng(1).standard_normal((token_count, inputs), dtype=np.float32)
         fed = {form: (x * 40 + 128).clip(0, 255).astype(np.uint8) if form == ALONE else x for form in forms}
         timed = turns({form: _runner(session, {"x": fed[form]}) for form, session in sessions.items()}, effort)
         for form, seconds in timed.items():
-            about = {"what": "product", "form": form, "k": inputs, "n": columns, "count": count, "tokens": rows}
+            about = {"what": "product", "form": form, "k": inputs, "n": columns, "count": count, "tokens": token_count}
             stored = "int8" if form == ALONE else form
             about["bytes_a_weight"] = linear_bytes(source.shape("w"), WeightSpec(format_named(stored))) / (inputs * columns)
-            yield about | {"threads": threads, "giga_per_s": spread(2e-9 * rows * inputs * columns / s for s in seconds)}
+            yield about | {"threads": threads, "giga_per_s": spread(2e-9 * token_count * inputs * columns / s for s in seconds)}
 
 
 def _product(folder: Path, source: RandomTensors, form: str, threads: int) -> onnxruntime.InferenceSession:
@@ -152,13 +152,13 @@ def _attention(folder: Path, a: Architecture, tokens: Sequence[int], threads: in
         graph.output("y", "float32", (1, a.n_heads, "q", a.head_dim))
 
     session = _session(folder, "attention", build, threads)
-    for rows in tokens:
-        random, seen = np.random.default_rng(2), max(rows, 256)
-        shapes = {"q": (a.n_heads, rows), "k": (a.n_kv_heads, seen), "v": (a.n_kv_heads, seen)}
+    for token_count in tokens:
+        random, seen = np.random.default_rng(2), max(token_count, 256)
+        shapes = {"q": (a.n_heads, token_count), "k": (a.n_kv_heads, seen), "v": (a.n_kv_heads, seen)}
         fed = {n: random.standard_normal((1, *shape, a.head_dim), dtype=np.float32) for n, shape in shapes.items()}
         seconds = turns({"attention": _runner(session, fed)}, effort)["attention"]
-        work = 4e-9 * rows * seen * a.n_heads * a.head_dim
-        yield {"what": "attention", "form": "fp32", "tokens": rows, "keys": seen, "threads": threads} | {
+        work = 4e-9 * token_count * seen * a.n_heads * a.head_dim
+        yield {"what": "attention", "form": "fp32", "tokens": token_count, "keys": seen, "threads": threads} | {
             "giga_per_s": spread(work / s for s in seconds)
         }
 
@@ -175,11 +175,11 @@ def _nodes(folder: Path, a: Architecture, tokens: Sequence[int], threads: int, e
     session = _session(folder, "nodes", build, threads)
     smallest = turns({"node": _runner(session, {"x": np.ones((1, 1), np.float32)})}, effort)["node"]
     yield {"what": "node", "form": "fp32", "threads": threads, "seconds": spread(s / _NODES for s in smallest)}
-    for rows in tokens:
-        x = np.full((rows, a.mlp_hidden_size), 0.5, np.float32)
+    for token_count in tokens:
+        x = np.full((token_count, a.mlp_hidden_size), 0.5, np.float32)
         seconds = turns({"moved": _runner(session, {"x": x})}, effort)["moved"]
         rate = spread(3e-9 * x.nbytes * _NODES / s for s in seconds)
-        yield {"what": "elementwise", "form": "fp32", "tokens": rows, "threads": threads, "giga_per_s": rate}
+        yield {"what": "elementwise", "form": "fp32", "tokens": token_count, "threads": threads, "giga_per_s": rate}
 
 
 def memory(threads: int, effort: Effort) -> Iterator[Row]:

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
     spare = _Spare(shape, text, image, device, memory, arguments.shared)
-    rows = [spare.row(name, each) for name, each in groups.items()]
+    precisions = [spare.row(name, each) for name, each in groups.items()]
     content = {
         "model": shape.name,
         "memory": memory,
@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         "shared": arguments.shared,
         "speed": arguments.speed,
         "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.acceleration.cache},
-        "precisions": [_row_json(row, arguments.shared) for row in rows],
-        "best": next((row.precision for row in rows if row.fits), None),
+        "precisions": [_row_json(row, arguments.shared) for row in precisions],
+        "best": next((row.precision for row in precisions if row.fits), None),
     }
-    print(terminal.json_line(content) if arguments.json else _as_text(content, rows, arguments.shared))
+    print(terminal.json_line(content) if arguments.json else _as_text(content, precisions, arguments.shared))
     return 0 if content["best"] else 1
 
 
@@ -198,7 +198,7 @@ def _row_json(row: Row, shared: bool) -> dict[str, Any]:
     }
 
 
-def _as_text(content: Mapping[str, Any], rows: list[Row], shared: bool) -> str:
+def _as_text(content: Mapping[str, Any], precisions: list[Row], shared: bool) -> str:
     text = content["text"]
     title = (
         f"{content['model']} in {size_in_words(content['memory'])} of memory, on {content['device']}"
@@ -207,27 +207,27 @@ def _as_text(content: Mapping[str, Any], rows: list[Row], shared: bool) -> str:
     )
     heads = ["precision", "fits", "peak", *_PARTS, "embedding on disk", "bundle"]
     lines = [heads]
-    for row, plain in zip(rows, content["precisions"], strict=True):
+    for row, plain in zip(precisions, content["precisions"], strict=True):
         sizes = [plain[key] for key in ("peak", *_PARTS, "embedding_on_disk", "disk")]
         lines.append([row.precision, "yes" if row.fits else "no", *(size_in_words(size) if size else "-" for size in sizes)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return f"{title}\n\n{table}\n\n{_verdict(content, rows)}"
+    return f"{title}\n\n{table}\n\n{_verdict(content, precisions)}"
 
 
-def _verdict(content: Mapping[str, Any], rows: list[Row]) -> str:
+def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:
     from mmada_lite.memory_plan import PRECISIONS
 
     best = content["best"]
     if best is None:
-        least = max(rows, key=lambda row: row.spare)
+        least = max(precisions, key=lambda row: row.spare)
         less = "a shorter --answer-length takes less"
         if content["speed"] != "exact":
             less = "--speed exact keeps less of drawings"
         elif content["text"]["cache"] != "none":
             less = "--cache none keeps nothing between steps, and takes longer"
         return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
-    row = next(row for row in rows if row.precision == best)
+    row = next(row for row in precisions if row.precision == best)
     target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
     how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
     return f"the finest that fits: {best}, with {size_in_words(row.spare)} to spare; {how}"
