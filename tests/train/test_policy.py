@@ -44,10 +44,10 @@ def values(copies: MaskedCopies, seed: int = 4) -> tuple[Tensor, Tensor, Tensor]
 @law
 @given(REWARDS)
 def test_advantages_sum_to_zero_with_unit_spread(rewards: list[float]) -> None:
-    found = policy.group_advantages(torch.tensor(rewards, dtype=torch.float64))
-    assert float(found.sum()) == pytest.approx(0.0, abs=1e-6)
+    advantages = policy.group_advantages(torch.tensor(rewards, dtype=torch.float64))
+    assert float(advantages.sum()) == pytest.approx(0.0, abs=1e-6)
     expected = 0.0 if max(rewards) - min(rewards) < policy.TIE else 1.0
-    assert float(found.std(correction=0)) == pytest.approx(expected, abs=1e-6)
+    assert float(advantages.std(correction=0)) == pytest.approx(expected, abs=1e-6)
 
 
 @law
@@ -158,10 +158,10 @@ def test_log_probabilities_are_of_the_targets_of_any_columns() -> None:
     copies = some_copies()
     logits = torch.randn(*copies.chosen.shape, 90, generator=seeded(9))
     everywhere = logits.log_softmax(-1).gather(-1, copies.targets[..., None])[..., 0]
-    found = policy.token_log_probabilities(logits[copies.chosen], copies.targets, copies.chosen)
-    assert torch.allclose(found, everywhere.masked_fill(~copies.chosen, 0.0))
+    log_probabilities = policy.token_log_probabilities(logits[copies.chosen], copies.targets, copies.chosen)
+    assert torch.allclose(log_probabilities, everywhere.masked_fill(~copies.chosen, 0.0))
     moved = policy.token_log_probabilities(logits[copies.chosen], copies.targets + 1000, copies.chosen, first=1000)
-    assert torch.equal(found, moved)
+    assert torch.equal(log_probabilities, moved)
 
 
 @pytest.mark.parametrize("objective", [DLLM_RL, UNIGRPO])
@@ -231,9 +231,9 @@ def test_k3_is_never_negative_and_zero_at_equality(changes: list[float]) -> None
     chosen, nothing = torch.ones_like(change, dtype=torch.bool), torch.zeros(1)
     for divergence in ("sum", "mean"):
         objective = Objective(divergence=divergence)  # type: ignore[arg-type]
-        found = float(policy_loss(change, torch.zeros_like(change), chosen, nothing, objective).divergence)
-        assert found >= 0.0
-        assert found > 0.0 or max(map(abs, changes)) < 0.01
+        estimate = float(policy_loss(change, torch.zeros_like(change), chosen, nothing, objective).divergence)
+        assert estimate >= 0.0
+        assert estimate > 0.0 or max(map(abs, changes)) < 0.01
         assert float(policy_loss(change, change, chosen, nothing, objective).divergence) == 0.0
 
 

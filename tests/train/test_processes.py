@@ -34,9 +34,9 @@ def runs(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_ends_where_an_unbroken_one_does(runs: Path, name: str) -> None:
     assert records(runs / name) == records(runs / "whole")
     for averaged in (True, False):
-        (found, steps), (whole, _) = (trained_weights(runs / run, averaged) for run in (name, "whole"))
+        (resumed, steps), (unbroken, _) = (trained_weights(runs / run, averaged) for run in (name, "whole"))
         assert steps == len(records(runs / "whole")) == 8
-        assert all(torch.equal(found[key], whole[key]) for key in whole)
+        assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)
     assert not (runs / name / "state.old").exists()
 
 
@@ -53,23 +53,23 @@ def test_two_processes_find_the_loss_of_one(runs: Path) -> None:
     assert len(one) == len(two) == 8
     for first, second in zip(one, two, strict=True):
         assert first == pytest.approx(second, rel=2e-4, abs=2e-4)
-    (whole, _), (shared, _) = (trained_weights(runs / name, averaged=False) for name in ("whole", "pair"))
-    for name, value in whole.items():  # the matrices too, which are made orthogonal in turns and exchanged
+    (alone, _), (shared, _) = (trained_weights(runs / name, averaged=False) for name in ("whole", "pair"))
+    for name, value in alone.items():  # the matrices too, which are made orthogonal in turns and exchanged
         assert torch.allclose(value, shared[name], atol=1e-3), name
 
 
 def test_two_processes_share_a_batch_of_responses(runs: Path) -> None:
-    found = records(runs / "policy")
-    assert [record["step"] for record in found] == list(range(8))
-    assert all(math.isfinite(record["loss"]) for record in found)
-    assert sum("reward_letters" in record for record in found) == sum("reward_shades" in record for record in found) == 2
+    log = records(runs / "policy")
+    assert [record["step"] for record in log] == list(range(8))
+    assert all(math.isfinite(record["loss"]) for record in log)
+    assert sum("reward_letters" in record for record in log) == sum("reward_shades" in record for record in log) == 2
     first, second = ((runs / "policy" / f"weights-{rank}").read_text() for rank in range(2))
     assert first == second
 
 
 def test_a_model_that_is_cut_over_processes_learns_the_same(runs: Path) -> None:
     """FSDP2 on two processes: weights, their average, and the average after it was saved and read again."""
-    (whole, average), (cut, averaged), saved = torch.load(runs / "sharded.pt", weights_only=True)
-    for one, other in ((whole, cut), (average, averaged), saved):
+    (unsharded, average), (sharded, sharded_average), averages_read_again = torch.load(runs / "sharded.pt", weights_only=True)
+    for one, other in ((unsharded, sharded), (average, sharded_average), averages_read_again):
         assert one.keys() == other.keys()
         assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)

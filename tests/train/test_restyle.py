@@ -52,10 +52,10 @@ def test_every_step_keeps_size_and_changes_something(name: str) -> None:
     from PIL import Image
 
     picture = Image.fromarray(disc())
-    found = getattr(module, name)(picture, np.random.default_rng(5))
-    assert found.size == picture.size
-    assert found.mode == "RGBA"
-    over = [Image.alpha_composite(Image.new("RGBA", p.size, "white"), p) for p in (picture, found)]
+    restyled = getattr(module, name)(picture, np.random.default_rng(5))
+    assert restyled.size == picture.size
+    assert restyled.mode == "RGBA"
+    over = [Image.alpha_composite(Image.new("RGBA", p.size, "white"), p) for p in (picture, restyled)]
     assert np.abs(np.asarray(over[0]).astype(int) - np.asarray(over[1])).max() > 8
 
 
@@ -63,10 +63,10 @@ def test_outline_is_dark_and_outside() -> None:
     from PIL import Image
 
     icon = disc()
-    found = np.asarray(module._outline(Image.fromarray(icon), np.random.default_rng(1)))
-    grown = (found[..., 3] > 200) & (icon[..., 3] == 0)
+    outlined = np.asarray(module._outline(Image.fromarray(icon), np.random.default_rng(1)))
+    grown = (outlined[..., 3] > 200) & (icon[..., 3] == 0)
     assert grown.any()
-    assert np.median(found[grown][:, :3].max(axis=1)) < 128
+    assert np.median(outlined[grown][:, :3].max(axis=1)) < 128
 
 
 def test_no_restyle_draws_nothing_from_the_generator() -> None:

@@ -19,7 +19,7 @@ from mmada_lite.train.rewards import JUDGED, REWARDS, SeenTogether, Truth, find_
 
 law = settings(deadline=None, database=None)
 NUMBERS = st.integers(0, 12345)
-WORDS = st.text("abc 12+=,.\n", max_size=20)
+TEXTS = st.text("abc 12+=,.\n", max_size=20)
 TONES = {"apple": (200, 30, 30), "frog": (30, 160, 40), "key": (90, 60, 20)}  # what the planted judge knows
 THINGS = st.sampled_from([None, *TONES])
 
@@ -86,10 +86,10 @@ def test_a_corrupted_digit_lowers_the_score(problem: Problem, data: st.DataObjec
     response = arithmetic.response_to(problem)
     index = data.draw(st.sampled_from([k for k, letter in enumerate(response) if letter.isdigit()]))
     other = data.draw(st.sampled_from([d for d in "0123456789" if d != response[index]]))
-    found = scored(problem, response[:index] + other + response[index + 1 :])
+    scores = scored(problem, response[:index] + other + response[index + 1 :])
     wrong, right = ("thought", "answer") if index < response.index("</think>") else ("answer", "thought")
-    assert found[wrong] < 1.0
-    assert found[right] == found["format"] == 1.0
+    assert scores[wrong] < 1.0
+    assert scores[right] == scores["format"] == 1.0
 
 
 @law
@@ -103,7 +103,7 @@ def test_a_missing_or_superfluous_step_lowers_the_score(problem: Problem, data: 
 
 
 @law
-@given(problems(), WORDS)
+@given(problems(), TEXTS)
 def test_any_text_has_a_score(problem: Problem, text: str) -> None:
     """Only the true thought scores one."""
     share = arithmetic.true_share(problem, text)
@@ -143,14 +143,14 @@ def test_one_slip_costs_one_step() -> None:
 def test_problems_are_of_their_kind_and_side() -> None:
     rng = np.random.default_rng(0)
     for kind, (sign, digits) in KINDS.items():
-        for held in (True, False):
-            for problem in arithmetic.distinct_problems(kind, held, 60 if digits > 1 else 4, rng):
+        for held_out in (True, False):
+            for problem in arithmetic.distinct_problems(kind, held_out, 60 if digits > 1 else 4, rng):
                 assert problem.sign == sign
                 assert len(str(problem.first)) == len(str(problem.second)) == digits
                 assert problem.answer >= 0
                 text = f"{min(problem.first, problem.second)} + {max(problem.first, problem.second)}"
-                assert held == (zlib.crc32((text if sign == "+" else str(problem)).encode()) % 10 == 0)
-                assert held == problem.held_out
+                assert held_out == (zlib.crc32((text if sign == "+" else str(problem)).encode()) % 10 == 0)
+                assert held_out == problem.held_out
     assert Problem(31, "+", 17).held_out == Problem(17, "+", 31).held_out
     assert all(Problem(a, "+", b).held_out == texts.sum_held_out(b, a) for a in range(12) for b in range(12))
 
@@ -174,22 +174,22 @@ def test_problems_repeat_with_their_seed_and_reach_everywhere() -> None:
 
 def test_the_corpus_holds_nothing_that_is_held_out() -> None:
     lines = list(arithmetic.corpus(np.random.default_rng(3), count=100))
-    found = [problem for line in lines[::2] if (problem := arithmetic.problem_in(line))]
-    assert len(found) == 100 * len(KINDS)
-    assert not any(problem.held_out for problem in found)
-    assert all(arithmetic.response_to(problem) == line for problem, line in zip(found, lines[1::2], strict=True))
+    asked_problems = [problem for line in lines[::2] if (problem := arithmetic.problem_in(line))]
+    assert len(asked_problems) == 100 * len(KINDS)
+    assert not any(problem.held_out for problem in asked_problems)
+    assert all(arithmetic.response_to(problem) == line for problem, line in zip(asked_problems, lines[1::2], strict=True))
     assert arithmetic.problem_in("what colour is the sun?") is None
 
 
 @law
-@given(WORDS, WORDS)
+@given(TEXTS, TEXTS)
 def test_thoughts_come_apart_as_they_were_joined(thought: str, answer: str) -> None:
-    found = split_thought(with_thought(thought, answer))
+    parts = split_thought(with_thought(thought, answer))
     if thought.strip() and answer.strip():
-        assert found == (thought.strip(), answer.strip())
+        assert parts == (thought.strip(), answer.strip())
         assert answer_of(with_thought(thought, answer)) == answer.strip()
     else:
-        assert found is None
+        assert parts is None
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_thoughts_come_apart_as_they_were_joined(thought: str, answer: str) -> N
     ],
 )
 def test_a_broken_format_earns_nothing(text: str) -> None:
-    found = scored(Problem(52, "-", 17), text)
-    assert found["format"] == found["thought"] == 0.0
-    assert found["answer"] == float(text == "35")  # a bare answer may still be right
+    scores = scored(Problem(52, "-", 17), text)
+    assert scores["format"] == scores["thought"] == 0.0
+    assert scores["answer"] == float(text == "35")  # a bare answer may still be right
 
 
 def test_answers_are_compared_as_people_do() -> None:
@@ -245,13 +245,14 @@ def test_layouts_are_read_from_pixels(grid: tuple[int, int], data: st.DataObject
     names = tuple(data.draw(THINGS) for _ in range(rows * columns))
     picture = scene(Layout(rows, columns, names))
     assert occupied(picture, rows, columns) == [name is not None for name in names]
-    asked = Layout(rows, columns, tuple(data.draw(THINGS) for _ in range(rows * columns)))
-    agree = [(a is None) == (b is None) for a, b in zip(names, asked.names, strict=True)]
-    assert find_reward("layout")("", picture, Truth(layout=asked)) == pytest.approx(np.mean(agree))
-    if asked.named:
-        seen = find_reward("concept", planted)("", picture, Truth(layout=asked))
-        right = [names[cell] == name for cell, name in asked.named if names[cell] is not None]
-        assert sum(right) <= round(seen * len(asked.named)) <= sum(right) + sum(names[c] is None for c, _ in asked.named)
+    requested = Layout(rows, columns, tuple(data.draw(THINGS) for _ in range(rows * columns)))
+    agree = [(a is None) == (b is None) for a, b in zip(names, requested.names, strict=True)]
+    assert find_reward("layout")("", picture, Truth(layout=requested)) == pytest.approx(np.mean(agree))
+    if requested.named:
+        reward = find_reward("concept", planted)("", picture, Truth(layout=requested))
+        right = [names[cell] == name for cell, name in requested.named if names[cell] is not None]
+        empty = sum(names[cell] is None for cell, _ in requested.named)
+        assert sum(right) <= round(reward * len(requested.named)) <= sum(right) + empty
 
 
 def test_cells_are_seen_whole_and_in_reading_order() -> None:
@@ -285,12 +286,12 @@ def test_what_was_shown_together_is_said_again_without_a_call() -> None:
         return planted(pictures)
 
     layouts = [Layout(1, 2, ("frog", "apple")), Layout(2, 1, ("key", "frog")), Layout(1, 1, ("apple",))]
-    pictures, seen = [scene(layout) for layout in layouts], SeenTogether(counting)
-    seen.look([(picture, own.rows, own.columns) for picture, own in zip(pictures, layouts, strict=True)])
-    rewards = weigh({"concept": 1.0}, seen)
+    pictures, judge = [scene(layout) for layout in layouts], SeenTogether(counting)
+    judge.look([(picture, own.rows, own.columns) for picture, own in zip(pictures, layouts, strict=True)])
+    rewards = weigh({"concept": 1.0}, judge)
     assert [rewards("", picture, Truth(layout=own)) for picture, own in zip(pictures, layouts, strict=True)] == [1.0, 1.0, 1.0]
     assert calls == [5]
-    seen.look([])
+    judge.look([])
     assert rewards("", pictures[0], Truth(layout=layouts[1])) == 0.0  # not known: asked
     assert calls == [5, 2]
 

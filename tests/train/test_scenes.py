@@ -65,11 +65,11 @@ def test_layouts_stay_on_their_side_of_the_split() -> None:
     rng = np.random.default_rng(4)
     small = {CONCEPT_NAMES[n] for n in SMALL}
     for grid in GRIDS:
-        for held in (True, False):
+        for held_out in (True, False):
             for _ in range(400):
-                layout = draw_layout(grid, held, rng)
+                layout = draw_layout(grid, held_out, rng)
                 assert (layout.rows, layout.columns) == grid
-                assert layout_held_out(layout) == held
+                assert layout_held_out(layout) == held_out
                 assert {name for _, name in layout.named} <= small
                 assert layout.named
                 assert grid == (2, 2) or len({name for _, name in layout.named}) == 2
@@ -95,23 +95,23 @@ def test_captions_and_thoughts_of_relations_agree() -> None:
         first, second = (part.split(" on a")[0] for part in caption.split(f" {relation} "))
         phrases = [CONCEPTS[NUMBERS[str(name)]].phrase for name in layout.names]
         assert [first, second] == (phrases if own == 0 else phrases[::-1])
-        said = dict(part.split(" ", 1) for part in thought.split(", "))
-        assert said.pop("background") == colour
-        assert list(said.values()) == list(layout.names)
-        assert list(said) == (["left", "right"] if columns == 2 else ["top", "bottom"])
+        by_place = dict(part.split(" ", 1) for part in thought.split(", "))
+        assert by_place.pop("background") == colour
+        assert list(by_place.values()) == list(layout.names)
+        assert list(by_place) == (["left", "right"] if columns == 2 else ["top", "bottom"])
     assert drawing_thought(Layout(1, 1, ("sun",)), "blue") == "middle sun, background blue"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_follow_from_the_layout(kind: str) -> None:
-    rng, asked = np.random.default_rng(6), 0
+    rng, exchanges = np.random.default_rng(6), 0
     for _ in range(300):
         layout, colour = draw_layout((2, 2), False, rng), COLOURS[rng.integers(len(COLOURS))]
-        found = scene_question(layout, colour, kind, rng)
-        if found is None:
+        exchange = scene_question(layout, colour, kind, rng)
+        if exchange is None:
             continue
-        asked += 1
-        question, response = found
+        exchanges += 1
+        question, response = exchange
         answer, names = answer_of(response), [name for _, name in layout.named]
         if kind == "background":
             assert response == colour
@@ -135,4 +135,4 @@ def test_answers_follow_from_the_layout(kind: str) -> None:
             first, second = question.removeprefix("are there more ").removesuffix("?").split(" or ")
             more = counts[first] - counts[second]
             assert answer == ("as many" if more == 0 else first if more > 0 else second)
-    assert asked > 100
+    assert exchanges > 100

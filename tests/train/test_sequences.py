@@ -165,11 +165,11 @@ def test_answer_rows_hide_more_than_they_show(toy_sequences: Sequences) -> None:
 
 def test_block_wise_rows_show_what_is_before_and_hide_what_is_after(toy_sequences: Sequences) -> None:
     """Only the block counts, ends of text in it a tenth; and every block that holds words is met."""
-    vocabulary, rng, words = toy_sequences.vocabulary, np.random.default_rng(7), 20
+    vocabulary, rng, text_length = toy_sequences.vocabulary, np.random.default_rng(7), 20
     special, total, met = vocabulary.special, [], set()
     prompts = rng.integers(50, 400, size=(64, 5))
     answers = np.full((64, ANSWER_LENGTH), special.eos)
-    answers[:, :words] = rng.integers(50, 400, size=(64, words))
+    answers[:, :text_length] = rng.integers(50, 400, size=(64, text_length))
     for _ in range(30):
         rows = answer_rows("sum", prompts, answers, vocabulary, rng, blocks=1.0)
         hidden, weight = (rows.tokens == special.mask)[:, 5:], rows.weight[:, 5:]
@@ -184,30 +184,30 @@ def test_block_wise_rows_show_what_is_before_and_hide_what_is_after(toy_sequence
             assert block.min() >= start  # what is before is shown
             assert hidden[row, start + BLOCK :].all()  # what is after is hidden, and does not count
             met.add(int(start))
-            filling, said = counted[counted >= words], counted[counted < words]
-            if filling.size and said.size:
-                assert weight[row, filling[0]] == pytest.approx(FILLING * weight[row, said[0]])
+            filling, text = counted[counted >= text_length], counted[counted < text_length]
+            if filling.size and text.size:
+                assert weight[row, filling[0]] == pytest.approx(FILLING * weight[row, text[0]])
     assert np.mean(total) == pytest.approx(1.0, abs=0.05)
-    assert met == set(range(0, words, BLOCK))
+    assert met == set(range(0, text_length, BLOCK))
 
 
 def test_thoughts_parse_and_are_true(toy_sequences: Sequences) -> None:
     for rows in groups(toy_sequences, "sum", 8, 40):
         for row in rows.targets:
-            question, said = spoken(toy_sequences, row).split("assistant")
-            problem, found = problem_in(question), split_thought(said)
+            question, response = spoken(toy_sequences, row).split("assistant")
+            problem, parts = problem_in(question), split_thought(response)
             assert problem is not None
-            assert found is not None
-            assert true_share(problem, found.thought) == 1.0
-            assert found.answer == str(problem.answer)
+            assert parts is not None
+            assert true_share(problem, parts.thought) == 1.0
+            assert parts.answer == str(problem.answer)
     for rows in groups(toy_sequences, "scene", 9, 40):
         for row in rows.targets:
-            question, said = spoken(toy_sequences, row).split("assistant")
-            found = split_thought(said)
-            assert found is not None or said.strip() in COLOURS
-            if found and "how many things" in question:
-                listed = found.thought.replace("top ", "").replace("bottom ", "").replace(";", ",").split(", ")
-                assert found.answer == str(sum(name != "none" for name in listed))
+            question, response = spoken(toy_sequences, row).split("assistant")
+            parts = split_thought(response)
+            assert parts is not None or response.strip() in COLOURS
+            if parts and "how many things" in question:
+                listed = parts.thought.replace("top ", "").replace("bottom ", "").replace(";", ",").split(", ")
+                assert parts.answer == str(sum(name != "none" for name in listed))
 
 
 def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: Sequences) -> None:
@@ -215,14 +215,14 @@ def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: S
     for rows in groups(toy_sequences, "answer_from_thought", 8, 40):
         assert not (rows.targets >= toy_sequences.vocabulary.image_code_offset).any()
         for row, tokens in zip(rows.targets, rows.tokens, strict=True):
-            question, said = spoken(toy_sequences, row).split("assistant")
-            found = split_thought(said)
-            assert found is not None
-            names = re.findall(r"[a-z]+", found.thought.replace("top ", "").replace("bottom ", ""))
+            question, response = spoken(toy_sequences, row).split("assistant")
+            parts = split_thought(response)
+            assert parts is not None
+            names = re.findall(r"[a-z]+", parts.thought.replace("top ", "").replace("bottom ", ""))
             assert not layout_held_out(Layout(2, 2, tuple(None if name == "none" else name for name in names)))
             if "where is the" in question:
-                asked = question.split("where is the ")[1].split("?")[0]
-                assert found.answer == CELLS[names.index(asked)]
+                thing = question.split("where is the ")[1].split("?")[0]
+                assert parts.answer == CELLS[names.index(thing)]
             kinds.add(question.split()[1])
             hidden = tokens == special.mask
             assert hidden[row.tolist().index(toy_sequences.tokenizer.find("</think>", -1)) + 1 :].all()
@@ -233,15 +233,15 @@ def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: S
 def test_drawn_rows_think_what_the_caption_says(toy_sequences: Sequences) -> None:
     for rows in groups(toy_sequences, "thought_to_image", 10, 40):
         for row in rows.targets:
-            said, thought = spoken(toy_sequences, row).removesuffix("</think>").split("<think>")
+            caption, thought = spoken(toy_sequences, row).removesuffix("</think>").split("<think>")
             parts = [part.split(" ", 1) for part in thought.strip().split(", ")]
             assert parts[-1][0] == "background"
             assert parts[-1][1] in COLOURS
             names = [name for _, name in parts[:-1]]
-            assert all(CONCEPTS[CONCEPT_NAMES.index(name)].name in said for name in names)
+            assert all(CONCEPTS[CONCEPT_NAMES.index(name)].name in caption for name in names)
             if len(names) == 2:
-                swapped = " right of " in said or " below " in said
-                assert (said.index(names[0]) > said.index(names[1])) == swapped
+                swapped = " right of " in caption or " below " in caption
+                assert (caption.index(names[0]) > caption.index(names[1])) == swapped
 
 
 def test_every_answer_fits(toy_sequences: Sequences) -> None:
@@ -254,8 +254,8 @@ def test_every_answer_fits(toy_sequences: Sequences) -> None:
             assert len(encode(thought)) < ANSWER_LENGTH, thought
             continue
         for kind in KINDS:
-            asked = scene_question(layout, colour, kind, rng)
-            assert asked is None or len(encode(asked[1])) < ANSWER_LENGTH, asked
+            exchange = scene_question(layout, colour, kind, rng)
+            assert exchange is None or len(encode(exchange[1])) < ANSWER_LENGTH, exchange
     for kind in PROBLEM_SHARES:
         assert all(len(encode(response_to(draw_problem(kind, False, rng)))) < ANSWER_LENGTH for _ in range(200))
     for answer, _ in texts.FACTS:
@@ -267,20 +267,20 @@ def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
     sequences = Sequences(
         toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=0.0
     )
-    said = {
+    decoded = {
         task: [spoken(sequences, row) for rows in groups(sequences, task, 12, 60, 20) for row in rows.targets] for task in TASKS
     }
-    problems = [problem_in(text) for text in said["sum"]]
+    problems = [problem_in(text) for text in decoded["sum"]]
     assert len(problems) == 1200
     assert not any(problem is None or problem.held_out for problem in problems)
-    held = {(CONCEPT_NAMES[i], colour) for i, colour in texts.pairs(held_out=True)}
-    shown = [shown_in(text) for task in ("paint", "ask") for text in said[task]]
+    unseen_pairs = {(CONCEPT_NAMES[i], colour) for i, colour in texts.pairs(held_out=True)}
+    shown = [shown_in(text) for task in ("paint", "ask") for text in decoded[task]]
     assert sum(len(pairs) == 1 for pairs in shown) > 1000
-    assert not set().union(*shown) & held
+    assert not set().union(*shown) & unseen_pairs
     two = [
         relation
         for task in ("pair", "thought_to_image", "caption_to_thought")
-        for text in said[task]
+        for text in decoded[task]
         if (relation := layout_in(text))
     ]
     assert len(two) > 2000
@@ -289,7 +289,7 @@ def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
         layout_held_out(layout) for layout in map(toy_sequences.several.layout, range(len(toy_sequences.several.grid)))
     )
     lists = {scene_thought(toy_sequences.several.layout(n)) for n in np.flatnonzero(~toy_sequences.several.tidy)}
-    thoughts = [found.thought for text in said["scene"] if (found := split_thought(text.split("assistant")[1]))]
+    thoughts = [parts.thought for text in decoded["scene"] if (parts := split_thought(text.split("assistant")[1]))]
     assert set(thoughts) <= lists
 
 
@@ -302,9 +302,9 @@ def shown_in(text: str) -> set[tuple[str, str]]:
 def layout_in(text: str) -> Layout | None:
     """The layout of a caption of two things."""
     for relation, (rows, columns, own) in RELATIONS.items():
-        found = re.match(rf"(.*) {relation} (.*?)( on an? |<think>|$)", text)
-        if found:
-            names = [next(c.name for c in CONCEPTS if c.phrase == found[k].strip()) for k in (1, 2)]
+        match = re.match(rf"(.*) {relation} (.*?)( on an? |<think>|$)", text)
+        if match:
+            names = [next(c.name for c in CONCEPTS if c.phrase == match[k].strip()) for k in (1, 2)]
             return Layout(rows, columns, tuple(names if own == 0 else names[::-1]))
     return None
 

@@ -79,23 +79,23 @@ def test_a_concept_without_a_sign_borrows_an_icon(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(IconSet, "__init__", open_set)
     monkeypatch.setattr(IconSet, "render", lambda self, name, size=96: ring())
     coloured = {"first": icons(RED)[0], "second": icons(BLUE)[0]}
-    made = signs.render_signs(tmp_path, coloured)
-    assert set(made) == set(signs.SIGNS)
+    rendered = signs.render_signs(tmp_path, coloured)
+    assert set(rendered) == set(signs.SIGNS)
     lacking = CONCEPT_NAMES.index("tulip")
     assert "tulip" not in signs.sign_names("tabler")
     number = [style.name for style in styles("sign")].index("tabler")
-    assert (made["tabler"][lacking] == thing((RED, BLUE)[number % 2])).all()
-    assert (made["tabler"][CONCEPT_NAMES.index("apple")] != thing((RED, BLUE)[number % 2])).any()
+    assert (rendered["tabler"][lacking] == thing((RED, BLUE)[number % 2])).all()
+    assert (rendered["tabler"][CONCEPT_NAMES.index("apple")] != thing((RED, BLUE)[number % 2])).any()
 
 
 def test_signs_are_recognized_and_never_drawn_like(tmp_path: Path) -> None:
-    seen: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    middles: dict[bool, list[np.ndarray]] = {True: [], False: []}
     rng = np.random.default_rng(0)
     for number in range(60):
         tidy = number % 2 == 0
         picture, *_ = shards._single(icons(RED), tidy, rng, signs=icons(BLUE))
-        seen[tidy].append(picture[28:36, 28:36].reshape(-1, 3).astype(int).mean(0))
-    bluer = {tidy: sum(p[2] > p[0] for p in pictures) for tidy, pictures in seen.items()}
+        middles[tidy].append(picture[28:36, 28:36].reshape(-1, 3).astype(int).mean(0))
+    bluer = {tidy: sum(p[2] > p[0] for p in colours) for tidy, colours in middles.items()}
     assert bluer[True] == 0
     assert 3 <= bluer[False] <= 20
 

@@ -38,9 +38,9 @@ def model(toy_sequences: Sequences) -> MMaDA:
 def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, trace: int | None) -> None:
     settings = replace(policy_settings((task,), 40), trace=trace)
     stage_three(model, toy_sequences.tokenizer, tmp_path, settings).train()
-    found = [record[f"reward_{task}"] for record in records(tmp_path) if f"reward_{task}" in record]
-    assert len(found) == 20  # two updates on each batch of responses
-    assert np.mean(found[-4:]) > np.mean(found[:4]) + 0.1
+    earned = [record[f"reward_{task}"] for record in records(tmp_path) if f"reward_{task}" in record]
+    assert len(earned) == 20  # two updates on each batch of responses
+    assert np.mean(earned[-4:]) > np.mean(earned[:4]) + 0.1
     assert all(record["divergence"] >= -1e-4 for record in records(tmp_path))
     assert records(tmp_path)[0]["divergence"] == pytest.approx(0.0, abs=1e-4)
 
@@ -71,10 +71,10 @@ def test_groups_copies_and_advantages_have_their_shapes(
     settings, vocabulary = policy_settings((task,), 4), toy_sequences.vocabulary
     run = stage_three(model, toy_sequences.tokenizer, tmp_path, settings)
     first, second = run._respond(0)
-    rows = settings.prompts * settings.group
+    responses = settings.prompts * settings.group
     for (piece,) in (first, second):
         count = len(piece["tokens"])
-        assert rows < count <= rows * settings.copies
+        assert responses < count <= responses * settings.copies
         assert {len(value) for value in piece.values()} == {count}
         chosen, tokens, targets = piece["chosen"], piece["tokens"], piece["targets"]
         assert bool(chosen.any(1).all())
@@ -90,9 +90,9 @@ def test_groups_copies_and_advantages_have_their_shapes(
             codes = targets[chosen] - vocabulary.image_code_offset
             assert 0 <= int(codes.min()) <= int(codes.max()) < CODES
     assert float(second[0]["chosen"].sum()) > float(first[0]["chosen"].sum())  # later updates hide more
-    (targets, response, _, _), found = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
+    (targets, response, _, _), earned = run._shared(task, run.sources[task](run.policy, 2, np.random.default_rng(0)), seed=0)
     assert targets.shape == response.shape
-    assert found.shape == (settings.prompts, settings.group)
+    assert earned.shape == (settings.prompts, settings.group)
     assert bool((targets[:6, :4] == targets[0, :4]).all())  # a group has one prompt
     assert not torch.equal(targets[0], targets[1])  # and responses of its own
 
@@ -194,25 +194,25 @@ def test_the_recipe_s_tasks_have_rewards_and_few_steps(toy_sequences: Sequences)
     assert quick.text.temperature == 1  # the log-probabilities that are learned from know no other
 
 
-WORDS = {"count": "how many", "compare": "more"}  # what every question of a kind says
+PHRASES = {"count": "how many", "compare": "more"}  # what every question of a kind says
 
 
 def test_prompts_are_of_the_training_side_and_of_one_length(toy_sequences: Sequences, model: MMaDA) -> None:
     speaker = Policy(model, toy_sequences.tokenizer, toy_sequences.vocabulary)
-    held, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held_out=True)}, np.random.default_rng(0)
+    unseen_pairs, rng = {(CONCEPT_NAMES[i], colour) for i, colour in pairs(held_out=True)}, np.random.default_rng(0)
     for task, source in {**sources(), **looking(Shown(single_pool(), scene_pool(200)))}.items():
         for _ in range(40):
             prompts = source(speaker, 8, rng)
             assert len(prompts) == 8
             assert len({len(prompt.ids) for prompt in prompts}) == 1
             assert {prompt.draws for prompt in prompts} == {task in ("paint", "thought_to_image")}
-            if task in WORDS:
-                assert all(WORDS[task] in prompt.text for prompt in prompts)
+            if task in PHRASES:
+                assert all(PHRASES[task] in prompt.text for prompt in prompts)
             for prompt in prompts:
                 layout, problem = prompt.truth.layout, problem_in(prompt.text)
                 assert (prompt.truth.answer is None) == prompt.draws
                 assert problem is None or (not problem.held_out and prompt.truth.answer == str(problem.answer))
                 if layout is not None:
                     assert all(name in NUMBERS for _, name in layout.named)
-                    assert not {(name, prompt.truth.background) for _, name in layout.named} & held
+                    assert not {(name, prompt.truth.background) for _, name in layout.named} & unseen_pairs
                     assert task == "paint" or not layout_held_out(layout)

@@ -37,7 +37,7 @@ def workspace(tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-def words(workspace: Path, *more: str) -> list[str]:
+def arguments(workspace: Path, *more: str) -> list[str]:
     return [
         "--folder",
         str(workspace),
@@ -54,7 +54,7 @@ def words(workspace: Path, *more: str) -> list[str]:
 
 
 def test_every_run_has_a_curve_and_the_table_is_their_end(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert synergy.main(words(workspace, "--seeds", "0", "1", "--plot", str(workspace / "curves.png"))) == 0
+    assert synergy.main(arguments(workspace, "--seeds", "0", "1", "--plot", str(workspace / "curves.png"))) == 0
     content = json.loads((workspace / "out.json").read_text())
     assert set(content["curves"]) == {"0", "1"}
     for by_run in content["curves"].values():
@@ -72,8 +72,8 @@ def test_every_run_has_a_curve_and_the_table_is_their_end(workspace: Path, capsy
 
 
 def test_a_run_that_is_cut_goes_on_to_the_same_curve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert synergy.main(words(workspace)) == 0
-    whole = json.loads((workspace / "out.json").read_text())["curves"]
+    assert synergy.main(arguments(workspace)) == 0
+    unbroken = json.loads((workspace / "out.json").read_text())["curves"]
     (workspace / "synergy" / "updates-4-rows-2").rename(workspace / "first")
     measure, calls = synergy.held_loss, 0
 
@@ -85,31 +85,31 @@ def test_a_run_that_is_cut_goes_on_to_the_same_curve(workspace: Path, monkeypatc
         return measure(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(synergy, "held_loss", cut)
-    assert synergy.main(words(workspace)) == 130
+    assert synergy.main(arguments(workspace)) == 130
     monkeypatch.setattr(synergy, "held_loss", measure)
-    assert synergy.main(words(workspace)) == 0
-    assert json.loads((workspace / "out.json").read_text())["curves"] == whole
+    assert synergy.main(arguments(workspace)) == 0
+    assert json.loads((workspace / "out.json").read_text())["curves"] == unbroken
 
 
 def test_pictures_to_measure_with_are_made_once(workspace: Path) -> None:
-    held = workspace / "synergy" / "held" / "single-00000.npz"
-    held.unlink()
+    held_out_file = workspace / "synergy" / "held" / "single-00000.npz"
+    held_out_file.unlink()
     with pytest.raises(Error, match=r"concepts\.npz is missing"):
         synergy.prepare(workspace)
-    assert not held.exists()
+    assert not held_out_file.exists()
     from mmada_lite.train.data.sources import STYLES
 
     noise = np.random.default_rng(0).integers(0, 256, size=(64, 96, 96, 4), dtype=np.uint8)
     np.savez(workspace / "concepts.npz", **{style.name: noise for style in STYLES})
     MagViT(TINY_VQ).save(workspace / "vq" / "model", "float32")
     synergy.prepare(workspace)
-    made = held.stat().st_mtime_ns
+    written_at = held_out_file.stat().st_mtime_ns
     synergy.prepare(workspace)
-    assert held.stat().st_mtime_ns == made
+    assert held_out_file.stat().st_mtime_ns == written_at
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (("--every", "3"), "--updates 4 is no multiple of --every 3"),
         (("--rows", "0"), "--rows 0 cannot be"),
@@ -119,9 +119,9 @@ def test_pictures_to_measure_with_are_made_once(workspace: Path) -> None:
         (("--folder", "nowhere"), "nowhere"),
     ],
 )
-def test_faults_are_one_line(workspace: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert synergy.main(words(workspace, *more)) == 2
+def test_faults_are_one_line(workspace: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert synergy.main(arguments(workspace, *more)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert not (workspace / "out.json").exists()

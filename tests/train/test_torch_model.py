@@ -91,14 +91,14 @@ def test_bfloat16_agrees_about_as_well_as_the_reference(recorded: dict[str, dict
 def test_a_fresh_past_equals_no_past(models: dict[str, MMaDA], recorded: dict[str, dict[str, Tensor]], name: str) -> None:
     """Keys and values of a full forward serve any window of it, as prefix and suffix in any order."""
     model, tokens = models[name], recorded[name]["input_ids"]
-    whole = model(tokens)
+    full = model(tokens)
     window = torch.arange(8, 15).expand(tokens.shape[0], -1)
     rest = torch.tensor([*range(15, tokens.shape[1]), *range(8)])
-    past = [(keys[:, :, rest], values[:, :, rest]) for keys, values in whole.present]
+    past = [(keys[:, :, rest], values[:, :, rest]) for keys, values in full.present]
     part = model(tokens[:, 8:15], positions=window, past=past)
     # Block inputs differ from the second layer on unless the past is exact, and here it is.
-    assert float((part.hidden - whole.hidden[:, 8:15]).abs().max()) < TOLERANCE
-    for (keys, _), (expected, _) in zip(part.present, whole.present, strict=True):
+    assert float((part.hidden - full.hidden[:, 8:15]).abs().max()) < TOLERANCE
+    for (keys, _), (expected, _) in zip(part.present, full.present, strict=True):
         assert keys.shape[2] == 7
         assert float((keys - expected[:, :, 8:15]).abs().max()) < TOLERANCE
 
@@ -116,10 +116,10 @@ def test_a_loss_computes_what_it_needs(models: dict[str, MMaDA], recorded: dict[
     chosen = torch.zeros(tokens.shape, dtype=torch.bool)
     assert model.hidden_at(tokens, chosen).shape == (0, model.config.d_model)
     chosen[0, 5:8], chosen[2, 11] = True, True
-    part, whole = model.hidden_at(tokens, chosen), model(tokens).hidden[chosen]
-    torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+    part, full = model.hidden_at(tokens, chosen), model(tokens).hidden[chosen]
+    torch.testing.assert_close(part, full, rtol=0, atol=1e-5)
     parameters = list(model.transformer.blocks.parameters())
-    gradients = [torch.autograd.grad(states.square().sum(), parameters) for states in (part, whole)]
+    gradients = [torch.autograd.grad(states.square().sum(), parameters) for states in (part, full)]
     for one, other in zip(*gradients, strict=True):
         # An entry sums terms of every position that may cancel, in another order on another processor: a small entry is as
         # far off as a large one, so that the distance is compared with the largest.
@@ -128,18 +128,18 @@ def test_a_loss_computes_what_it_needs(models: dict[str, MMaDA], recorded: dict[
 
 def test_rows_and_columns_choose_without_changing(models: dict[str, MMaDA], recorded: dict[str, dict[str, Tensor]]) -> None:
     model, tokens = models["gqa"], recorded["gqa"]["input_ids"]
-    rows = torch.tensor([[3, 1], [20, 20], [0, 23]])
-    whole = model(tokens).hidden
-    chosen = model(tokens, rows=rows).hidden
+    queries = torch.tensor([[3, 1], [20, 20], [0, 23]])
+    hidden = model(tokens).hidden
+    chosen = model(tokens, rows=queries).hidden
     for row in range(3):
-        torch.testing.assert_close(chosen[row], whole[row, rows[row]], rtol=0, atol=1e-5)
-    states = model(tokens, rows=rows, keep_states=True)
+        torch.testing.assert_close(chosen[row], hidden[row, queries[row]], rtol=0, atol=1e-5)
+    states = model(tokens, rows=queries, keep_states=True)
     torch.testing.assert_close(states.hidden, chosen, rtol=0, atol=1e-5)
-    assert states.states[-1].shape == whole.shape
+    assert states.states[-1].shape == hidden.shape
     bias = torch.randn(3, 1, tokens.shape[1], tokens.shape[1], generator=torch.Generator().manual_seed(3))
-    given = model(tokens, rows=rows, bias=bias).hidden
+    given = model(tokens, rows=queries, bias=bias).hidden
     for row, full in enumerate(model(tokens, bias=bias).hidden):
-        torch.testing.assert_close(given[row], full[rows[row]], rtol=0, atol=1e-5)
+        torch.testing.assert_close(given[row], full[queries[row]], rtol=0, atol=1e-5)
     torch.testing.assert_close(model.logits(chosen, slice(246, 374)), model.logits(chosen)[..., 246:374], rtol=0, atol=1e-4)
 
 

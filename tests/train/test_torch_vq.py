@@ -91,7 +91,7 @@ def test_a_half_precision_folder_keeps_whole_numbers_whole(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("codes", "grid", "words"),
+    ("codes", "grid", "message"),
     [
         (torch.zeros(1, 7, dtype=torch.int64), None, "7 codes do not fill a 2 x 2 grid"),
         (torch.zeros(1, 8, dtype=torch.int64), (3, 3), "8 codes do not fill a 3 x 3 grid"),
@@ -99,8 +99,8 @@ def test_a_half_precision_folder_keeps_whole_numbers_whole(tmp_path: Path) -> No
         (torch.full((1, 4), -1), None, r"codes must lie in 0\.\.31"),
     ],
 )
-def test_impossible_codes(codes: Tensor, grid: tuple[int, int] | None, words: str) -> None:
-    with pytest.raises(Error, match=words):
+def test_impossible_codes(codes: Tensor, grid: tuple[int, int] | None, message: str) -> None:
+    with pytest.raises(Error, match=message):
         MagViT(SMALL).decode(codes, grid)
 
 

@@ -21,12 +21,12 @@ from mmada_lite.vocabulary import Tokenizer
 
 def test_split_is_crc32_and_stays() -> None:
     assert texts.held_out("apple on red") == (zlib.crc32(b"apple on red") % 10 == 0)
-    held, kept = set(texts.pairs(held_out=True)), set(texts.pairs(held_out=False))
-    assert not held & kept
-    assert len(held | kept) == len(CONCEPTS) * len(COLOURS)
-    assert {i for i, _ in kept} == set(range(len(CONCEPTS)))
-    assert {k for _, k in kept} == set(COLOURS)
-    assert 0.07 < len(held) / len(held | kept) < 0.13
+    unseen, trained = set(texts.pairs(held_out=True)), set(texts.pairs(held_out=False))
+    assert not unseen & trained
+    assert len(unseen | trained) == len(CONCEPTS) * len(COLOURS)
+    assert {i for i, _ in trained} == set(range(len(CONCEPTS)))
+    assert {k for _, k in trained} == set(COLOURS)
+    assert 0.07 < len(unseen) / len(unseen | trained) < 0.13
 
 
 def test_concepts_have_names_of_their_own() -> None:

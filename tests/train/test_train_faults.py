@@ -99,7 +99,7 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(
     workspace: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = workspace / "pool" / f"{kind}-00000.npz"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     with np.load(file) as data:
         arrays = dict(data)
 
@@ -110,7 +110,7 @@ def test_pool_files_that_are_cut_empty_or_foreign_are_named(
         np.savez(file, **{name: array[:0] for name, array in arrays.items()})
 
     changes: list[tuple[Callable[[], object], str]] = [
-        (lambda: file.write_bytes(whole[: len(whole) // 2]), "cannot be read"),
+        (lambda: file.write_bytes(content[: len(content) // 2]), "cannot be read"),
         (lambda: file.write_bytes(b""), "cannot be read"),
         (foreign, "cannot be read"),
         (empty, "is empty"),

@@ -70,19 +70,19 @@ def pieces(step: int, parts: int = 2) -> list[Piece]:
 def test_toy_run_lowers_the_loss_and_goes_on_with_the_same_curve(toy_sequences: Sequences, tmp_path: Path) -> None:
     model = tiny_model(toy_sequences.vocabulary)
     train_stage(model, toy_sequences, tmp_path / "whole", stage_settings(16))
-    whole = records(tmp_path / "whole")
-    assert [record["step"] for record in whole] == list(range(16))
+    unbroken = records(tmp_path / "whole")
+    assert [record["step"] for record in unbroken] == list(range(16))
     for task in ("ask", "scene", "sum"):
-        assert whole[-1][task] < 0.8 * whole[0][task], task
-    assert whole[-1]["paint"] < whole[0]["paint"]
-    assert all(record["norm"] > 0 for record in whole)
+        assert unbroken[-1][task] < 0.8 * unbroken[0][task], task
+    assert unbroken[-1]["paint"] < unbroken[0]["paint"]
+    assert all(record["norm"] > 0 for record in unbroken)
 
     train_stage(tiny_model(toy_sequences.vocabulary), toy_sequences, tmp_path / "cut", stage_settings(16), until=9)
     with (tmp_path / "cut" / "log.jsonl").open("a") as stream:  # written after the state, before the kill
         stream.write('{"step": 9, "ask": 0.0}\n{"step": 10, "as')
     again = tiny_model(toy_sequences.vocabulary)
     train_stage(again, toy_sequences, tmp_path / "cut", stage_settings(16))
-    assert records(tmp_path / "cut") == whole
+    assert records(tmp_path / "cut") == unbroken
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     one, two = (trained_weights(tmp_path / name)[0] for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -126,10 +126,10 @@ def test_the_plain_model_with_merged_code_bits_is_the_one_that_was_trained(toy_s
 
 def test_a_batch_gives_each_task_its_share(toy_sequences: Sequences) -> None:
     settings = StageSettings({"fact": Share(0.25), "sum": Share(1.5, 3.0), "ask": Share(1.0)}, LoopSettings(8), rows=4)
-    found = [[int(p["task"][0]) for p in batch(toy_sequences, settings, step)] for step in range(8)]
-    assert sum(tasks.count(TASKS.index("fact")) for tasks in found) == 2
-    assert sum(tasks.count(TASKS.index("sum")) for tasks in found) == 12
-    assert all(tasks.count(TASKS.index("ask")) == 1 for tasks in found)
+    tasks_by_step = [[int(p["task"][0]) for p in batch(toy_sequences, settings, step)] for step in range(8)]
+    assert sum(tasks.count(TASKS.index("fact")) for tasks in tasks_by_step) == 2
+    assert sum(tasks.count(TASKS.index("sum")) for tasks in tasks_by_step) == 12
+    assert all(tasks.count(TASKS.index("ask")) == 1 for tasks in tasks_by_step)
     for first, second in zip(batch(toy_sequences, settings, 5), batch(toy_sequences, settings, 5), strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
     large = batch(toy_sequences, replace(settings, rows=400), 1)
@@ -209,10 +209,10 @@ def test_pieces_sum_to_the_loss_and_the_gradient_of_the_whole(tmp_path: Path) ->
 def test_a_kill_between_renames_leaves_a_state(tmp_path: Path, kept: str) -> None:
     """Whichever rename of a saving comes last: the state before it or the one after it is found, and junk beside it is not."""
     toy_loop(tmp_path, Squares(), 2).run(pieces)
-    whole = tmp_path / "state"
-    shutil.copytree(whole, tmp_path / "state.partial")
+    state = tmp_path / "state"
+    shutil.copytree(state, tmp_path / "state.partial")
     (tmp_path / "state.partial" / "weights.pt").write_bytes(b"cut")
-    whole.rename(tmp_path / kept)
+    state.rename(tmp_path / kept)
     assert trained_weights(tmp_path)[1] == 2
     again = toy_loop(tmp_path, Squares(), 4)
     assert again.step == 2
@@ -227,9 +227,9 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path: Path) -> 
     spoilt = toy_loop(tmp_path, Squares(lambda value: value * float("nan")), 6)
     with pytest.raises(Error, match=r"the loss of step 3 is nan: lower the learning rate"):
         spoilt.run(pieces)
-    found, steps = trained_weights(tmp_path, averaged=False)
+    weights, steps = trained_weights(tmp_path, averaged=False)
     assert steps == 3
-    assert all(torch.equal(good[name], found[name]) for name in good)
+    assert all(torch.equal(good[name], weights[name]) for name in good)
     toy_loop(tmp_path, Squares(), 6).run(pieces)
     toy_loop(tmp_path / "whole", Squares(), 6).run(pieces)
     assert records(tmp_path) == records(tmp_path / "whole")
@@ -278,18 +278,18 @@ def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_alone() -> N
 def test_optimizers_lower_a_quadratic_and_the_average_follows() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    made = optimizers(model, {"0.weight"}, muon_lr=0.05, adam_lr=0.02, decay=0.0)
-    assert [len(o.param_groups[0]["params"]) for o in made] == [1, 3]
+    muon_and_adam = optimizers(model, {"0.weight"}, muon_lr=0.05, adam_lr=0.02, decay=0.0)
+    assert [len(o.param_groups[0]["params"]) for o in muon_and_adam] == [1, 3]
     average, x = Average(model, 0.9), torch.randn(32, 6)
     first = (model(x) - 1).square().mean().item()
     for step in range(40):
         torch.autograd.backward((model(x) - 1).square().mean())
-        for one in made:
+        for one in muon_and_adam:
             set_rates(one, 0.5 if step == 0 else 1.0)
             one.step()
             one.zero_grad()
         average.update(model, step)
-    assert [o.param_groups[0]["lr"] for o in made] == [0.05, 0.02]  # a factor is of the highest rate, not of the last
+    assert [o.param_groups[0]["lr"] for o in muon_and_adam] == [0.05, 0.02]  # a factor is of the highest rate, not of the last
     assert (model(x) - 1).square().mean().item() < 0.3 * first
     before = model[0].weight.detach().clone()
     average.swap(model)
@@ -338,28 +338,29 @@ def test_sharpening_leaves_the_codes_alone(tmp_path: Path) -> None:
     assert not torch.equal(sharp.decode(codes), before)
 
 
-def test_entropy_loss_prefers_sure_and_varied_codes() -> None:
-    sure = torch.where(torch.rand(4, 12, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, 3.0, -3.0)
-    unsure, constant = torch.zeros(4, 12, 8, 8), torch.full((4, 12, 8, 8), 3.0)
-    assert stage_vq.entropy_loss(sure) < stage_vq.entropy_loss(unsure)
-    assert stage_vq.entropy_loss(sure) < stage_vq.entropy_loss(constant)
+def test_entropy_loss_prefers_confident_and_varied_codes() -> None:
+    confident = torch.where(torch.rand(4, 12, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, 3.0, -3.0)
+    undecided, constant = torch.zeros(4, 12, 8, 8), torch.full((4, 12, 8, 8), 3.0)
+    assert stage_vq.entropy_loss(confident) < stage_vq.entropy_loss(undecided)
+    assert stage_vq.entropy_loss(confident) < stage_vq.entropy_loss(constant)
 
 
 def test_pool_is_written_in_shards_and_read_back(tmp_path: Path) -> None:
-    model, held = MagViT(TINY_VQ).eval(), set(pairs(held_out=True))
+    model, unseen_pairs = MagViT(TINY_VQ).eval(), set(pairs(held_out=True))
     extend_pool(tmp_path, "single", discs(), model, 10, range(2))
     extend_pool(tmp_path, "scene", discs(), model, 10, range(1))
     singles, several = read_pool(tmp_path, "single"), read_pool(tmp_path, "scene")
     assert singles.codes.shape == (20, 64)
     assert singles.tidy.sum() == 10
     assert (singles.grid == NOTHING).all()
-    assert not held & {(int(n[0]), COLOURS[k]) for n, k in zip(singles.names, singles.colour, strict=True)}
+    assert not unseen_pairs & {(int(n[0]), COLOURS[k]) for n, k in zip(singles.names, singles.colour, strict=True)}
     layouts = [several.layout(row) for row in range(len(several.grid))]
     assert 5 <= len(layouts) <= 10
     assert [len(layout.names) == 2 for layout in layouts] == several.tidy.tolist()
     assert not any(layout_held_out(layout) for layout in layouts)
     shown = {(int(n), int(k)) for names, k in zip(several.names, several.colour, strict=True) for n in names if n != NOTHING}
-    assert not {(n, COLOURS[k]) for n, k in shown} & held  # a thing among others is not drawn on a held-out background either
+    # A thing among others is not drawn on a held-out background either.
+    assert not {(n, COLOURS[k]) for n, k in shown} & unseen_pairs
     assert read_pool(tmp_path, "single", 1).codes.shape == (10, 64)
     before = (tmp_path / "single-00000.npz").stat().st_mtime_ns
     extend_pool(tmp_path, "single", discs(), model, 10, range(1))

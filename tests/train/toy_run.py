@@ -57,8 +57,8 @@ def ended(child: int, seconds: float) -> int | None:
     """The exit code of a child (minus the signal that killed it), or None where it still runs after so long."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended_child, status = os.waitpid(child, os.WNOHANG)
+        if ended_child:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     return None
@@ -82,9 +82,9 @@ def finish(*children: int) -> list[int]:
 
 def pair(target: Callable[[], object]) -> list[int]:
     """Two processes that know each other, told as `torchrun` and `accelerate launch` tell them."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(2)]
     return finish(*[fork(target, **common, **variables) for variables in own])
@@ -148,10 +148,10 @@ class Runs:
             rename = Path.rename
 
             def renamed(path: Path, other: Path) -> Path:
-                found = rename(path, other)
+                moved = rename(path, other)
                 if path.name == "state":
                     os.kill(os.getpid(), signal.SIGKILL)
-                return found
+                return moved
 
             Path.rename = renamed  # type: ignore[assignment, method-assign]
             self.stage(name)
@@ -169,32 +169,32 @@ def sharded(folder: Path) -> None:
 
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    found = []
+    results = []
     for cut in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
         if cut:
             fully_shard(model, mesh=mesh)
-        made = optimizers(model, {"0.weight", "2.weight"}, muon_lr=0.05, adam_lr=0.01, decay=0.1)
+        muon_and_adam = optimizers(model, {"0.weight", "2.weight"}, muon_lr=0.05, adam_lr=0.01, decay=0.1)
         average = Average(model, 0.9)
         for step in range(4):
             x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
             torch.autograd.backward((model(x) - 1).square().mean())  # the same rows everywhere: means over processes are theirs
-            for optimizer in made:
+            for optimizer in muon_and_adam:
                 optimizer.step()
                 optimizer.zero_grad()
             average.update(model, step)
-        whole = {name: p.full_tensor() if cut else p for name, p in model.state_dict().items()}  # type: ignore[operator]
-        found.append((whole, average.full()))
+        weights = {name: p.full_tensor() if cut else p for name, p in model.state_dict().items()}  # type: ignore[operator]
+        results.append((weights, average.full()))
     content = average.state_dict()  # as accelerate keeps it: the first process writes, all read
     if dist.get_rank() == 0:
         torch.save(content, folder / "average.pt")
     dist.barrier()
     again = Average(model, 0.9)
     again.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
-    found.append((average.full(), again.full()))
+    results.append((average.full(), again.full()))
     if dist.get_rank() == 0:
-        torch.save(found, folder / "sharded.pt")
+        torch.save(results, folder / "sharded.pt")
     dist.barrier()
     dist.destroy_process_group()
 
