@@ -222,7 +222,7 @@ def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
 
 
 def test_a_thought_is_waited_for_and_no_token_ends_a_text(tiny_bundle: Path, bundle: Bundle) -> None:
-    thinking = TextSettings(answer_length=8, steps=8, block_length=4, threshold=0.9, thought_first=True)
+    thinking = TextSettings(answer_length=8, steps=8, block_length=4).replace(threshold=0.9, thought_first=True)
     tokens = Bench.of(Bundle.open(tiny_bundle))._tokens(thinking)
     assert tokens.closing == tuple(closing_ids(Tokenizer.from_file(tiny_bundle / "tokenizer.json")))
     assert not tokens.stop

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmada_lite import Error
 from mmada_lite.bench.parity.replay import RecordedSampler, WatchedDenoiser
 from mmada_lite.cli.compile_cpp import SOURCES, find_library
 from mmada_lite.decoding.canvas import Canvas
@@ -238,3 +239,11 @@ def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mmada_lite", *map(str, arguments)], env=environment, capture_output=True, text=True
     )
+
+
+def both_name(refusal: dict[str, Any], fault: pytest.ExceptionInfo[Error], *names: str) -> None:
+    """C++ refuses what Python refuses; the line of either names the same things."""
+    for line in (refusal["error"], str(fault.value)):
+        assert "\n" not in line
+        for name in names:
+            assert name in line

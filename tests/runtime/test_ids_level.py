@@ -138,7 +138,7 @@ def test_rows_of_a_batch_are_written_as_each_alone(model: Model) -> None:
 def test_training_writes_what_a_user_reads(model: Model) -> None:
     """Guided too, where both rows have their say."""
     prompt = question(model, "hello")
-    for chosen in (WRITTEN, replace(WRITTEN, guidance=1.5), replace(WRITTEN, cache="dual", threshold=0.5)):
+    for chosen in (WRITTEN, replace(WRITTEN, guidance=1.5), WRITTEN.replace(cache="dual", threshold=0.5)):
         written = rollouts.write(model, [prompt], chosen, seed=5)
         assert written.ids[0].tolist() == model.complete(prompt, chosen, seed=5).result().ids.tolist()
 

@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
-DOORS = {"generate", "rows", "settings", "schedules", "denoiser", "kv_cache", "forward.Step"}
+DOORS = {"generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
 
 
 def sources() -> Iterator[Path]:
