@@ -1,5 +1,5 @@
-"""Settings of the C++ host: what Python refuses is refused there too, what Python alone decodes with is refused by name, and both
-sides have the same names and defaults.
+"""Settings of the C++ host: what Python refuses is refused there too, what Python alone decodes with is refused by name, and
+both sides have the same names and defaults.
 """
 
 import json
