@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def test_what_is_drawn_from_a_thought_is_told_apart(model: mmada_lite.Model) -> 
 def test_an_answer_is_followed_to_its_end_and_no_further() -> None:
     """As many states as a user's answer takes steps, which is fewer than it has room for."""
     known = mmada_lite.load(device="cpu", threads=1)
-    exact, question = replace(known.text_defaults, cache="none"), "what is 3 + 4?"
+    exact, question = known.text_defaults.replace(cache="none"), "what is 3 + 4?"
     taken = known.chat(question, exact).result().steps
     assert len(trajectories(known, [Prompt("chat", question)], 1000)) == taken < exact.answer_length
 
