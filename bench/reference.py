@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmada_lite.decoding.rows import paint_prompt, picture_part
+from mmada_lite.decoding.rows import picture_part, unconditional_prompt
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures, transfers
 from mmada_lite.train.model import MMaDA
 from mmada_lite.vocabulary import Vocabulary
@@ -115,10 +115,10 @@ def _drawn(share: Tensor) -> Tensor:
 def picture_to_draw(
     prompt: list[int], vocabulary: Vocabulary, count: int, padded: int = PADDED, device: str = "cpu"
 ) -> Picture:
-    """A picture of `count` codes, all to be drawn; the prompt's ids padded on the left to `padded`, as published. device: of
-    torch, where its rows lie."""
-    special, rows, prompts = vocabulary.special, [], (prompt, paint_prompt([], vocabulary.special))
-    longest = max(padded + 1, *map(len, prompts))
+    """A picture of `count` codes, all to be drawn; the prompt's ids, up to the codes, padded on the left to `padded`, as
+    published. device: of torch, where its rows lie."""
+    special, rows, prompts = vocabulary.special, [], (prompt, unconditional_prompt(vocabulary))
+    longest = max(padded + 2, *map(len, prompts))
     to_draw = picture_part(np.zeros(count), np.ones((1, count), dtype=bool), vocabulary)
     for each in prompts:
         row = torch.cat([torch.tensor([each]), torch.from_numpy(to_draw)], 1)

@@ -30,11 +30,10 @@ from mmada_lite.bench.command import add_output, execute, require_counts
 from mmada_lite.bench.record import Row, Run
 from mmada_lite.bench.timed import open_timed, timed
 from mmada_lite.decoding.denoiser import Window
-from mmada_lite.decoding.rows import picture_prompt
+from mmada_lite.decoding.rows import chat_ids, picture_prompt
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES
 from mmada_lite.quant.convert import Request, quantize_model
-from mmada_lite.vocabulary import chat_ids
 
 NAME = "walkthrough_8b"
 PROGRAM = ("python", "-m", f"mmada_lite.bench.{NAME}")  # what its arguments stand after
@@ -150,7 +149,7 @@ def answer(options: argparse.Namespace) -> Row:
     opening = time.perf_counter() - started - reading
     decoded = timed(steps, model.denoiser.clock)
     codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
-    question = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": QUESTION}])
+    question = chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": QUESTION}])
     return {
         "prompt_tokens": len(picture_prompt(codes, model.vocabulary)) + len(question),
         "answer_tokens": ANSWER,

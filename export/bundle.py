@@ -176,7 +176,7 @@ def _sidecar(folder: Path) -> dict[str, Any]:
     if not (folder / SIDECAR).is_file():
         return {}
     content = read_json(folder / SIDECAR)
-    for place, keys in ((content, ("name", "defaults")), (content.get("defaults", {}), ("text", "image"))):
+    for place, keys in ((content, ("name", "defaults", "knows")), (content.get("defaults", {}), ("text", "image"))):
         if unknown := sorted(set(place) - set(keys)):
             raise Error(f"{folder / SIDECAR}: unknown key {unknown[0]!r}; the keys are {', '.join(keys)}")
     return content
@@ -261,8 +261,12 @@ def _describe(
     }
     return {
         "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
+        "family": "mmada",
+        "needs": [],
+        "knows": checkpoint.sidecar.get("knows", {}),
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),
+        "rows": checkpoint.vocabulary.rows.to_json(),
         "image": checkpoint.image,
         "quantization": {group: asdict(weight_group(group, specs[group], size)) for group, size in sizes.items()},
         "tensors": {plan.name: _stored_formats(plan, specs[plan.group]) for plan in plans},
@@ -285,9 +289,7 @@ def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     image = {"steps": 15, "guidance": 3.5, "temperature": 1.0, "schedule": "cosine"}
     given = checkpoint.sidecar.get("defaults", {})
     where = str(checkpoint.folder / SIDECAR)
-    chosen = {"text": text | given.get("text", {}), "image": image | given.get("image", {})}
-    checked = {
-        "text": plain(read_settings(TextSettings, chosen["text"], f"{where}: defaults.text")),
-        "image": plain(read_settings(ImageSettings, chosen["image"], f"{where}: defaults.image")),
+    return {
+        "text": plain(read_settings(TextSettings, text | given.get("text", {}), f"{where}: defaults.text")),
+        "image": plain(read_settings(ImageSettings, image | given.get("image", {}), f"{where}: defaults.image")),
     }
-    return {kind: {key: value for key, value in chosen[kind].items() if key in checked[kind]} for kind in chosen}

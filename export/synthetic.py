@@ -161,7 +161,7 @@ def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
     """Embedder, backbone and heads of a size, through the exporter as every model is. Returns the bundle, opened."""
     config = config_of(size)
     narrow = {"backbone": "int4-b64", "text_head": "int4-b64"} if form == "int4" and config.d_model < 128 else None
-    text = {"answer_length": size.answer, "steps": size.answer // 2, "block_length": size.block, "cache": "dual"}
+    text = {"answer_length": size.answer, "steps": size.answer // 2, "block_length": size.block}
     checkpoint = exporting.Checkpoint(
         folder=Path(os.devnull),  # nothing lies beside these weights
         config=config,
@@ -169,7 +169,10 @@ def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
         vocabulary=size.vocabulary,
         codec=(),
         image={"resolution": size.grid * 16, "downsample": 16},
-        sidecar={"name": "synthetic", "defaults": {"text": text, "image": {"steps": 15 if size.grid > 4 else 5}}},
+        sidecar={
+            "name": "synthetic",
+            "defaults": {"text": text | {"acceleration": {"cache": "dual"}}, "image": {"steps": 15 if size.grid > 4 else 5}},
+        },
         origin=(_RANDOM, exporter()),
     )
     return Bundle.open(exporting.write_bundle(checkpoint, precision.specs_for(form, target, narrow), folder))

@@ -7,26 +7,30 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.families import FAMILIES, Rows
 from mmada_lite.files import AtomicFolder, recover
-from mmada_lite.vocabulary import Vocabulary
+from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 MANIFEST = "bundle.json"
 FORMAT = "mmada-lite-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HASHED_UP_TO = 256 << 20  # bytes; larger bundles are hashed only when asked
 _AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
-_KEYS = (
+_KEYS_1 = (
     *("format", "format_version", "name", "architecture", "vocabulary", "image"),
     *("quantization", "defaults", "graphs", "files", "provenance"),
 )
-_OPTIONAL = ("target", "tensors")  # absent in older bundles
+_LATER_1 = ("target", "tensors")  # absent in older bundles of format 1
+_KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
+NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
 
 Record = TypeVar("Record")
 Fingerprint = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
@@ -118,8 +122,10 @@ class Bundle:
     graphs: Mapping[str, GraphInfo]
     files: Mapping[str, FileInfo]
     provenance: Provenance
-    target: str = "cpu"  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
-    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # graph -> tensor -> name of its format
+    target: str  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
+    tensors: Mapping[str, Mapping[str, str]]  # graph -> tensor -> name of its format
+    family: str
+    knows: Mapping[str, Any]  # what the model was taught, in words of its maker's
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -216,11 +222,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
     where = str(path / MANIFEST)
-    _check_keys(content, (*_KEYS, *_OPTIONAL), _KEYS, where)
+    if content["format_version"] < FORMAT_VERSION:
+        _check_keys(content, (*_KEYS_1, *_LATER_1), _KEYS_1, where)
+        content = _upgraded(content, where)
+    _check_keys(content, _KEYS, _KEYS, where)
+    _check_host(content, where)
     defaults = _mapping(content["defaults"], f"{where}: defaults")
     _check_keys(defaults, ("text", "image"), ("text", "image"), f"{where}: defaults")
     try:
-        vocabulary = Vocabulary.from_json(_mapping(content["vocabulary"], "vocabulary"))
+        rows = Rows.from_json(_mapping(content["rows"], "rows"), [each.name for each in fields(SpecialTokens)])
+        vocabulary = Vocabulary.from_json(_mapping(content["vocabulary"], "vocabulary"), rows)
     except Error as fault:
         raise Error(f"{where}: {fault}") from None
     image = content["image"]
@@ -236,11 +247,37 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         graphs=_records(GraphInfo, content["graphs"], f"{where}: graphs"),
         files=_records(FileInfo, content["files"], f"{where}: files"),
         provenance=_record(Provenance, content["provenance"], f"{where}: provenance"),
-        target=_value(content.get("target", "cpu"), str, f"{where}: target"),
-        tensors=_formats(content.get("tensors", {}), f"{where}: tensors"),
+        target=_value(content["target"], str, f"{where}: target"),
+        tensors=_formats(content["tensors"], f"{where}: tensors"),
+        family=content["family"],
+        knows=MappingProxyType(dict(_mapping(content["knows"], f"{where}: knows"))),
     )
     _check_files(bundle, where)
     return bundle
+
+
+def _upgraded(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content of format 1 as format 2 says it: its settings by their names of today, and what it could not say."""
+    defaults, tables = content["defaults"], {"text": format_1.TEXT, "image": format_1.IMAGE}
+    if isinstance(defaults, Mapping):
+        defaults = {
+            kind: format_1.read(tables[kind], said, f"{where}: defaults.{kind}")
+            if kind in tables and isinstance(said, Mapping)
+            else said
+            for kind, said in defaults.items()
+        }
+    later = {"family": "mmada", "needs": [], "knows": {}, "rows": FAMILIES["mmada"].to_json()}
+    return {"target": "cpu", "tensors": {}} | dict(content) | later | {"defaults": defaults}
+
+
+def _check_host(content: Mapping[str, Any], where: str) -> None:
+    """Raises Error for a bundle that asks for more than this program has."""
+    newer = "it may be of a newer mmada-lite: `pip install -U mmada-lite`"
+    if content["family"] not in tuple(FAMILIES):
+        raise Error(f"{where}: family is {content['family']!r}, and this program knows {', '.join(FAMILIES)}; {newer}")
+    for need in _value(content["needs"], tuple[str, ...], f"{where}: needs"):
+        if need not in NEEDS:
+            raise Error(f"{where}: the model needs {need!r}, which this program does not have; {newer}")
 
 
 def _check_files(bundle: Bundle, where: str) -> None:
@@ -272,7 +309,7 @@ def _sha256(path: Path) -> str:
 def read_settings(cls: type[Settings], content: Any, where: str) -> Settings:
     """Settings from plain JSON. Every fault is an Error that begins with `where`."""
     try:
-        return from_plain(cls, _mapping(content, where), where)
+        return from_plain(cls, _mapping(content, where))
     except Error as fault:
         raise Error(str(fault) if str(fault).startswith(where) else f"{where}: {fault}") from None
 

@@ -19,13 +19,13 @@ from mmada_lite import images
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding, TextTokens
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt, thought_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_end, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
 from mmada_lite.streams import Answer, Drawing, Thinking
-from mmada_lite.vocabulary import Tokenizer, chat_ids, with_tags
+from mmada_lite.vocabulary import Tokenizer, with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -202,7 +202,7 @@ class Model:
             raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
-        row = paint_prompt(self._ids(words), self.vocabulary.special)
+        row = paint_prompt(self._ids(words), self.vocabulary)
         return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
 
     def encode(self, text: str) -> list[int]:
@@ -225,7 +225,7 @@ class Model:
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary.special, conversation), settings, seed=seed)
+        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary, conversation), settings, seed=seed)
 
     def _write(self, prompt: Sequence[int], chosen: TextSettings, seed: int) -> Answer:
         if (ahead := chosen.acceleration.speculative_steps) > 1 and self.device.name != "cpu":
@@ -236,8 +236,9 @@ class Model:
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
         """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""
-        plan = thinking_prompt(self.tokenizer.encode(prompt.strip()), self.vocabulary.special)
-        beside = len(plan) + codes + 3  # eos, soi, eoi
+        text = self.tokenizer.encode(prompt.strip())
+        plan = thinking_prompt(text, self.vocabulary)
+        beside = len(thought_prompt(text, [], self.vocabulary)) + codes + len(picture_end(self.vocabulary))
         room = self.bundle.architecture.max_sequence_length - beside
         if isinstance(think, str):
             given = Thinking(with_tags(think), self.tokenizer, room)
@@ -275,12 +276,12 @@ class Model:
         self._fingerprints.check()
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
-        special, text = self.vocabulary.special, self.tokenizer.encode(prompt.strip())
-        row = paint_prompt(text, special) if thought is None else thought_prompt(text, thought, special)
+        text = self.tokenizer.encode(prompt.strip())
+        row = paint_prompt(text, self.vocabulary) if thought is None else thought_prompt(text, thought, self.vocabulary)
         return self._draw(row, codes, unknown, settings, seed)
 
     def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> Decoding:
-        self._fits(len(row) + codes.size + 2, "the prompt with its picture")
+        self._fits(len(row) + codes.size + len(picture_end(self.vocabulary)), "the prompt with its picture")
         if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
             raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
         chosen = settings or self.image_defaults

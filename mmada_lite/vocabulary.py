@@ -1,18 +1,19 @@
 """Which integer means what: special tokens, text ids and image codes, and the way between text and ids.
 
-It knows the chat template, the tags around a thought and where image codes begin; it knows nothing of models, canvases or
-decoding.
+It knows the tags around a thought and where image codes begin, and holds the templates of the rows that a task begins with; it
+knows nothing of models, canvases or decoding.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from mmada_lite.errors import Error
+from mmada_lite.families import FAMILIES, Rows
 
 # Spelling in a tokenizer file and the id that the published 8B model uses where its tokenizer file lacks the token.
 _SPELLINGS: dict[str, tuple[str, int]] = {
@@ -29,6 +30,7 @@ _SPELLINGS: dict[str, tuple[str, int]] = {
     "end_header": ("<|end_header_id|>", 126347),
     "eot": ("<|eot_id|>", 126348),
 }
+_NUMBERS = ("special", "image_code_offset", "codebook_size", "size")  # in the file's order
 _HEADERS = ("start_header", "end_header", "eot")
 ROLES = ("system", "user", "assistant")
 OPEN, CLOSE = "<think>", "</think>"  # around a thought
@@ -56,13 +58,15 @@ class SpecialTokens:
 class Vocabulary:
     """The id space of one model: image code c is token `image_code_offset + c`; `size` counts the embedding's rows.
 
-    The offset is the length of the tokenizer (126349 for the published model), not `llm_vocab_size`.
+    The offset is the length of the tokenizer (126349 for the published model), not `llm_vocab_size`. rows: the templates of the
+    rows that a task begins with.
     """
 
     special: SpecialTokens
     image_code_offset: int
     codebook_size: int
     size: int
+    rows: Rows = field(default=FAMILIES["mmada"], hash=False)
 
     def __post_init__(self) -> None:
         end = self.image_code_offset + self.codebook_size
@@ -71,22 +75,23 @@ class Vocabulary:
                 f"vocabulary: image codes end at {end} but the embedding has {self.size} rows; "
                 "check image_code_offset (the tokenizer's length) and codebook_size"
             )
-        for field in fields(SpecialTokens):
-            value = getattr(self.special, field.name)
+        for name, value in asdict(self.special).items():
             if not 0 <= value < self.size:
-                raise Error(f"vocabulary: special token {field.name!r} is {value}, outside the embedding's {self.size} rows")
+                raise Error(f"vocabulary: special token {name!r} is {value}, outside the embedding's {self.size} rows")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The ids and sizes. The rows stand beside them in bundle.json, and not in them."""
+        return {name: asdict(self.special) if name == "special" else getattr(self, name) for name in _NUMBERS}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Vocabulary":
+    def from_json(cls, data: Mapping[str, Any], rows: Rows = FAMILIES["mmada"]) -> "Vocabulary":
         """Read the form that `to_json` writes. Raises Error where a key is absent, unknown or not an integer."""
         special = data.get("special")
         if not isinstance(special, Mapping):
             raise Error("vocabulary: the key 'special' is missing; write the bundle again with `mmada-lite export`")
         numbers = {key: value for key, value in data.items() if key != "special"}
-        return cls(special=_integers(SpecialTokens, special), **_plain_integers(cls, numbers, skip={"special"}))
+        ids = SpecialTokens(**_plain_integers([each.name for each in fields(SpecialTokens)], special))
+        return cls(special=ids, rows=rows, **_plain_integers(_NUMBERS[1:], numbers))
 
     @classmethod
     def from_tokenizer(
@@ -138,35 +143,7 @@ class Tokenizer:
         return str(self._inner.decode(known, skip_special_tokens=True))
 
 
-def render_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    """The chat template as text: what the reference's template gives, generation header included."""
-    turns = (f"<|start_header_id|>{m['role']}<|end_header_id|>\n{m['content'].strip()}<|eot_id|>" for m in messages)
-    bos = "<|startoftext|>" if messages else ""
-    return bos + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n"
-
-
-def chat_ids(tokenizer: Tokenizer, special: SpecialTokens, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a conversation up to where the assistant's answer begins.
-
-    Equal to encoding `render_chat(messages)`, except that special spellings inside a message stay text.
-    Raises Error for an empty conversation, an unknown role or an empty message.
-    """
-    if not messages:
-        raise Error("the conversation is empty; give at least one user message")
-    ids = [special.bos]
-    for number, message in enumerate(messages, 1):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise Error(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
-        if not isinstance(content, str) or not content.strip():
-            raise Error(f"message {number} ({role}) is empty; write something")
-        ids += [special.start_header, *tokenizer.encode(role), special.end_header]
-        ids += [*tokenizer.encode("\n" + content.strip()), special.eot]
-    return [*ids, special.start_header, *tokenizer.encode("assistant"), special.end_header, *tokenizer.encode("\n")]
-
-
-def _plain_integers(cls: type, data: Mapping[str, Any], skip: set[str] = frozenset()) -> dict[str, int]:  # type: ignore[assignment]
-    names = [field.name for field in fields(cls) if field.name not in skip]
+def _plain_integers(names: Sequence[str], data: Mapping[str, Any]) -> dict[str, int]:
     for name in names:
         if not isinstance(data.get(name), int) or isinstance(data.get(name), bool):
             raise Error(f"vocabulary: the key {name!r} is missing or not an integer")
@@ -174,10 +151,6 @@ def _plain_integers(cls: type, data: Mapping[str, Any], skip: set[str] = frozens
     if unknown:
         raise Error(f"vocabulary: unknown key {unknown[0]!r}; the keys are {', '.join(names)}")
     return {name: int(data[name]) for name in names}
-
-
-def _integers(cls: type[SpecialTokens], data: Mapping[str, Any]) -> SpecialTokens:
-    return cls(**_plain_integers(cls, data))
 
 
 def closing_ids(tokenizer: Tokenizer) -> list[int]:

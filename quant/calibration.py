@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.generate import Decoding, TextTokens
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt, thought_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_end, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, first_prompts
 from mmada_lite.streams import Answer, Thinking
-from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -144,28 +144,29 @@ def _chosen(prompts: list[Prompt] | None, task: Task, calibration: Calibration) 
 def _decodings(model: CalibrationModel, prompt: Prompt, picture: Ints, seed: int) -> Iterator[Watched]:
     """What a prompt takes: an answer, a picture, or a thought and then, once its steps are done, the picture that it describes
     if it does describe one."""
-    encoded, special = model.tokenizer.encode(prompt.text), model.vocabulary.special
+    encoded = model.tokenizer.encode(prompt.text)
     if prompt.task == "paint":
-        yield "paint", _drawing(model, paint_prompt(encoded, special), seed)
+        yield "paint", _drawing(model, paint_prompt(encoded, model.vocabulary), seed)
     elif prompt.task == "think":
         yield from _thinking(model, encoded, seed)
     else:
         picture_ids = picture_prompt(picture, model.vocabulary) if prompt.task == "ask" else []
-        ids = picture_ids + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        ids = picture_ids + chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": prompt.text}])
         yield prompt.task, _writing(model, ids, seed)
 
 
 def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[Watched]:
     special = model.vocabulary.special
-    ids = thinking_prompt(text, special)
+    ids = thinking_prompt(text, model.vocabulary)
     if len(ids) + _shortened(model.text).answer_length > model.longest:
         return
     decoding = _writing(model, ids, seed)
     yield "chat", decoding
     answer = Answer(decoding, model.tokenizer, frozenset({special.eos, special.eot}))
-    thinking = Thinking(answer, model.tokenizer, model.longest - len(ids) - model.codes - 3)  # eos, soi, eoi
+    beside = len(thought_prompt(text, [], model.vocabulary)) + model.codes + len(picture_end(model.vocabulary))
+    thinking = Thinking(answer, model.tokenizer, model.longest - beside)
     if thinking.fault is None:
-        yield "paint", _drawing(model, thought_prompt(text, thinking.ids, special), seed)
+        yield "paint", _drawing(model, thought_prompt(text, thinking.ids, model.vocabulary), seed)
 
 
 def _drawing(model: CalibrationModel, ids: list[int], seed: int) -> Decoding:

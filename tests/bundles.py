@@ -25,3 +25,18 @@ def with_file(bundle: Path, target: Path, name: str, content: bytes) -> Path:
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (target / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     return target
+
+
+def in_format_1(bundle: Path, target: Path) -> Path:
+    """A copy of a bundle as format 1 describes it, with the settings that every host of it reads."""
+    shutil.copytree(bundle, target)
+    manifest = json.loads((target / "bundle.json").read_text(encoding="utf-8"))
+    for key in ("family", "needs", "knows", "rows"):
+        del manifest[key]
+    modes, kinds = {"default": "sensible", "reference": "reference"}, {"text": ("cache", "threshold"), "image": ()}
+    for kind, always in kinds.items():
+        settings = manifest["defaults"][kind]
+        saving = {"cache": "none", "threshold": None} | settings.pop("acceleration")
+        settings |= {"law": modes[settings.pop("mode")]} | {name: saving[name] for name in always}
+    (target / "bundle.json").write_text(json.dumps(manifest | {"format_version": 1}), encoding="utf-8")
+    return target

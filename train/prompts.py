@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thought_prompt
 from mmada_lite.train.data.arithmetic import draw_problem, question_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout
@@ -22,7 +22,6 @@ from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
 from mmada_lite.train.rewards import Truth
 from mmada_lite.train.rollouts import Speaker
-from mmada_lite.vocabulary import chat_ids
 
 KINDS = ("count", "position", "compare", "all")  # questions about a scene
 
@@ -72,7 +71,7 @@ def paint(speaker: Speaker, count: int, rng: np.random.Generator) -> list[Prompt
     def draw() -> tuple[tuple[int, ...], Prompt]:
         concept, colour = allowed[rng.integers(len(allowed))]
         text = standard_caption(CONCEPTS[concept], colour)
-        ids = tuple(paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special))
+        ids = tuple(paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary))
         truth = Truth(background=colour, layout=Layout(1, 1, (CONCEPT_NAMES[concept],)))
         return ids, Prompt(ids, text, truth, draws=True)
 
@@ -89,9 +88,8 @@ def thought_to_image(speaker: Speaker, count: int, rng: np.random.Generator) -> 
             colour = COLOURS[rng.integers(len(COLOURS))]
         text = pair_caption(layout, colour, rng)
         thought = f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
-        special = speaker.vocabulary.special
-        before = thinking_prompt(speaker.tokenizer.encode(text), special)
-        ids = (*before, *speaker.tokenizer.encode(thought), special.eos)
+        caption, written = (speaker.tokenizer.encode(words) for words in (text, thought))
+        ids = tuple(thought_prompt(caption, written, speaker.vocabulary))
         return ids, Prompt(ids, text, Truth(background=colour, layout=layout), draws=True)
 
     return [prompt for _, prompt in equal_length(draw, count)]
@@ -130,7 +128,7 @@ def looking(shown: Shown) -> dict[str, Source]:
 
 
 def _chat(speaker: Speaker, text: str) -> tuple[int, ...]:
-    return tuple(chat_ids(speaker.tokenizer, speaker.vocabulary.special, [{"role": "user", "content": text}]))
+    return tuple(chat_ids(speaker.tokenizer, speaker.vocabulary, [{"role": "user", "content": text}]))
 
 
 def sources(pool: Path | None = None) -> dict[str, Source]:

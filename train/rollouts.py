@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.generate import TextTokens
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
-from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Ints = NDArray[np.int64]
 ROWS = 32  # decoded together
@@ -92,7 +92,7 @@ def draw(
     unknown: NDArray[np.bool_] | None = None,
     together: int = ROWS,
 ) -> Drawn:
-    """A drawing for every prompt (up to soi). `given` [N, length] are kept where `unknown` [N, length] is false."""
+    """A drawing for every prompt (all before the codes). `given` [N, length] are kept where `unknown` [N, length] is false."""
     codes = np.zeros((len(prompts), length), dtype=np.int64)
     order = np.full_like(codes, -1)
     known = np.zeros_like(codes) if given is None else given
@@ -111,25 +111,24 @@ def draw(
 
 def caption_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
     """Prompts that draw a caption at once."""
-    return [paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
+    return [paint_prompt(speaker.tokenizer.encode(text), speaker.vocabulary) for text in captions]
 
 
 def caption_to_thought_prompts(speaker: Speaker, captions: Sequence[str]) -> list[list[int]]:
     """Prompts that the thought about a caption follows."""
-    return [thinking_prompt(speaker.tokenizer.encode(text), speaker.vocabulary.special) for text in captions]
+    return [thinking_prompt(speaker.tokenizer.encode(text), speaker.vocabulary) for text in captions]
 
 
 def thought_to_image_prompts(speaker: Speaker, captions: Sequence[str], thoughts: Sequence[str]) -> list[list[int]]:
     """Prompts that draw a caption after a thought."""
-    eos = speaker.vocabulary.special.eos
-    prompts = caption_to_thought_prompts(speaker, captions)
-    return [[*prompt, *speaker.tokenizer.encode(thought), eos] for prompt, thought in zip(prompts, thoughts, strict=True)]
+    encode = speaker.tokenizer.encode
+    pairs = zip(captions, thoughts, strict=True)
+    return [thought_prompt(encode(text), encode(thought), speaker.vocabulary) for text, thought in pairs]
 
 
 def question_prompts(speaker: Speaker, questions: Sequence[str], codes: Ints | None = None) -> list[list[int]]:
     """Prompts of questions, each after its picture's codes [N, length] where there are some."""
-    special = speaker.vocabulary.special
-    chats = [chat_ids(speaker.tokenizer, special, [{"role": "user", "content": text}]) for text in questions]
+    chats = [chat_ids(speaker.tokenizer, speaker.vocabulary, [{"role": "user", "content": text}]) for text in questions]
     if codes is None:
         return chats
     return [picture_prompt(row, speaker.vocabulary) + chat for row, chat in zip(codes, chats, strict=True)]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmada_lite.decoding.rows import picture_part
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train import rollouts
@@ -249,11 +250,10 @@ class StageThree:
             codes, order = rollouts.draw(
                 self.policy, ids, settings.image, config.num_vq_tokens, seed, together=settings.together
             )
-            ends = [np.full((len(ids), 1), value) for value in (special.soi, special.eoi)]
-            body = np.concatenate([ends[0], codes + self.policy.vocabulary.image_code_offset, ends[1]], axis=1)
+            body = picture_part(codes, np.zeros(codes.shape, dtype=bool), self.policy.vocabulary)
             counted = np.zeros(body.shape, dtype=bool)
-            counted[:, 1:-1] = True
-            region, order = counted, np.pad(order, ((0, 0), (1, 1)))
+            counted[:, : codes.shape[1]] = True
+            region, order = counted, np.pad(order, ((0, 0), (0, body.shape[1] - codes.shape[1])))
         else:
             written = rollouts.write(self.policy, ids, settings.text, seed, settings.together)
             body, counted = _ended(written.ids, special.eot, special.eos, special.mask)

@@ -238,8 +238,7 @@ def replay_image(denoiser: Denoiser, case: Case) -> Iterator[Comparison]:
         )
         vocabulary, codes = _vocabulary_of(ids, start, given), ids[start:-1] - given["image_code_offset"]
         unknown = ids[start:-1] == given["mask_token_id"]
-        prompt = ids[: start - 1]
-        decoding = generate.draw(denoiser, prompt, codes, unknown, settings, vocabulary, sampler=sampler)
+        decoding = generate.draw(denoiser, ids[:start], codes, unknown, settings, vocabulary, sampler=sampler)
         steps: list[Step] = []
         for number, step in enumerate(decoding.steps):
             wrong += differing(decoding.canvas.tokens[0], recorded["input_ids_steps"][number, row, dropped:])

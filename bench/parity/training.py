@@ -5,16 +5,16 @@ decoded here.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmada_lite.bench.parity.replay import Comparison
-from mmada_lite.decoding.rows import picture_prompt
+from mmada_lite.decoding.rows import chat_ids, picture_prompt
 from mmada_lite.train import prompting
-from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, chat_ids, render_chat
+from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +54,15 @@ def _built(case: dict[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) -
     return _rows(case, vocabulary.special) | {"text_ids": [tokenizer.encode(text, special=True) for text in given]}
 
 
+def render_chat(messages: Sequence[Mapping[str, str]]) -> str:
+    """The chat template as text: what the reference's template gives, generation header included."""
+    turns = (f"<|start_header_id|>{m['role']}<|end_header_id|>\n{m['content'].strip()}<|eot_id|>" for m in messages)
+    bos = "<|startoftext|>" if messages else ""
+    return bos + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n"
+
+
 def _chat(case: dict[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) -> dict[str, Any]:
-    ids = chat_ids(tokenizer, vocabulary.special, case["messages"])
+    ids = chat_ids(tokenizer, vocabulary, case["messages"])
     return {
         "rendered": render_chat(case["messages"]),
         "token_ids": ids,

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite.bundle import read_settings
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.decoding.settings import ImageSettings, TextSettings, from_plain, plain
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -101,8 +102,8 @@ def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
 
     file = path / "mmada_lite.json"
     defaults = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
-    text = from_plain(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
-    return text, from_plain(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
+    text = read_settings(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
+    return text, read_settings(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float32]:

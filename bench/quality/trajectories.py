@@ -15,11 +15,11 @@ from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.kv_cache import KeyValues
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thought_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thought_prompt
 from mmada_lite.errors import Error
 from mmada_lite.model import Model
 from mmada_lite.quant.prompts import Prompt
-from mmada_lite.vocabulary import chat_ids, with_tags
+from mmada_lite.vocabulary import with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -115,15 +115,15 @@ def _decoded(model: Model, prompt: Prompt, number: int, picture: Ints | None, se
     if prompt.task in ("paint", "think"):
         count, text = model.codec.grid**2, model.tokenizer.encode(prompt.text)
         thought = _thought(model, prompt.text, seed) if prompt.task == "think" else None
-        ids = paint_prompt(text, special)
+        ids = paint_prompt(text, model.vocabulary)
         if thought is not None:
-            ids = thought_prompt(text, model.tokenizer.encode(with_tags(thought)), special)
+            ids = thought_prompt(text, model.tokenizer.encode(with_tags(thought)), model.vocabulary)
         every = np.ones(count, dtype=bool)
         image = model.image_defaults.replace(refresh=1, unconditional_every=1, guidance_from=0.0, guidance_to=1.0)
         decoding = generate.draw(overheard, ids, np.zeros(count), every, image, model.vocabulary, seed=seed)
     else:
         before = [] if prompt.task == "chat" or picture is None else picture_prompt(picture, model.vocabulary)
-        row = before + chat_ids(model.tokenizer, special, [{"role": "user", "content": prompt.text}])
+        row = before + chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": prompt.text}])
         tokens = TextTokens.of(special, model.tokenizer)
         decoding = generate.complete(overheard, row, model.text_defaults.replace(cache="none"), tokens, seed=seed)
     states = []

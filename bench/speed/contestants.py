@@ -101,7 +101,7 @@ def reference(
     """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw; device: torch's,
     where it wants its rows."""
     mask = size.vocabulary.special.mask
-    caption = paint_prompt(_words(WORDS, size), size.vocabulary.special)
+    caption = paint_prompt(_words(WORDS, size), size.vocabulary)
     picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded, device)
 
     def forward(count: int) -> Iterator[Tensor]:
@@ -137,7 +137,7 @@ def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Polic
     """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone. No token ends
     a text, so that all who take part write as much."""
     special, exact = size.vocabulary.special, not policy.of_text
-    endless, caption = TextTokens(special.mask), paint_prompt(_words(WORDS, size), special)
+    endless, caption = TextTokens(special.mask), paint_prompt(_words(WORDS, size), size.vocabulary)
     blank = np.zeros(size.grid**2, dtype=np.int64)
     block = plan.block * plan.steps // plan.answer  # its steps
     text = policy.text(TextSettings(answer_length=plan.answer, steps=plan.steps, block_length=plan.block))

@@ -16,10 +16,10 @@ from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding, TextTokens
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_end, picture_prompt, unconditional_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.vocabulary import Tokenizer, chat_ids
+from mmada_lite.vocabulary import Tokenizer
 
 TARGETS = {"cpu": "cpu", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}  # device -> what a bundle is lowered for
 TASKS = ("text", "understanding", "drawing", "inpainting")
@@ -76,16 +76,16 @@ class Bench:
 
     def drawing(self, pictures: int, settings: ImageSettings, *, part: float = 1.0) -> Case:
         """Drawing `part` of so many pictures' codes; less than 1 is inpainting."""
-        codes, special = self._codes(pictures), self.bundle.vocabulary.special
+        codes, vocabulary = self._codes(pictures), self.bundle.vocabulary
         unknown = np.arange(codes.size) < max(1, round(part * codes.size))
-        prompt = paint_prompt(self._words(CAPTION), special)
-        nothing = paint_prompt([], special) if settings.guidance > 0 else None
+        prompt = paint_prompt(self._words(CAPTION), vocabulary)
+        nothing = unconditional_prompt(vocabulary) if settings.guidance > 0 else None
         chosen = settings.replace(steps=min(settings.steps, int(unknown.sum())))
-        lengths = tuple(len(ids) + codes.size + 2 for ids in (prompt, nothing) if ids is not None)
+        lengths = tuple(len(ids) + codes.size + len(picture_end(vocabulary)) for ids in (prompt, nothing) if ids is not None)
         self._fits(max(lengths))
 
         def begin(denoiser: Denoiser) -> Decoding:
-            return generate.draw(denoiser, prompt, codes, unknown, chosen, self.bundle.vocabulary)
+            return generate.draw(denoiser, prompt, codes, unknown, chosen, vocabulary)
 
         def pieces(model: cost.Transformer) -> Iterator[list[cost.Piece]]:
             return cost.drawing(model, lengths, int(unknown.sum()), chosen)
@@ -129,10 +129,10 @@ class Bench:
         return [known[n] for n in np.random.default_rng(count).integers(0, len(known), count)]
 
     def _asked(self) -> list[int]:
-        path, special = self.bundle.tokenizer_path, self.bundle.vocabulary.special
+        path = self.bundle.tokenizer_path
         if path is None:
             return self._words(64)
-        return chat_ids(Tokenizer.from_file(path), special, [{"role": "user", "content": QUESTION}])
+        return chat_ids(Tokenizer.from_file(path), self.bundle.vocabulary, [{"role": "user", "content": QUESTION}])
 
     def _codes(self, pictures: int) -> np.ndarray:
         count = pictures * self.grid**2

@@ -100,8 +100,8 @@ def image_canvas(
     *,
     unconditional_prompt: ArrayLike | None = None,
 ) -> Canvas:
-    """Prompt ids [B, P] or [P], [soi], N codes, [eoi]. Where `unknown` is true a mask stands, elsewhere the given code,
-    untouchable. codes, unknown: [B, N], of one row any shape of N.
+    """Prompt ids [B, P] or [P], all that stands before the codes; N codes; what ends a picture. Where `unknown` is true a mask
+    stands, elsewhere the given code, untouchable. codes, unknown: [B, N], of one row any shape of N.
 
     `unconditional_prompt` (for guidance) replaces the prompt in the second row; it may have another length.
     """
@@ -109,11 +109,11 @@ def image_canvas(
     hidden = np.asarray(unknown, dtype=bool).reshape(len(given), -1)
     picture = picture_part(codes, hidden, vocabulary)
     tokens = np.concatenate([given, picture], axis=1)
-    start = given.shape[1] + 1
+    start, stop = given.shape[1], given.shape[1] + hidden.shape[1]
     editable = np.zeros(tokens.shape, dtype=bool)
-    editable[:, start:-1] = hidden
+    editable[:, start:stop] = hidden
     mask, code_offset = vocabulary.special.mask, vocabulary.image_code_offset
-    canvas = Canvas(tokens, editable, start, tokens.shape[1] - 1, mask, code_offset=code_offset)
+    canvas = Canvas(tokens, editable, start, stop, mask, code_offset=code_offset)
     if unconditional_prompt is not None:
         without = np.asarray(unconditional_prompt, dtype=np.int64)
         canvas.unconditional = np.concatenate([np.tile(without, (len(given), 1)), picture], axis=1)

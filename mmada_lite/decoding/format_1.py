@@ -1,11 +1,9 @@
-"""What format 1 of a bundle calls the settings, and what they are called now: one table a class, and flat settings from the one
-to the other. Values are not checked here.
+"""What format 1 of bundle.json calls the settings, in one table a class, and its settings as format 2 says them.
 
-The order is that of the file. Keys up to `law` are always written, those after it only where they are in use, so that older
-hosts read what they can.
+Values are not checked here. The names are also those that programs once used: `RENAMED` tells who still does.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -61,21 +59,8 @@ def _names(keys: Keys) -> dict[str, str]:
 RENAMED: Mapping[str, str] = MappingProxyType({old: new for old, new in (_names(TEXT) | _names(IMAGE)).items() if old != new})
 
 
-def always_written(keys: Keys) -> tuple[str, ...]:
-    """The keys that the first hosts of a bundle know, which are written whatever they say."""
-    return tuple(keys)[: tuple(keys).index("law") + 1]
-
-
-def written(keys: Keys, values: Mapping[str, Any], in_use: Collection[str]) -> dict[str, Any]:
-    """The file's keys for settings by name; of the accelerations after `law` those that are in use."""
-    always = always_written(keys)
-    content = {key: values[name] for key, name in _names(keys).items() if key in always or name in in_use}
-    old_modes = {new: old for old, new in MODES.items()}
-    return content | {"law": old_modes[values["mode"]]}
-
-
 def read(keys: Keys, content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings by name from the file's keys. Raises Error for an unknown key, which names the right or the nearest one."""
+    """Settings of format 1 as format 2 says them. Raises Error for an unknown key, which names the right or the nearest one."""
     names = _names(keys)
     for key in content:
         if key not in names:
@@ -86,9 +71,10 @@ def read(keys: Keys, content: Mapping[str, Any], where: str) -> dict[str, Any]:
                 else f"it is {old!r} in format 1"
             )
             raise Error(f"{where}: unknown setting {key!r}; {hint}")
-    values = {names[key]: value for key, value in content.items()}
+    values = {keys[key]: value for key, value in content.items()}
     if "mode" in values:
         if values["mode"] not in tuple(MODES):
-            raise Error(f"law is {values['mode']!r}; use one of {', '.join(MODES)}")
+            raise Error(f"{where}: law is {values['mode']!r}; use one of {', '.join(MODES)}")
         values["mode"] = MODES[values["mode"]]
-    return values
+    nested = {path.rpartition(".")[2]: value for path, value in values.items() if "." in path}
+    return {path: value for path, value in values.items() if "." not in path} | {"acceleration": nested}

@@ -13,7 +13,7 @@ from mmada_lite.decoding.canvas import Canvas, Ints, image_canvas, text_canvas
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.rows import paint_prompt
+from mmada_lite.decoding.rows import unconditional_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler, Sampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
@@ -84,14 +84,14 @@ def draw(
     seed: int = 0,
     sampler: Sampler | None = None,
 ) -> Decoding:
-    """Draw the codes that are `unknown` behind prompts [P] or [B, P] (all that stands before [soi]); the others are given and
-    never change. codes, unknown: [B, N], of one prompt any shape of N.
+    """Draw the codes that are `unknown` behind prompts [P] or [B, P] (all that stands before the codes); the others are given
+    and never change. codes, unknown: [B, N], of one prompt any shape of N.
 
-    Guidance is against the empty prompt. No more steps are taken than a row has unknown codes, except in the reference's way.
-    sampler: where the random numbers come from, in place of the seed's own. Raises Error, once the steps are read, for a seed
-    outside 0 .. 2**64 - 1.
+    Guidance is against the family's unconditional row. No more steps are taken than a row has unknown codes, except in the
+    reference's way. sampler: where the random numbers come from, in place of the seed's own. Raises Error, once the steps are
+    read, for a seed outside 0 .. 2**64 - 1.
     """
-    nothing = paint_prompt([], vocabulary.special) if settings.guidance > 0 else None
+    nothing = unconditional_prompt(vocabulary) if settings.guidance > 0 else None
     canvas = image_canvas(prompts, codes, unknown, vocabulary, unconditional_prompt=nothing)
     if settings.mode != "reference":
         settings = replace(settings, steps=min(settings.steps, max(1, int(canvas.masked().sum(axis=1).max()))))

@@ -1,51 +1,99 @@
-"""How prompts and pictures are laid out as rows of ids: which special tokens stand around the words of a task and around codes.
+"""The rows of ids that a task begins with: the templates of a model's family, filled with words, codes and messages.
 
-It knows the special ids. It knows no tokenizer, and nothing of how what is masked is filled.
+It fills templates. It knows nothing of how what is masked is written.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmada_lite.errors import Error
-from mmada_lite.vocabulary import SpecialTokens, Vocabulary
+from mmada_lite.families import Slot, Special
+from mmada_lite.vocabulary import ROLES, Tokenizer, Vocabulary
+
+Encode = Callable[[str], Sequence[int]]
 
 
 def picture_prompt(codes: ArrayLike, vocabulary: Vocabulary) -> list[int]:
-    """[mmu] [soi] codes [eoi]: how a picture stands before a question about it. Codes [N] are 0..codebook_size-1."""
-    special = vocabulary.special
-    return [
-        special.mmu,
-        special.soi,
-        *(vocabulary.image_code_offset + np.asarray(codes, dtype=np.int64).reshape(-1)).tolist(),
-        special.eoi,
-    ]
+    """How a picture stands before a conversation about it. Codes [N] are 0..codebook_size-1."""
+    tokens = (vocabulary.image_code_offset + np.asarray(codes, dtype=np.int64).reshape(-1)).tolist()
+    return _around("ask", "chat", vocabulary, {"codes": tokens})[0]
 
 
-def paint_prompt(text: Sequence[int], special: SpecialTokens, *, longest: int | None = None) -> list[int]:
-    """[t2i] bos text eos. A text longer than the reference's window (`longest` ids with bos and eos) is an Error."""
-    body = list(text) if text[:1] == [special.bos] else [special.bos, *text]
-    if longest is not None and len(body) + 1 > longest:
-        raise Error(f"the prompt is {len(body) - 1} tokens long and the model reads {longest - 2}; shorten it")
-    return [special.t2i, *body, special.eos]
+def paint_prompt(text: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """All that stands before the codes of a picture that is drawn from a sentence."""
+    return _around("paint", "codes", vocabulary, {"prompt": text})[0]
 
 
-def thinking_prompt(text: Sequence[int], special: SpecialTokens) -> list[int]:
-    """[r2i] bos text: what a thought about a picture follows. With that thought and eos it is a prompt to draw."""
-    return [special.r2i, special.bos, *text]
+def unconditional_prompt(vocabulary: Vocabulary) -> list[int]:
+    """All that stands before the codes in the row that guidance compares with."""
+    return _around("unconditional", "codes", vocabulary, {})[0]
 
 
-def thought_prompt(text: Sequence[int], thought: Sequence[int], special: SpecialTokens) -> list[int]:
-    """[r2i] bos text thought eos: what a picture follows that is drawn from a thought. The thought's ids have its tags."""
-    return [*thinking_prompt(text, special), *thought, special.eos]
+def thinking_prompt(text: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """What a thought about a picture follows."""
+    return _around("think", "masks", vocabulary, {"prompt": text})[0]
+
+
+def thought_prompt(text: Sequence[int], thought: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """All that stands before the codes of a picture that is drawn from a thought. The thought's ids have its tags."""
+    return _around("paint_thought", "codes", vocabulary, {"prompt": text, "thought": thought})[0]
+
+
+def picture_end(vocabulary: Vocabulary) -> list[int]:
+    """What stands behind the codes of a picture that is drawn."""
+    return _around("unconditional", "codes", vocabulary, {})[1]
 
 
 def picture_part(codes: ArrayLike, unknown: NDArray[np.bool_], vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """[soi] N codes [eoi], int64 [B, N + 2]: what stands behind a prompt to draw. unknown [B, N]: where a mask stands in place
-    of the code."""
-    special, rows = vocabulary.special, len(unknown)
-    given = np.asarray(codes, dtype=np.int64).reshape(rows, -1)
-    body = np.where(unknown, special.mask, vocabulary.image_code_offset + given)
-    bracket = np.ones((rows, 1), dtype=np.int64)
-    return np.concatenate([special.soi * bracket, body, special.eoi * bracket], axis=1)
+    """N codes and their end, int64 [B, N + E]: what stands behind a prompt to draw. unknown [B, N]: where a mask stands in
+    place of the code."""
+    given = np.asarray(codes, dtype=np.int64).reshape(len(unknown), -1)
+    body = np.where(unknown, vocabulary.special.mask, vocabulary.image_code_offset + given)
+    end = np.tile(np.asarray(picture_end(vocabulary), dtype=np.int64), (len(unknown), 1))
+    return np.concatenate([body, end], axis=1)
+
+
+def chat_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of a conversation up to where the assistant's answer begins. Special spellings inside a message stay text.
+
+    Raises Error for an empty conversation, an unknown role or an empty message.
+    """
+    if not messages:
+        raise Error("the conversation is empty; give at least one user message")
+    ids: list[int] = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise Error(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
+        if not isinstance(content, str) or not content.strip():
+            raise Error(f"message {number} ({role}) is empty; write something")
+        ids += _around("message", "", vocabulary, {}, _worded(tokenizer, {"role": role, "content": content.strip()}))[0]
+    return _around("chat", "masks", vocabulary, {"messages": ids}, tokenizer.encode)[0]
+
+
+def _around(
+    row: str, open_slot: str, vocabulary: Vocabulary, filled: Mapping[str, Sequence[int]], encode: Encode | None = None
+) -> tuple[list[int], list[int]]:
+    """The ids before and behind a slot. Where filled ids begin with the special id that stands before them, it stands once."""
+    ids: list[int] = []
+    before: list[int] | None = None
+    for element in vocabulary.rows[row]:
+        if isinstance(element, Special):
+            ids.append(getattr(vocabulary.special, element.name))
+        elif not isinstance(element, Slot):
+            assert encode is not None, f"the row {row} has a text and nobody to encode it"
+            ids += encode(element.text)
+        elif element.name == open_slot:
+            before, ids = ids, []
+        else:
+            given = list(filled[element.name])
+            ids += given[1:] if given and ids[-1:] == given[:1] == [vocabulary.special.bos] else given
+    return (ids, []) if before is None else (before, ids)
+
+
+def _worded(tokenizer: Tokenizer, words: Mapping[str, str]) -> Encode:
+    """Encodes a text once its {role} and {content} are filled in; what is filled in is taken as it is."""
+    return lambda text: tokenizer.encode(re.sub(r"\{(\w+)\}", lambda slot: words[slot[1]], text))

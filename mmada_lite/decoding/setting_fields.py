@@ -3,7 +3,7 @@ reads that: the checker of values, and the two layers that change together. Whic
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
 from functools import wraps
@@ -141,10 +141,7 @@ def known_names_only(cls: type[Class]) -> type[Class]:
 
     @wraps(construct)
     def refuse_or_construct(self: Any, *args: Any, **names: Any) -> None:
-        known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
-        for name in names:
-            if name not in known:
-                raise Error(f"{cls.__name__}: {_no_such_setting(name, known, layer_of(cls))}")
+        check_names(names, [each.name for each in fields(cls)], layer_of(cls))  # type: ignore[arg-type]
         construct(self, *args, **names)
 
     cls.__init__ = refuse_or_construct  # type: ignore[method-assign]
@@ -157,14 +154,19 @@ def layer_of(cls: Any) -> type[Any] | None:
     return layers[0] if layers else None
 
 
-def _no_such_setting(name: str, known: Iterable[str], layer: type[Any] | None) -> str:
-    if name in RENAMED:
-        return f"{name!r} is called {RENAMED[name]!r} now"
-    if layer is not None and name in (each.name for each in settings_of(layer)):
-        wrapped = f"acceleration={layer.__name__}({name}=...)"
-        return f"{name!r} is a setting of {layer.__name__}; use settings.replace({name}=...), or {wrapped}"
-    otherwise = f"the settings are {', '.join(known)}"
-    return f"unknown setting {name!r}; {did_you_mean(name, known, otherwise)}"
+def check_names(names: Iterable[str], known: Collection[str], layer: type[Any] | None = None) -> None:
+    """Raises Error for the first name that is not known, with the right or the nearest one. layer: the class of a second layer,
+    whose names are not meant."""
+    for name in names:
+        if name in known:
+            continue
+        if name in RENAMED:
+            raise Error(f"{name!r} is called {RENAMED[name]!r} now")
+        if layer is not None and name in (each.name for each in settings_of(layer)):
+            wrapped = f"acceleration={layer.__name__}({name}=...)"
+            raise Error(f"{name!r} is a setting of {layer.__name__}; use settings.replace({name}=...), or {wrapped}")
+        otherwise = f"the settings are {', '.join(known)}"
+        raise Error(f"unknown setting {name!r}; {did_you_mean(name, known, otherwise)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +179,7 @@ class TwoLayers:
         cls: Any = type(self)
         nested_names = [each.name for each in settings_of(layer_of(cls))]
         known = [*(each.name for each in fields(cls)), *nested_names]
-        for name in changes:
-            if name not in known:
-                raise Error(f"{cls.__name__}: {_no_such_setting(name, known, None)}")
+        check_names(changes, known)
         nested = {name: value for name, value in changes.items() if name in nested_names}
         changed = {name: value for name, value in changes.items() if name not in nested_names}
         if nested:

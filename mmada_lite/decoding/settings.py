@@ -11,8 +11,15 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-from mmada_lite.decoding import format_1
-from mmada_lite.decoding.setting_fields import TwoLayers, check_fields, known_names_only, setting
+from mmada_lite.decoding.setting_fields import (
+    TwoLayers,
+    check_fields,
+    check_names,
+    known_names_only,
+    layer_of,
+    setting,
+    settings_of,
+)
 from mmada_lite.errors import Error
 
 Mode = Literal["default", "reference"]
@@ -268,23 +275,33 @@ class ImageSettings(TwoLayers):
         return self.guidance > 0 and saving.guidance_from <= k / self.steps < saving.guidance_to
 
 
-# What bundle.json calls a setting -> where it is.
-FORMAT_1: Mapping[type, format_1.Keys] = MappingProxyType({TextSettings: format_1.TEXT, ImageSettings: format_1.IMAGE})
-
-
 def changed_settings(layer: TextAcceleration | ImageAcceleration) -> dict[str, Any]:
     """The settings of an acceleration that are not at their default."""
     return {each.name: getattr(layer, each.name) for each in fields(layer) if getattr(layer, each.name) != each.default}
 
 
 def plain(settings: TextSettings | ImageSettings) -> dict[str, Any]:
-    """Settings as format 1 of a bundle says them: flat, by their old names."""
-    return format_1.written(FORMAT_1[type(settings)], settings.flat(), changed_settings(settings.acceleration))
+    """Settings as bundle.json says them: every one that a user turns, and of the acceleration what is in use."""
+    said = {each.name: getattr(settings, each.name) for each in settings_of(type(settings))}
+    return said | {"acceleration": changed_settings(settings.acceleration)}
 
 
-def from_plain(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """Settings from what format 1 of a bundle says. An unknown key is an Error that names the right or the nearest one."""
-    return cls().replace(**format_1.read(FORMAT_1[cls], values, where))
+def from_plain(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Settings from what bundle.json says; what it leaves out is at its default. Raises Error for an unknown name, which names
+    the right or the nearest one, and for a value out of range."""
+    layer = values.get("acceleration", {})
+    if not isinstance(layer, Mapping):
+        raise Error(f"acceleration is {layer!r} where an object is needed")
+    nested = [each.name for each in settings_of(layer_of(cls))]
+    if outside := next((name for name in values if name in nested and name not in _names_of(cls)), None):
+        raise Error(f"{outside!r} stands in 'acceleration' and not beside it")
+    check_names(values, [*_names_of(cls), "acceleration"])
+    check_names(layer, nested)
+    return cls().replace(**{name: value for name, value in values.items() if name != "acceleration"}, **layer)
+
+
+def _names_of(cls: type[Any]) -> list[str]:
+    return [each.name for each in settings_of(cls)]
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:

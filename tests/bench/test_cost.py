@@ -11,7 +11,7 @@ from mmada_lite.bench.speed import cost
 from mmada_lite.bench.timed import Clock, TimedDenoiser
 from mmada_lite.bundle import Architecture
 from mmada_lite.decoding.generate import TextTokens, complete, draw
-from mmada_lite.decoding.rows import paint_prompt
+from mmada_lite.decoding.rows import paint_prompt, unconditional_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.vocabulary import Vocabulary
 
@@ -71,10 +71,10 @@ def test_text_costs_what_the_loop_asks_for(
 @pytest.mark.parametrize(("unknown", "steps", "guidance"), [(16, 5, 2.0), (16, 16, 0.0), (7, 3, 1.0), (3, 3, 0.0)])
 def test_drawing_costs_what_the_loop_asks_for(vocabulary: Vocabulary, unknown: int, steps: int, guidance: float) -> None:
     settings = ImageSettings(steps=steps, guidance=guidance)
-    prompt, nothing = paint_prompt([1, 2, 3], vocabulary.special), paint_prompt([], vocabulary.special)
+    prompt, nothing = paint_prompt([1, 2, 3], vocabulary), unconditional_prompt(vocabulary)
     watched = TimedDenoiser(MockDenoiser(dict.fromkeys(range(40), 7)), Clock())
     taken = list(draw(watched, prompt, np.zeros(16), np.arange(16) < unknown, settings, vocabulary).steps)
-    lengths = tuple(len(ids) + 18 for ids in ((prompt, nothing) if guidance else (prompt,)))
+    lengths = tuple(len(ids) + 17 for ids in ((prompt, nothing) if guidance else (prompt,)))
     said = list(cost.drawing(MODEL, lengths, unknown, settings))
     assert len(said) == len(taken)
     assert sum(map(cost.matrix_flops, said)) == counted(watched.clock.forwards)

@@ -53,7 +53,7 @@ def test_pictures_are_the_recorded_ones(golden: Path, name: str) -> None:
 def test_a_picture_is_padded_as_published() -> None:
     size = SIZES["tiny"]
     special = size.vocabulary.special
-    picture = picture_to_draw(paint_prompt([20, 21, 22], special), size.vocabulary, size.grid**2, padded=16)
+    picture = picture_to_draw(paint_prompt([20, 21, 22], size.vocabulary), size.vocabulary, size.grid**2, padded=16)
     assert picture.tokens.shape == picture.without.shape == (1, 17 + 2 + size.grid**2)
     assert int((picture.tokens == special.ipad).sum()) == 17 - 6
     assert torch.equal(picture.kept, picture.tokens != special.ipad)
@@ -63,12 +63,11 @@ def test_a_picture_is_padded_as_published() -> None:
 def test_pads_change_nothing() -> None:
     """What the mask of pads is for: the same codes with many pads and with none."""
     size = SIZES["tiny"]
-    special = size.vocabulary.special
     torch.manual_seed(0)
     model, drawn = MMaDA(config_of(size)).eval(), []
     with torch.inference_mode():
         for padded in (4, 40):
-            picture = picture_to_draw(paint_prompt([20, 21], special), size.vocabulary, size.grid**2, padded)
+            picture = picture_to_draw(paint_prompt([20, 21], size.vocabulary), size.vocabulary, size.grid**2, padded)
             *_, last = draw_picture(torch_logits(model), picture, 4, 2.0, temperature=0.0, greedy=True)
             drawn.append(last[0, -(size.grid**2) - 1 : -1].numpy())
     np.testing.assert_array_equal(*drawn)

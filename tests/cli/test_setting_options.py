@@ -105,8 +105,8 @@ def test_bad_values_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_say_themselves_in_both_formats() -> None:
-    """What --json prints are the new names; a bundle keeps those of format 1."""
+    """What --json prints is flat; a bundle keeps the layers."""
     settings = TextSettings().replace(cache="dual", kv_commit_every=2)
-    assert (settings.flat()["kv_commit_every"], plain(settings)["settle"]) == (2, 2)
+    assert (settings.flat()["kv_commit_every"], plain(settings)["acceleration"]["kv_commit_every"]) == (2, 2)
     with pytest.raises(Error, match="'settle' is called 'kv_commit_every' now"):
         settings.replace(settle=2)

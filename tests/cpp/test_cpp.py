@@ -188,9 +188,9 @@ def test_an_unknown_tokenizer_is_named_and_ids_still_work(
 
 
 def chat_row(model: Model, text: str) -> list[int]:
-    from mmada_lite.vocabulary import chat_ids
+    from mmada_lite.decoding.rows import chat_ids
 
-    return chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": text}])
+    return chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": text}])
 
 
 @pytest.fixture(scope="session")

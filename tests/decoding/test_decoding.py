@@ -115,8 +115,8 @@ def test_rows_of_a_batch_do_not_touch_each_other():
 
 def image(chosen, unknown=None, seed=0, codes=None, guided=True):
     unknown = np.ones(16, dtype=bool) if unknown is None else unknown
-    nothing = [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos] if guided else None
-    prompt = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos]
+    nothing = [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos, SPECIAL.soi] if guided else None
+    prompt = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos, SPECIAL.soi]
     canvas = image_canvas(prompt, np.zeros(16) if codes is None else codes, unknown, VOCABULARY, unconditional_prompt=nothing)
     denoiser = MockDenoiser({p: p % 32 for p in range(40)}, {p: (p * 5 % 16 + 0.5) / 17 for p in range(40)})
     sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
@@ -196,6 +196,6 @@ def test_impossible_text_settings_say_how_to_mend_them(changes, word):
 
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(Error, match="did you mean 'guidance'"):
-        from_plain(ImageSettings, {"guidence": 2.0}, "bundle.json")
+        from_plain(ImageSettings, {"guidence": 2.0})
     with pytest.raises(Error, match="schedule"):
         ImageSettings(schedule="cosinus")

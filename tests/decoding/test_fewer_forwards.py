@@ -16,7 +16,7 @@ from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import entropy_bounded, unbroken_run
-from mmada_lite.decoding.settings import TextSettings, plain
+from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.decoding.text import decode_text
 
 MASK, END = 23, 3
@@ -144,7 +144,7 @@ QUOTAS = (PLAIN, PLAIN.replace(steps=8), PLAIN.replace(steps=11, block_length=5)
         PLAIN.replace(entropy_bound=0.5, suffix_window=2),
         PLAIN.replace(guidance=1.0, cache="prefix"),
     ],
-    ids=lambda chosen: " ".join(f"{name}={value}" for name, value in plain(chosen).items() if value != plain(PLAIN).get(name)),
+    ids=lambda chosen: " ".join(f"{name}={value}" for name, value in chosen.flat().items() if value != PLAIN.flat()[name]),
 )
 def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     """Token for token, step for step what one at a time writes, in fewer forwards."""

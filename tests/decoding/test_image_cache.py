@@ -59,7 +59,10 @@ class Suspicious(MockDenoiser):
 
 def canvas_of(unknown: np.ndarray) -> Canvas:
     """Rows of one prompt; unknown [B, 16]."""
-    prompt, nothing = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos], [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos]
+    prompt, nothing = (
+        [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos, SPECIAL.soi],
+        [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos, SPECIAL.soi],
+    )
     codes = np.arange(CODES) + 3
     rows = len(unknown)
     return image_canvas([prompt] * rows, [codes] * rows, unknown, VOCABULARY, unconditional_prompt=nothing)

@@ -1,5 +1,4 @@
-"""Laws of the settings: two layers that change as one, old names refused with the new ones, and format 1 of a bundle, whose
-bytes stay as they were."""
+"""Laws of the settings: two layers that change as one, old names refused with the new ones, and how a bundle says them."""
 
 import json
 import math
@@ -10,47 +9,16 @@ from typing import Any
 
 import pytest
 
-from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings, load
+from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
 from mmada_lite.bundle import Bundle
+from mmada_lite.decoding import format_1
 from mmada_lite.decoding.format_1 import RENAMED
 from mmada_lite.decoding.setting_fields import settings_of
-from mmada_lite.decoding.settings import FORMAT_1, from_plain, plain
-from mmada_lite.export.bundle import defaults_of, open_checkpoint
+from mmada_lite.decoding.settings import from_plain, plain
+from mmada_lite.export.bundle import defaults_of, export_checkpoint, open_checkpoint
 from mmada_lite.export.checkpoint import SIDECAR
 
 LAYERS = ((TextSettings, TextAcceleration), (ImageSettings, ImageAcceleration))
-OLD_TEXT = {  # format 1, key by key as it was written when these were the settings' names
-    "answer_length": 9,
-    "steps": 9,
-    "block_length": 3,
-    "temperature": 0.0,
-    "guidance": 0.5,
-    "order": "low_confidence",
-    "cache": "dual",
-    "threshold": 0.5,
-    "law": "sensible",
-    "select": "margin",
-    "early_stop": 1.0,
-    "reach": 2,
-    "refresh": 4,
-    "drift": 0.25,
-    "suffix": 0,
-    "settle": 3,
-    "thought_first": True,
-}
-OLD_IMAGE = {
-    "steps": 8,
-    "guidance": 2.0,
-    "schedule": "pow2",
-    "temperature": 1.5,
-    "sampling_temperature": 0.5,
-    "law": "reference",
-    "refresh": 3,
-    "shortlist": 1.5,
-    "guidance_from": 0.1,
-    "guidance_to": 0.9,
-    "unconditional_every": 2,
-}
 
 
 def test_either_layer_changes_in_one_call_and_the_rest_stays() -> None:
@@ -109,60 +77,46 @@ def test_every_setting_refuses_what_is_out_of_its_range() -> None:
                     cls().replace(**{each.name: value})
 
 
-def test_format_1_is_read_and_written_to_the_byte() -> None:
-    for cls, old in ((TextSettings, OLD_TEXT), (ImageSettings, OLD_IMAGE)):
-        assert json.dumps(plain(from_plain(cls, old, "here"))) == json.dumps(old)
-        assert from_plain(cls, {}, "here") == cls()
-    assert json.dumps(plain(TextSettings())) == (
-        '{"answer_length": 128, "steps": 64, "block_length": 32, "temperature": 0.0, "guidance": 0.0, '
-        '"order": "low_confidence", "cache": "none", "threshold": null, "law": "sensible"}'
-    )
-    assert json.dumps(plain(ImageSettings())) == (
-        '{"steps": 15, "guidance": 3.5, "schedule": "cosine", "temperature": 1.0, "sampling_temperature": 1.0, '
-        '"law": "sensible"}'
-    )
-    drafting = from_plain(TextSettings, {"draft": 3, "entropy_bound": 0.5}, "here")
-    assert drafting == TextSettings().replace(speculative_steps=3, entropy_bound=0.5)
-    assert {"draft": 3, "entropy_bound": 0.5}.items() <= plain(drafting).items()
+def test_what_is_written_is_read_and_names_what_is_in_use() -> None:
+    for chosen in (TextSettings(), TextSettings().replace(cache="dual", threshold=0.5), ImageSettings().replace(refresh=2)):
+        said = json.loads(json.dumps(plain(chosen)))
+        assert from_plain(type(chosen), said) == chosen
+        assert set(said) == {each.name for each in settings_of(type(chosen))} | {"acceleration"}
+        assert said["acceleration"] == {
+            name: value for name, value in chosen.flat().items() if name not in said and value != type(chosen)().flat()[name]
+        }
+        assert from_plain(type(chosen), {}) == type(chosen)()
+
+
+def test_what_a_bundle_cannot_say_is_refused_with_the_right_name() -> None:
+    for content, line in {
+        '{"law": "sensible"}': "'law' is called 'mode' now",
+        '{"acceleration": {"reach": 2}}': "'reach' is called 'lookahead' now",
+        '{"cache": "dual"}': "'cache' stands in 'acceleration' and not beside it",
+        '{"acceleration": {"steps": 3}}': "unknown setting 'steps'; the settings are cache, ",
+        '{"step": 3}': "unknown setting 'step'; did you mean 'steps'",
+        '{"acceleration": 3}': "acceleration is 3 where an object is needed",
+    }.items():
+        with pytest.raises(Error) as fault:
+            from_plain(TextSettings, json.loads(content))
+        assert str(fault.value).startswith(line)
 
 
 def test_format_1_has_a_key_for_every_setting() -> None:
-    for cls, layer in LAYERS:
+    for (cls, layer), keys in zip(LAYERS, (format_1.TEXT, format_1.IMAGE), strict=True):
         paths = {each.name for each in settings_of(cls)} | {f"acceleration.{each.name}" for each in settings_of(layer)}
-        assert set(FORMAT_1[cls].values()) == paths
+        assert set(keys.values()) == paths
         assert {each.name for each in fields(cls)} - {"acceleration"} == {each.name for each in settings_of(cls)}
 
 
-def test_a_bundle_of_format_1_opens_and_its_faults_name_the_key(tiny_bundle: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, folder)
-    manifest = folder / "bundle.json"
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["defaults"] = {"text": OLD_TEXT, "image": OLD_IMAGE}
-    manifest.write_text(json.dumps(content), encoding="utf-8")
-    model = load(folder, device="cpu")
-    assert model.text_defaults.acceleration.kv_commit_every == 3
-    assert (model.image_defaults.mode, model.image_defaults.acceleration.candidate_ratio) == ("reference", 1.5)
-    faults = {
-        ("reech", 2): "unknown setting 'reech'; did you mean 'reach'",
-        ("lookahead", 2): "unknown setting 'lookahead'; it is 'reach' in format 1",
-        ("law", "default"): "law is 'default'; use one of sensible, reference",
-    }
-    for (key, value), line in faults.items():
-        content["defaults"]["text"] = {key: value}
-        manifest.write_text(json.dumps(content), encoding="utf-8")
-        with pytest.raises(Error) as fault:
-            Bundle.open(folder)
-        assert str(fault.value).startswith(f"{manifest}: defaults.text: {line}")
-
-
-def test_an_export_writes_the_keys_that_it_wrote(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The sidecar's format-1 keys come through as they are, in the order of before."""
+def test_an_export_writes_what_the_sidecar_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
-    said = {"name": "x", "defaults": {"text": {"block_length": 8, "cache": "dual", "settle": 2}, "image": {"shortlist": 2.0}}}
-    (folder / SIDECAR).write_text(json.dumps(said), encoding="utf-8")
-    written = defaults_of(open_checkpoint(folder))
-    assert list(written["text"]) == ["answer_length", "steps", "block_length", "cache", "settle"]
-    assert list(written["image"]) == ["steps", "guidance", "temperature", "schedule", "shortlist"]
-    assert (written["text"]["settle"], written["image"]["shortlist"]) == (2, 2.0)
+    said: dict[str, Any] = {"text": {"block_length": 8, "acceleration": {"cache": "dual"}}, "image": {"steps": 5}}
+    (folder / SIDECAR).write_text(json.dumps({"name": "x", "knows": {"sums": "to 20"}, "defaults": said}), encoding="utf-8")
+    bundle = Bundle.open(export_checkpoint(folder, tmp_path / "bundle"))
+    assert (bundle.text_defaults.block_length, bundle.text_defaults.acceleration.cache) == (8, "dual")
+    assert (bundle.image_defaults.steps, bundle.knows) == (5, {"sums": "to 20"})
+    (folder / SIDECAR).write_text(json.dumps({"defaults": {"text": {"settle": 2}}}), encoding="utf-8")
+    with pytest.raises(Error, match=r"defaults.text: 'settle' is called 'kv_commit_every' now"):
+        defaults_of(open_checkpoint(folder))

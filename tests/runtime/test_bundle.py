@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import in_format_1
 from recorded import recorded_vocabulary
 
+from mmada_lite import ImageSettings, TextSettings, load
 from mmada_lite.bundle import Bundle, BundleWriter
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
@@ -79,7 +81,7 @@ def test_a_folder_that_is_no_bundle(golden: Path, tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[Change, str]] = {
     "newer": (lambda c: c.update(format_version=99), "made by a newer mmada-lite .*pip install -U mmada-lite"),
-    "newer, with new keys": (lambda c: c.update(format_version=2, shape=3), "made by a newer mmada-lite"),
+    "newer, with new keys": (lambda c: c.update(format_version=3, shape=3), "made by a newer mmada-lite"),
     "another format": (lambda c: c.update(format="zip"), "does not describe a mmada-lite bundle"),
     "missing key": (lambda c: c.pop("graphs"), "the key 'graphs' is missing"),
     "unknown key": (lambda c: c.update(graph={}), "unknown key 'graph'; did you mean 'graphs'?"),
@@ -88,6 +90,22 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "wrong type": (lambda c: c["architecture"].update(n_heads="4"), "architecture.n_heads is '4'"),
     "no object": (lambda c: c.update(files=[]), "files is .* where an object is needed"),
     "vocabulary": (lambda c: c["vocabulary"]["special"].update(mask=10**6), "special token 'mask' is 1000000"),
+    "family": (lambda c: c.update(family="lumina"), "family is 'lumina', and this program knows mmada; it may be of a newer"),
+    "need": (lambda c: c.update(needs=["two guidances"]), "the model needs 'two guidances', which this program does not have"),
+    "needs": (lambda c: c.update(needs="none"), "needs is 'none'"),
+    "knows": (lambda c: c.update(knows=[]), "knows is .* where an object is needed"),
+    "old setting": (lambda c: c["defaults"]["text"].update(law="sensible"), "'law' is called 'mode' now"),
+    "flat setting": (lambda c: c["defaults"]["image"].update(refresh=2), "'refresh' stands in 'acceleration'"),
+    "unknown row": (lambda c: c["rows"].update(pint=[]), "unknown row 'pint'; did you mean 'paint'"),
+    "missing row": (lambda c: c["rows"].pop("chat"), "the row 'chat' is missing"),
+    "no unconditional": (lambda c: c["rows"].pop("unconditional"), "the row 'unconditional' is missing"),
+    "special of a row": (lambda c: c["rows"]["chat"].insert(0, "boss"), "unknown special id 'boss'; did you mean 'bos'"),
+    "slot of a row": (lambda c: c["rows"]["paint"].remove("{prompt}"), "'paint' must hold {prompt}, {codes}, each once; it"),
+    "slot twice": (lambda c: c["rows"]["chat"].append("{masks}"), "'chat' must hold {messages}, {masks}, each once"),
+    "mask within": (lambda c: c["rows"]["chat"].append("eos"), "the row 'chat' must end with {masks}"),
+    "element": (lambda c: c["rows"]["chat"].insert(0, 7), "the row 'chat' has an element 7"),
+    "no list": (lambda c: c["rows"].update(think="bos"), "the row 'think' is 'bos'; a list"),
+    "ends": (lambda c: c["rows"]["paint"].append("eos"), "paint, paint_thought, unconditional end differently"),
     "setting": (lambda c: c["defaults"]["text"].update(step=3), "unknown setting 'step'; did you mean 'steps'?"),
     "setting's value": (lambda c: c["defaults"]["image"].update(steps=0), "defaults.image: steps is 0"),
     "unlisted graph": (lambda c: c["graphs"]["backbone"].update(file="x.onnx"), "'x.onnx' of graph 'backbone' is not listed"),
@@ -100,6 +118,83 @@ def test_a_changed_manifest(bundle: Path, fault: str) -> None:
     edit, message = BROKEN[fault]
     change(bundle, edit)
     refused(bundle, message)
+
+
+OLD_TEXT = {  # format 1, key by key as it was written when these were the settings' names
+    "answer_length": 9,
+    "steps": 9,
+    "block_length": 3,
+    "temperature": 0.0,
+    "guidance": 0.5,
+    "order": "low_confidence",
+    "cache": "dual",
+    "threshold": 0.5,
+    "law": "sensible",
+    "select": "margin",
+    "early_stop": 1.0,
+    "reach": 2,
+    "refresh": 4,
+    "drift": 0.25,
+    "suffix": 0,
+    "settle": 3,
+    "thought_first": True,
+}
+OLD_IMAGE = {
+    "steps": 8,
+    "guidance": 2.0,
+    "schedule": "pow2",
+    "temperature": 1.5,
+    "sampling_temperature": 0.5,
+    "law": "reference",
+    "refresh": 3,
+    "shortlist": 1.5,
+    "guidance_from": 0.1,
+    "guidance_to": 0.9,
+    "unconditional_every": 2,
+}
+
+
+def test_format_1_opens_as_it_did(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Every old name means what it meant, and the model that it describes answers and draws as its copy in format 2."""
+    folder = in_format_1(tiny_bundle, tmp_path / "old")
+    old, new = load(folder, device="cpu"), load(tiny_bundle, device="cpu")
+    assert (old.text_defaults, old.image_defaults) == (new.text_defaults, new.image_defaults)
+    assert old.chat("a b").result().ids.tolist() == new.chat("a b").result().ids.tolist()
+    assert (old.paint("a b").result().codes == new.paint("a b").result().codes).all()
+    change(folder, lambda c: (c["defaults"].update(text=OLD_TEXT, image=OLD_IMAGE), c.pop("target"), c.pop("tensors")))
+    bundle = Bundle.open(folder)
+    assert (bundle.family, bundle.knows, bundle.target, bundle.tensors) == ("mmada", {}, "cpu", {})
+    assert bundle.text_defaults == TextSettings(9, 9, 3, guidance=0.5).replace(
+        cache="dual",
+        threshold=0.5,
+        select="margin",
+        early_stop=1.0,
+        lookahead=2,
+        refresh=4,
+        refresh_drift=0.25,
+        suffix_window=0,
+        kv_commit_every=3,
+        thought_first=True,
+    )
+    assert bundle.image_defaults == ImageSettings(8, 2.0, "pow2", 1.5, 0.5, "reference").replace(
+        refresh=3, candidate_ratio=1.5, guidance_from=0.1, guidance_to=0.9, unconditional_every=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (lambda c: c.update(family="mmada"), "unknown key 'family'"),
+        (lambda c: c["defaults"].update(text={"reech": 2}), "defaults.text: unknown setting 'reech'; did you mean 'reach'"),
+        (lambda c: c["defaults"].update(text={"lookahead": 2}), "unknown setting 'lookahead'; it is 'reach' in format 1"),
+        (lambda c: c["defaults"].update(text={"law": "default"}), "law is 'default'; use one of sensible, reference"),
+        (lambda c: c["defaults"].update(text=3), "defaults.text is 3 where an object is needed"),
+    ],
+)
+def test_a_fault_of_format_1_names_its_key(tiny_bundle: Path, tmp_path: Path, edit: Change, line: str) -> None:
+    folder = in_format_1(tiny_bundle, tmp_path / "old")
+    change(folder, edit)
+    refused(folder, line)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\xff"])

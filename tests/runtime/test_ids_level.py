@@ -15,10 +15,10 @@ import mmada_lite
 from mmada_lite import Error, ImageSettings, Model, TextSettings
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.generate import TextTokens
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.train import rollouts
-from mmada_lite.vocabulary import Vocabulary, chat_ids, closing_ids
+from mmada_lite.vocabulary import Vocabulary, closing_ids
 
 WRITTEN = TextSettings(answer_length=8, steps=4, block_length=4, temperature=1.0)
 DRAWN = ImageSettings(steps=4, guidance=1.0)
@@ -35,7 +35,7 @@ def picture() -> Image.Image:
 
 
 def question(model: Model, text: str) -> list[int]:
-    return chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": text}])
+    return chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": text}])
 
 
 def test_a_chat_is_its_ids_completed(model: Model, picture: Image.Image) -> None:
@@ -146,7 +146,7 @@ def test_training_writes_what_a_user_reads(model: Model) -> None:
 def test_rows_of_a_batch_are_drawn_as_each_alone(vocabulary: Vocabulary) -> None:
     """With codes of their own among what is unknown, guided and greedy; steps are cut to what the row with most has to draw."""
     chosen = ImageSettings(steps=9, guidance=2.0, temperature=0.0, sampling_temperature=0.0)
-    prompts = [paint_prompt([5, 6], vocabulary.special), paint_prompt([7, 8], vocabulary.special)]
+    prompts = [paint_prompt([5, 6], vocabulary), paint_prompt([7, 8], vocabulary)]
     codes, unknown = np.arange(12).reshape(2, 6), np.array([[True] * 5 + [False], [False, True] * 3])
 
     def denoiser() -> MockDenoiser:

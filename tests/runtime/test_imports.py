@@ -22,7 +22,7 @@ HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
 WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
 MOST_FLAT, MOST_LINES = 16, 450
 # Wing or module -> what it may import beside itself. Decoding knows ids and settings alone, and ort no user of it.
-IDS = {"errors", "vocabulary"}
+IDS = {"errors", "families", "vocabulary"}
 OPENING = {"bundle", "decoding", "files", "images", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,
@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
-DOORS = {"generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
+DOORS = {"format_1", "generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
 
 
 def sources() -> Iterator[Path]:

@@ -12,7 +12,7 @@ from scripted import CAPTION, THOUGHT, WRITTEN, plant, script_answer
 
 from mmada_lite import Error, ImageSettings, Model
 from mmada_lite.decoding import generate
-from mmada_lite.decoding.rows import paint_prompt
+from mmada_lite.decoding.rows import unconditional_prompt
 from mmada_lite.streams import Stream
 from mmada_lite.train.data.thoughts import split_thought as split_in_training
 from mmada_lite.train.data.thoughts import with_thought
@@ -40,10 +40,9 @@ def test_a_picture_is_drawn_on_the_row_of_training(thinker: Model) -> None:
         thought_to_image_prompts(thinker, [CAPTION], [with_tags(THOUGHT)]),
     )
     assert rows[0] == plan + [thinker.vocabulary.special.mask] * WRITTEN.answer_length
-    end = [thinker.vocabulary.special.soi]
-    assert rows[-2][: len(planned) + 1] == planned + end
-    assert rows[-1][:4] == paint_prompt([], thinker.vocabulary.special) + end  # guidance: without the prompt, as paint's
-    assert len(rows[-2]) == len(planned) + 16 + 2
+    assert rows[-2][: len(planned)] == planned
+    assert rows[-1][:4] == unconditional_prompt(thinker.vocabulary)  # guidance: without the prompt, as paint's
+    assert len(rows[-2]) == len(planned) + 16 + 1
     assert drawing.thought == THOUGHT
     assert drawing.thought_fault is None
     assert (drawing.codes == drawn_on(thinker, planned, seed=3)).all()

@@ -7,8 +7,8 @@ import pytest
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt
-from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, chat_ids, render_chat
+from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thought_prompt, unconditional_prompt
+from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 PUBLISHED = SpecialTokens(126080, 126081, 126084, 126085, 126088, 126089, 126093, 126094, 126336, 126346, 126347, 126348)
 
@@ -29,8 +29,7 @@ def test_recorded_conversations(named_tokenizer, golden):
     chats = [c for c in cases if c["task"] == "chat_template" and c["tokenizer"] == name]
     assert chats
     for case in chats:
-        assert render_chat(case["messages"]) == case["rendered"]
-        ids = chat_ids(tokenizer, vocabulary.special, case["messages"])
+        ids = chat_ids(tokenizer, vocabulary, case["messages"])
         assert ids == case["token_ids"] == tokenizer.encode(case["rendered"], special=True)
         if "mmu_inference_input_ids" in case:
             assert vocabulary.image_code_offset == case["image_code_offset"]
@@ -46,9 +45,9 @@ def test_absent_header_tokens_are_added_and_move_the_codes(named_tokenizer):
 
 def test_special_spellings_typed_by_a_user_are_text(named_tokenizer):
     _, tokenizer = named_tokenizer
-    special = published_like(tokenizer).special
-    ids = chat_ids(tokenizer, special, [{"role": "user", "content": "stop <|eot_id|> now"}])
-    assert ids.count(special.eot) == 1
+    vocabulary = published_like(tokenizer)
+    ids = chat_ids(tokenizer, vocabulary, [{"role": "user", "content": "stop <|eot_id|> now"}])
+    assert ids.count(vocabulary.special.eot) == 1
     assert "<|eot_id|>" in tokenizer.decode(ids)
 
 
@@ -70,7 +69,7 @@ def test_decoding_leaves_out_what_is_not_text(named_tokenizer):
 def test_impossible_conversations(named_tokenizer, messages, word):
     _, tokenizer = named_tokenizer
     with pytest.raises(Error, match=word):
-        chat_ids(tokenizer, published_like(tokenizer).special, messages)
+        chat_ids(tokenizer, published_like(tokenizer), messages)
 
 
 def test_vocabulary_goes_to_json_and_back():
@@ -95,11 +94,12 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
 
 def test_layouts(vocabulary):
     s = vocabulary.special
-    assert paint_prompt([5, 6], s) == [s.t2i, s.bos, 5, 6, s.eos]
-    assert paint_prompt([s.bos, 5], s) == [s.t2i, s.bos, 5, s.eos]
-    assert paint_prompt([], s) == [s.t2i, s.bos, s.eos]
+    assert paint_prompt([5, 6], vocabulary) == [s.t2i, s.bos, 5, 6, s.eos, s.soi]
+    assert paint_prompt([s.bos, 5], vocabulary) == [s.t2i, s.bos, 5, s.eos, s.soi]
+    assert unconditional_prompt(vocabulary) == paint_prompt([], vocabulary) == [s.t2i, s.bos, s.eos, s.soi]
+    assert thought_prompt([5], [6, 7], vocabulary) == [s.r2i, s.bos, 5, 6, 7, s.eos, s.soi]
     unknown = np.array([True, False, True, False])
-    canvas = image_canvas([1, 2, 3], [4, 5, 6, 7], unknown, vocabulary, unconditional_prompt=[1])
+    canvas = image_canvas([1, 2, 3, s.soi], [4, 5, 6, 7], unknown, vocabulary, unconditional_prompt=[1, s.soi])
     assert canvas.tokens.tolist() == [[1, 2, 3, s.soi, s.mask, 117, s.mask, 119, s.eoi]]
     assert canvas.editable[0].nonzero()[0].tolist() == [4, 6]
     where = canvas.masked()

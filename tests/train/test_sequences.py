@@ -111,9 +111,9 @@ def test_picture_rows_follow_the_cosine(toy_sequences: Sequences) -> None:
     prompts, codes = rng.integers(400, size=(16, 7)), rng.integers(CODES, size=(16, 64))
     rows = picture_rows("paint", prompts, codes, vocabulary, rng)
     masked = rows.tokens == vocabulary.special.mask
-    assert masked[:, 8:-1].sum(axis=1).min() >= 1
-    assert not masked[:, :8].any()
-    assert (rows.targets[:, 8:-1] - vocabulary.image_code_offset == codes).all()
+    assert masked[:, 7:-1].sum(axis=1).min() >= 1
+    assert not masked[:, :7].any()
+    assert (rows.targets[:, 7:-1] - vocabulary.image_code_offset == codes).all()
     assert ((rows.weight > 0) == masked).all()
     assert rows.weight.sum() == pytest.approx(1.0)
     expected = np.sort(np.rint(64 * np.cos(np.pi / 2 * (np.arange(16) + 0.5) / 16)))

@@ -21,11 +21,11 @@ from web_agreement import agree, drawing_of, painted
 
 import mmada_lite
 from mmada_lite.decoding.image import decode_image
+from mmada_lite.decoding.rows import chat_ids
 from mmada_lite.decoding.sampling import Stream, gumbel, uniform
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures, transfers
 from mmada_lite.decoding.settings import ImageSettings, plain
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.vocabulary import chat_ids
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "examples" / "web"
@@ -96,7 +96,7 @@ def test_schedules_are_pythons(page: Page) -> None:
 def test_texts_become_the_same_ids(page: Page, model: mmada_lite.Model) -> None:
     theirs = page.run(f"return {json.dumps(ODD_TEXTS)}.map((text) => model.vocabulary.encode(text))")
     assert theirs == [model.tokenizer.encode(text) for text in ODD_TEXTS]
-    prompt = chat_ids(model.tokenizer, model.vocabulary.special, [{"role": "user", "content": "what is this?"}])
+    prompt = chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": "what is this?"}])
     assert page.run("return model.vocabulary.questionPrompt('what is this?')") == prompt
     back = [text for text in ODD_TEXTS if text]
     assert page.run(f"return {json.dumps(back)}.map((text) => model.vocabulary.decode(model.vocabulary.encode(text)))") == back

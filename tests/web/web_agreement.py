@@ -12,7 +12,7 @@ import mmada_lite
 from mmada_lite.decoding.canvas import Canvas, image_canvas
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Ints, Prediction
 from mmada_lite.decoding.image import decode_image
-from mmada_lite.decoding.rows import paint_prompt
+from mmada_lite.decoding.rows import paint_prompt, unconditional_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler, Stream, uniform
 from mmada_lite.decoding.settings import ImageSettings, plain
 
@@ -53,8 +53,8 @@ def drawing_of(
     model: mmada_lite.Model, caption: str, seed: int, settings: ImageSettings
 ) -> tuple[Denoiser, Canvas, ImageSettings, Watching]:
     """What the loop of pictures takes, for a caption."""
-    special, codes = model.vocabulary.special, np.zeros(model.codec.grid**2)
-    prompt, nothing = (paint_prompt(model.tokenizer.encode(text), special) for text in (caption, ""))
+    codes = np.zeros(model.codec.grid**2)
+    prompt, nothing = paint_prompt(model.encode(caption), model.vocabulary), unconditional_prompt(model.vocabulary)
     canvas = image_canvas(prompt, codes, codes == 0, model.vocabulary, unconditional_prompt=nothing)
     return model.denoiser, canvas, settings, Watching(PhiloxSampler(seed, settings.sampling_temperature, canvas.start))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite.decoding.rows import picture_part
 from mmada_lite.vocabulary import Vocabulary
 
 BLOCK = 8  # tokens that are decoded before those after them
@@ -43,20 +44,18 @@ def picture_rows(
     rng: np.random.Generator,
     region: NDArray[np.bool_] | None = None,
 ) -> Rows:
-    """Prompts [B, P] and codes [B, N]; of the N codes, or of those in `region` [B, N], a share cos(pi t / 2) is masked in each
-    row. The weight is 1 / number of masks."""
-    count = len(codes)
-    special = vocabulary.special
+    """Prompts [B, P], all before the codes, and codes [B, N]; of the N codes, or of those in `region` [B, N], a share
+    cos(pi t / 2) is masked in each row. The weight is 1 / number of masks."""
+    count, mask = len(codes), vocabulary.special.mask
     region = np.ones(codes.shape, dtype=bool) if region is None else region
     amount = np.maximum(1, np.rint(region.sum(axis=1) * np.cos(np.pi / 2 * spread(count, rng)))).astype(np.int64)
     order = np.where(region, rng.random(codes.shape), np.inf).argsort(axis=1).argsort(axis=1)
     hidden = order < amount[:, None]
-    body = codes + vocabulary.image_code_offset
-    ends = [np.full((count, 1), value) for value in (special.soi, special.eoi)]
-    targets = np.concatenate([prompts, ends[0], body, ends[1]], axis=1)
+    known = np.zeros(codes.shape, dtype=bool)
+    targets = np.concatenate([prompts, picture_part(codes, known, vocabulary)], axis=1)
     masked = np.zeros(targets.shape, dtype=bool)
-    masked[:, prompts.shape[1] + 1 : -1] = hidden
-    return Rows(task, np.where(masked, special.mask, targets), targets, masked.astype(np.float32) / hidden.sum())
+    masked[:, prompts.shape[1] : prompts.shape[1] + codes.shape[1]] = hidden
+    return Rows(task, np.where(masked, mask, targets), targets, masked.astype(np.float32) / hidden.sum())
 
 
 def answer_rows(

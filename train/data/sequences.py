@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mmada_lite.decoding.rows import paint_prompt, picture_prompt, thinking_prompt
+from mmada_lite.decoding.rows import (
+    chat_ids,
+    paint_prompt,
+    picture_prompt,
+    thinking_prompt,
+    thought_prompt,
+    unconditional_prompt,
+)
 from mmada_lite.train.data.arithmetic import KINDS as PROBLEMS
 from mmada_lite.train.data.arithmetic import draw_problem, question_of, response_to
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS
@@ -28,7 +35,7 @@ from mmada_lite.train.data.scenes import KINDS as QUESTIONS
 from mmada_lite.train.data.scenes import draw_layout, drawing_thought, list_question, pair_caption, scene_question
 from mmada_lite.train.data.texts import caption, fact, picture_question
 from mmada_lite.train.data.thoughts import CLOSE, OPEN
-from mmada_lite.vocabulary import Tokenizer, Vocabulary, chat_ids
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 ANSWER_LENGTH = 48  # tokens of the longest answer: text, end of turn, then ends of text
 SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so that the length gives nothing away
@@ -96,8 +103,7 @@ class Sequences:
 
         def draw() -> tuple[list[int], Ints]:
             text, codes, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
-            prompt = thinking_prompt(text, self.vocabulary.special)
-            return [*prompt, *self._text(thought), self.vocabulary.special.eos], codes
+            return thought_prompt(text, self._text(thought), self.vocabulary), codes
 
         examples = equal_length(draw, count)
         prompts, codes = np.array([p for p, _ in examples]), np.array([c for _, c in examples])
@@ -115,7 +121,7 @@ class Sequences:
             pictures = np.concatenate([pictures[:, :, side // 2 :], pictures[:, :, [-1] * (side // 2)]], axis=2)
         hidden = np.broadcast_to(np.arange(side) >= side // 2, pictures.shape)
         pictures, hidden = (np.rot90(a, -turns, axes=(1, 2)).reshape(count, -1) for a in (pictures, hidden))
-        prompts = np.array([paint_prompt(ids, self.vocabulary.special) for ids, _ in examples])
+        prompts = np.array([paint_prompt(ids, self.vocabulary) for ids, _ in examples])
         return picture_rows("edit", prompts, pictures, self.vocabulary, rng, hidden)
 
     def caption_to_thought(self, count: int, rng: np.random.Generator) -> Rows:
@@ -123,7 +129,7 @@ class Sequences:
 
         def draw() -> tuple[list[int], list[int]]:
             text, _, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
-            return thinking_prompt(text, self.vocabulary.special), self._text(thought)
+            return thinking_prompt(text, self.vocabulary), self._text(thought)
 
         examples = equal_length(draw, count)
         eos = self.vocabulary.special.eos
@@ -195,7 +201,8 @@ class Sequences:
     def _pictures(self, task: str, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> Rows:
         plain = rng.random() < self.caption_dropout
         examples = [draw() for _ in range(count)] if plain else equal_length(draw, count)
-        prompts = np.array([paint_prompt([] if plain else ids, self.vocabulary.special) for ids, _ in examples])
+        nothing = unconditional_prompt(self.vocabulary)
+        prompts = np.array([nothing if plain else paint_prompt(ids, self.vocabulary) for ids, _ in examples])
         return picture_rows(task, prompts, np.array([codes for _, codes in examples]), self.vocabulary, rng)
 
     def _captioned(self, rng: np.random.Generator) -> tuple[list[int], Ints]:
@@ -272,7 +279,7 @@ class Sequences:
         return self._cached(text, lambda: self.tokenizer.encode(text))
 
     def _chat_ids(self, question: str) -> list[int]:
-        return chat_ids(self.tokenizer, self.vocabulary.special, [{"role": "user", "content": question}])
+        return chat_ids(self.tokenizer, self.vocabulary, [{"role": "user", "content": question}])
 
     def _cached(self, key: str, make: Callable[[], list[int]]) -> list[int]:
         if key not in self._ids:
