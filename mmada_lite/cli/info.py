@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 def bundle_json(bundle: "Bundle") -> dict[str, Any]:
     return {
         "name": bundle.name,
+        "family": bundle.family,
+        "knows": dict(bundle.knows),
         "path": str(bundle.path),
         "bytes": bundle.size,
         "architecture": asdict(bundle.architecture),
