@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.canvas import Bools, Ints
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Prediction
-from mmada_lite.decoding.forward import Forward
+from mmada_lite.decoding.forward import Forward, draw_tokens
 from mmada_lite.decoding.sampling import Sampler
 from mmada_lite.decoding.settings import TextAcceleration, TextSettings
 
@@ -58,7 +58,7 @@ def candidates_of(
 ) -> Candidates:
     """The candidates of one forward, for step `step`. In the default mode none of them is the mask."""
     acceleration = settings.acceleration
-    drawn = sampler.draw(denoiser, "text", forward.hidden, forward.mix, step, forward.positions)
+    drawn = draw_tokens(denoiser, "text", forward, sampler, step)
     logits = _logits(denoiser, forward) if _needs_logits(drawn, acceleration) else None
     entropy = _entropy(drawn, logits) if _needs_entropy(acceleration) else None
     if settings.mode == "default":

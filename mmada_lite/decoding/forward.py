@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.decoding.canvas import Bools, Canvas, Ints
-from mmada_lite.decoding.denoiser import Denoiser, Floats, Window
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.kv_cache import CachedContext, KeyValues
+from mmada_lite.decoding.sampling import Sampler
+from mmada_lite.errors import Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,19 @@ def run_forward(
             kept.append(cache)
     stacked = hidden[0] if len(hidden) == 1 else np.concatenate(hidden)
     return Forward(stacked, mix_of(canvas.batch, guidance, len(hidden)), positions, valid, tuple(kept))
+
+
+def draw_tokens(denoiser: Denoiser, head: Head, forward: Forward, sampler: Sampler, step: int) -> Prediction:
+    """One token for each queried position, in step `step` (from 0). Raises Error where the model's numbers are not finite, from
+    which no token could be chosen."""
+    drawn = sampler.draw(denoiser, head, forward.hidden, forward.mix, step, forward.positions)
+    for numbers in (drawn.log_probability, drawn.entropy):
+        if numbers is not None and not np.isfinite(numbers[forward.valid]).all():
+            raise Error(
+                f"step {step + 1}: the model's numbers are not finite, so its weights are damaged or a setting is too large; "
+                "check the bundle with `mmada-lite info FOLDER --verify`"
+            )
+    return drawn
 
 
 def mix_of(batch: int, guidance: float, branches: int) -> NDArray[np.float32]:

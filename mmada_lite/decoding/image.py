@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.canvas import Bools, Canvas, Ints
 from mmada_lite.decoding.denoiser import Denoiser, Floats
-from mmada_lite.decoding.forward import Step
+from mmada_lite.decoding.forward import Step, draw_tokens
 from mmada_lite.decoding.image_cache import ImageCache
 from mmada_lite.decoding.sampling import Sampler, gumbel
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures
@@ -34,7 +34,7 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
         confidence = np.where(open_codes, np.float32(-np.inf), rule.known)  # [B, N]
         if open_codes.any():
             forward, model_calls = cache.forward(k, masked), model_calls + 1
-            drawn = sampler.draw(denoiser, "image", forward.hidden, forward.mix, k, forward.positions)
+            drawn = draw_tokens(denoiser, "image", forward, sampler, k)
             rows, slots = np.nonzero(forward.valid)
             at = (rows, forward.positions[rows, slots] - canvas.start)
             codes[at] = drawn.token[rows, slots] + canvas.code_offset

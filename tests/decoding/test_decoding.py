@@ -113,12 +113,23 @@ def test_rows_of_a_batch_do_not_touch_each_other():
     assert canvas.tokens.tolist() == [[1, 2, 2, 3, 4, 5, 6, 7], [3, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def image(chosen, unknown=None, seed=0, codes=None, guided=True):
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+def test_numbers_that_are_not_finite_end_a_decode(number):
+    """At the step that meets them, where a text would wait for ever and a picture be drawn from nothing."""
+    last = dict.fromkeys(range(10, 11), number)
+    with pytest.raises(Error, match=r"step 2: the model's numbers are not finite.*info FOLDER --verify"):
+        text(TextSettings(answer_length=8, steps=2, block_length=4), certainty=last)
+    for chosen in (ImageSettings(steps=3), ImageSettings(steps=3, guidance=0.0)):
+        with pytest.raises(Error, match="step 1: the model's numbers are not finite"):
+            image(chosen, certainty=last)
+
+
+def image(chosen, unknown=None, seed=0, codes=None, guided=True, certainty=None):
     unknown = np.ones(16, dtype=bool) if unknown is None else unknown
     nothing = [SPECIAL.t2i, SPECIAL.bos, SPECIAL.eos, SPECIAL.soi] if guided else None
     prompt = [SPECIAL.t2i, SPECIAL.bos, 5, 6, SPECIAL.eos, SPECIAL.soi]
     canvas = image_canvas(prompt, np.zeros(16) if codes is None else codes, unknown, VOCABULARY, unconditional_prompt=nothing)
-    denoiser = MockDenoiser({p: p % 32 for p in range(40)}, {p: (p * 5 % 16 + 0.5) / 17 for p in range(40)})
+    denoiser = MockDenoiser({p: p % 32 for p in range(40)}, certainty or {p: (p * 5 % 16 + 0.5) / 17 for p in range(40)})
     sampler = PhiloxSampler(seed, chosen.sampling_temperature, canvas.start)
     return canvas, denoiser, list(decode_image(denoiser, canvas, chosen, sampler))
 
