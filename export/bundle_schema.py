@@ -5,7 +5,6 @@ What ties two values together, such as steps and answer_length, a schema cannot 
 """
 
 import json
-import math
 from dataclasses import MISSING, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -62,10 +61,9 @@ def setting_schema(setting: Setting) -> Schema:
         return about | {"enum": list(setting.choices)}
     kind = {"whole": "integer", "number": "number", "probability": "number", "word": "string", "flag": "boolean"}[setting.kind]
     taken: Schema = {"type": [kind, "null"] if setting.optional else kind}
-    if setting.kind == "probability":
-        taken |= {"exclusiveMinimum": 0, "maximum": 1}
-    elif setting.kind in ("whole", "number"):
-        taken |= {"minimum": setting.least} | ({"maximum": setting.most} if setting.most < math.inf else {})
+    if setting.kind in ("whole", "number", "probability"):
+        numbers = {"minimum": setting.smallest or setting.least, "maximum": setting.most}
+        taken |= {"anyOf": [{"const": 0}, numbers]} if setting.smallest else numbers
     elif setting.kind == "word":
         taken |= {"examples": list(setting.choices)}
     return about | taken

@@ -2,7 +2,6 @@
 reads that: the checker of values, and the two layers that change together. Which settings there are is none of its business.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
@@ -22,7 +21,8 @@ _KINDS: Mapping[type, Kind] = {bool: "flag", int: "whole", float: "number", str:
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting. optional: None does without; unit: what its value is called in --help; least, most: the numbers it
-    takes; choices: the words it takes, or how they look; check: raises Error for a word that is none."""
+    takes; smallest: the least of them above 0, where `least` does not say it; choices: the words it takes, or how they look;
+    check: raises Error for a word that is none."""
 
     name: str
     kind: Kind
@@ -33,6 +33,7 @@ class Setting:
     unit: str
     least: float
     most: float
+    smallest: float
     choices: tuple[str, ...]
     check: Callable[[str], object] | None
 
@@ -44,9 +45,7 @@ class Setting:
             return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         if self.kind == "flag":
             return "yes or no"
-        if self.kind == "probability":
-            return f"above 0, at most 1{none}"
-        return f"{self.least:g} {'or more' if self.most == math.inf else f'to {self.most:g}'}{none}"
+        return f"{'0, or ' if self.smallest else ''}{self.smallest or self.least:g} to {_whole(self.most)}{none}"
 
     @property
     def default_in_words(self) -> str:
@@ -61,7 +60,7 @@ class Setting:
             return
         if not self._takes(value):
             if self.kind == "probability":
-                raise Error(f"{self.name} {value} is not a probability; use a number above 0 and at most 1")
+                raise Error(f"{self.name} {value} is not a probability; use {self._wanted()}")
             raise Error(f"{self.name} is {value!r}; use {self._wanted()}")
         if self.check:
             self.check(str(value))
@@ -73,15 +72,21 @@ class Setting:
             return isinstance(value, str) and (self.check is not None or value in self.choices)
         if isinstance(value, bool) or not isinstance(value, int if self.kind == "whole" else (int, float)):
             return False
-        return 0 < value <= 1 if self.kind == "probability" else self.least <= value <= self.most and value < math.inf
+        return value == self.least or max(self.least, self.smallest) <= value <= self.most
 
     def _wanted(self) -> str:
         if self.kind == "flag":
             return "true or false"
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        most = "" if self.most == math.inf else f" and at most {self.most:g}"
-        return f"a {'whole number' if self.kind == 'whole' else 'number'} of at least {self.least:g}{most}"
+        nothing = "0, or " if self.smallest else ""
+        kind = "whole number" if self.kind == "whole" else "number"
+        return f"{nothing}a {kind} of at least {self.smallest or self.least:g} and at most {_whole(self.most)}"
+
+
+def _whole(number: float) -> str:
+    """1000000, and not 1e+06."""
+    return f"{number:g}" if number < 1000 else f"{number:.0f}"
 
 
 def spelled(name: str) -> str:
@@ -102,13 +107,17 @@ def setting(
     source: str = "ours",
     unit: str = "",
     least: float = 0,
-    most: float = math.inf,
+    most: float = 1_000_000,
+    smallest: float = 0,
     probability: bool = False,
     choices: tuple[str, ...] = (),
     check: Callable[[str], object] | None = None,
 ) -> Any:
     """A field that is a setting."""
-    about = {"help": help, "source": source, "unit": unit, "least": least, "most": most, "choices": choices, "check": check}
+    if probability:
+        least, most = 1e-6, 1
+    numbers = {"least": least, "most": most, "smallest": smallest}
+    about = {"help": help, "source": source, "unit": unit, "choices": choices, "check": check, **numbers}
     return field(default=default, metadata={"setting": about, "probability": probability})
 
 

@@ -26,6 +26,7 @@ Mode = Literal["default", "reference"]
 CachePolicy = Literal["none", "prefix", "dual", "prompt"]
 CACHE_POLICIES: tuple[str, ...] = get_args(CachePolicy)
 Settings = TypeVar("Settings", "TextSettings", "ImageSettings")
+SMALLEST, LARGEST = 1e-4, 1000.0  # of temperatures and guidance: what logits times them is in float32
 SCHEDULES = ("cosine", "linear", "pow<exponent>", "sigmoid")
 _LLADA, _FAST_DLLM, _MASKGIT = "LLaDA, arXiv 2502.09992", "Fast-dLLM, arXiv 2505.22618", "MaskGIT, arXiv 2202.04200"
 _GUIDANCE = "classifier-free guidance, arXiv 2207.12598"
@@ -154,8 +155,17 @@ class TextSettings(TwoLayers):
     answer_length: int = setting(128, "the longest answer, in tokens", source=_LLADA, unit="N", least=1)
     steps: int = setting(64, "model steps for the whole answer", source=_LLADA, unit="N", least=1)
     block_length: int = setting(32, "tokens that are finished before the next begin", source=_LLADA, unit="N", least=1)
-    temperature: float = setting(0.0, "0 takes the most probable token, above they are drawn", source=_LLADA, unit="T")
-    guidance: float = setting(0.0, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G")
+    temperature: float = setting(
+        0.0,
+        "0 takes the most probable token, above they are drawn",
+        source=_LLADA,
+        unit="T",
+        smallest=SMALLEST,
+        most=LARGEST,
+    )
+    guidance: float = setting(
+        0.0, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G", most=LARGEST
+    )
     order: Literal["low_confidence", "random"] = setting(
         "low_confidence", "what is written first: the surest, or any", source=_LLADA, unit="NAME"
     )
@@ -250,7 +260,9 @@ class ImageSettings(TwoLayers):
     """
 
     steps: int = setting(15, "model steps", source=_MASKGIT, unit="N", least=1)
-    guidance: float = setting(3.5, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G")
+    guidance: float = setting(
+        3.5, "how strongly the prompt pulls; 0 is twice as fast", source=_GUIDANCE, unit="G", most=LARGEST
+    )
     schedule: str = setting(
         "cosine",
         "how fast masks vanish",
@@ -259,9 +271,14 @@ class ImageSettings(TwoLayers):
         choices=SCHEDULES,
         check=schedule_exponent,
     )
-    temperature: float = setting(1.0, "noise in the choice of what is drawn first", source=_MASKGIT, unit="T")
+    temperature: float = setting(1.0, "noise in the choice of what is drawn first", source=_MASKGIT, unit="T", most=LARGEST)
     sampling_temperature: float = setting(
-        1.0, "0 takes the most probable code, above they are drawn", source=_MASKGIT, unit="T"
+        1.0,
+        "0 takes the most probable code, above they are drawn",
+        source=_MASKGIT,
+        unit="T",
+        smallest=SMALLEST,
+        most=LARGEST,
     )
     mode: Mode = setting("default", "reference: as the published code, bugs and all", unit="NAME")
     acceleration: ImageAcceleration = ImageAcceleration()
