@@ -36,7 +36,7 @@ function checkRow(name, row, slots, special) {
 
 /**
  * The ids of a row before and behind its slot `open`, whose content is not known yet. `filled` has the ids of the other
- * slots, `words` what stands for slots inside of texts. Ids that begin with bos do not repeat a bos right before them.
+ * slots, `words` what stands for slots inside of texts. A prompt that begins with bos repeats no bos right before it.
  */
 export function fillRow(rows, name, { special, encode }, { open, filled = {}, words = {} }) {
   if (!Object.hasOwn(rows, name)) {
@@ -48,7 +48,7 @@ export function fillRow(rows, name, { special, encode }, { open, filled = {}, wo
     const slot = slotOf(element);
     const given = filled[slot];
     if (slot && slot === open) ids = parts.after;
-    else if (slot) ids.push(...(given[0] === special.bos && ids.at(-1) === special.bos ? given.slice(1) : given));
+    else if (slot) ids.push(...(slot === "prompt" && given[0] === special.bos && ids.at(-1) === special.bos ? given.slice(1) : given));
     else if (element.text !== undefined) ids.push(...encode(element.text.replace(SLOT, (_, word) => words[word])));
     else ids.push(special[element]);
   }

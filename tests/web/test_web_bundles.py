@@ -24,7 +24,7 @@ OTHER_ROWS: Content = {
     "message": ["bos", {"text": "<{role}: {content}>"}, "eot"],
     "chat": ["bos", "{messages}", {"text": "so "}, "start_header", "{masks}"],
     "ask": ["soi", "{codes}", "mmu", "eoi", "bos", "{chat}"],
-    "paint": ["bos", "t2i", "mmu", "{prompt}", "soi", "{codes}", "eoi", "eos"],
+    "paint": ["bos", "t2i", {"text": "draw "}, "{prompt}", "soi", "{codes}", "eoi", "eos"],
     "unconditional": ["soi", "{codes}", "eoi", "eos"],
 }
 
@@ -75,7 +75,7 @@ def test_format_1_draws_and_answers_as_format_2(page: Page, tmp_path: Path) -> N
 
 
 def test_rows_are_laid_out_as_the_bundle_says(page: Page, tiny_bundle: Path, tmp_path: Path) -> None:
-    """Another order, texts within, a bos that would stand twice, nothing before the picture that guidance compares with."""
+    """Another order, texts within, bos twice where it says so, nothing before the picture that guidance compares with."""
     folder = altered(tiny_bundle, tmp_path / "rows", lambda content: content.update(rows=OTHER_ROWS))
     opened(page, "tiny", folder)
     model = mmada_lite.load(folder, device="cpu")
@@ -84,9 +84,9 @@ def test_rows_are_laid_out_as_the_bundle_says(page: Page, tiny_bundle: Path, tmp
     assert page.run("return tiny.vocabulary.paintRow('a b')") == painting
     assert page.run("return tiny.vocabulary.unconditionalRow().before") == unconditional_prompt(vocabulary)
     chat = chat_ids(model.tokenizer, vocabulary, QUESTION)
-    assert chat.count(vocabulary.special.bos) == 1
+    assert chat.count(vocabulary.special.bos) == 2
     assert page.run("return tiny.vocabulary.questionPrompt('a b')") == chat
-    about = picture_prompt([3, 1, 2, 0], vocabulary)[:-1] + chat  # the bos of both stands once
+    about = picture_prompt([3, 1, 2, 0], vocabulary) + chat
     assert page.run("return tiny.vocabulary.questionPrompt('a b', [3, 1, 2, 0])") == about
     settings = ImageSettings(steps=4, guidance=1.5)
     agree(painted(page, "tiny", "a b", settings, 2), model, "a b", 2, settings)
