@@ -220,7 +220,7 @@ def test_kept_records_are_whole_and_quoted(path: Path) -> None:
     content = record.load(path)
     assert content["complete"] is True
     assert content["rows"]
-    documents = [*(RESULTS.parents[1] / "docs").glob("*.md"), RESULTS.parents[1] / "README.md"]
+    documents = [*(RESULTS.parents[1] / "docs").rglob("*.md"), RESULTS.parents[1] / "README.md"]
     assert any(f"bench/results/{path.name}" in document.read_text(encoding="utf-8") for document in documents)
 
 
@@ -258,7 +258,7 @@ def test_kept_records_speak_the_words_of_today(path: Path) -> None:
 
 
 def test_every_record_that_is_quoted_is_there() -> None:
-    documents = [*(RESULTS.parents[1] / "docs").glob("*.md"), RESULTS.parents[1] / "README.md"]
-    quoted = {name for each in documents for name in re.findall(r"\]\((?:\.\./)?bench/results/([^)]+)\)", each.read_text())}
+    documents = [*(RESULTS.parents[1] / "docs").rglob("*.md"), RESULTS.parents[1] / "README.md"]
+    quoted = {name for each in documents for name in re.findall(r"\]\((?:\.\./)*bench/results/([^)]+)\)", each.read_text())}
     assert quoted
     assert quoted <= {path.name for path in RESULTS.glob("*.json")}

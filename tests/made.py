@@ -1,0 +1,164 @@
+"""What documents take from code and records: `python tests/made.py` writes it, and a test compares it with what stands there.
+
+Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: the tables of speeds and of the small model's exam, from
+the records in bench/results. Beside them docs/house.svg, and the card that lies in the packaged bundle.
+"""
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from house import house
+from import_graph import ROOT
+
+from mmada_lite.bench import record
+
+DOCS, RESULTS = ROOT / "docs", ROOT / "bench" / "results"
+BUNDLE = ROOT / "mmada_lite" / "models" / "emoji"
+CARD = "model_card.md"
+MACHINES = ("AVX2", "VNNI", "AMX", "GPU")
+WORK = ("text", "understanding", "drawing")
+PRESETS = ("balanced", "fast")  # of random weights, which are never sure: no measure of a preset
+HEADER = ("machine", "model", "task", "how", "seconds", "times torch", "memory", "record")
+Cells = tuple[str, ...]
+
+
+def machine_of(content: Mapping[str, Any]) -> str:
+    """Which of the kinds of machine a record was made on, by the best instructions for int8 that it has."""
+    hardware = content.get("hardware", {})
+    extensions = set(hardware.get("extensions", ()))
+    if content.get("cards") or hardware.get("cards"):
+        return "GPU"
+    if "amx_int8" in extensions:
+        return "AMX"
+    return "VNNI" if extensions & {"avx512_vnni", "avx_vnni"} else "AVX2"
+
+
+def speeds(content: Mapping[str, Any]) -> Iterable[tuple[str, str, str, float, float | None, float | None]]:
+    """(model, task, how, seconds, times as fast as torch, gigabytes) of every decode that a record timed."""
+    reference = next((row["contestant"] for row in content["rows"] if row.get("kind") == "reference"), None)
+    for row in content["rows"]:
+        if content["bench"] == "walkthrough_8b" and (seconds := row.get("answer_seconds") or row.get("drawing_seconds")):
+            what = "drawing" if "drawing_seconds" in row else "understanding"
+            how = f"{'int8' if 'int8' in row['part'] else 'int4'} {row.get('cache', 'exact')}".replace("none", "exact")
+            yield "8B", f"{what}, {row['steps']} step{'s' * (row['steps'] > 1)}", how, seconds, None, row["peak_gb"]
+        elif content.get("mode") == "presets":
+            task = "text" if row["kind"] == "text" else "drawing"
+            yield content["model"], task, row["policy"], row["seconds"]["median"], row["times_reference"]["median"], None
+        elif content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
+            times = row["times"].get(reference, {}).get("median")
+            yield content["shape"].upper(), row["task"], row["contestant"], row["seconds"]["median"], times, None
+        elif "picture" in row:
+            for task, name in (("picture", "drawing"), ("answer", "understanding")):
+                times = row.get("times_reference", {}).get(task)
+                what = f"{name}, {row[task]['steps']} steps"
+                how = row["contestant"].replace("reference", "torch bf16")
+                yield content["shape"].upper(), what, how, row[task]["median_s"], times, row["peak_bytes"] / 1e9
+
+
+def rows_of(name: str, content: Mapping[str, Any]) -> Iterable[Cells]:
+    link = f"[{name}](../bench/results/{name})"
+    for model, task, how, seconds, times, memory in speeds(content):
+        faster = "" if times is None or how.startswith("torch") else short(times, 2)
+        yield (
+            *(machine_of(content), model, task, how, short(seconds), faster),
+            *("" if memory is None else f"{memory:.1f} GB", link),
+        )
+
+
+def short(value: float, digits: int = 3) -> str:
+    """1710 -> 1,710; 0.01379 -> 0.0138."""
+    return f"{float(f'{value:.{digits}g}'):,.{max(0, digits - 1 - math.floor(math.log10(value)))}f}"
+
+
+def table(header: Cells, rows: Iterable[Cells]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows))
+
+
+def results() -> str:
+    """One table of every decode that was timed, a machine after the other, and the command of each record below it."""
+    contents = {path.name: record.load(path) for path in sorted(RESULTS.glob("*.json"))}
+    by_rounds = sorted(contents.items(), key=lambda item: (-item[1].get("rounds", 0), item[0]))
+    found: dict[Cells, Cells] = {}  # the longest run of each decode
+    for name, content in by_rounds:
+        for cells in rows_of(name, content):
+            found.setdefault(cells[:4], cells)
+    rows = sorted(found.values(), key=lambda cells: (MACHINES.index(cells[0]), cells[1].replace("emoji", ""), cells[2]))
+    rows += [(machine, *("",) * 6, "none yet") for machine in MACHINES if machine not in {cells[0] for cells in rows}]
+    rows.sort(key=lambda cells: MACHINES.index(cells[0]))
+    names = [name for name in contents if any(f"[{name}]" in cells[-1] for cells in rows)]
+    said = [f"# {name}, {processor(contents[name])}\n{contents[name]['command']}" for name in names]
+    return "\n".join([table(HEADER, rows), "", "```", *said, "```"])
+
+
+def processor(content: Mapping[str, Any]) -> str:
+    cards = content.get("cards") or content.get("hardware", {}).get("cards")
+    if cards:
+        return str(cards[0]["name"] if isinstance(cards[0], dict) else cards[0])
+    hardware = content["hardware"]
+    return f"{hardware['cores']} cores of {hardware['processor']}: {', '.join(hardware['extensions'])}"
+
+
+def exam() -> str:
+    """How good the small model is: every measure of its record, with its 95% interval."""
+    rows: list[Cells] = []
+    for row in record.load(RESULTS / "emoji-quality.json")["rows"]:
+        for name, each in ((name, each) for name, each in row["report"].items() if "low" in each):
+            measure, scale, unit = name.replace("_", " "), 1.0, " dB"
+            if "share" in each:
+                each, scale, unit = each | {"mean": each["share"]}, 100.0, "%"
+            asked = f"{each['right']:,} / {each['total']:,}" if "right" in each else f"{each['total']} pictures"
+            digits = 2 if unit == " dB" else 1
+            value, low, high = (f"{each[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
+            rows.append((row["task"], measure, value + unit, f"{low} to {high}", asked))
+    return table(("task", "measure", "value", "95% interval", "right / asked"), rows)
+
+
+PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam}
+
+
+def filled(text: str) -> str:
+    """A page with what stands between its markers made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        return f"<!-- made: {match[1]} -->\n{PARTS[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- made: (\w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def described(bundle: str, card: str) -> str:
+    """bundle.json with the size and sha256 of this card, and every other character as it was."""
+    size, digest = len(card.encode()), hashlib.sha256(card.encode()).hexdigest()
+    changed, count = re.subn(rf'("{CARD}": {{\s*"size": )\d+(,\s*"sha256": ")[0-9a-f]+', rf"\g<1>{size}\g<2>{digest}", bundle)
+    assert count == 1, f"bundle.json names {CARD} {count} times"
+    assert json.loads(changed)["files"][CARD] == {"size": size, "sha256": digest}
+    return changed
+
+
+def made() -> dict[Path, str]:
+    """File -> what it must hold."""
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+    files = {path: filled(text) for path, text in pages.items() if "<!-- made: " in text}
+    card = files[DOCS / CARD]
+    description = BUNDLE / "bundle.json"
+    files[BUNDLE / CARD] = card
+    files[description] = described(description.read_text(encoding="utf-8"), card)
+    files[DOCS / "house.svg"] = house()
+    return files
+
+
+def main() -> int:
+    for path, text in made().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
