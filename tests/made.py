@@ -1,7 +1,7 @@
 """What documents take from code and records: `python tests/made.py` writes it, and a test compares it with what stands there.
 
-Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: the tables of speeds and of the small model's exam, from
-the records in bench/results. Beside them docs/house.svg, and the card that lies in the packaged bundle.
+Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: tables of speeds, of the small model's exam and of parity, from
+the records in bench/results, and the steps of .ci/run. Beside them docs/house.svg, and the card in the packaged bundle.
 """
 
 import hashlib
@@ -119,7 +119,47 @@ def exam() -> str:
     return table(("task", "measure", "value", "95% interval", "right / asked"), rows)
 
 
-PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam}
+SECTIONS = {
+    "llm": "forward passes of the transformer",
+    "text": "texts, step by step",
+    "mmu": "answers about pictures",
+    "cache": "texts with the caches of Fast-dLLM",
+    "t2i": "pictures, step by step",
+    "vq": "the image tokenizer",
+    "image": "resizing and rounding of pictures",
+    "prompting": "prompts as rows of ids",
+    "loss": "losses of stages one and two",
+    "rl": "the objective of UniGRPO",
+}
+
+
+def parity() -> str:
+    """What was replayed of the published code, and how near each section came."""
+    content = record.load(RESULTS / "parity.json")
+    rows: list[Cells] = []
+    for section, words in SECTIONS.items():
+        found = [row for row in content["rows"] if row["section"] == section]
+        worst = max(row["largest_difference"] for row in found)
+        rows.append(
+            (f"`{section}`", words, str(sum(row["comparisons"] for row in found)), f"{worst:.1e}" if worst else "equal")
+        )
+    said = content["closing_line"]
+    assert sum(int(cells[2]) for cells in rows) == said["compared"], "a section of parity.json has no words here"
+    rows.append(("all", f"{said['passed']} pass", str(said["compared"]), ""))
+    return table(("section", "what is replayed", "comparisons", "largest difference"), rows)
+
+
+def steps() -> str:
+    """What .ci/run does, step by step, with those of its commands that can be given alone."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    rows = []
+    for title, body in re.findall(r'^say "([^"]+)"\n(.*?)(?=^say "|\Z)', script, re.DOTALL | re.MULTILINE):
+        commands = re.findall(r"^\$python (-m (?!pip)[^>#|&\n$]+?) *$", body, re.MULTILINE)
+        rows.append((title, "<br>".join(f"`.venv/bin/python {command}`" for command in commands)))
+    return table(("step", "alone"), rows)
+
+
+PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam, "parity": parity, "steps": steps}
 
 
 def filled(text: str) -> str:
@@ -142,7 +182,7 @@ def described(bundle: str, card: str) -> str:
 
 def made() -> dict[Path, str]:
     """File -> what it must hold."""
-    pages = {path: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+    pages = {path: path.read_text(encoding="utf-8") for path in (ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))}
     files = {path: filled(text) for path, text in pages.items() if "<!-- made: " in text}
     card = files[DOCS / CARD]
     description = BUNDLE / "bundle.json"
