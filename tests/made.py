@@ -1,7 +1,8 @@
 """What documents take from code and records: `python tests/made.py` writes it, and a test compares it with what stands there.
 
-Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: tables of speeds, of the small model's exam and of parity, from
-the records in bench/results, and the steps of .ci/run. Beside them docs/house.svg, and the card in the packaged bundle.
+Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: tables of speeds, of the small model's exam and of
+parity, from the records in bench/results, and the steps of .ci/run. Beside them docs/house.svg, and the card in the packaged
+bundle.
 """
 
 import hashlib
