@@ -90,7 +90,7 @@ def results() -> str:
         for cells in rows_of(name, content):
             found.setdefault(cells[:4], cells)
     rows = sorted(found.values(), key=lambda cells: (MACHINES.index(cells[0]), cells[1].replace("emoji", ""), cells[2]))
-    rows += [(machine, *("",) * 6, "none yet") for machine in MACHINES if machine not in {cells[0] for cells in rows}]
+    rows += [(machine, *("",) * 6, "no record") for machine in MACHINES if machine not in {cells[0] for cells in rows}]
     rows.sort(key=lambda cells: MACHINES.index(cells[0]))
     names = [name for name in contents if any(f"[{name}]" in cells[-1] for cells in rows)]
     said = [f"# {name}, {processor(contents[name])}\n{contents[name]['command']}" for name in names]
@@ -113,11 +113,11 @@ def exam() -> str:
             measure, scale, unit = name.replace("_", " "), 1.0, " dB"
             if "share" in each:
                 each, scale, unit = each | {"mean": each["share"]}, 100.0, "%"
-            asked = f"{each['right']:,} / {each['total']:,}" if "right" in each else f"{each['total']} pictures"
+            asked = f"{each['right']:,}/{each['total']:,}" if "right" in each else f"{each['total']} pictures"
             digits = 2 if unit == " dB" else 1
             value, low, high = (f"{each[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
-            rows.append((row["task"], measure, value + unit, f"{low} to {high}", asked))
-    return table(("task", "measure", "value", "95% interval", "right / asked"), rows)
+            rows.append((f"{row['task']}: {measure}", value + unit, f"{low}-{high}", asked))
+    return table(("measure", "value", "95% interval", "right of asked"), rows)
 
 
 SECTIONS = {
