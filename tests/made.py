@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from house import house
 from import_graph import ROOT
@@ -23,9 +23,9 @@ DOCS, RESULTS = ROOT / "docs", ROOT / "bench" / "results"
 BUNDLE = ROOT / "mmada_lite" / "models" / "emoji"
 CARD = "model_card.md"
 MACHINES = ("AVX2", "VNNI", "AMX", "GPU")
+STYLES = ("train", "validation", "test")
 WORK = ("text", "understanding", "drawing")
 PRESETS = ("balanced", "fast")  # of random weights, which are never sure: no measure of a preset
-HEADER = ("machine", "model", "task", "how", "seconds", "times torch", "memory", "record")
 Cells = tuple[str, ...]
 
 
@@ -40,36 +40,49 @@ def machine_of(content: Mapping[str, Any]) -> str:
     return "VNNI" if extensions & {"avx512_vnni", "avx_vnni"} else "AVX2"
 
 
-def speeds(content: Mapping[str, Any]) -> Iterable[tuple[str, str, str, float, float | None, float | None]]:
-    """(model, task, how, seconds, times as fast as torch, gigabytes) of every decode that a record timed."""
-    reference = next((row["contestant"] for row in content["rows"] if row.get("kind") == "reference"), None)
+class Timed(NamedTuple):
+    """A decode that a record timed: of which model and task, how, in seconds, times as fast as torch, in gigabytes."""
+
+    model: str
+    task: str
+    how: str
+    seconds: float
+    times: float | None = None
+    memory: float | None = None
+
+
+def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
+    """Every decode that a record timed."""
+    reference = next((row["contestant"] for row in content["rows"] if row.get("kind") == "reference"), "")
     for row in content["rows"]:
         if content["bench"] == "walkthrough_8b" and (seconds := row.get("answer_seconds") or row.get("drawing_seconds")):
-            what = "drawing" if "drawing_seconds" in row else "understanding"
+            task = (
+                f"{'drawing' if 'drawing_seconds' in row else 'understanding'}, {row['steps']} step{'s' * (row['steps'] > 1)}"
+            )
             how = f"{'int8' if 'int8' in row['part'] else 'int4'} {row.get('cache', 'exact')}".replace("none", "exact")
-            yield "8B", f"{what}, {row['steps']} step{'s' * (row['steps'] > 1)}", how, seconds, None, row["peak_gb"]
+            yield Timed("8B", task, how, seconds, None, row["peak_gb"])
         elif content.get("mode") == "presets":
-            task = "text" if row["kind"] == "text" else "drawing"
-            yield content["model"], task, row["policy"], row["seconds"]["median"], row["times_reference"]["median"], None
+            times = row["times_reference"]["median"]
+            yield Timed(
+                content["model"], "text" if row["kind"] == "text" else "drawing", row["policy"], row["seconds"]["median"], times
+            )
         elif content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
             times = row["times"].get(reference, {}).get("median")
-            yield content["shape"].upper(), row["task"], row["contestant"], row["seconds"]["median"], times, None
+            how = row["contestant"].removeprefix("ours int8 ")
+            yield Timed(content["shape"].upper(), row["task"], how, row["seconds"]["median"], times)
         elif "picture" in row:
-            for task, name in (("picture", "drawing"), ("answer", "understanding")):
-                times = row.get("times_reference", {}).get(task)
-                what = f"{name}, {row[task]['steps']} steps"
-                how = row["contestant"].replace("reference", "torch bf16")
-                yield content["shape"].upper(), what, how, row[task]["median_s"], times, row["peak_bytes"] / 1e9
+            for key, task in (("picture", "drawing"), ("answer", "understanding")):
+                how = row["contestant"].replace("reference", "torch bf16").removeprefix("cuda ")
+                times, found = row.get("times_reference", {}).get(key), row[key]
+                task = f"{task}, {found['steps']} steps"
+                yield Timed(content["shape"].upper(), task, how, found["median_s"], times, row["peak_bytes"] / 1e9)
 
 
-def rows_of(name: str, content: Mapping[str, Any]) -> Iterable[Cells]:
-    link = f"[{name}](../bench/results/{name})"
-    for model, task, how, seconds, times, memory in speeds(content):
-        faster = "" if times is None or how.startswith("torch") else short(times, 2)
-        yield (
-            *(machine_of(content), model, task, how, short(seconds), faster),
-            *("" if memory is None else f"{memory:.1f} GB", link),
-        )
+def said(each: Timed) -> str:
+    """dual 7.54 s (12x), with the memory where it is known."""
+    more = [f"{short(each.times, 2)}x"] if each.times and not each.how.startswith("torch") else []
+    more += [f"{each.memory:.1f} GB"] if each.memory else []
+    return f"{each.how} {short(each.seconds)} s" + (f" ({', '.join(more)})" if more else "")
 
 
 def short(value: float, digits: int = 3) -> str:
@@ -84,17 +97,27 @@ def table(header: Cells, rows: Iterable[Cells]) -> str:
 def results() -> str:
     """One table of every decode that was timed, a machine after the other, and the command of each record below it."""
     contents = {path.name: record.load(path) for path in sorted(RESULTS.glob("*.json"))}
-    by_rounds = sorted(contents.items(), key=lambda item: (-item[1].get("rounds", 0), item[0]))
-    found: dict[Cells, Cells] = {}  # the longest run of each decode
-    for name, content in by_rounds:
-        for cells in rows_of(name, content):
-            found.setdefault(cells[:4], cells)
-    rows = sorted(found.values(), key=lambda cells: (MACHINES.index(cells[0]), cells[1].replace("emoji", ""), cells[2]))
-    rows += [(machine, *("",) * 6, "no record") for machine in MACHINES if machine not in {cells[0] for cells in rows}]
-    rows.sort(key=lambda cells: MACHINES.index(cells[0]))
-    names = [name for name in contents if any(f"[{name}]" in cells[-1] for cells in rows)]
-    said = [f"# {name}, {processor(contents[name])}\n{contents[name]['command']}" for name in names]
-    return "\n".join([table(HEADER, rows), "", "```", *said, "```"])
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}  # machine, model, task -> how -> what is said; the longest run first
+    names: dict[tuple[str, str, str], dict[str, None]] = {}  # the records of a row
+    for name, content in sorted(contents.items(), key=lambda item: (-item[1].get("rounds", 0), item[0])):
+        for each in speeds(content):
+            key = (machine_of(content), each.model, each.task)
+            if rows.setdefault(key, {}).setdefault(each.how, said(each)) == said(each):
+                names.setdefault(key, {})[name] = None
+    cells: list[Cells] = []
+    for machine in MACHINES:
+        found = sorted(key for key in rows if key[0] == machine)
+        cells += [(*key, ", ".join(rows[key].values()), _links(names[key])) for key in found]
+        cells += [] if found else [(machine, "S", "all", "`mmada-lite bench peers --shape s`", "no record")]
+    listed = sorted({name for key in names for name in names[key]})
+    commands = [f"# {name}, {processor(contents[name])}\n{contents[name]['command']}" for name in listed]
+    return "\n".join(
+        [table(("machine", "model", "task", "how, in seconds (times torch)", "record"), cells), "", "```", *commands, "```"]
+    )
+
+
+def _links(names: Iterable[str]) -> str:
+    return ", ".join(f"[{name.removesuffix('.json')}](../bench/results/{name})" for name in names)
 
 
 def processor(content: Mapping[str, Any]) -> str:
@@ -106,18 +129,20 @@ def processor(content: Mapping[str, Any]) -> str:
 
 
 def exam() -> str:
-    """How good the small model is: every measure of its record, with its 95% interval."""
-    rows: list[Cells] = []
+    """How good the small model is: every measure of its record, with its 95% interval, by the style of the icons."""
+    rows: dict[str, dict[str, str]] = {}
     for row in record.load(RESULTS / "emoji-quality.json")["rows"]:
-        for name, each in ((name, each) for name, each in row["report"].items() if "low" in each):
-            measure, scale, unit = name.replace("_", " "), 1.0, " dB"
-            if "share" in each:
-                each, scale, unit = each | {"mean": each["share"]}, 100.0, "%"
-            asked = f"{each['right']:,}/{each['total']:,}" if "right" in each else f"{each['total']} pictures"
-            digits = 2 if unit == " dB" else 1
-            value, low, high = (f"{each[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
-            rows.append((f"{row['task']}: {measure}", value + unit, f"{low}-{high}", asked))
-    return table(("measure", "value", "95% interval", "right of asked"), rows)
+        for name, each in row["report"].items():
+            if "low" not in each:
+                continue
+            measure, _, style = name.rpartition("_")
+            if style not in STYLES:
+                measure, style = name, STYLES[0]
+            scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, " dB")
+            middle, low, high = (f"{each.get(key, each.get('mean')) * scale:.{digits}f}" for key in ("share", "low", "high"))
+            words = f"{row['task']}: {measure.replace('_', ' ')}"
+            rows.setdefault(words, {})[style] = f"{middle}{unit} ({low}-{high})"
+    return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))
 
 
 SECTIONS = {
