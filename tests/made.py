@@ -192,7 +192,7 @@ def filled(text: str) -> str:
     """A page with what stands between its markers made anew."""
 
     def part(match: re.Match[str]) -> str:
-        return f"<!-- made: {match[1]} -->\n{PARTS[match[1]]()}\n<!-- end -->"
+        return f"<!-- made: {match[1]} -->\n\n{PARTS[match[1]]()}\n\n<!-- end -->"
 
     return re.sub(r"<!-- made: (\w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
