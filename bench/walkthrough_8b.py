@@ -11,14 +11,11 @@ memory, and no step of a longer answer takes more. Beside peaks of answers and d
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,9 +23,9 @@ from PIL import Image
 import mmada_lite
 from mmada_lite import memory_plan
 from mmada_lite.arguments import Parser, exit_code
-from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
 from mmada_lite.bench.record import Row, Run
-from mmada_lite.bench.timed import open_timed, timed
+from mmada_lite.bench.timed import open_timed, run_module, timed
 from mmada_lite.decoding.denoiser import Window
 from mmada_lite.decoding.rows import picture_prompt
 from mmada_lite.errors import Error
@@ -92,37 +89,15 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
 
 
 def run(module: str, *arguments: object) -> Row:
-    """`python -m module arguments` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its
-    last line says if that is JSON. Raises Error with its last words when it fails."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        redirected = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
-        process = os.posix_spawn(sys.executable, command, os.environ, file_actions=redirected)
-        _, status, usage = os.wait4(process, 0)
-        seconds = time.perf_counter() - started
-        printed, complained = (_last_line(stream) for stream in (out, err))
-    if os.waitstatus_to_exitcode(status):
-        raise Error(f"python {' '.join(command[1:])} failed: {complained or 'it says nothing'}")
-    unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
-    row = {
-        "command": " ".join(["python", *command[1:]]),
-        "peak_gb": round(usage.ru_maxrss * unit / 1e9, 3),
-        "minutes": round(seconds / 60, 2),
-        "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 2),
-    }
-    return row | (json.loads(printed) if printed.startswith("{") else {})
+    """A command to its end: gigabytes at the highest, minutes of the clock and of processors, and what it prints as JSON."""
+    row = run_module(module, *arguments)
+    told = {"command": row["command"], "peak_gb": round(row["peak_bytes"] / 1e9, 3), "minutes": round(row["seconds"] / 60, 2)}
+    return {**told, "processor_minutes": round(row["processor_seconds"] / 60, 2), **row["printed"]}
 
 
 def inner(part: str, bundle: Path, *arguments: object) -> Row:
     """A part of this very file, in a process of its own."""
     return run("mmada_lite.bench.walkthrough_8b", "--part", part, "--bundle", bundle, *arguments)
-
-
-def _last_line(stream: Any) -> str:
-    stream.seek(0)
-    lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def load(options: argparse.Namespace) -> Row:
@@ -146,7 +121,7 @@ def answer(options: argparse.Namespace) -> Row:
     started = time.perf_counter()
     steps = model.ask(Image.fromarray(noise), QUESTION, text)
     reading = time.perf_counter() - started
-    model.denoiser.open()
+    model.denoiser.opened  # noqa: B018
     opening = time.perf_counter() - started - reading
     decoded = timed(steps, model.denoiser.clock)
     codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
@@ -208,9 +183,8 @@ def calibrate(options: argparse.Namespace) -> Row:
 PARTS = {"load": load, "answer": answer, "draw": draw, "calibrate": calibrate}  # what this file does in a process of its own
 
 
-def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """Part by part, each kept when it is done."""
-    require_counts(options, "layers", "steps", "prompts", "threads")
     if options.work is None:
         raise Error("name a folder with 35 GB of room: --work FOLDER")
     output = options.output or options.work / f"{NAME}.json"
@@ -232,27 +206,24 @@ def table(rows: Sequence[Row]) -> str:
     """A line a part."""
     known = ("part", "peak_gb", "minutes", "processor_minutes")
     hidden = (*known, "command", "result", "bytes", "format", "method", "target")
-    lines = ["| part | peak GB | minutes | processor minutes | further |", "|---|---|---|---|---|"]
-    for row in rows:
-        further = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
-        lines.append("| " + " | ".join([*(str(row[key]) for key in known), further]) + " |")
-    return "\n".join(lines)
+    further = [", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden) for row in rows]
+    lines = [[*(row[key] for key in known), more] for row, more in zip(rows, further, strict=True)]
+    return markdown(["part", "peak GB", "minutes", "processor minutes", "further"], lines)
 
 
 def build_parser() -> Parser:
     parser = Parser(prog=" ".join(PROGRAM), description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
-    parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
-    parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
-    parser.add_argument(
-        "--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)"
-    )
-    parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    add, number = parser.add_argument, at_least_one
+    add("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
+    add("--layers", type=number, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
+    add("--steps", type=number, default=16, help="of the timed answers of 128 tokens (default: 16)")
+    add("--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)")
+    add("--prompts", type=number, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
+    add("--threads", type=number, default=2, help="of loading and answering (default: 2)")
+    add("--part", choices=PARTS, help=argparse.SUPPRESS)
     for name in ("--bundle", "--checkpoint", "--recorder"):
-        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--method", help=argparse.SUPPRESS)
+        add(name, type=Path, help=argparse.SUPPRESS)
+    add("--method", help=argparse.SUPPRESS)
     add_output(parser, NAME, f"{NAME}.json in the folder of --work")
     return parser
 

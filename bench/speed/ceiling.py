@@ -208,8 +208,12 @@ def build_parser() -> Parser:
     parser.add_argument("--shapes", nargs="+", default=["s", "8b"], help=f"of {', '.join(SIZES)} (default: s 8b)")
     parser.add_argument("--tokens", type=at_least_one, nargs="+", default=TOKENS, help=f"default {' '.join(map(str, TOKENS))}")
     parser.add_argument("--forms", nargs="+", default=FORMS, help=f"default {' '.join(FORMS)}; any format of docs/bundle.md")
-    parser.add_argument("--threads", type=at_least_one, nargs="+", default=[usable_cores()], help="default: the cores of this machine")
-    parser.add_argument("--rounds", type=at_least_one, default=5, help="turns of every form, after one that does not count (default 5)")
+    parser.add_argument(
+        "--threads", type=at_least_one, nargs="+", default=[usable_cores()], help="default: the cores of this machine"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=5, help="turns of every form, after one that does not count (default 5)"
+    )
     parser.add_argument("--slice", type=above_zero, default=0.05, help="seconds of one turn (default 0.05)")
     parser.add_argument("--quick", action="store_true", help="one short turn and small tensors: to try, not to quote")
     add_output(parser, "ceiling")

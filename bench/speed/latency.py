@@ -44,7 +44,7 @@ STARTS = 3  # counted runs of `startup` a round
 
 def build_parser() -> Parser:
     made = Parser(prog="mmada-lite bench latency", description=__doc__.splitlines()[0])
-    add, number = made.add_argument, {"type": at_least_one}
+    add, number = made.add_argument, at_least_one
     what = made.add_mutually_exclusive_group()
     what.add_argument("--shape", help=f"random weights of this size: {', '.join(SIZES)} (default: the small model)")
     what.add_argument("-m", "--model", type=Path, help="a bundle (default: the small model)")
@@ -53,15 +53,15 @@ def build_parser() -> Parser:
     add("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
     add("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
     add("--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)")
-    add("--threads", **number, default=usable_cores(), help="default: the cores of this machine")
-    add("--prompt", **number, help="tokens of a text's prompt (default 64; a question where it can be told)")
-    add("--answer", **number, help="tokens of an answer (default: the bundle's own)")
-    add("--block", **number, help="tokens of a block (default: the bundle's own)")
-    add("--steps", **number, help="of an answer (default: one a token)")
-    add("--image-steps", **number, default=12, help="of a picture (default 12)")
-    add("--blocks", **number, help="run so many blocks of an answer and scale, which is said (default: all)")
-    add("--forwards", **number, nargs="*", default=[32, 128, 512, 1056], help="tokens (default 32 128 512 1056)")
-    add("--rounds", **number, default=3, help="counted runs of every decode (default 3)")
+    add("--threads", type=number, default=usable_cores(), help="default: the cores of this machine")
+    add("--prompt", type=number, help="tokens of a text's prompt (default 64; a question where it can be told)")
+    add("--answer", type=number, help="tokens of an answer (default: the bundle's own)")
+    add("--block", type=number, help="tokens of a block (default: the bundle's own)")
+    add("--steps", type=number, help="of an answer (default: one a token)")
+    add("--image-steps", type=number, default=12, help="of a picture (default 12)")
+    add("--blocks", type=number, help="run so many blocks of an answer and scale, which is said (default: all)")
+    add("--forwards", type=number, nargs="*", default=[32, 128, 512, 1056], help="tokens (default 32 128 512 1056)")
+    add("--rounds", type=number, default=3, help="counted runs of every decode (default 3)")
     add("--quick", action="store_true", help="one round of short decodes: to try, not to quote")
     add("--no-ceiling", action="store_true", help="leave out what the machine can do, and forwards by operator")
     pairs.add_options(made)
@@ -125,7 +125,11 @@ def startup(rounds: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         words = ("paint", "a red apple", "-o", Path(folder) / "apple.png", "--force", "--json")
         runs = [run_module("mmada_lite", *words) for _ in range(rounds * STARTS + 1)][1:]
-    yield {"task": "startup", "seconds": spread(run["seconds"] for run in runs), "peak_bytes": max(run["peak_bytes"] for run in runs)}
+    yield {
+        "task": "startup",
+        "seconds": spread(run["seconds"] for run in runs),
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+    }
 
 
 BESIDE: dict[str, Callable[[int], Iterable[Row]]] = {"overhead": overhead.rows, "startup": startup}  # without a model of choice

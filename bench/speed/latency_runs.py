@@ -58,7 +58,8 @@ class OpenModel:
         return [self._row(case, case_runs) for case, case_runs in zip(cases, runs, strict=True)]
 
     def _row(self, case: Case, runs: Sequence[Run]) -> Row:
-        scale, first, text = case.scale, runs[0], isinstance(case.settings, TextSettings)
+        scale, first = case.scale, runs[0]
+        text = case.settings.acceleration if isinstance(case.settings, TextSettings) else None
         seconds = spread(scale * run.seconds for run in runs)
         share = None
         if self.rates is not None:
@@ -66,8 +67,8 @@ class OpenModel:
             share = least / statistics.median(run.parts["backbone"] for run in runs)
         return {
             "task": case.task,
-            "cache": case.settings.acceleration.cache if text else None,
-            "threshold": case.settings.acceleration.threshold if text else None,
+            "cache": text and text.cache,
+            "threshold": text and text.threshold,
             "settings": case.settings.flat(),
             "precision": self.precision,
             "threads": self.threads,
@@ -126,7 +127,9 @@ def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, toke
 def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> list[Row]:
     bundle = Bundle.open(path)
     form = form_of(bundle, "backbone")
-    top = list(ceiling.measure(bundle.architecture, [form, ceiling.ALONE] if form == "int8" else [form], RATED, threads, effort))
+    top = list(
+        ceiling.measure(bundle.architecture, [form, ceiling.ALONE] if form == "int8" else [form], RATED, threads, effort)
+    )
     return [*top, *_forwards(bundle, precision, threads, ceiling.rates(top), tokens, runs)]
 
 

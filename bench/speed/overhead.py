@@ -38,8 +38,8 @@ TEXTS: tuple[dict[str, Any], ...] = ({}, {"cache": "prefix"}, {"cache": "dual"})
 
 @dataclass(slots=True)
 class Instant:
-    """A denoiser that knows its answers beforehand: states and keys of the right shapes, certainties that are all different. Its
-    sizes are those of S, unless told: codes and steps of a picture, tokens of an answer (a step each), tokens before either;
+    """A denoiser that knows its answers beforehand: states and keys of the right shapes, certainties that are all different.
+    Sizes are those of S, unless told: codes and steps of a picture, tokens of an answer (a step each), tokens before either;
     layers and the width of a state, whose heads have 64."""
 
     codes: int = 1024

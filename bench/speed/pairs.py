@@ -1,7 +1,7 @@
-"""`mmada-lite bench latency --against CHECKOUT`: the same benchmark in this tree and in another checkout of the project, in turns.
+"""`mmada-lite bench latency --against CHECKOUT`: the same benchmark in this tree and in another checkout, in turns.
 
-Each side is a process of the same Python with its own work folder, and is begun first in every second pair. A row is a median of
-ratios within a pair, this tree's over the other's. It knows rows of `bench latency`, and no model.
+Each side is a process of the same Python with its own work folder; every second pair begins with the other one. What is told is
+the median of the ratios within a pair, this tree's over the other's. It knows rows of `bench latency`, and no model.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import shlex
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +24,17 @@ from mmada_lite.bench.timed import run_module, turns
 from mmada_lite.errors import Error
 
 SPARED = ("--no-ceiling", "--no-doubling")  # given to a side that knows them
-MEASURES = {"seconds": lambda row: row["seconds"]["median"], "peak_bytes": lambda row: row.get("peak_bytes")}
+MEASURES: dict[str, Callable[[Row], float | None]] = {
+    "seconds": lambda row: row["seconds"]["median"],
+    "peak_bytes": lambda row: row.get("peak_bytes"),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of comparing two trees: all others go to both."""
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with another checkout of the project, in turns")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with another checkout of the project, in turns"
+    )
     parser.add_argument("--pairs", type=at_least_one, default=15, help="runs of each side, with --against (%(default)s)")
     parser.add_argument("--against-options", default="", metavar="WORDS", help="what the other side is given beside, quoted")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where random bundles are kept (%(default)s)")
@@ -48,7 +54,9 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     output = options.output or default_output("latency-against")
     run = Run("latency", arguments, output, force=options.force, about=commits)
     run.plan(options.pairs)
-    pairs = [row for number in range(options.pairs) for row in run.do(f"pair {number}", partial(_pair, number, roots, commands))]
+    pairs = [
+        row for number in range(options.pairs) for row in run.do(f"pair {number}", partial(_pair, number, roots, commands))
+    ]
     rows = list(_compared(pairs))
     return run.finish(rows, commits=commits, pairs=pairs), table(rows), run.path
 
@@ -63,8 +71,11 @@ def _spared(root: Path) -> list[str]:
 
 
 def _commit(root: Path) -> str | None:
-    told = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return told.stdout.strip() or None
+    """What lies there, where git is to be had: another commit is another comparison."""
+    with suppress(OSError):
+        told = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        return told.stdout.strip() or None
+    return None
 
 
 def _pair(number: int, roots: dict[str, Path], commands: dict[str, list[object]]) -> Iterator[Row]:
@@ -91,7 +102,14 @@ def _compared(pairs: Sequence[Row]) -> Iterator[Row]:
         both = {name: [row for row in mine if row["this"][name] and row["other"][name]] for name in MEASURES}
         ratios = {n: spread(r["this"][n] / r["other"][n] for r in rows) if rows else None for n, rows in both.items()}
         medians = {side: statistics.median(row[side]["seconds"] for row in mine) for side in ("this", "other")}
-        yield {"task": task, "cache": cache, "threshold": threshold, "pairs": len(mine), "median_seconds": medians, "ratios": ratios}
+        yield {
+            "task": task,
+            "cache": cache,
+            "threshold": threshold,
+            "pairs": len(mine),
+            "median_seconds": medians,
+            "ratios": ratios,
+        }
 
 
 def table(rows: Sequence[Row]) -> str:
