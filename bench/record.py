@@ -3,7 +3,8 @@
     {"schema": 1, "bench": NAME, "command": ..., "versions": {...}, "hardware": {...}, "when": "2026-01-31T12:00:00+00:00",
      "complete": true, "rows": [{...}]}
 
-Beside `rows` a benchmark may keep what belongs to all of them. `Run` keeps what it has after each task in a hidden file beside
+Beside `rows` a benchmark may keep what belongs to all of them; records of several commands on one subject are kept as one with
+`runs`. `Run` keeps what it has after each task in a hidden file beside
 the record, `.NAME.json.unfinished`, with `complete` false and how many rows each finished task gave, so that the same command
 goes on where it was stopped; a finished record is replaced by a finished one alone. A file is written whole or not at all. It
 knows processors, packages and files; it knows nothing of models, or of what a row means.
@@ -41,7 +42,6 @@ PACKAGES = (
     "tokenizers",
     "bitsandbytes",
     "optimum",
-    "llama-cpp-python",
 )
 EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 FRESH = "--force"  # of a command line: begin anew
@@ -204,6 +204,12 @@ def load(path: Path) -> dict[str, Any]:
         raise Error(f"{path}: its 'rows' are no list of rows, so it is no record of a benchmark; give a file that one wrote")
     checked: dict[str, Any] = content
     return checked
+
+
+def runs_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A record that several commands made, as one record of each: `runs` has what each one's own is, and a row its number."""
+    rows, runs = content["rows"], content.get("runs", [{}])
+    return [{**content, **run, "rows": [row for row in rows if row.get("run", 0) == n]} for n, run in enumerate(runs)]
 
 
 def _require_schema(content: Mapping[str, Any], path: str) -> None:

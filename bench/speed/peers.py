@@ -90,6 +90,7 @@ def rows(task: str, everyone: Mapping[str, Tasks], written: int, rounds: int, li
         yield {
             "task": task,
             "contestant": name,
+            "kind": "reference" if name in REFERENCES else "ours" if name.startswith("ours") else "other",
             "seconds": seconds,
             "tokens_per_s": written / seconds["median"],
             "steps": one.steps,

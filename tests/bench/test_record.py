@@ -250,11 +250,19 @@ def keys_of(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_kept_records_speak_the_words_of_today(path: Path) -> None:
     """Their command can be given as it is written, and their rows have the keys that a benchmark writes now."""
-    content = record.load(path)
-    parser, rest = parser_of(shlex.split(content["command"]))
-    parser.parse_args(rest)
-    assert content.get("command_then") != content["command"]
-    assert not {"forwards", "side", "of"} & set(keys_of(content["rows"]))
+    for content in record.runs_of(record.load(path)):
+        parser, rest = parser_of(shlex.split(content["command"]))
+        parser.parse_args(rest)
+        assert content.get("command_then") != content["command"]
+        assert content["rows"]
+        assert not {"forwards", "side", "of"} & set(keys_of(content["rows"]))
+
+
+def test_there_are_a_dozen_records_and_each_row_is_of_one_command() -> None:
+    paths = sorted(RESULTS.glob("*.json"))
+    assert len(paths) <= 12
+    for content in map(record.load, paths):
+        assert sum(len(run["rows"]) for run in record.runs_of(content)) == len(content["rows"])
 
 
 def test_every_record_that_is_quoted_is_there() -> None:
