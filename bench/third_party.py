@@ -158,7 +158,7 @@ class _LogitsAlone(OnnxDenoiser):
 def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> ThirdParty:
     """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
     these quantizers do not understand the branches behind them."""
-    import onnx
+    import onnx.utils
 
     opened, device, size = Bundle.open(bundle), choose_device("cpu"), 0
     scratch.mkdir(parents=True, exist_ok=True)
@@ -166,28 +166,13 @@ def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None
     for name in _GRAPHS:
         source, target = scratch / f"{name}-plain.onnx", scratch / f"{name}.onnx"
         model = onnx.load(str(opened.graph_path(name)))
-        onnx.save(_cut(model, "logits") if name.endswith("head") else model, str(source))
+        cut = onnx.utils.Extractor(model).extract_model(["hidden", "mix"], ["logits"]) if name.endswith("head") else model
+        onnx.save(cut, str(source))
         convert(source, target)
         size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
         sessions[name] = open_session(target, device, threads)
     shape = opened.architecture
     return ThirdParty(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
-
-
-def _cut(model: Any, output: str) -> Any:
-    """A graph with one of its outputs alone, and what that needs."""
-    graph, needed, kept = model.graph, {output}, []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            kept.append(node)
-            needed |= set(node.input)
-    parts = {"node": reversed(kept), "output": [value for value in graph.output if value.name == output]}
-    parts |= {name: [each for each in getattr(graph, name) if each.name in needed] for name in ("input", "initializer")}
-    for name, values in parts.items():
-        kept = list(values)
-        del getattr(graph, name)[:]
-        getattr(graph, name).extend(kept)
-    return model
 
 
 def need(module: str, package: str | None = None) -> None:

@@ -265,7 +265,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(
     assert started == ["text", "understanding", "understanding", "drawing", "inpainting"]
     content, said = record.load(target), capsys.readouterr().err
     assert content["complete"]
-    assert [row for row in left["rows"] if row.get("task") == "text"] == [r for r in content["rows"] if r["task"] == "text"]
+    assert left["tasks"]["text"] == [row for row in content["rows"] if row["task"] == "text"]
     assert "going on behind ceiling, text" in said
     assert "3 of 6: understanding" in said
 
