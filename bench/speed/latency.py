@@ -14,13 +14,10 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-
-import numpy as np
 
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
@@ -35,7 +32,6 @@ from mmada_lite.export.precision import specs_for
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.model import embedded_bundle
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.ort.loader import open_graph
 from mmada_lite.ort.session import usable_cores
 
 AS_STORED = "as stored"
@@ -103,23 +99,6 @@ def cases(bench: Bench, task: str, options: argparse.Namespace) -> Iterator[Case
         yield bench.text(options.prompt, chosen, blocks) if task == "text" else bench.understanding(chosen, blocks)
 
 
-def codec_rows(bundle: Bundle, device: str, precision: str, threads: int, rounds: int) -> Iterator[Row]:
-    """Seconds of a picture to codes and back, where the bundle has an image tokenizer."""
-    if bundle.image is None or "image_encoder" not in bundle.graphs:
-        return
-    side, grid = bundle.image.resolution, bundle.image.resolution // bundle.image.downsample
-    random = np.random.default_rng(0)
-    pixels = random.uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
-    codes = random.integers(0, bundle.vocabulary.codebook_size, (1, grid, grid))
-    for name, fed in (("image_encoder", {"pixels": pixels}), ("image_decoder", {"codes": codes})):
-        session, seconds = open_graph(bundle, name, choose_device(device), threads), []
-        for turn in range(rounds + 1):
-            started = time.perf_counter()
-            session.run(None, fed)
-            seconds += [time.perf_counter() - started] if turn else []
-        yield {"task": name, "precision": precision, "threads": threads, "pixels": side, "seconds": spread(seconds)}
-
-
 def startup(rounds: int) -> Iterator[Row]:
     """How long a user waits for a picture, from the command on, as a whole process; the first start does not count."""
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +144,6 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
             return OpenModel.open(bundle, options.device, precision, options.threads, ceiling.rates(top) if top else None)
 
         works |= {task: lambda task=task: model().measured(planned[task], rounds) for task in decodes}  # type: ignore[misc]
-        works["image tokenizer"] = partial(codec_rows, bundle, options.device, precision, options.threads, rounds)
         if options.device != "cpu":
             works["agreement"] = lambda: [agreement(precision, options.device, options.work)]
     works |= {task: partial(BESIDE[task], rounds) for task in options.tasks if task in BESIDE}

@@ -11,7 +11,7 @@ import shlex
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,11 @@ import mmada_lite
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, at_least_one, markdown
 from mmada_lite.bench.record import FRESH, Row, Run, default_output, spread
-from mmada_lite.bench.timed import run_module, turns
+from mmada_lite.bench.timed import run_module
 from mmada_lite.errors import Error
 
 SPARED = ("--no-ceiling", "--no-doubling")  # given to a side that knows them
-MEASURES: dict[str, Callable[[Row], float | None]] = {
-    "seconds": lambda row: row["seconds"]["median"],
-    "peak_bytes": lambda row: row.get("peak_bytes"),
-}
+LABELS = ("task", "cache", "threshold")  # by which rows of the two sides are the same
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +51,8 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     output = options.output or default_output("latency-against")
     run = Run("latency", arguments, output, force=options.force, about=commits)
     run.plan(options.pairs)
-    pairs = [
-        row for number in range(options.pairs) for row in run.do(f"pair {number}", partial(_pair, number, roots, commands))
-    ]
+    works = {f"pair {number + 1}": partial(_pair, number, roots, commands) for number in range(options.pairs)}
+    pairs = [row for name, work in works.items() for row in run.do(name, work)]
     rows = list(_compared(pairs))
     return run.finish(rows, commits=commits, pairs=pairs), table(rows), run.path
 
@@ -79,45 +75,42 @@ def _commit(root: Path) -> str | None:
 
 
 def _pair(number: int, roots: dict[str, Path], commands: dict[str, list[object]]) -> Iterator[Row]:
-    """One run of each side: a row for each decode that both have measured."""
-    found: dict[str, dict[str, Row]] = {}
+    """One run of each side: a row for each decode that both have measured, with what this and the other took."""
+    found: dict[str, dict[tuple, Row]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for side in list(turns(("this", "other"), 2))[2 * (number % 2) :][:2]:
+        for side in ("this", "other")[:: -1 if number % 2 else 1]:
             path, environment = Path(scratch) / f"{side}.json", {"PYTHONPATH": str(roots[side]), "PYTHONSAFEPATH": "1"}
             words = ("bench", "latency", *commands[side], "-o", path)
             run_module("mmada_lite", *words, environment=os.environ | environment)
             measured = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            found[side] = {json.dumps([row["task"], row.get("cache"), row.get("threshold")]): row for row in measured}
-    for key in (key for key in found["this"] if key in found["other"]):
-        task, cache, threshold = json.loads(key)
-        sides = {side: {name: get(rows[key]) for name, get in MEASURES.items()} for side, rows in found.items()}
-        yield {"task": task, "cache": cache, "threshold": threshold, "pair": number, **sides}
+            found[side] = {tuple(map(row.get, LABELS)): row for row in measured}
+    for key, this in found["this"].items():
+        if (other := found["other"].get(key)) is not None:
+            took = {"seconds": [row["seconds"]["median"] for row in (this, other)]}
+            took["peak_bytes"] = [row.get("peak_bytes") for row in (this, other)]
+            yield {**dict(zip(LABELS, key, strict=True)), "pair": number, **took}
 
 
 def _compared(pairs: Sequence[Row]) -> Iterator[Row]:
-    """A row a decode: medians and extremes of this over other."""
-    keys = {(row["task"], row["cache"], row["threshold"]): None for row in pairs}
-    for task, cache, threshold in keys:
-        mine = [row for row in pairs if (row["task"], row["cache"], row["threshold"]) == (task, cache, threshold)]
-        both = {name: [row for row in mine if row["this"][name] and row["other"][name]] for name in MEASURES}
-        ratios = {n: spread(r["this"][n] / r["other"][n] for r in rows) if rows else None for n, rows in both.items()}
-        medians = {side: statistics.median(row[side]["seconds"] for row in mine) for side in ("this", "other")}
-        yield {
-            "task": task,
-            "cache": cache,
-            "threshold": threshold,
-            "pairs": len(mine),
-            "median_seconds": medians,
-            "ratios": ratios,
-        }
+    """A row a decode: the median seconds of this and of the other; median and extremes of the ratios."""
+    decodes: dict[tuple, list[Row]] = {}
+    for row in pairs:
+        decodes.setdefault(tuple(map(row.get, LABELS)), []).append(row)
+    for key, mine in decodes.items():
+        medians = [statistics.median(each) for each in zip(*(row["seconds"] for row in mine), strict=True)]
+        ratios = {}
+        for name in ("seconds", "peak_bytes"):
+            both = [row[name] for row in mine if all(row[name])]
+            ratios[f"{name}_ratio"] = spread(this / other for this, other in both) if both else None
+        yield {**dict(zip(LABELS, key, strict=True)), "pairs": len(mine), "median_seconds": medians, **ratios}
 
 
 def table(rows: Sequence[Row]) -> str:
     """Ratios below 1: this tree is faster, or takes less."""
-    cells = []
+    lines = []
     for row in rows:
-        ratios = ["{median:.3f} ({min:.3f} to {max:.3f})".format(**each) if each else "-" for each in row["ratios"].values()]
-        seconds = [f"{value:.3f}" for value in row["median_seconds"].values()]
-        cells.append([row["task"], row["cache"] or "-", row["threshold"] or "-", row["pairs"], *seconds, *ratios])
-    heads = ["task", "cache", "threshold", "pairs", "seconds here", "there", "ratio of seconds", "ratio of peak memory"]
-    return markdown(heads, cells)
+        ratios = (row["seconds_ratio"], row["peak_bytes_ratio"])
+        told = ["{median:.3f} ({min:.3f} to {max:.3f})".format(**each) if each else "-" for each in ratios]
+        labels = [row[name] or "-" for name in LABELS]
+        lines.append([*labels, row["pairs"], *(f"{value:.3f}" for value in row["median_seconds"]), *told])
+    return markdown([*LABELS, "pairs", "seconds here", "there", "ratio of seconds", "ratio of peak memory"], lines)
