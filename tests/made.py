@@ -95,13 +95,17 @@ def table(header: Cells, rows: Iterable[Cells]) -> str:
 
 
 def results() -> str:
-    """One table of every decode that was timed, a machine after the other, and the command of each record below it."""
-    contents = {path.name: record.load(path) for path in sorted(RESULTS.glob("*.json"))}
+    """One table of every decode that was timed, a machine after the other, and the command of each run below it."""
+    runs = {
+        path.stem + f" {number}" * (number > 0): run
+        for path in sorted(RESULTS.glob("*.json"))
+        for number, run in enumerate(record.runs_of(record.load(path)))
+    }
     rows: dict[tuple[str, str, str], dict[str, str]] = {}  # machine, model, task -> how -> what is said; the longest run first
-    names: dict[tuple[str, str, str], dict[str, None]] = {}  # the records of a row
-    for name, content in sorted(contents.items(), key=lambda item: (-item[1].get("rounds", 0), item[0])):
-        for each in speeds(content):
-            key = (machine_of(content), each.model, each.task)
+    names: dict[tuple[str, str, str], dict[str, None]] = {}  # the runs of a row
+    for name, run in sorted(runs.items(), key=lambda item: (-item[1].get("rounds", 0), item[0])):
+        for each in speeds(run):
+            key = (machine_of(run), each.model, each.task)
             if rows.setdefault(key, {}).setdefault(each.how, said(each)) == said(each):
                 names.setdefault(key, {})[name] = None
     cells: list[Cells] = []
@@ -109,15 +113,14 @@ def results() -> str:
         found = sorted(key for key in rows if key[0] == machine)
         cells += [(*key, ", ".join(rows[key].values()), _links(names[key])) for key in found]
         cells += [] if found else [(machine, "S", "all", "`mmada-lite bench peers --shape s`", "no record")]
-    listed = sorted({name for key in names for name in names[key]})
-    commands = [f"# {name}, {processor(contents[name])}\n{contents[name]['command']}" for name in listed]
-    return "\n".join(
-        [table(("machine", "model", "task", "how, in seconds (times torch)", "record"), cells), "", "```", *commands, "```"]
-    )
+    listed = [name for name in runs if any(name in found for found in names.values())]
+    commands = [f"# {name}: {processor(runs[name])}\n{runs[name]['command']}" for name in listed]
+    heads = ("machine", "model", "task", "how, in seconds (times torch)", "record")
+    return "\n".join([table(heads, cells), "", "```", *commands, "```"])
 
 
 def _links(names: Iterable[str]) -> str:
-    return ", ".join(f"[{name.removesuffix('.json')}](../bench/results/{name})" for name in names)
+    return ", ".join(f"[{name}](../bench/results/{name.split()[0]}.json)" for name in names)
 
 
 def processor(content: Mapping[str, Any]) -> str:
@@ -125,13 +128,13 @@ def processor(content: Mapping[str, Any]) -> str:
     if cards:
         return str(cards[0]["name"] if isinstance(cards[0], dict) else cards[0])
     hardware = content["hardware"]
-    return f"{hardware['cores']} cores of {hardware['processor']}: {', '.join(hardware['extensions'])}"
+    return f"{hardware['cores']} cores of {hardware['processor']}, {', '.join(hardware['extensions'])}"
 
 
 def exam() -> str:
     """How good the small model is: every measure of its record, with its 95% interval, by the style of the icons."""
     rows: dict[str, dict[str, str]] = {}
-    for row in record.load(RESULTS / "emoji-quality.json")["rows"]:
+    for row in record.runs_of(record.load(RESULTS / "quality.json"))[0]["rows"]:
         for name, each in row["report"].items():
             if "low" not in each:
                 continue
