@@ -1,12 +1,12 @@
 """What the command lines of all benchmarks have in common: numbers are looked at before anything is made or measured, the
-record goes where --output says, a fault is one line. It knows no benchmark.
+record goes where --output says, a fault is one line, tables and plots. It knows no benchmark.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,22 @@ from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.record import FRESH, say
 from mmada_lite.errors import Error
 
-# options, arguments -> the record, the table that a person reads, and where the record lies
-Measure = Callable[[argparse.Namespace, Sequence[str]], tuple[dict[str, Any], str, Path | None]]
+Measured = tuple[dict[str, Any], str, Path | None]  # the record, the table that a person reads, and where the record lies
+Measure = Callable[[argparse.Namespace, Sequence[str]], Measured]  # of options and arguments
 
 
-def require_counts(options: argparse.Namespace, *names: str) -> None:
-    """Raise Error where an option of these names (or one number of its list) is below 1. One that was left out is None."""
-    for name in names:
-        given = getattr(options, name.replace("-", "_"))
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if value is not None and value < 1:
-                raise Error(f"--{name} {value} cannot be measured; give whole numbers of at least 1")
+def at_least_one(text: str) -> int:
+    """A type of options: a whole number of at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} cannot be measured; give whole numbers of at least 1")
+    return value
 
 
-def require_seconds(options: argparse.Namespace, name: str) -> None:
-    """Raise Error where an option is no finite time above zero."""
-    if not 0 < (value := getattr(options, name)) < math.inf:
-        raise Error(f"--{name} {value:g} cannot be measured; give seconds above 0")
+def above_zero(text: str) -> float:
+    """A type of options: a finite time above zero."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{value:g} cannot be measured; give seconds above 0")
+    return value
 
 
 def add_output(parser: argparse.ArgumentParser, name: str, default: str = "") -> None:
@@ -53,3 +52,17 @@ def execute(parser: Parser, measure: Measure, argv: Sequence[str] | None) -> int
         return 0
 
     return exit_code(command)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Of matplotlib. Raises Error where it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise Error('the plot needs matplotlib; pip install "mmada-lite[bench]"') from None
+    return Figure(figsize=(width, height), layout="constrained")

@@ -3,10 +3,11 @@
     {"schema": 1, "bench": NAME, "command": ..., "versions": {...}, "hardware": {...}, "when": "2026-01-31T12:00:00+00:00",
      "complete": true, "rows": [{...}]}
 
-Beside `rows` a benchmark may keep what belongs to all of them. `Run` keeps what it has after each task in a hidden file beside
-the record, `.NAME.json.unfinished`, with `complete` false and how many rows each finished task gave, so that the same command
-goes on where it was stopped; a finished record is replaced by a finished one alone. A file is written whole or not at all. It
-knows processors, packages and files; it knows nothing of models, or of what a row means.
+Beside `rows` a benchmark may keep what belongs to all of them; records of several commands on one subject are kept as one with
+`runs`. `Run` keeps what it has after each task in a hidden file beside the record, `.NAME.json.unfinished`, with `complete`
+false and the rows of each finished task in `tasks`, so that the same command goes on where it was stopped; a finished record
+is replaced by a finished one alone. A file is written whole or not at all. It knows processors, packages and files; it knows
+nothing of models, or of what a row means.
 """
 
 import hashlib
@@ -41,7 +42,6 @@ PACKAGES = (
     "tokenizers",
     "bitsandbytes",
     "optimum",
-    "llama-cpp-python",
 )
 EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 FRESH = "--force"  # of a command line: begin anew
@@ -90,8 +90,7 @@ class Run:
     ) -> None:
         self.path = output or default_output(bench)
         self._record = partial(record, bench, list(arguments), program=program)
-        self._counts: dict[str, int] = {}
-        self._rows: list[Row] = []
+        self._tasks: dict[str, list[Row]] = {}
         self._about = json.loads(json.dumps(about))
         self._started, self._all, self._kept = time.monotonic(), 0, 0
         require_replaceable(self.path)
@@ -104,18 +103,13 @@ class Run:
 
     def do(self, task: str, work: Callable[[], Iterable[Mapping[str, Any]]]) -> list[Row]:
         """The rows of a task: done now, or kept from the run that was stopped."""
-        if task in self._counts:
-            names = list(self._counts)
-            first = sum(self._counts[name] for name in names[: names.index(task)])
-            return self._rows[first : first + self._counts[task]]
-        self._say(task)
-        rows: list[Row] = json.loads(json.dumps([dict(row) for row in work()]))
-        self._counts[task] = len(rows)
-        self._rows += rows
-        if self.path is not None:
-            content = self._record(self._rows, complete=False, about=self._about, tasks=self._counts)
-            save(content, self.path, into=unfinished(self.path))
-        return rows
+        if task not in self._tasks:
+            self._say(task)
+            self._tasks[task] = json.loads(json.dumps([dict(row) for row in work()]))
+            if self.path is not None:
+                content = self._record([], complete=False, about=self._about, tasks=self._tasks)
+                save(content, self.path, into=unfinished(self.path))
+        return self._tasks[task]
 
     def finish(self, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         """Write the whole record and remove what was kept of the unfinished run; returns the record."""
@@ -129,7 +123,9 @@ class Run:
     def _go_on(self, path: Path) -> None:
         try:
             left = load(unfinished(path))
-            counts = _counts_of(left, unfinished(path))
+            tasks = left.get("tasks")
+            if not isinstance(tasks, dict) or not all(_are_rows(rows) for rows in tasks.values()):
+                raise Error(f"{unfinished(path)}: does not say which rows each of its tasks gave")
         except Error as fault:
             say(f"begun anew, since what was left cannot be gone on with: {fault}")
             return
@@ -138,11 +134,11 @@ class Run:
         if differing:
             say(f"{path}: what was left there is of another run ({', '.join(differing)} differ); begun anew")
             return
-        self._counts, self._rows, self._kept = counts, list(left["rows"]), len(counts)
-        say(f"{path}: going on behind {', '.join(counts) or 'nothing'}; {FRESH} begins anew")
+        self._tasks, self._kept = tasks, len(tasks)
+        say(f"{path}: going on behind {', '.join(tasks) or 'nothing'}; {FRESH} begins anew")
 
     def _say(self, task: str) -> None:
-        done, passed = len(self._counts), time.monotonic() - self._started
+        done, passed = len(self._tasks), time.monotonic() - self._started
         now = done - self._kept
         parts = [f"{passed:.0f} s so far"] if now else []
         if now and self._all > done:
@@ -200,10 +196,16 @@ def load(path: Path) -> dict[str, Any]:
     if missing:
         raise Error(f"{path}: holds no {missing[0]!r}, so it is no record of a benchmark; give a file that one wrote")
     _require_schema(content, f"{path}")
-    if not isinstance(content["rows"], list) or not all(isinstance(row, dict) for row in content["rows"]):
+    if not _are_rows(content["rows"]):
         raise Error(f"{path}: its 'rows' are no list of rows, so it is no record of a benchmark; give a file that one wrote")
     checked: dict[str, Any] = content
     return checked
+
+
+def runs_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A record that several commands made, as one record of each: `runs` has what each one's own is, and a row its number."""
+    rows, runs = content["rows"], content.get("runs", [{}])
+    return [{**content, **run, "rows": [row for row in rows if row.get("run", 0) == n]} for n, run in enumerate(runs)]
 
 
 def _require_schema(content: Mapping[str, Any], path: str) -> None:
@@ -216,14 +218,8 @@ def _require_schema(content: Mapping[str, Any], path: str) -> None:
         raise Error(f"{path}: is of schema {schema}, and this version reads {SCHEMA}; use a later mmada-lite")
 
 
-def _counts_of(left: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """How many rows each task gave. Raises Error where an unfinished record does not say so, or other than its rows do."""
-    counts = left.get("tasks")
-    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
-        raise Error(f"{path}: does not say how many rows each of its tasks gave")
-    if sum(counts.values()) != len(left["rows"]):
-        raise Error(f"{path}: has {len(left['rows'])} rows, where its tasks gave {sum(counts.values())}")
-    return counts
+def _are_rows(rows: object) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def fingerprint(*folders: Path) -> str:

@@ -6,7 +6,7 @@ behind it; replays of recorded steps show that its laws are the published ones. 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -131,15 +131,3 @@ def picture_to_draw(
     return Picture(
         tokens, tokens_kept, without, without_kept, count, slice(first, first + vocabulary.codebook_size), special.mask
     )
-
-
-@dataclass(slots=True)
-class Counting:
-    """Logits that are counted: model calls so far."""
-
-    inner: Logits
-    calls: int = field(default=0)
-
-    def __call__(self, tokens: Tensor, kept: Tensor | None) -> Tensor:
-        self.calls += 1
-        return self.inner(tokens, kept)

@@ -5,8 +5,10 @@ Each gives a denoiser and the bytes of what it stores for the transformer's matr
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,6 @@ from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import threads_of
 from mmada_lite.ort.session import open_session
-from mmada_lite.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,19 +38,17 @@ class ThirdParty:
     bytes: int
 
 
-def candidates(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Iterator[tuple[str, Callable[[], ThirdParty]]]:
-    """Name and maker of each; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is
-    not installed. Two of onnxruntime's, rtn and k_quant, want an even number of blocks a column, and fail without."""
-    for kind in ("int8", "nf4"):
-        yield f"bitsandbytes {kind}", lambda kind=kind: bitsandbytes(checkpoint, Bundle.open(bundle).vocabulary, kind)  # type: ignore[misc]
-    for algorithm in ("rtn", "hqq", "k_quant", "default"):
-        for block in (32, 64, 128):
-            name = f"onnxruntime {algorithm} b{block}"
-            yield name, lambda a=algorithm, b=block: nbits(bundle, scratch / f"ort-{a}-{b}", a, b, threads)  # type: ignore[misc]
-    yield "optimum dynamic int8", lambda: optimum(bundle, scratch / "optimum", threads)
+def candidates(checkpoint: Path, bundle: Path, scratch: Path, threads: int) -> Mapping[str, Callable[[], ThirdParty]]:
+    """Name -> maker; bundle: the checkpoint exported in fp32 for the CPU. A maker raises Error where something is not
+    installed. Two of onnxruntime's, rtn and k_quant, want an even number of blocks a column, and fail without."""
+    makers = {f"bitsandbytes {kind}": partial(bitsandbytes, checkpoint, bundle, kind) for kind in ("int8", "nf4")}
+    for algorithm, block in product(("rtn", "hqq", "k_quant", "default"), (32, 64, 128)):
+        own = scratch / f"ort-{algorithm}-{block}"
+        makers[f"onnxruntime {algorithm} b{block}"] = partial(nbits, bundle, own, algorithm, block, threads)
+    return makers | {"optimum dynamic int8": partial(optimum, bundle, scratch / "optimum", threads)}
 
 
-def bitsandbytes(checkpoint: Path, vocabulary: Vocabulary, kind: str) -> ThirdParty:
+def bitsandbytes(checkpoint: Path, bundle: Path, kind: str) -> ThirdParty:
     """Every Linear of the torch model, the head too, in LLM.int8() or NF4 (blocks of 64, absmax in float32)."""
     need("bitsandbytes")
     import torch
@@ -58,7 +57,8 @@ def bitsandbytes(checkpoint: Path, vocabulary: Vocabulary, kind: str) -> ThirdPa
     from mmada_lite.train.denoiser import TorchDenoiser
     from mmada_lite.train.model import MMaDA
 
-    model, first = MMaDA.load(checkpoint), vocabulary.image_code_offset
+    model, vocabulary = MMaDA.load(checkpoint), Bundle.open(bundle).vocabulary
+    first = vocabulary.image_code_offset
     size = quantize_blocks(model, kind)
     head = model.transformer.ff_out
     codes = slice(first, first + vocabulary.codebook_size)
@@ -158,7 +158,7 @@ class _LogitsAlone(OnnxDenoiser):
 def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None], threads: int) -> ThirdParty:
     """Sessions over the converted graphs; the embedder stays as it is. Of the heads the logits alone are converted: some of
     these quantizers do not understand the branches behind them."""
-    import onnx
+    import onnx.utils
 
     opened, device, size = Bundle.open(bundle), choose_device("cpu"), 0
     scratch.mkdir(parents=True, exist_ok=True)
@@ -166,28 +166,13 @@ def _converted(bundle: Path, scratch: Path, convert: Callable[[Path, Path], None
     for name in _GRAPHS:
         source, target = scratch / f"{name}-plain.onnx", scratch / f"{name}.onnx"
         model = onnx.load(str(opened.graph_path(name)))
-        onnx.save(_cut(model, "logits") if name.endswith("head") else model, str(source))
+        cut = onnx.utils.Extractor(model).extract_model(["hidden", "mix"], ["logits"]) if name.endswith("head") else model
+        onnx.save(cut, str(source))
         convert(source, target)
         size += sum(path.stat().st_size for path in scratch.glob(f"{name}.onnx*"))
         sessions[name] = open_session(target, device, threads)
     shape = opened.architecture
     return ThirdParty(_LogitsAlone(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim), size)
-
-
-def _cut(model: Any, output: str) -> Any:
-    """A graph with one of its outputs alone, and what that needs."""
-    graph, needed, kept = model.graph, {output}, []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            kept.append(node)
-            needed |= set(node.input)
-    parts = {"node": reversed(kept), "output": [value for value in graph.output if value.name == output]}
-    parts |= {name: [each for each in getattr(graph, name) if each.name in needed] for name in ("input", "initializer")}
-    for name, values in parts.items():
-        kept = list(values)
-        del getattr(graph, name)[:]
-        getattr(graph, name).extend(kept)
-    return model
 
 
 def need(module: str, package: str | None = None) -> None:

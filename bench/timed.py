@@ -1,58 +1,47 @@
-"""Where the time of a decode goes: a clock around the sessions, the denoiser and the caches, and the loop's own share as what
-is left. And the most memory that a process took.
+"""Where the time of a decode goes: a clock around the sessions, and Python's own share as what is left. The most memory that a
+process took, turns, and other programs as processes of their own.
 
 The loops do not know that they are watched: they get a denoiser like any other. Nothing here knows which decode is measured.
 """
 
+import json
+import os
 import re
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mmada_lite.bench.record import Row
 from mmada_lite.bundle import Bundle
-from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
+from mmada_lite.decoding.denoiser import Denoiser, Floats, Window
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
+from mmada_lite.decoding.kv_cache import KeyValues
+from mmada_lite.errors import Error
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.lazy import LazyDenoiser
 from mmada_lite.ort.loader import open_denoiser
 
-PARTS = ("embedder", "backbone", "head", "copying", "selection")
-PYTHON = ("copying", "selection")  # what is no session's work
+SESSIONS = ("embedder", "backbone", "head")
+PARTS = (*SESSIONS, "python")  # python: what is no session's work
+Named = TypeVar("Named")
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds by part, and what the backbone was asked for: batch, window, past, rows of each forward."""
+    """Seconds by session, and what the backbone was asked for: batch, window, past, rows of each forward."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     forwards: list[tuple[int, int, int, int]] = field(default_factory=list)
 
-    @contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(part, time.perf_counter() - started)
-
-    def add(self, part: str, seconds: float) -> None:
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
-
     def reset(self) -> None:
         self.seconds.clear()
         self.forwards.clear()
-
-    @property
-    def in_sessions(self) -> float:
-        return sum(taken for part, taken in self.seconds.items() if part not in PYTHON)
 
 
 class TimedSession:
@@ -65,82 +54,30 @@ class TimedSession:
         return getattr(self._session, name)
 
     def run(self, *given: Any, **named: Any) -> Any:
-        with self._clock.of(self._part):
-            return self._session.run(*given, **named)
+        return self._counted(self._session.run, given, named)
 
     def run_with_iobinding(self, *given: Any, **named: Any) -> Any:
-        with self._clock.of(self._part):
-            return self._session.run_with_iobinding(*given, **named)
+        return self._counted(self._session.run_with_iobinding, given, named)
+
+    def _counted(self, run: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        started, seconds = time.perf_counter(), self._clock.seconds
+        try:
+            return run(*given, **named)
+        finally:
+            seconds[self._part] = seconds.get(self._part, 0.0) + time.perf_counter() - started
 
 
-class TimedKeyValues(KeyValues):
-    """Keys and values whose cutting is copying."""
-
-    __slots__ = ("clock",)
-    clock: Clock
-
-    @classmethod
-    def around(cls, kept: KeyValues, clock: Clock) -> "TimedKeyValues":
-        timed = cls(kept.keys, kept.values)
-        object.__setattr__(timed, "clock", clock)
-        return timed
-
-    def without(self, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
-        with self.clock.of("copying"):
-            return super().without(start, stop, buffer)
-
-    def behind(self, past: KeyValues, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
-        with self.clock.of("copying"):
-            return super().behind(past, start, stop, buffer)
-
-    def shrunk(self, stop: int) -> KeyValues:
-        with self.clock.of("copying"):
-            return super().shrunk(stop)
-
-    def picked_behind(self, past: KeyValues, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
-        with self.clock.of("copying"):
-            return super().picked_behind(past, places, buffer)
-
-
-class TimedDenoiser:
-    """A denoiser whose time outside its sessions counts as copying."""
+class TimedDenoiser(LazyDenoiser):
+    """A denoiser whose forwards are written down."""
 
     def __init__(self, denoiser: Denoiser, clock: Clock) -> None:
-        self._denoiser, self.clock = denoiser, clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
-
-    def open(self) -> None:
-        """Open it now, if it is one that waits until it is asked."""
-        if isinstance(self._denoiser, LazyDenoiser):
-            self._denoiser = self._denoiser.opened
+        super().__init__(lambda: denoiser.opened if isinstance(denoiser, LazyDenoiser) else denoiser)
+        self.clock = clock
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         (batch, width), rows = window.tokens.shape, window.queries.shape[1]
         self.clock.forwards.append((batch, width, window.past.length if window.past else 0, rows))
-        with self._outside():
-            hidden, kept = self._denoiser.forward(window, keep=keep)
-        if type(kept) is KeyValues:
-            kept = TimedKeyValues.around(kept, self.clock)
-        return hidden, kept
-
-    def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
-        with self._outside():
-            return self._denoiser.predict(head, hidden, mix, temperature, uniform)
-
-    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
-        with self._outside():
-            return self._denoiser.logits(head, hidden, mix)
-
-    @contextmanager
-    def _outside(self) -> Iterator[None]:
-        """What passes here and in no session is copying."""
-        started, before = time.perf_counter(), self.clock.in_sessions
-        try:
-            yield
-        finally:
-            self.clock.add("copying", time.perf_counter() - started - (self.clock.in_sessions - before))
+        return super().forward(window, keep=keep)
 
 
 def open_timed(bundle: Bundle, threads: int, device: str = "cpu") -> tuple[TimedDenoiser, float]:
@@ -148,7 +85,7 @@ def open_timed(bundle: Bundle, threads: int, device: str = "cpu") -> tuple[Timed
     clock, started = Clock(), time.perf_counter()
 
     def wrap(graph: str, session: Any) -> TimedSession:
-        return TimedSession(session, graph if graph in ("embedder", "backbone") else "head", clock)
+        return TimedSession(session, graph if graph in SESSIONS else "head", clock)
 
     denoiser = open_denoiser(bundle, choose_device(device), threads, wrap)
     return TimedDenoiser(denoiser, clock), time.perf_counter() - started
@@ -179,9 +116,15 @@ def timed(steps: Iterator[Step], clock: Clock, leave: int = 0) -> Run:
         if step.remaining <= leave:
             break
     seconds = time.perf_counter() - started
-    parts = {part: clock.seconds.get(part, 0.0) for part in PARTS}
-    parts["selection"] = max(0.0, seconds - sum(parts.values()))
+    parts = {part: clock.seconds.get(part, 0.0) for part in SESSIONS}
+    parts["python"] = max(0.0, seconds - sum(parts.values()))
     return Run(seconds, first, count, model_calls, written, parts, tuple(clock.forwards), peak())
+
+
+def turns(names: Sequence[Named], rounds: int) -> Iterator[Named]:
+    """Each once a round, every second round backwards: what changes about a machine meets all of them alike."""
+    for number in range(rounds):
+        yield from names[:: -1 if number % 2 else 1]
 
 
 def card_bytes() -> int | None:
@@ -203,3 +146,32 @@ def peak() -> int | None:
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(peak[1]) * 1024 if peak else None
     return None
+
+
+def run_module(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Row:
+    """`python -m module arguments` to its end: its seconds, those of processors, bytes at the highest, and what its last line
+    says if that is JSON. Raises Error with its last words when it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.perf_counter()
+        redirected = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
+        process = os.posix_spawn(sys.executable, command, environment or os.environ, file_actions=redirected)
+        _, status, usage = os.wait4(process, 0)
+        seconds = time.perf_counter() - started
+        printed, complained = (_last_line(stream) for stream in (out, err))
+    if os.waitstatus_to_exitcode(status):
+        raise Error(f"python {' '.join(command[1:])} failed: {complained or 'it says nothing'}")
+    unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
+    return {
+        "command": " ".join(["python", *command[1:]]),
+        "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * unit,
+        "printed": json.loads(printed) if printed.startswith("{") else {},
+    }
+
+
+def _last_line(stream: Any) -> str:
+    stream.seek(0)
+    lines = stream.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

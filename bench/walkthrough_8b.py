@@ -2,35 +2,30 @@
 
     python -m mmada_lite.bench.walkthrough_8b --work FOLDER          # 35 GB of room; --layers 2 for a trial
 
-Random weights are written, converted to int4 and int8, loaded, asked about a picture, told to draw one; two of its layers are
-rounded by GPTQ and by GPTAQ. Every part is a process of its own, so that its memory and time are its own, and is kept in
-FOLDER/walkthrough_8b.json when it is done: a run that was stopped goes on. `load` is the median of three, each in a process of
-its own: the first may find memory that the system has yet to provide. `answer` is asked in one step without a cache: the least
-memory, and no step of a longer answer takes more. Beside peaks of answers and drawings stands what `mmada-lite plan` counts.
+Random weights are written, converted to int4 and int8, opened, asked about a picture, told to draw one, each by the command
+that a user gives, as a process of its own; then two of its layers are rounded by GPTQ and by GPTAQ. A part is kept in
+FOLDER/walkthrough_8b.json when it is done: a run that was stopped goes on. `load` is the median of three: the first may find
+memory that the system has yet to provide. `answer` is asked in one step without a cache: the least memory, and no step of a
+longer answer takes more. Beside peaks of answers and drawings stands what `mmada-lite plan` counts. Where the seconds of an
+answer go, `mmada-lite bench latency --shape 8b` tells.
 """
 
 import argparse
-import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-import mmada_lite
-from mmada_lite import memory_plan
-from mmada_lite.arguments import Parser, exit_code
-from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite import TextSettings, memory_plan
+from mmada_lite.arguments import Parser
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
 from mmada_lite.bench.record import Row, Run
-from mmada_lite.bench.timed import open_timed, timed
-from mmada_lite.decoding.denoiser import Window
-from mmada_lite.decoding.rows import chat_ids, picture_prompt
+from mmada_lite.bench.timed import forget_peak, peak, run_module
+from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES
 from mmada_lite.quant.convert import Request, quantize_model
@@ -43,175 +38,104 @@ LOADS = 3  # times that loading is measured
 QUESTION = "what is in this picture, and where does each one lie?"
 ANSWER = 128
 BLOCKS = 2  # of an answer in several steps: each block begins with a forward of the whole row
+COLUMNS = ("part", "peak_gb", "minutes", "processor_minutes")
 
 
 def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     """Name -> what does it. Each takes what those before it left in the work folder."""
-    work, threads = options.work, ("--threads", options.threads)
+    work, own = options.work, ("--threads", options.threads, "--json")
 
     def checkpoint(name: str, layers: int) -> Row:
         return run("mmada_lite.export.synthetic", work / name, "--layers", layers, "--force")
 
     def converted(source: str, bundle: str, form: str) -> Row:
         command = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
-        row = run("mmada_lite", *command)
-        size = sum(path.stat().st_size for path in (work / bundle).rglob("*") if path.is_file())
-        return {**row, "bundle_gb": round(size / 1e9, 3)}
-
-    def answered(bundle: str, steps: int, policy: str) -> Row:
-        return inner("answer", work / bundle, "--steps", steps, "--cache", policy, *threads)
+        row, files = run("mmada_lite", *command), [path for path in (work / bundle).rglob("*") if path.is_file()]
+        return {**row, "bundle_gb": round(sum(path.stat().st_size for path in files) / 1e9, 3)}
 
     def loaded() -> Row:
-        runs = [inner("load", work / "int4", *threads) for _ in range(LOADS)]
-        each = [row["load_seconds"] for row in runs]
-        middle = sorted(runs, key=lambda row: row["load_seconds"])[LOADS // 2]
-        return {**middle, "peak_gb": max(row["peak_gb"] for row in runs), "each_load": each}
+        """A token in one step: a large bundle's weights come with the first call."""
+        words = ("chat", "hello", "-m", work / "int4", "--answer-length", 1, "--steps", 1, "--block-length", 1, *own)
+        rows = sorted(
+            (run("mmada_lite", *words, seconds="load_seconds") for _ in range(LOADS)), key=lambda row: row["load_seconds"]
+        )
+        each = [row["load_seconds"] for row in rows]
+        return {**rows[LOADS // 2], "peak_gb": max(row["peak_gb"] for row in rows), "each_load": each}
 
-    def calibrated(method: str) -> Row:
-        source = "layers" if options.layers != ROUNDED else "checkpoint"
-        if not (work / "layers-rtn").is_dir():
-            if source == "layers":
-                checkpoint(source, ROUNDED)
-            converted(source, "layers-rtn", "int4")
-        folders = ("--checkpoint", work / source, "--recorder", work / "layers-rtn")
-        return inner("calibrate", work / f"layers-{method}", *folders, "--method", method, "--prompts", options.prompts)
+    def answered(bundle: str, steps: int, policy: str) -> Row:
+        text = TextSettings(ANSWER, steps, ANSWER // min(steps, BLOCKS)).replace(cache=policy)  # type: ignore[arg-type]
+        words = ("--answer-length", ANSWER, "--steps", steps, "--block-length", text.block_length, "--cache", policy)
+        noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(work / "noise.png")
+        asked = ("ask", work / "noise.png", QUESTION, "-m", work / bundle, *words, *own)
+        row = run("mmada_lite", *asked, seconds="answer_seconds")
+        return {**row, "cache": policy, "planned_gb": planned(work / bundle, "answer", text)}
+
+    def drawn() -> Row:
+        """One guided step, to the pixels: no later step takes more memory."""
+        words = ("paint", "a cat left of a car", "-o", work / "drawn.png", "--steps", 1, "--force", "-m", work / "int4", *own)
+        row = run("mmada_lite", *words, seconds="drawing_seconds")
+        return {**row, "planned_gb": planned(work / "int4", "drawing", TextSettings())}
 
     return {
         "checkpoint": partial(checkpoint, "checkpoint", options.layers),
         "int4": partial(converted, "checkpoint", "int4", "int4"),
         "load": loaded,
         "answer": partial(answered, "int4", 1, "none"),
-        "drawing": partial(inner, "draw", work / "int4", *threads),
+        "drawing": drawn,
         "int4-answer": partial(answered, "int4", options.steps, options.cache),
         "int8": partial(converted, "checkpoint", "int8", "int8"),
         "int8-answer": partial(answered, "int8", options.steps, options.cache),
-        "gptq": partial(calibrated, "gptq"),
-        "gptaq": partial(calibrated, "gptaq"),
+        "layers": partial(checkpoint, "layers", ROUNDED),
+        "layers-rtn": partial(converted, "layers", "layers-rtn", "int4"),
+        "gptq": partial(calibrated, work, "gptq", options.prompts),
+        "gptaq": partial(calibrated, work, "gptaq", options.prompts),
     }
 
 
-def run(module: str, *arguments: object) -> Row:
-    """`python -m module arguments` to its end: gigabytes at the highest, minutes of the clock and of processors, and what its
-    last line says if that is JSON. Raises Error with its last words when it fails."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        redirected = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, err.fileno(), 2)]
-        process = os.posix_spawn(sys.executable, command, os.environ, file_actions=redirected)
-        _, status, usage = os.wait4(process, 0)
-        seconds = time.perf_counter() - started
-        printed, complained = (_last_line(stream) for stream in (out, err))
-    if os.waitstatus_to_exitcode(status):
-        raise Error(f"python {' '.join(command[1:])} failed: {complained or 'it says nothing'}")
-    unit = 1 if sys.platform == "darwin" else 1024  # in which the system counts
-    row = {
-        "command": " ".join(["python", *command[1:]]),
-        "peak_gb": round(usage.ru_maxrss * unit / 1e9, 3),
-        "minutes": round(seconds / 60, 2),
-        "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 2),
-    }
-    return row | (json.loads(printed) if printed.startswith("{") else {})
+def run(module: str, *arguments: object, seconds: str = "seconds") -> Row:
+    """A command to its end: gigabytes at the highest, minutes of the clock and of processors, and of a decode its steps and
+    `seconds`, opening what it needs included."""
+    row = run_module(module, *arguments)
+    told = {"command": row["command"], "peak_gb": round(row["peak_bytes"] / 1e9, 3), "minutes": round(row["seconds"] / 60, 2)}
+    told["processor_minutes"] = round(row["processor_seconds"] / 60, 2)
+    names = {"steps": "steps", "seconds": seconds}
+    return told | {named: row["printed"][name] for name, named in names.items() if name in row["printed"]}
 
 
-def inner(part: str, bundle: Path, *arguments: object) -> Row:
-    """A part of this very file, in a process of its own."""
-    return run("mmada_lite.bench.walkthrough_8b", "--part", part, "--bundle", bundle, *arguments)
-
-
-def _last_line(stream: Any) -> str:
-    stream.seek(0)
-    lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-def load(options: argparse.Namespace) -> Row:
-    """Seconds until one token has gone through: a large bundle's weights come with the first call."""
-    started = time.perf_counter()
-    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
-    one = np.zeros((1, 1), np.int64)
-    model.denoiser.forward(Window(one, np.arange(1), one), keep=False)
-    return {"load_seconds": round(time.perf_counter() - started, 2)}
-
-
-def answer(options: argparse.Namespace) -> Row:
-    """An answer of 128 tokens about a picture, from pixels on: its tokens, and its seconds by part. The first step sees the
-    whole row."""
-    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
-    model.denoiser, _ = open_timed(model.bundle, options.threads)
-    block = ANSWER // min(options.steps, BLOCKS)
-    text = mmada_lite.TextSettings(ANSWER, options.steps, block).replace(cache=options.cache)
-    side = model.codec.resolution
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    started = time.perf_counter()
-    steps = model.ask(Image.fromarray(noise), QUESTION, text)
-    reading = time.perf_counter() - started
-    model.denoiser.open()
-    opening = time.perf_counter() - started - reading
-    decoded = timed(steps, model.denoiser.clock)
-    codes = np.zeros((1, model.codec.grid, model.codec.grid), np.int64)
-    question = chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": QUESTION}])
-    return {
-        "prompt_tokens": len(picture_prompt(codes, model.vocabulary)) + len(question),
-        "answer_tokens": ANSWER,
-        "steps": decoded.steps,
-        "cache": options.cache,
-        "planned_gb": planned(model, "answer", text),
-        "answer_seconds": round(reading + opening + decoded.seconds, 1),
-        "first_step_seconds": round(reading + opening + decoded.first, 1),
-        "seconds_of": {"picture": round(reading, 3), "opening": round(opening, 3)}
-        | {part: round(taken, 4) for part, taken in decoded.parts.items()},
-    }
-
-
-def draw(options: argparse.Namespace) -> Row:
-    """A picture in one guided step, to its pixels: no later step takes more memory."""
-    model = mmada_lite.load(options.bundle, device="cpu", threads=options.threads)
-    image = model.image_defaults.replace(steps=1, refresh=1)
-    started = time.perf_counter()
-    model.paint("a cat left of a car", image).picture  # noqa: B018
-    return {
-        "steps": 1,
-        "guidance": image.guidance,
-        "planned_gb": planned(model, "drawing", model.text_defaults),
-        "drawing_seconds": round(time.perf_counter() - started, 1),
-    }
-
-
-def planned(model: mmada_lite.Model, task: memory_plan.Task, text: mmada_lite.TextSettings) -> float:
+def planned(path: Path, task: memory_plan.Task, text: TextSettings) -> float:
     """Gigabytes that a plan counts for a task."""
-    shape, bundle = memory_plan.Shape.of(model.bundle), model.bundle
+    bundle = Bundle.open(path)
+    shape = memory_plan.Shape.of(bundle)
     return round(memory_plan.need(shape, bundle.quantization, text, target=bundle.target, tasks=(task,)).peak / 1e9, 3)
 
 
-def calibrate(options: argparse.Namespace) -> Row:
+def calibrated(work: Path, method: str, prompts: int) -> Row:
     """Seconds a layer and of the heads, from the lines of progress; the time of 32 layers follows from them."""
     lines: list[tuple[float, str]] = []
-    request = Request("int4", options.method, prompts=options.prompts, record_with=options.recorder)
-    folders = options.checkpoint, options.bundle
+    request = Request("int4", method, prompts=prompts, record_with=work / "layers-rtn")
+    forget_peak()
+    started, before = time.perf_counter(), time.process_time()
+    folders = work / "layers", work / f"layers-{method}"
     quantize_model(*folders, request, force=True, report=lambda line: lines.append((time.perf_counter(), line)))
-    ends = [moment for moment, _ in lines[1:]] + [lines[-1][0]]
-    took = {"layers": 0.0, "heads": 0.0}
-    for (moment, line), end in zip(lines, ends, strict=True):
+    ended, processor = time.perf_counter(), time.process_time() - before
+    took, layers = {"layers": 0.0, "heads": 0.0}, sum(line.startswith("layer ") for _, line in lines)
+    for (moment, line), end in zip(lines, [*(moment for moment, _ in lines[1:]), ended], strict=True):
         if line.startswith("layer ") or line.endswith(" head"):
             took["layers" if line.startswith("layer ") else "heads"] += end - moment
-    layers = sum(line.startswith("layer ") for _, line in lines)
-    each = took["layers"] / layers
     return {
+        "peak_gb": round((peak() or 0) / 1e9, 3),
+        "minutes": round((ended - started) / 60, 2),
+        "processor_minutes": round(processor / 60, 2),
         "layers_rounded": layers,
-        "seconds_a_layer": round(each, 4),
+        "seconds_a_layer": round(took["layers"] / layers, 4),
         "seconds_of_heads": round(took["heads"], 4),
-        "hours_of_32_layers": round((LAYERS * each + took["heads"]) / 3600, 2),
+        "hours_of_32_layers": round((LAYERS * took["layers"] / layers + took["heads"]) / 3600, 2),
     }
 
 
-PARTS = {"load": load, "answer": answer, "draw": draw, "calibrate": calibrate}  # what this file does in a process of its own
-
-
-def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """Part by part, each kept when it is done."""
-    require_counts(options, "layers", "steps", "prompts", "threads")
-    if options.work is None:
-        raise Error("name a folder with 35 GB of room: --work FOLDER")
     output = options.output or options.work / f"{NAME}.json"
     under_way, todo = Run(NAME, arguments, output, force=options.force, program=PROGRAM), parts(options)
     try:
@@ -220,53 +144,33 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
         raise Error(f"{options.work} cannot be made ({fault.strerror}); give --work a folder that you may write") from fault
     under_way.plan(len(todo))
     rows = [row for name in todo for row in under_way.do(name, partial(_row, name, todo[name]))]
-    return under_way.finish(rows, shape="8b", layers=options.layers), table(rows), under_way.path
+    lines = []
+    for row in rows:
+        further = ", ".join(f"{key} {value}" for key, value in row.items() if key not in (*COLUMNS, "command"))
+        lines.append([*map(row.get, COLUMNS), further])
+    shown = markdown(["part", "peak GB", "minutes", "processor minutes", "further"], lines)
+    return under_way.finish(rows, shape="8b", layers=options.layers), shown, under_way.path
 
 
 def _row(name: str, part: Callable[[], Row]) -> list[Row]:
     return [{"part": name, **part()}]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A line a part."""
-    known = ("part", "peak_gb", "minutes", "processor_minutes")
-    hidden = (*known, "command", "result", "bytes", "format", "method", "target")
-    lines = ["| part | peak GB | minutes | processor minutes | further |", "|---|---|---|---|---|"]
-    for row in rows:
-        further = ", ".join(f"{key} {value}" for key, value in row.items() if key not in hidden)
-        lines.append("| " + " | ".join([*(str(row[key]) for key in known), further]) + " |")
-    return "\n".join(lines)
-
-
 def build_parser() -> Parser:
     parser = Parser(prog=" ".join(PROGRAM), description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="a folder with 35 GB of room; remove it when all is done")
-    parser.add_argument("--layers", type=int, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
-    parser.add_argument("--steps", type=int, default=16, help="of the timed answers of 128 tokens (default: 16)")
-    parser.add_argument(
-        "--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)"
-    )
-    parser.add_argument("--prompts", type=int, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, help="of loading and answering (default: 2)")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    for name in ("--bundle", "--checkpoint", "--recorder"):
-        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--method", help=argparse.SUPPRESS)
+    add, number = parser.add_argument, at_least_one
+    add("--work", type=Path, required=True, help="a folder with 35 GB of room; remove it when all is done")
+    add("--layers", type=number, default=LAYERS, help="of 32: fewer for a trial (default: 32)")
+    add("--steps", type=number, default=16, help="of the timed answers of 128 tokens (default: 16)")
+    add("--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)")
+    add("--prompts", type=number, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
+    add("--threads", type=number, default=2, help="of loading and answering (default: 2)")
     add_output(parser, NAME, f"{NAME}.json in the folder of --work")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def command() -> int:
-        options = build_parser().parse_args(words)
-        if options.part is None:
-            return execute(build_parser(), measure, words)
-        print(json.dumps(PARTS[options.part](options)))
-        return 0
-
-    return exit_code(command)
+    return execute(build_parser(), measure, argv)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Bundles told against a reference: the same tasks side by side with what was lost in points, and how near they stay along the
-reference's own decodings. It knows reports and rows of `quantization`; it measures nothing itself.
+"""What bundles lose against a reference in the same tasks, in points with their interval. It knows reports, and measures
+nothing itself.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from mmada_lite.bench.quality.quantization import percent, table
-from mmada_lite.bench.record import Row
+from mmada_lite.bench.command import markdown
 from mmada_lite.train.intervals import paired
 
 Report = Mapping[str, Mapping[str, object]]  # task -> metric -> what was counted
+Losses = dict[str, dict[str, dict[str, float]]]  # task -> metric -> change, low, high
 
 
 def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -21,17 +19,16 @@ def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str
     before, after = (str(report.get("cases", "")) for report in (reference, other))
     if before and len(before) == len(after):
         change, low, high = paired(before, after)
-        return {name: round(100 * value, 3) for name, value in (("change", change), ("low", low), ("high", high))}
-    change = other[key] - reference[key]
-    below = math.hypot(other[key] - other["low"], reference["high"] - reference[key])
-    above = math.hypot(other["high"] - other[key], reference[key] - reference["low"])
-    parts = {"change": change, "low": change - below, "high": change + above}
-    return {name: round(unit * value, 3) for name, value in parts.items()}
+    else:
+        change = other[key] - reference[key]
+        low = change - math.hypot(other[key] - other["low"], reference["high"] - reference[key])
+        high = change + math.hypot(other["high"] - other[key], reference[key] - reference["low"])
+    return {name: round(unit * value, 3) for name, value in (("change", change), ("low", low), ("high", high))}
 
 
-def losses(reference: Report, other: Report) -> dict[str, dict[str, dict[str, float]]]:
-    """Task -> metric -> loss, of every metric that has an interval in both."""
-    changes: dict[str, dict[str, dict[str, float]]] = {}
+def losses(reference: Report, other: Report) -> Losses:
+    """Of every metric that has an interval in both."""
+    changes: Losses = {}
     for task, metrics in reference.items():
         for name, value in metrics.items():
             theirs = other.get(task, {}).get(name)
@@ -40,31 +37,15 @@ def losses(reference: Report, other: Report) -> dict[str, dict[str, dict[str, fl
     return changes
 
 
-def tasks_table(reference: Report, others: Mapping[str, Report]) -> str:
+def tasks_table(reference: Report, others: Mapping[str, Losses]) -> str:
     """A line a metric: the reference's value, then what each bundle gains or loses, in points (of decibels: as they are)."""
-    lines = ["| task | metric | reference | " + " | ".join(others) + " |", "|---" * (3 + len(others)) + "|"]
-    changes = {name: losses(reference, report) for name, report in others.items()}
+    lines = []
     for task, metrics in reference.items():
         for name, value in metrics.items():
-            cells = [changes[other].get(task, {}).get(name) for other in others]
+            cells = [changes.get(task, {}).get(name) for changes in others.values()]
             if isinstance(value, dict) and all(cells):
                 shown = f"{value['share']:.1%}" if "share" in value else f"{value['mean']:.2f} dB"
-                told = ["{change:+.2f} ({low:+.2f} to {high:+.2f})".format(**cell) for cell in cells if cell]
-                lines.append("| " + " | ".join([task, name, shown, *told]) + " |")
-    return "\n".join(lines)
-
-
-def trajectories_table(rows: Sequence[Row]) -> str:
-    """The table of quantization, then agreement and writes that stayed the same, a line a bundle and a column a task."""
-    tasks = list(rows[0]["tasks"]) if rows else []
-    heads = [f"{task}: agreement %, same writes %" for task in tasks]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(tasks)) + "|"]
-    for row in rows:
-        losses_of = [row["tasks"][task] for task in tasks]
-        cells = [f"{percent(each['agreement'])}, {percent(_kept(*each['flips']))}" for each in losses_of]
-        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
-    return table(rows) + "\n\n" + "\n".join(lines)
-
-
-def _kept(mean: float, low: float, high: float) -> tuple[float, float, float]:
-    return 1 - mean, 1 - high, 1 - low
+                lines.append(
+                    [task, name, shown, *("{change:+.2f} ({low:+.2f} to {high:+.2f})".format(**c) for c in cells if c)]
+                )
+    return markdown(["task", "metric", "reference", *others], lines)

@@ -8,22 +8,18 @@
 Each task is kept when it is done. Knows the command line; the tasks know the data.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import add_output, execute, require_counts
-from mmada_lite.bench.quality import frontier, measures
-from mmada_lite.bench.quality.compare import losses, tasks_table, trajectories_table
-from mmada_lite.bench.quality.measures import Published
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.quality import frontier
+from mmada_lite.bench.quality import quantization as along
+from mmada_lite.bench.quality.compare import losses, tasks_table
 from mmada_lite.bench.quality.models import is_model, open_model
-from mmada_lite.bench.quality.quantization import Reference, plot, require_bundles
 from mmada_lite.bench.quality.tasks import TASKS, EvalContext
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint
 from mmada_lite.errors import Error, did_you_mean
@@ -34,56 +30,51 @@ from mmada_lite.train.workspace import Workspace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
-DEFAULTS = {"quality": (400, 0), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
-Measured = tuple[dict[str, Any], str, Path | None]
+DEFAULTS = {"quality": (400, 1), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="mmada-lite bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
+    add, number = parser.add_argument, at_least_one
+    add("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--against", type=Path, metavar="REFERENCE", help="a bundle of the same model in fp32, or the finest")
     mode.add_argument("--frontier", action="store_true", help="quality against latency, every policy of bench/policies.py")
     mode.add_argument("--presets", action="store_true", help="quality against latency of what --speed names")
-    parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
-    parser.add_argument("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
-    parser.add_argument("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
-    parser.add_argument("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
-    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda")
-    parser.add_argument(
-        "--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one"
-    )
-    parser.add_argument("--few-steps", action="store_true", help="decode in a quarter of the steps")
-    parser.add_argument(
-        "--prompts", type=int, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)"
-    )
-    parser.add_argument("--states", type=int, default=4, help="of each decoding, to follow with --against (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of a step that --against times (%(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=frontier.UNITS, default=list(frontier.UNITS), help="to time: both")
-    parser.add_argument("--policies", nargs="+", default=[], metavar="WORD", help="of a frontier, those with WORD in the name")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each prompt is timed (%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="of the same model: the published loops in torch are timed too")
-    parser.add_argument("--bf16", action="store_true", help="those in bfloat16 also where the processor lacks its instructions")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
+    add("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
+    add("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
+    add("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
+    add("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
+    add("--device", default="auto", help="of a bundle: auto, cpu or cuda")
+    add("--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one")
+    add("--few-steps", action="store_true", help="decode in a quarter of the steps")
+    add("--prompts", type=number, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)")
+    add("--states", type=number, default=4, help="of each decoding, to follow with --against (%(default)s)")
+    add("--threads", type=number, default=1, help="of a step that --against times (%(default)s)")
+    add("--policies", nargs="+", default=[], metavar="WORD", help="of a frontier, those with WORD in the name")
+    add("--rounds", type=number, default=3, help="times that each prompt is timed (%(default)s)")
+    add("--checkpoint", type=Path, help="of the same model: the published loops in torch are timed too")
+    add("--bf16", action="store_true", help="those in bfloat16 also where the processor lacks its instructions")
+    add("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
     add_output(parser, "quality, against, frontier or presets")
     return parser
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
-    named = ("frontier", "presets")
-    mode = "against" if options.against else next((name for name in named if getattr(options, name)), "quality")
+    mode = next((name for name in ("against", "frontier", "presets") if getattr(options, name)), "quality")
     count, prompts = DEFAULTS[mode]
-    options.count = count if options.count is None else options.count
-    options.prompts = prompts or 1 if options.prompts is None else options.prompts
-    require_counts(options, "prompts", "states", "threads", "rounds")
+    options.count, options.prompts = count if options.count is None else options.count, options.prompts or prompts
     if not 4 <= options.count <= MOST:
         raise Error(f"--count is {options.count}; use at least 4 cases, {MOST} at most")
     if mode != "against" and len(options.model) > 1:
         raise Error("several bundles are measured with --against REFERENCE; give one, or add that")
     names = [name for name in options.only if name != ALONG or mode != "against"]
-    known(names)
+    for name in names:
+        if name not in TASKS:
+            hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
+            raise Error(f"no task is called {name!r}; {hint}")
     if mode == "against":
-        require_bundles(options.against, *options.model)
+        along.require_bundles(options.against, *options.model)
     for path in options.model:
         is_model(path)
     if options.device != "auto":
@@ -93,14 +84,6 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     run = Run("quality", arguments, options.output or default_output(mode), force=options.force, about=about)
     measured = {"against": _against, "frontier": _timed, "presets": _timed, "quality": _tasks}[mode]
     return measured(options, run, mode, names)
-
-
-def known(names: Sequence[str]) -> None:
-    """Raises Error for an unknown task."""
-    for name in names:
-        if name not in TASKS:
-            hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
-            raise Error(f"no task is called {name!r}; {hint}")
 
 
 class Cases:
@@ -131,10 +114,6 @@ def _reports(run: Run, cases: Cases, path: Path, names: Sequence[str]) -> list[R
     return [row for task in names for row in run.do(f"{task} of {path}", partial(examine, task))]
 
 
-def _along(reference: Callable[[], Reference], path: Path) -> list[Row]:
-    return [reference().told_of_bundle(path)]
-
-
 def _tasks(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
     (path,), asked = options.model, names or list(TASKS)
     run.plan(len(asked))
@@ -142,64 +121,65 @@ def _tasks(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     return run.finish(rows, mode=mode, count=options.count), table(rows), run.path
 
 
+def _along(reference: Callable[[], along.Reference], path: Path) -> list[Row]:
+    return [{"model": str(path), "task": ALONG, **reference().told_of_bundle(path)}]
+
+
 def _against(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
     """Tables and JSON of bundles against the reference; with --plot divergence against megabytes."""
-    along = ALONG in options.only or not options.only
-    asked = names or ([] if options.only else list(TASKS))
-    run.plan(len(options.model) * along + len(asked) * (1 + len(options.model)))
-    shown, about, rows = list[str](), dict[str, Any](), list[Row]()
-    if along:
-        reference = Reference.cached(options.against, options.prompts, options.states, options.threads)
-        compared = [row for path in options.model for row in run.do(f"{ALONG} of {path}", partial(_along, reference, path))]
-        shown.append(trajectories_table(compared))
-        rows += [{"model": row["name"], "task": ALONG, **row} for row in compared]
+    follow, asked = ALONG in options.only or not options.only, names or ([] if options.only else list(TASKS))
+    run.plan(len(options.model) * follow + len(asked) * (1 + len(options.model)))
+    shown, changes, rows = list[str](), dict[str, object](), list[Row]()
+    if follow:
+        reference = along.Reference.cached(options.against, options.prompts, options.states, options.threads)
+        rows = [row for path in options.model for row in run.do(f"{ALONG} of {path}", partial(_along, reference, path))]
+        shown.append(along.table(rows))
         if options.plot:
-            plot(compared, options.plot)
+            along.plot(rows, options.plot)
     if asked:
-        cases = Cases(options)
-        reports = {str(path): _reports(run, cases, path, asked) for path in (options.against, *options.model)}
-        rows += [row for path in reports for row in reports[path]]
-        by_model = {path: {row["task"]: row["report"] for row in examined} for path, examined in reports.items()}
-        of_reference, others = by_model[str(options.against)], {str(path): by_model[str(path)] for path in options.model}
-        shown.append(tasks_table(of_reference, others))
-        about["losses"] = {name: losses(of_reference, report) for name, report in others.items()}
-    content = run.finish(rows, mode=mode, reference=str(options.against), count=options.count, **about)
+        cases, reports = Cases(options), dict[Path, dict[str, dict]]()
+        for path in (options.against, *options.model):
+            examined = _reports(run, cases, path, asked)
+            reports[path] = {row["task"]: row["report"] for row in examined}
+            rows += examined
+        lost = {str(path): losses(reports[options.against], reports[path]) for path in options.model}
+        shown.append(tasks_table(reports[options.against], lost))
+        changes["losses"] = lost
+    content = run.finish(rows, mode=mode, reference=str(options.against), count=options.count, **changes)
     return content, "\n\n".join(shown), run.path
 
 
 def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
     """Ways of decoding, by quality and latency."""
-    (path,) = options.model
-    context = Cases(options).of(path)
-    published = Published.open(options.checkpoint, context.model, options.bf16) if options.checkpoint else None
-    ways = {kind: measures.valid(frontier.ways_of(kind, mode, options.policies), context.model) for kind in options.kinds}
+    context = Cases(options).of(options.model[0])
+    model = context.model
+    published = frontier.Published.open(options.checkpoint, model, options.bf16) if options.checkpoint else None
+    ways = {kind: frontier.ways_of(kind, mode, options.policies, model) for kind in frontier.UNITS}
     run.plan(sum(1 + len(good) for good, _ in ways.values()))
     rows: list[Row] = []
     for kind, (good, _) in ways.items():
         rows += frontier.rows(context, run, kind, good, options.prompts, options.rounds, published)
     if options.plot:
         frontier.plot(rows, options.plot)
-    passed = [f"{kind} {line}" for kind, (_, bad) in ways.items() for line in bad]
-    base = {"text": context.model.text.flat(), "image": context.model.image.flat()}
-    about = {"model": context.model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
+    passed = [line for _, bad in ways.values() for line in bad]
+    base = {"text": model.text.flat(), "image": model.image.flat()}
+    about = {"model": model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
     content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about)
     return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path
 
 
 def table(rows: Sequence[Row]) -> str:
     """Task, metric, share with its interval, counts."""
-    lines = ["| task | metric | value | 95% interval | right / asked |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         for name, value in row["report"].items():
-            if not isinstance(value, dict) or "low" not in value:
-                continue
-            if "share" in value:
+            if isinstance(value, dict) and "share" in value:
                 cells = [f"{value['share']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"]
-                cells.append(f"{value['right']} / {value['total']}")
-            else:
-                cells = [f"{value['mean']:.2f} dB", f"{value['low']:.2f} to {value['high']:.2f}", f"{value['total']} pictures"]
-            lines.append("| " + " | ".join([row["task"], name, *cells]) + " |")
-    return "\n".join(lines)
+                lines.append([row["task"], name, *cells, f"{value['right']} / {value['total']}"])
+            elif isinstance(value, dict) and "mean" in value:
+                cells = [f"{value['mean']:.2f} dB", f"{value['low']:.2f} to {value['high']:.2f}"]
+                lines.append([row["task"], name, *cells, f"{value['total']} pictures"])
+    return markdown(["task", "metric", "value", "95% interval", "right / asked"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

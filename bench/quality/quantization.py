@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import mmada_lite
 from mmada_lite.arguments import Parser
 from mmada_lite.bench import third_party
-from mmada_lite.bench.command import add_output, execute, require_counts
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, new_figure
 from mmada_lite.bench.quality.trajectories import Answers, State, compare, thinks, trajectories
 from mmada_lite.bench.record import Row, Run, fingerprint
 from mmada_lite.bundle import Bundle
@@ -142,21 +142,6 @@ def interval(sums: NDArray, counts: NDArray, seed: int = 0) -> Share:
     return float(sums.sum() / max(counts.sum(), 1)), float(low), float(high)
 
 
-def difference(ours: Sequence[Answers], theirs: Sequence[Answers], seed: int = 0) -> dict[str, Share]:
-    """Theirs minus ours, paired over prompts and over seeds of calibration: mean and 95% interval when both are drawn anew.
-    Above zero: ours has the smaller divergence, or the fewer flips."""
-    rng, gains = np.random.default_rng(seed), {}
-    for name, sums, counts in (("divergence", "divergence", "positions"), ("flips", "flips", "writes")):
-        gain = np.stack([getattr(t, sums) - getattr(o, sums) for o, t in zip(ours, theirs, strict=True)])  # [seeds, prompts]
-        total = getattr(ours[0], counts)
-        seeds = rng.integers(len(gain), size=(_DRAWS, len(gain)))
-        drawn = rng.integers(gain.shape[1], size=(_DRAWS, gain.shape[1]))
-        ratios = [gain[s][:, d].mean(0).sum() / total[d].sum() for s, d in zip(seeds, drawn, strict=True)]
-        low, high = np.quantile(ratios, (0.025, 0.975))
-        gains[name] = float(gain.mean(0).sum() / total.sum()), float(low), float(high)
-    return gains
-
-
 def requests(formats: Sequence[str], methods: Sequence[str], prompts: int) -> dict[str, Request]:
     """What to make of the checkpoint, by name. All matrices are stored alike, so that bits a weight can be compared; the
     presets, which are not, come last."""
@@ -233,34 +218,19 @@ class Workshop:
         yield self.reference().told(name, answers, None, bits)
 
     def others(self, name: str, threads: int) -> Iterator[Row]:
-        made = dict(third_party.candidates(self.checkpoint, self.fp32(), self.scratch, threads))
         try:
-            candidate = made[name]()
+            candidate = third_party.candidates(self.checkpoint, self.fp32(), self.scratch, threads)[name]()
             yield self.reference().told(name, self.reference().answers(candidate.denoiser), candidate.bytes)
         except Exception as fault:  # others' code; the table says which of them did not work here, and why
             yield {"name": name, "not_run": " ".join(f"{type(fault).__name__}: {fault}".split())[:200]}
-
-    def calibrations(self, form: str, prompts: int, seeds: int) -> Iterator[Row]:
-        """How much GPTQ gains by calibration on masked rows over finished ones, paired over seeds."""
-        answers: dict[str, list[Answers]] = {"masked": [], "unmasked": []}
-        for seed in range(seeds):
-            for seen, kept in answers.items():
-                request = Request(form, "gptq", store=_even(form), prompts=prompts, seen=seen, seed=seed)  # type: ignore[arg-type]
-                model = mmada_lite.load(self._made(request), device="cpu", threads=self.reference().threads)
-                kept.append(self.reference().answers(model.denoiser))
-                yield self.reference().told(f"{form} gptq {seen} {seed}", kept[-1], stored_bytes(model.bundle))
-        yield {"name": form, "unmasked_less_masked": difference(answers["masked"], answers["unmasked"])}
 
     def _made(self, request: Request) -> Path:
         request = replace(request, record_with=self.fp32())
         return quantize_model(self.checkpoint, self.scratch / "candidate", request, force=True)
 
 
-def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path | None]:
+def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """One candidate after another, each kept when it is told."""
-    require_counts(options, "prompts", "states", "calibrate-on", "threads")
-    if options.seeds < 0:
-        raise Error(f"--seeds {options.seeds} cannot be; give 0 or more")
     if not all(2 <= bits <= 16 for bits in options.bits):
         raise Error(f"--bits {' '.join(map(str, options.bits))}: each is from 2 to 16")
     require_known(options)
@@ -271,64 +241,44 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict
         scratch = Path(folder)
         fp32 = cache(partial(quantize_model, options.checkpoint, scratch / "fp32", Request("fp32", "rtn")))
         reference = Reference.cached(fp32, options.prompts, options.states, options.threads)
-        tasks = dict(_tasks(options, Workshop(options.checkpoint, scratch, reference, fp32)))
+        tasks = _tasks(options, Workshop(options.checkpoint, scratch, reference, fp32))
         run.plan(len(tasks))
         results = [row for name, work in tasks.items() for row in run.do(name, work)]
     rows = [row for row in results if "agreement" in row]
     not_run = {row["name"]: row["not_run"] for row in results if "not_run" in row}
-    gains = {row["name"]: row["unmasked_less_masked"] for row in results if "unmasked_less_masked" in row}
-    content = run.finish(rows, not_run=not_run, unmasked_less_masked=gains, prompts=options.prompts, states=options.states)
+    content = run.finish(rows, not_run=not_run, prompts=options.prompts, states=options.states)
     if options.plot:
         plot(rows, options.plot)
-    lines = [table(rows), *(f"not run: {name}: {reason}" for name, reason in not_run.items())]
-    for form, gain in gains.items():
-        for what, values in gain.items():
-            lines.append("{}: {} of unmasked less masked calibration {:+.5f} ({:+.5f} to {:+.5f})".format(form, what, *values))
-    return content, "\n".join(lines), run.path
+    return content, "\n".join([table(rows), *(f"not run: {name}: {why}" for name, why in not_run.items())]), run.path
 
 
-def _tasks(options: argparse.Namespace, workshop: Workshop) -> Iterator[tuple[str, Callable[[], Iterator[Row]]]]:
+def _tasks(options: argparse.Namespace, workshop: Workshop) -> Mapping[str, Callable[[], Iterator[Row]]]:
     if options.bits:
-        for bits in sorted(set(options.bits)):
-            yield f"{bits} bits", partial(workshop.with_bits, f"{bits} bits", bits)
-        return
-    for name, request in requests(options.formats, options.methods, options.calibrate_on).items():
-        yield name, partial(workshop.quantized, name, request)
-    for form in options.formats if options.seeds and "gptq" in options.methods else ():
-        if form.startswith("int4"):
-            work = partial(workshop.calibrations, form, options.calibrate_on, options.seeds)
-            yield f"{form} gptq, calibrated on masked and on finished rows", work
-    if options.peers:
-        for name, _ in third_party.candidates(options.checkpoint, Path(), Path(), options.threads):
-            yield name, partial(workshop.others, name, options.threads)
+        return {f"{bits} bits": partial(workshop.with_bits, f"{bits} bits", bits) for bits in sorted(set(options.bits))}
+    asked = requests(options.formats, options.methods, options.calibrate_on)
+    tasks = {name: partial(workshop.quantized, name, request) for name, request in asked.items()}
+    others = third_party.candidates(options.checkpoint, Path(), Path(), options.threads) if options.peers else {}
+    return tasks | {name: partial(workshop.others, name, options.threads) for name in others}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The least divergence first; the agreement of each task in the last columns."""
-    tasks = list(rows[0]["tasks"]) if rows else []
-    head = ["", "MB", "bits a weight", "agreement %", "KL, nats", "flips %", "ms a step", *(f"{task} %" for task in tasks)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    tasks, lines = list(rows[0]["tasks"]) if rows else [], []
     for row in sorted(rows, key=lambda one: one["divergence"][0]):
         megabytes = f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else ""
         divergence = "{:.5f} ({:.5f} to {:.5f})".format(*row["divergence"])
-        cells = [row["name"], megabytes, str(row["bits"]), percent(row["agreement"]), divergence, percent(row["flips"])]
-        cells += [f"{1000 * row['seconds']:.1f}", *(f"{100 * row['tasks'][task]['agreement'][0]:.2f}" for task in tasks)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def percent(values: Sequence[float]) -> str:
-    """A share and its interval in percent."""
-    return "{:.2f} ({:.2f} to {:.2f})".format(*(100 * value for value in values))
+        agreement, flips = (
+            "{:.2f} ({:.2f} to {:.2f})".format(*(100 * v for v in row[name])) for name in ("agreement", "flips")
+        )
+        each = [f"{100 * row['tasks'][task]['agreement'][0]:.2f}" for task in tasks]
+        lines.append([row["name"], megabytes, row["bits"], agreement, divergence, flips, f"{1000 * row['seconds']:.1f}", *each])
+    heads = ["", "MB", "bits a weight", "agreement %", "KL, nats", "flips %", "ms a step"]
+    return markdown([*heads, *(f"{task} %" for task in tasks)], lines)
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Divergence against megabytes. Raises Error where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise Error('the plot needs matplotlib; pip install "mmada-lite[bench]"') from None
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure(9, 6)
     axes = figure.subplots()
     for row in (row for row in rows if row["bytes"]):
         others = row["name"].split()[0] in ("bitsandbytes", "onnxruntime", "optimum")
@@ -341,19 +291,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def build_parser() -> Parser:
     parser = Parser(prog="mmada-lite bench quantization", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
-    parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")
-    parser.add_argument("--bits", type=int, nargs="+", default=[], help="instead of formats: the torch model at 2 to 16 bits")
-    parser.add_argument("--prompts", type=int, default=100, help="of each task, to compare on (default 100)")
-    parser.add_argument("--states", type=int, default=4, help="of each decoding (default 4)")
-    parser.add_argument("--calibrate-on", type=int, default=32, help="prompts of each task (default 32)")
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="of masked against unmasked calibration; 0: leave it out (default 3)"
-    )
-    parser.add_argument("--peers", action="store_true", help="run others' quantizers too")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
+    add, number = parser.add_argument, at_least_one
+    add("checkpoint", type=Path)
+    add("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
+    add("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")
+    add("--bits", type=int, nargs="+", default=[], help="instead of formats: the torch model at 2 to 16 bits")
+    add("--prompts", type=number, default=100, help="of each task, to compare on (default 100)")
+    add("--states", type=number, default=4, help="of each decoding (default 4)")
+    add("--calibrate-on", type=number, default=32, help="prompts of each task (default 32)")
+    add("--peers", action="store_true", help="run others' quantizers too")
+    add("--threads", type=number, default=1)
+    add("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
     add_output(parser, "quantization")
     return parser
 

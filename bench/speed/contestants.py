@@ -2,10 +2,10 @@
 picture. Every contestant is a table of tasks that begin anew whenever they are asked to. Weights are random; nothing is timed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,21 +13,23 @@ from torch import Tensor
 
 from mmada_lite.bench import policies, third_party
 from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
-from mmada_lite.bench.speed import llama
 from mmada_lite.bench.speed.latency_cases import TARGETS
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import RandomTensors, Size, cached_bundle, config_of
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
+from mmada_lite.train.loop import fast_type
 from mmada_lite.train.model import MMaDA, load_state
 
-Kind = Literal["reference", "ours", "other"]
 GUIDANCE = 3.5
 WORDS = 30  # ids of a caption
+REFERENCES = {"torch fp32": torch.float32, "torch bf16": torch.bfloat16}
+TORCH_DEVICES = {"cpu": "cpu", "cuda": "cuda", "rtx": "cuda", "tensorrt": "cuda"}  # our device -> torch's beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,164 +64,157 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where it is known; equal:
-    whether a few of its steps tell the time of all, as they do where all cost the same; cycle: or where so many of them do
-    together, since a block's last steps ask the head for fewer rows than its first."""
+    """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where a few of its steps
+    tell the time of all; cycle: so many of them cost the same together, since a block's last steps ask the head for fewer rows
+    than its first."""
 
     begin: Callable[[], Iterator[object]]
-    steps: int | None
-    equal: bool
+    steps: int | None = None
     cycle: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    name: str
-    kind: Kind
-    tasks: Mapping[str, TaskRun]
+Tasks = dict[str, TaskRun]
 
 
-def torch_model(size: Size, dtype: torch.dtype, device: str = "cpu") -> MMaDA:
-    """The torch reference with the random weights that bundles have. device: torch's."""
-    config = config_of(size)
-    with torch.device("meta"):
-        model = MMaDA(config)
-    load_state(model, RandomTensors(config.expected_tensors()), dtype)
-    return model.to(device).eval()
+@dataclass(frozen=True)
+class Contest:
+    """What all who take part have in common. device: ours; torch's is the one beside it."""
+
+    size_name: str
+    size: Size
+    plan: Plan
+    work: Path
+    threads: int
+    device: str = "cpu"
+
+    def makers(self, precisions: Sequence[str], asked: Sequence[str] = ()) -> dict[str, Callable[[], Tasks]]:
+        """Name -> what opens a contestant, in the order of the table; the loops of ours are run in the first precision. A maker
+        raises Error where it cannot take part here."""
+        makers: dict[str, Callable[[], Tasks]] = {
+            name: partial(self._published, dtype, name in asked) for name, dtype in REFERENCES.items()
+        }
+        for precision in precisions:
+            makers[f"ours {precision}"] = partial(self._forwards, precision)
+            for policy in policies.for_peers() if precision == precisions[0] else ():
+                makers[f"ours {precision} {policy.name}"] = partial(self.decoding, precision, policy)
+        if self.device == "cpu":
+            makers |= {f"bitsandbytes {kind}": partial(self._bitsandbytes, kind) for kind in ("int8", "nf4")}
+            makers["optimum dynamic int8"] = self._optimum
+        return makers
+
+    def torch_model(self, dtype: torch.dtype) -> MMaDA:
+        """The torch reference with the random weights that bundles have."""
+        config = config_of(self.size)
+        with torch.device("meta"):
+            model = MMaDA(config)
+        load_state(model, RandomTensors(config.expected_tensors()), dtype)
+        return model.to(TORCH_DEVICES[self.device]).eval()
+
+    def reference(self, logits: Logits) -> Tasks:
+        """All tasks in the published way over whatever gives logits of whole rows."""
+        size, plan, device = self.size, self.plan, TORCH_DEVICES[self.device]
+        vocabulary, mask = size.vocabulary, size.vocabulary.special.mask
+        picture = picture_to_draw(paint_prompt(self._words(WORDS), vocabulary), vocabulary, size.grid**2, plan.padded, device)
+
+        def forward(count: int) -> Iterator[Tensor]:
+            yield logits(torch.tensor([self._words(count)], device=device), None)
+
+        def write(prompt: list[int]) -> Iterator[Tensor]:
+            row = torch.tensor([prompt], device=device)
+            return write_text(logits, row, plan.answer, plan.block, plan.steps, mask)
+
+        def draw() -> Iterator[Tensor]:
+            return draw_picture(logits, picture, plan.drawing_steps, GUIDANCE)
+
+        return {
+            **{f"forward {count}": TaskRun(partial(forward, count)) for count in plan.forwards},
+            "text": TaskRun(partial(write, self._words(plan.prompt)), plan.steps),
+            "understanding": TaskRun(partial(write, self._seen()), plan.steps),
+            "drawing": TaskRun(draw, plan.drawing_steps),
+        }
+
+    def decoding(self, precision: str, policy: policies.Policy) -> Tasks:
+        """Our loops under a policy. Where it changes no setting of pictures, they are drawn under exact alone. No token ends a
+        text, so that all who take part write as much."""
+        denoiser, vocabulary, plan, exact = self._opened(precision), self.size.vocabulary, self.plan, not policy.of_text
+        endless, caption = TextTokens(vocabulary.special.mask), paint_prompt(self._words(WORDS), vocabulary)
+        blank = np.zeros(self.size.grid**2, dtype=np.int64)
+        text = policy.text(TextSettings(answer_length=plan.answer, steps=plan.steps, block_length=plan.block))
+        image = policy.image(ImageSettings(plan.drawing_steps, GUIDANCE))
+
+        def write(prompt: list[int]) -> TaskRun:
+            block = plan.block * plan.steps // plan.answer  # its steps
+            return TaskRun(
+                lambda: generate.complete(denoiser, prompt, text, endless).steps, text.steps if exact else None, block
+            )
+
+        def draw() -> Iterator[object]:
+            return generate.draw(denoiser, caption, blank, blank == 0, image, vocabulary).steps
+
+        tasks = {"text": write(self._words(plan.prompt)), "understanding": write(self._seen())}
+        if exact or policy.of_image:
+            tasks["drawing"] = TaskRun(draw, None if policy.of_image else image.steps)
+        return tasks
+
+    def _published(self, dtype: torch.dtype, by_name: bool) -> Tasks:
+        if dtype == torch.bfloat16 and fast_type(torch.device(TORCH_DEVICES[self.device])) != dtype and not by_name:
+            raise Error(
+                "this processor has no bfloat16 instructions, and torch is far slower without; "
+                '--contestants "torch bf16" measures it'
+            )
+        return self.reference(torch_logits(self.torch_model(dtype)))
+
+    def _forwards(self, precision: str) -> Tasks:
+        """Full forwards of ours with the head over all rows, its choice of a token counted in."""
+        denoiser = self._opened(precision)
+
+        def forward(count: int) -> Iterator[object]:
+            hidden, _ = denoiser.forward(_window(np.array([self._words(count)])), keep=False)
+            yield denoiser.predict("text", hidden, np.eye(len(hidden), dtype=np.float32), 0.0, None)
+
+        return {f"forward {count}": TaskRun(partial(forward, count)) for count in self.plan.forwards}
+
+    def _bitsandbytes(self, kind: str) -> Tasks:
+        """The published loop over the torch model whose Linears are bitsandbytes' own, the head too."""
+        third_party.need("bitsandbytes")
+        model = self.torch_model(torch.float32)
+        third_party.quantize_blocks(model, kind)
+        return self.reference(torch_logits(model, third_party.quantized_linear(model.transformer.ff_out, kind)))
+
+    def _optimum(self) -> Tasks:
+        """The published loop over our fp32 graphs as optimum makes them int8. These take no mask, so pads are attended to."""
+        third_party.need("optimum.onnxruntime", "optimum-onnx")
+        bundle = cached_bundle(self.size_name, "fp32", self.work)
+        denoiser = third_party.optimum(bundle.path, self.work / f"{self.size_name}-optimum", self.threads).denoiser
+
+        def logits(tokens: Tensor, kept: Tensor | None) -> Tensor:
+            hidden, _ = denoiser.forward(_window(tokens.numpy()), keep=False)
+            return torch.from_numpy(denoiser.logits("text", hidden, np.eye(len(hidden), dtype=np.float32)))
+
+        return self.reference(logits)
+
+    def _opened(self, precision: str) -> Denoiser:
+        return _open(self.size_name, precision, self.work, self.device, self.threads)
+
+    def _words(self, count: int) -> list[int]:
+        """Ids of no meaning, none of them special."""
+        first, stop = 12, self.size.vocabulary.image_code_offset
+        token_ids: list[int] = np.random.default_rng(count).integers(first, stop, count).tolist()
+        return token_ids
+
+    def _seen(self) -> list[int]:
+        """The prompt that shows a picture: its codes between their brackets."""
+        codes = np.random.default_rng(0).integers(0, self.size.codes, self.size.grid**2)
+        return picture_prompt(codes, self.size.vocabulary)
 
 
-def reference(
-    name: str,
-    logits: Logits,
-    size: Size,
-    plan: Plan,
-    kind: Kind = "reference",
-    *,
-    pictures: bool = True,
-    device: str = "cpu",
-) -> Contestant:
-    """All tasks in the published way over whatever gives logits of whole rows. pictures: whether it can draw; device: torch's,
-    where it wants its rows."""
-    mask = size.vocabulary.special.mask
-    caption = paint_prompt(_words(WORDS, size), size.vocabulary)
-    picture = picture_to_draw(caption, size.vocabulary, size.grid**2, plan.padded, device)
-
-    def forward(count: int) -> Iterator[Tensor]:
-        yield logits(torch.from_numpy(_row(count, size)).to(device), None)
-
-    def write(prompt: list[int]) -> Iterator[Tensor]:
-        return write_text(logits, torch.tensor([prompt], device=device), plan.answer, plan.block, plan.steps, mask)
-
-    tasks = {f"forward {n}": TaskRun(lambda n=n: forward(n), 1, True) for n in plan.forwards}  # type: ignore[misc]
-    tasks["text"] = TaskRun(lambda: write(_words(plan.prompt, size)), plan.steps, True)
-    tasks["understanding"] = TaskRun(lambda: write(_seen(size)), plan.steps, True)
-    if pictures:
-        tasks["drawing"] = TaskRun(
-            lambda: draw_picture(logits, picture, plan.drawing_steps, GUIDANCE), plan.drawing_steps, True
-        )
-    return Contestant(name, kind, tasks)
-
-
-def ours(
-    size_name: str, size: Size, plan: Plan, precision: str, work: Path, threads: int, *, decode: bool, device: str = "cpu"
-) -> Iterator[Contestant]:
-    """Our runtime in one precision: full forwards with the head over all rows, and with `decode` every policy."""
+@cache
+def _open(size_name: str, precision: str, work: Path, device: str, threads: int) -> Denoiser:
+    """Once for all that a precision of ours does."""
     bundle = cached_bundle(size_name, precision, work, target=TARGETS[device])
-    denoiser = open_denoiser(bundle, choose_device(device), threads)
-    tasks = {f"forward {n}": TaskRun(lambda n=n: _forward(denoiser, _row(n, size)), 1, True) for n in plan.forwards}  # type: ignore[misc]
-    yield Contestant(f"ours {precision}", "ours", tasks)
-    if decode:
-        for policy in policies.for_peers():
-            yield Contestant(f"ours {precision} {policy.name}", "ours", _decoding(denoiser, size, plan, policy))
-
-
-def _decoding(denoiser: Denoiser, size: Size, plan: Plan, policy: policies.Policy) -> dict[str, TaskRun]:
-    """The three tasks under a policy. Where it changes no setting of pictures, they are drawn under exact alone. No token ends
-    a text, so that all who take part write as much."""
-    special, exact = size.vocabulary.special, not policy.of_text
-    endless, caption = TextTokens(special.mask), paint_prompt(_words(WORDS, size), size.vocabulary)
-    blank = np.zeros(size.grid**2, dtype=np.int64)
-    block = plan.block * plan.steps // plan.answer  # its steps
-    text = policy.text(TextSettings(answer_length=plan.answer, steps=plan.steps, block_length=plan.block))
-    image = policy.image(ImageSettings(plan.drawing_steps, GUIDANCE))
-
-    def write(prompt: list[int]) -> Iterator[object]:
-        return generate.complete(denoiser, prompt, text, endless).steps
-
-    def draw() -> Iterator[object]:
-        return generate.draw(denoiser, caption, blank, blank == 0, image, size.vocabulary).steps
-
-    tasks = {
-        "text": TaskRun(lambda: write(_words(plan.prompt, size)), text.steps if exact else None, exact, block),
-        "understanding": TaskRun(lambda: write(_seen(size)), text.steps if exact else None, exact, block),
-    }
-    if exact or policy.of_image:
-        tasks["drawing"] = TaskRun(draw, image.steps, not policy.of_image)
-    return tasks
-
-
-def others(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Iterator[tuple[str, Callable[[], Contestant]]]:
-    """Name and maker of every contestant of someone else's; a maker raises Error where its package is not installed."""
-    for kind in ("int8", "nf4"):
-        yield f"bitsandbytes {kind}", lambda kind=kind: _bitsandbytes(size, plan, kind)  # type: ignore[misc]
-    yield "optimum dynamic int8", lambda: _optimum(size_name, size, plan, work, threads)
-    for kind in llama.KINDS:
-        yield f"llama.cpp {kind}", lambda kind=kind: _llama(size_name, size, plan, work, kind, threads)  # type: ignore[misc]
-
-
-def _bitsandbytes(size: Size, plan: Plan, kind: str) -> Contestant:
-    """The published loop over the torch model whose Linears are bitsandbytes' own, the head too."""
-    third_party.need("bitsandbytes")
-    model = torch_model(size, torch.float32)
-    third_party.quantize_blocks(model, kind)
-    head = third_party.quantized_linear(model.transformer.ff_out, kind)
-    return reference(f"bitsandbytes {kind}", torch_logits(model, head), size, plan, "other")
-
-
-def _optimum(size_name: str, size: Size, plan: Plan, work: Path, threads: int) -> Contestant:
-    """The published loop over our fp32 graphs as optimum makes them int8. These take no mask, so pads are attended to."""
-    third_party.need("optimum.onnxruntime", "optimum-onnx")
-    bundle = cached_bundle(size_name, "fp32", work)
-    denoiser = third_party.optimum(bundle.path, work / f"{size_name}-optimum", threads).denoiser
-
-    def logits(tokens: Tensor, kept: Tensor | None) -> Tensor:
-        hidden, _ = denoiser.forward(_window(tokens.numpy()), keep=False)
-        return torch.from_numpy(denoiser.logits("text", hidden, np.eye(len(hidden), dtype=np.float32)))
-
-    return reference("optimum dynamic int8", logits, size, plan, "other")
-
-
-def _llama(size_name: str, size: Size, plan: Plan, work: Path, kind: str, threads: int) -> Contestant:
-    """The published loop over the forward of llama.cpp. It draws nothing: a guided pair has masked pads, which it cannot do."""
-    llama.needed()
-    longest = max(*plan.forwards, len(_seen(size)) + plan.answer)
-    path = llama.cached_file(size, size_name, kind, work)
-    logits = llama.logits_of(path, longest, threads)
-    return reference(f"llama.cpp {kind}", logits, size, plan, "other", pictures=False)
-
-
-def _forward(denoiser: Denoiser, tokens: np.ndarray) -> Iterator[object]:
-    """One full forward with the text head over every row, its choice of a token counted in."""
-    hidden, _ = denoiser.forward(_window(tokens), keep=False)
-    yield denoiser.predict("text", hidden, np.eye(len(hidden), dtype=np.float32), 0.0, None)
+    return open_denoiser(bundle, choose_device(device), threads)
 
 
 def _window(tokens: np.ndarray) -> Window:
     places = np.arange(tokens.shape[1], dtype=np.int64)
     return Window(tokens, places, np.ascontiguousarray(np.broadcast_to(places, tokens.shape)))
-
-
-def _row(count: int, size: Size) -> np.ndarray:
-    return np.array([_words(count, size)], dtype=np.int64)
-
-
-def _words(count: int, size: Size) -> list[int]:
-    """Ids of no meaning, none of them special."""
-    first, stop = 12, size.vocabulary.image_code_offset
-    token_ids: list[int] = np.random.default_rng(count).integers(first, stop, count).tolist()
-    return token_ids
-
-
-def _seen(size: Size) -> list[int]:
-    """The prompt that shows a picture: its codes between their brackets."""
-    return picture_prompt(np.random.default_rng(0).integers(0, size.codes, size.grid**2), size.vocabulary)

@@ -1,33 +1,30 @@
-"""Runs of decodes in turns, and the rows that come of them: time and its parts, tokens, memory, the share of the ceiling that
-was reached, and what the cost model had said.
+"""Runs of decodes in turns, and the rows that come of them: time and its parts, tokens, memory, and the share of the ceiling
+that was reached.
 
-It gets cases and bundles; which ones, and how they are printed, is `mmada_lite.bench.speed.latency`'s.
+It gets cases and a bundle; which ones, and how they are printed, is `mmada_lite.bench.speed.latency`'s.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import onnx
-
 from mmada_lite.bench.record import Row, spread
-from mmada_lite.bench.speed import ceiling, cost
+from mmada_lite.bench.speed import ceiling
 from mmada_lite.bench.speed.latency_cases import TARGETS, Bench, Case
 from mmada_lite.bench.speed.operators import operator_seconds
-from mmada_lite.bench.timed import PARTS, PYTHON, Run, TimedDenoiser, card_bytes, open_timed, timed
+from mmada_lite.bench.timed import PARTS, Run, TimedDenoiser, card_bytes, open_timed, timed, turns
 from mmada_lite.bundle import Bundle
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.export.synthetic import cached_bundle
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
 
-Window = tuple[int, int, int, int]  # batch, window, past, rows of a forward
-RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask a head for few rows, where rates change fastest
-WARM_UP = 2  # steps of every variant before the first round: a block's whole forward, and one over its cache
+RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask for few rows, where rates change fastest
+WARM_UP = 2  # steps of every case before the first round: a block's whole forward, and one over its cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,126 +37,81 @@ class OpenModel:
     threads: int
     denoiser: TimedDenoiser
     load_seconds: float
-    transformer: cost.Transformer
-    rates: cost.Rates | None
+    rates: ceiling.Rates | None
     card_before: int | None
 
     @classmethod
-    def open(cls, bundle: Bundle, device: str, precision: str, threads: int, top: Sequence[Row] | None) -> "OpenModel":
-        """top: rows of the ceiling, with this bundle's forms; None: not measured."""
+    def open(cls, bundle: Bundle, device: str, precision: str, threads: int, rates: ceiling.Rates | None) -> "OpenModel":
         before = None if device == "cpu" else card_bytes()
         denoiser, seconds = open_timed(bundle, threads, device)
-        names = ("backbone", "text_head", "image_head")
-        nodes = {name: len(onnx.load(bundle.graph_path(name), load_external_data=False).graph.node) for name in names}
-        rates = None if top is None else ceiling.rates([row for row in top if "what" in row], threads)
-        return cls(bundle, precision, threads, denoiser, seconds, cost.Transformer.of(bundle, nodes), rates, before)
+        return cls(bundle, precision, threads, denoiser, seconds, rates, before)
+
+    def measured(self, cases: Sequence[Case], rounds: int) -> list[Row]:
+        """A row a case: a short warm-up of each, then every case once a round."""
+        runs: list[list[Run]] = [[] for _ in cases]
+        for case in cases:
+            for _ in islice(case.begin(self.denoiser).steps, WARM_UP):
+                pass
+        for number in turns(range(len(cases)), rounds):
+            case = cases[number]
+            runs[number].append(timed(case.begin(self.denoiser).steps, self.denoiser.clock, case.leave))
+        return [self._row(case, case_runs) for case, case_runs in zip(cases, runs, strict=True)]
+
+    def _row(self, case: Case, runs: Sequence[Run]) -> Row:
+        scale, first = case.scale, runs[0]
+        text = case.settings.acceleration if isinstance(case.settings, TextSettings) else None
+        seconds = spread(scale * run.seconds for run in runs)
+        share = None
+        if self.rates is not None:
+            least = ceiling.least_seconds(self.bundle.architecture, form_of(self.bundle, "backbone"), self.rates, first.windows)
+            share = least / statistics.median(run.parts["backbone"] for run in runs)
+        return {
+            "task": case.task,
+            "cache": text and text.cache,
+            "threshold": text and text.threshold,
+            "settings": case.settings.flat(),
+            "precision": self.precision,
+            "threads": self.threads,
+            "prompt": case.prompt,
+            "tokens": case.size,
+            "steps": first.steps,
+            "model_calls": first.model_calls,
+            "tokens_per_forward": first.written / first.model_calls,
+            "scaled_from": None if scale == 1 else "{} of {} blocks".format(*case.blocks),
+            "rounds": len(runs),
+            "seconds": seconds,
+            "tokens_per_second": case.size / seconds["median"],
+            "first_step_seconds": spread(run.first for run in runs),
+            "parts": {part: scale * statistics.median(run.parts[part] for run in runs) for part in PARTS},
+            "python_share": statistics.median(run.parts["python"] / run.seconds for run in runs),
+            "ceiling_share": share,
+            "peak_bytes": self._peak(runs),
+            "load_seconds": self.load_seconds,
+        }
+
+    def _peak(self, runs: Sequence[Run]) -> int | None:
+        """Of the process, or of a device's memory, which its provider keeps once it has taken it."""
+        if self.card_before is not None:
+            return (card_bytes() or self.card_before) - self.card_before
+        return max((run.peak for run in runs if run.peak is not None), default=None)
 
 
-def ideal(model: cost.Transformer, rates: cost.Rates, windows: Sequence[Window]) -> float:
-    """Seconds of the matrix part of these forwards at the ceiling: the fastest product of its kind at as many tokens."""
-    form = model.forms["backbone"]
-    kinds = [rates.matrix[name] for name in (form, *([ceiling.ALONE] if form == "int8" else []))]
-    pieces = [piece for batch, w, past, rows in windows for piece in cost.forward(model, w, past, rows, batch)]
-    return sum(p.flops / max(cost.at(rates, p.tokens) for rates in kinds) for p in pieces if p.kind == "matrix")
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A case of an opened model."""
-
-    model: OpenModel
-    case: Case
-
-    def run(self) -> Run:
-        return timed(self.case.steps(self.model.denoiser), self.model.denoiser.clock, self.case.leave)
-
-
-def in_turns(variants: Sequence[Variant], rounds: int) -> Iterator[tuple[int, int, Run]]:
-    """(round, variant's number, run): a short warm-up of each, then every variant once a round, each round begun by another."""
-    for variant in variants:
-        for _ in islice(variant.case.steps(variant.model.denoiser), WARM_UP):
-            pass
-    for turn in range(rounds):
-        for number in range(len(variants)):
-            which = (turn + number) % len(variants)
-            yield turn, which, variants[which].run()
-
-
-def measured(variants: Sequence[Variant], rounds: int) -> list[Row]:
-    """A row a variant."""
-    runs: list[list[Run]] = [[] for _ in variants]
-    for _, number, run in in_turns(variants, rounds):
-        runs[number].append(run)
-    models = len({id(variant.model) for variant in variants})
-    return [_row(variant, variant_runs) | {"models_open": models} for variant, variant_runs in zip(variants, runs, strict=True)]
-
-
-def _row(variant: Variant, runs: Sequence[Run]) -> Row:
-    model, case, scale, first = variant.model, variant.case, variant.case.scale, runs[0]
-    seconds = spread(scale * run.seconds for run in runs)
-    backbone = statistics.median(run.parts["backbone"] for run in runs)
-    return {
-        "task": case.task,
-        **_labels(case.settings),
-        "precision": model.precision,
-        "threads": model.threads,
-        "prompt": case.prompt,
-        "tokens": case.size,
-        "steps": first.steps,
-        "model_calls": first.model_calls,
-        "calls": len(first.windows),
-        "tokens_per_forward": first.written / first.model_calls,
-        "scaled_from": None if scale == 1 else "{} of {} blocks".format(*case.blocks),
-        "rounds": len(runs),
-        "seconds": seconds,
-        "tokens_per_second": case.size / seconds["median"],
-        "first_step_seconds": spread(run.first for run in runs),
-        "step_seconds": seconds["median"] / scale / first.steps,
-        "parts": {part: scale * statistics.median(run.parts[part] for run in runs) for part in PARTS},
-        "python_share": statistics.median(sum(run.parts[part] for part in PYTHON) / run.seconds for run in runs),
-        "ceiling_share": ideal(model.transformer, model.rates, first.windows) / backbone if model.rates else None,
-        "peak_bytes": _peak(model, runs),
-        "load_seconds": model.load_seconds,
-        **_predicted(variant, seconds["median"]),
-    }
-
-
-def _peak(model: OpenModel, runs: Sequence[Run]) -> int | None:
-    """Of the process, or of a device's memory, which its provider keeps once it has taken it."""
-    if model.card_before is not None:
-        return (card_bytes() or model.card_before) - model.card_before
-    return max((run.peak for run in runs if run.peak is not None), default=None)
-
-
-def _labels(settings: TextSettings | ImageSettings) -> Row:
-    if isinstance(settings, TextSettings):
-        saving = settings.acceleration
-        cache = saving.cache if saving.kv_commit_every is None else f"{saving.cache}/{saving.kv_commit_every}"
-        return {"cache": cache, "threshold": saving.threshold, "settings": settings.flat()}
-    return {"cache": None, "threshold": None, "settings": settings.flat()}
-
-
-def _predicted(variant: Variant, seconds: float) -> Row:
-    """What the cost model says, by part; nothing where decoding finds out how many steps there are, or no rate is known."""
-    rates = variant.model.rates
-    if variant.case.pieces is None or rates is None:
-        return {"predicted_seconds": None}
-    parts: dict[str, float] = {}
-    for step in variant.case.pieces(variant.model.transformer):
-        for piece in step:
-            parts[piece.part] = parts.get(piece.part, 0.0) + variant.case.scale * rates.seconds(piece)
-    total = sum(parts.values())
-    return {"predicted_seconds": total, "predicted_parts": parts, "predicted_over_measured": total / seconds}
+def form_of(bundle: Bundle, name: str) -> str:
+    """The ceiling's form of a graph's matrices: half precision is computed in float32 on a CPU."""
+    group = bundle.quantization[name]
+    if group.format in ("fp32", "fp16"):
+        return "fp32"
+    return group.format if group.block is None else f"{group.format}-b{group.block}"
 
 
 def agreement(precision: str, device: str, work: Path) -> Row:
     """The share of greedy tokens that a device writes as the CPU does, on a tiny bundle: 1 but for ties in half precision."""
     form = precision if precision in ("fp32", "fp16", "int8", "int4") else "fp16"
     bundle = cached_bundle("tiny", form, work, target=TARGETS[device])
-    case = Bench.of(bundle).understanding(1, bundle.text_defaults)
+    case = Bench.of(bundle).understanding(bundle.text_defaults)
     answers: list[dict[int, int]] = [{}, {}]
     for name, answer in zip((device, "cpu"), answers, strict=True):
-        for step in case.steps(open_denoiser(bundle, choose_device(name), 1)):
+        for step in case.begin(open_denoiser(bundle, choose_device(name), 1)).steps:
             answer |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))
     same = sum(answers[0][position] == token for position, token in answers[1].items())
     return {"task": "agreement", "precision": form, "device": device, "agreement": same / len(answers[1])}
@@ -174,22 +126,21 @@ def apart(path: Path, precision: str, threads: int, effort: ceiling.Effort, toke
 
 def _machine(path: Path, precision: str, threads: int, effort: ceiling.Effort, tokens: Sequence[int], runs: int) -> list[Row]:
     bundle = Bundle.open(path)
-    groups = (bundle.quantization[name] for name in ("backbone", "text_head", "image_head"))
-    forms = list(dict.fromkeys(cost.form_of(group) for group in groups))
-    forms += [ceiling.ALONE] if "int8" in forms else []
-    top = list(ceiling.measure(bundle.architecture, forms, RATED, threads, effort))
-    return [*top, *_forwards(bundle, precision, threads, top, tokens, runs)]
+    form = form_of(bundle, "backbone")
+    top = list(
+        ceiling.measure(bundle.architecture, [form, ceiling.ALONE] if form == "int8" else [form], RATED, threads, effort)
+    )
+    return [*top, *_forwards(bundle, precision, threads, ceiling.rates(top), tokens, runs)]
 
 
 def _forwards(
-    bundle: Bundle, precision: str, threads: int, top: Sequence[Row], tokens: Sequence[int], runs: int
+    bundle: Bundle, precision: str, threads: int, rates: ceiling.Rates, tokens: Sequence[int], runs: int
 ) -> Iterator[Row]:
     """One whole forward at each number of tokens, by what its operators do, and the share of the ceiling that its products
-    reach. top: the ceiling's rows."""
-    model, rates = cost.Transformer.of(bundle, {}), ceiling.rates(top, threads)
+    reach."""
     for count in tokens:
         seconds, operators = operator_seconds(bundle, threads, count, runs)
-        least = ideal(model, rates, [(1, count, 0, count)])
+        least = ceiling.least_seconds(bundle.architecture, form_of(bundle, "backbone"), rates, [(1, count, 0, count)])
         yield {
             "task": "forward",
             "precision": precision,
@@ -200,10 +151,3 @@ def _forwards(
             "matrix_share": least / operators["matrix"],
             "ceiling_share": least / statistics.median(seconds),
         }
-
-
-def shares(row: Mapping[str, dict[str, float]]) -> str:
-    """The parts of a row in hundredths of its time, or of a forward's operators."""
-    parts = row.get("parts") or row["operators"]
-    total = sum(parts.values())
-    return " ".join(f"{part} {100 * seconds / total:.1f}" for part, seconds in parts.items())

@@ -3,6 +3,8 @@ none on the frontier is beaten, what a model forbids is named, faults are one li
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,15 @@ from toys import write_place
 
 from mmada_lite.bench import policies, record
 from mmada_lite.bench.policies import Policy
-from mmada_lite.bench.quality import evaluate, frontier, measures
-from mmada_lite.bench.quality.measures import Timed, alternate, pareto, times
+from mmada_lite.bench.quality import evaluate, frontier
+from mmada_lite.bench.quality.frontier import Timed, alternate, pareto, times, ways_of
 from mmada_lite.bench.quality.models import open_model
 from mmada_lite.bench.quality.tasks import TASKS, EvalContext
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.train.loop import fast_type
 
-REFERENCE = measures.REFERENCES[fast_type(torch.device("cpu"))]
+REFERENCE = frontier.REFERENCES[fast_type(torch.device("cpu"))]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +52,14 @@ def named(place: Path) -> dict:
 
 def test_the_reference_in_bf16_is_run_where_it_is_asked_for(place: Path) -> None:
     target = place / "with-bf16-presets.json"
-    given = ["--presets", "--kinds", "image", "--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
+    given = ["--presets", "--checkpoint", str(place / "checkpoint"), "--bf16", "-o", str(target)]
     assert evaluate.main(words(place, *given)) == 0
     names = {row["policy"] for row in record.load(target)["rows"] if row["policy"].startswith("torch")}
     assert names == {"torch bf16"}
 
 
 def test_every_policy_is_timed_and_examined(swept: dict) -> None:
-    for kind, tasks in measures.METRICS.items():
+    for kind, tasks in frontier.METRICS.items():
         mine = [row for row in swept["rows"] if row["kind"] == kind]
         assert len(mine) > 1
         assert mine[0]["changes"] == ({"cache": "none"} if kind == "text" else {})
@@ -80,8 +82,8 @@ def test_none_on_the_frontier_is_beaten(swept: dict) -> None:
 
 
 def test_a_sweep_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, quality, examined = place / "stopped.json", measures.quality, list[str]()
-    given = words(place, "--frontier", "--kinds", "text", "--policies", "steps=0.5", "early_stop=0.95", "-o", str(target))
+    target, quality, examined = place / "stopped.json", frontier.quality, list[str]()
+    given = words(place, "--frontier", "--policies", "steps=0.5", "early_stop=0.95", "-o", str(target))
 
     def killed_at_the_second(context: EvalContext, policy: Policy, kind: str) -> dict:
         examined.append(policy.name)
@@ -89,15 +91,17 @@ def test_a_sweep_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return quality(context, policy, kind)
 
-    monkeypatch.setattr(measures, "quality", killed_at_the_second)
+    monkeypatch.setattr(frontier, "quality", killed_at_the_second)
     assert evaluate.main(given) == 130
     left = record.load(record.unfinished(target))
     assert not left["complete"]
-    monkeypatch.setattr(measures, "alternate", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(frontier, "alternate", lambda runs, *more: alternate({"exact": runs["exact"]}, *more))
     assert evaluate.main(given) == 0
     content = record.load(target)
     assert examined[0] not in examined[1:]
-    assert [row["seconds"] for row in content["rows"]] == [row["seconds"] for row in left["rows"] if "seconds" in row]
+    texts = [row for row in content["rows"] if row["kind"] == "text"]
+    assert [row["seconds"] for row in texts] == [row["seconds"] for row in next(iter(left["tasks"].values()))]
+    assert len(texts) > 2  # which only the first run has timed
 
 
 def test_ratios_are_of_turns_and_of_all_their_seconds() -> None:
@@ -134,18 +138,18 @@ def test_presets_stand_beside_their_quality(named: dict) -> None:
 def test_turns_alternate() -> None:
     calls: list[str] = []
 
-    def run(name: str, number: int) -> Timed:
-        calls.append(f"{name}{number}")
-        return Timed(1.0, 1, 1)
+    def run(name: str, prompt: Sequence[int]) -> tuple[int, int]:
+        calls.append(f"{name}{prompt[0]}")
+        return 1, 1
 
-    runs = {name: lambda number, name=name: run(name, number) for name in "ab"}  # type: ignore[misc]
-    assert {len(found) for found in alternate(runs, 2, 2).values()} == {4}
-    assert calls == ["a0", "b0", "a0", "b0", "a1", "b1", "b0", "a0", "b1", "a1"]
+    taken = alternate({name: partial(run, name) for name in "ab"}, [[0], [1]], 2)
+    assert {len(found) for found in taken.values()} == {4}
+    assert calls == ["a0", "b0", "a0", "b0", "a1", "b1", "b1", "a1", "b0", "a0"]
 
 
 def test_metrics_are_those_of_the_tasks() -> None:
-    assert {task for tasks in measures.METRICS.values() for task in tasks} <= set(TASKS)
-    assert set(measures.METRICS) == set(frontier.UNITS)
+    assert {task for tasks in frontier.METRICS.values() for task in tasks} <= set(TASKS)
+    assert set(frontier.METRICS) == set(frontier.UNITS)
 
 
 def test_tables_of_policies_are_sound() -> None:
@@ -160,10 +164,11 @@ def test_tables_of_policies_are_sound() -> None:
         Policy("wrong", {"cache": "some"}).text(TextSettings())
 
 
-def test_settings_that_a_model_forbids_are_named(place: Path) -> None:
-    good, bad = measures.valid([Policy("fine"), Policy("short", {"steps": 100})], open_model(place / "bundle", "cpu"))
+def test_settings_that_a_model_forbids_are_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "presets", lambda: [Policy("fine"), Policy("short", {"steps": 100})])
+    good, bad = ways_of("text", "presets", (), open_model(place / "bundle", "cpu"))
     assert [policy.name for policy in good] == ["fine"]
-    assert bad[0].startswith("short: 100 steps for 8 tokens")
+    assert bad[0].startswith("text short: 100 steps for 8 tokens")
 
 
 @pytest.mark.parametrize(

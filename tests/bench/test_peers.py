@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from mmada_lite.bench import record
-from mmada_lite.bench.policies import for_peers
+from mmada_lite.bench.policies import Policy, for_peers
 from mmada_lite.bench.record import Row
-from mmada_lite.bench.reference import torch_logits
 from mmada_lite.bench.speed import contestants, peers
-from mmada_lite.bench.speed.contestants import Contestant, Plan, TaskRun
+from mmada_lite.bench.speed.contestants import Contest, Plan, TaskRun, Tasks
 from mmada_lite.bench.speed.peers import alternate, table, turn
 from mmada_lite.errors import Error
-from mmada_lite.export.synthetic import SIZES, Size
+from mmada_lite.export.synthetic import SIZES
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train.model import MMaDA
 
@@ -28,9 +27,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("peers")
 
 
+def contest(work: Path) -> Contest:
+    return Contest("tiny", TINY, Plan.of(TINY), work, 1)
+
+
 @pytest.fixture(scope="module")
 def result(work: Path) -> dict:
-    words = ["--shape", "tiny", "--work", str(work), "--rounds", "2", "--steps", "2", "--threads", "1", "--bf16"]
+    words = ["--shape", "tiny", "--work", str(work), "--rounds", "2", "--steps", "2", "--threads", "1"]
+    words += ["--contestants", "torch fp32", "torch bf16", "ours", "bitsandbytes", "optimum"]
     assert peers.main([*words, "-o", str(work / "peers.json")]) == 0
     content: dict = json.loads((work / "peers.json").read_text())
     return content
@@ -46,8 +50,9 @@ def test_every_contestant_does_every_task(result: dict) -> None:
         assert {"text", "understanding"} <= tasks
     for precision in peers.PRECISIONS["cpu"]:
         assert {task for task, name in did if name == f"ours {precision}"} == {f"forward {n}" for n in plan.forwards}
-    others = {name for name, _ in contestants.others("tiny", TINY, plan, Path(), 1)}
-    assert others <= set(result["missing"]) | {name for _, name in did}
+    everyone = set(contest(Path()).makers(peers.PRECISIONS["cpu"]))
+    assert everyone == set(result["missing"]) | {name for _, name in did}
+    assert {"bitsandbytes int8", "bitsandbytes nf4", "optimum dynamic int8"} <= everyone
     assert all("pip install" in why for name, why in result["missing"].items() if "not installed" in why)
 
 
@@ -57,8 +62,8 @@ def test_what_is_scaled_is_said(result: dict) -> None:
         assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
         assert set(row["times"]) == {"torch fp32", "torch bf16"} - {row["contestant"]}
         whole = {"text": plan.steps, "understanding": plan.steps, "drawing": plan.drawing_steps}.get(row["task"], 1)
-        if row["kind"] == "reference" or row["contestant"].endswith("exact"):
-            by_blocks = row["kind"] == "ours" and row["task"] in ("text", "understanding")
+        if row["contestant"].startswith("torch") or row["contestant"].endswith("exact"):
+            by_blocks = row["contestant"].startswith("ours") and row["task"] in ("text", "understanding")
             timed = plan.block * plan.steps // plan.answer if by_blocks else 2
             assert row["scaled_from"] == ({"steps": timed, "total_steps": whole} if whole > timed else None)
             assert row["steps"] == row["model_calls"] == whole
@@ -84,7 +89,7 @@ def test_contestants_alternate_and_warm_up() -> None:
             calls.append(name)
             yield
 
-    runs = {name: TaskRun(lambda name=name: steps(name), 8, True) for name in "ab"}  # type: ignore[misc]
+    runs = {name: TaskRun(lambda name=name: steps(name), 8) for name in "ab"}  # type: ignore[misc]
     turns, failures = alternate(runs, 2, 1)
     assert failures == {}
     assert "".join(calls) == "aabb" + "aabb" + "bbaa"  # in every turn a step that does not count, then the one that does
@@ -92,27 +97,21 @@ def test_contestants_alternate_and_warm_up() -> None:
 
 
 def test_only_equal_steps_are_scaled() -> None:
-    steps = turn(TaskRun(lambda: iter(range(8)), 8, True), 2)
+    steps = turn(TaskRun(lambda: iter(range(8)), 8), 2)
     assert (steps.steps, steps.model_calls, steps.timed) == (8, 8, 2)
-    assert turn(TaskRun(lambda: iter(range(8)), 8, True, 4), 2).timed == 4
-    assert turn(TaskRun(lambda: iter(range(8)), 8, True, 8), 2).timed == 8
-    assert turn(TaskRun(lambda: iter(range(8)), 8, False), 2).timed == 8
-    assert turn(TaskRun(lambda: iter(range(8)), None, True), 2).timed == 8
-    assert turn(TaskRun(lambda: iter(range(8)), 8, True), None).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), 8, 4), 2).timed == 4
+    assert turn(TaskRun(lambda: iter(range(8)), 8, 8), 2).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), None), 2).timed == 8
+    assert turn(TaskRun(lambda: iter(range(8)), 8), 100).timed == 8
 
 
 def test_torch_and_ours_compute_the_same_model(work: Path) -> None:
     """torch and our fp32 graphs hold the same random weights, so their answers agree token for token."""
-    plan = Plan.of(TINY)
-    mask, logits = TINY.vocabulary.special.mask, torch_logits(contestants.torch_model(TINY, torch.float32))
-    mine = next(
-        each for each in contestants.ours("tiny", TINY, plan, "fp32", work, 1, decode=True) if each.name == "ours fp32 exact"
-    )
-    theirs = contestants.reference("torch", logits, TINY, plan)
+    plan, mask, makers = Plan.of(TINY), TINY.vocabulary.special.mask, contest(work).makers(["fp32"])
     with torch.inference_mode():
-        *_, row = theirs.tasks["text"].begin()
+        *_, row = makers["torch fp32"]()["text"].begin()
     ours = {}
-    for step in mine.tasks["text"].begin():
+    for step in makers["ours fp32 exact"]()["text"].begin():
         ours |= dict(zip(step.positions.tolist(), step.tokens.tolist(), strict=True))  # type: ignore[attr-defined]
     assert isinstance(row, torch.Tensor)
     answer = row[0, plan.prompt :].tolist()
@@ -121,24 +120,25 @@ def test_torch_and_ours_compute_the_same_model(work: Path) -> None:
 
 
 def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "fast_type", lambda device: torch.float32)
+    monkeypatch.setattr(contestants, "fast_type", lambda device: torch.float32)
     words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--contestants", "torch", "--only", "forward 8"]
     assert peers.main([*words, "-o", str(work / "bf16.json")]) == 0
     content = json.loads((work / "bf16.json").read_text())
     assert {row["contestant"] for row in content["rows"]} == {"torch fp32"}
-    assert "--bf16" in content["missing"]["torch bf16"]
+    assert '--contestants "torch bf16" measures it' in content["missing"]["torch bf16"]
 
 
 def test_on_a_gpu_torch_and_ours_take_part_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU in these tests: the CPU stands in for it."""
-    monkeypatch.setitem(peers.TORCH_DEVICES, "cuda", "cpu")
+    monkeypatch.setitem(contestants.TORCH_DEVICES, "cuda", "cpu")
     for module in (peers, contestants):
         monkeypatch.setattr(module, "choose_device", lambda name: choose_device("cpu"))
     target = work / "cuda.json"
-    words = ["--shape", "tiny", "--device", "cuda", "--work", str(work), "--rounds", "1", "--bf16", "--only", "drawing"]
+    words = ["--shape", "tiny", "--device", "cuda", "--work", str(work), "--rounds", "1", "--only", "drawing"]
+    words += ["--contestants", "torch bf16", "torch fp32", "ours"]
     assert peers.main([*words, "-o", str(target)]) == 0
     content = json.loads(target.read_text())
-    assert {row["kind"] for row in content["rows"]} == {"reference", "ours"}
+    assert {row["contestant"].split()[0] for row in content["rows"]} == {"torch", "ours"}
     assert {row["contestant"] for row in content["rows"]} >= {"torch fp32", "torch bf16", "ours fp16 exact"}
     assert (content["device"], content["missing"]) == ("cuda", {})
     assert (work / "tiny-fp16-cuda").is_dir()
@@ -147,15 +147,13 @@ def test_on_a_gpu_torch_and_ours_take_part_alone(work: Path, monkeypatch: pytest
 def test_why_no_contestant_can_run_is_said(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent() -> None:
-        raise Error("llama_cpp is not installed; pip install llama-cpp-python")
+    def absent(module: str) -> None:
+        raise Error(f"{module} is not installed; pip install {module}")
 
-    monkeypatch.setattr(contestants.llama, "needed", absent)
-    assert (
-        peers.main(["--shape", "tiny", "--work", str(work), "--contestants", "llama.cpp q8_0", "-o", str(work / "no.json")])
-        == 2
-    )
-    assert "here; llama.cpp q8_0: llama_cpp is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(contestants.third_party, "need", absent)
+    words = ["--shape", "tiny", "--work", str(work), "--contestants", "bitsandbytes int8", "-o", str(work / "no.json")]
+    assert peers.main(words) == 2
+    assert "here; bitsandbytes int8: bitsandbytes is not installed; pip install" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +179,11 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_for_what_is_done(work:
     with pytest.raises(pytest.fail.Exception):
         peers.main([*words, "-o", str(target)])
     left = record.load(record.unfinished(target))
-    assert (left["complete"], left["tasks"]) == (False, {"forward 8": 1})
+    assert (left["complete"], list(left["tasks"])) == (False, ["forward 8"])
     monkeypatch.setattr(peers, "rows", rows)
     assert peers.main([*words, "-o", str(target)]) == 0
     content = json.loads(target.read_text())
-    assert content["rows"][0] == left["rows"][0]
+    assert content["rows"][0] == left["tasks"]["forward 8"][0]
     assert [row["task"] for row in content["rows"]] == ["forward 8", "text"]
 
 
@@ -193,27 +191,35 @@ def test_a_contestant_that_fails_is_data(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that cannot be opened, and one that fails on the way, are lines of what did not run; the rest goes on."""
-    model, ours = contestants.torch_model, contestants.ours
+    model, ours = Contest.torch_model, Contest.decoding
 
-    def torch_model(size: Size, dtype: torch.dtype, device: str) -> MMaDA:
+    def torch_model(self: Contest, dtype: torch.dtype) -> MMaDA:
         if dtype == torch.bfloat16:
             raise RuntimeError("out of memory:\nno more is to be had")
-        return model(size, dtype, device)
+        return model(self, dtype)
 
-    def failing(*given: Any, **named: Any) -> Iterator[Contestant]:
-        for each in ours(*given, **named):
-            text = {"text": TaskRun(fails_at_the_second_step, None, False)} if each.name == "ours int8 dual" else {}
-            yield Contestant(each.name, each.kind, {**each.tasks, **text})
+    def failing(self: Contest, precision: str, policy: Policy) -> Tasks:
+        text = {"text": TaskRun(fails_at_the_second_step)} if policy.name == "dual" else {}
+        return ours(self, precision, policy) | text
 
     def fails_at_the_second_step() -> Iterator[None]:
         yield
         raise ValueError("a shape that does not fit")
 
-    monkeypatch.setattr(contestants, "torch_model", torch_model)
-    monkeypatch.setattr(contestants, "ours", failing)
-    asked = ["--contestants", "torch", "ours int8 exact", "ours int8 dual", "--only", "text", "understanding"]
+    monkeypatch.setattr(Contest, "torch_model", torch_model)
+    monkeypatch.setattr(Contest, "decoding", failing)
+    asked = [
+        "--contestants",
+        "torch fp32",
+        "torch bf16",
+        "ours int8 exact",
+        "ours int8 dual",
+        "--only",
+        "text",
+        "understanding",
+    ]
     target = work / "fails.json"
-    assert peers.main(["--shape", "tiny", "--work", str(work), "--rounds", "1", "--bf16", *asked, "-o", str(target)]) == 0
+    assert peers.main(["--shape", "tiny", "--work", str(work), "--rounds", "1", *asked, "-o", str(target)]) == 0
     out, error = capsys.readouterr()
     content = record.load(target)
     did = {(row["task"], row["contestant"]) for row in content["rows"]}
@@ -256,7 +262,7 @@ def test_where_all_fail_there_is_no_record(
         (["--shape", "huge"], "no shape is called 'huge'"),
         (["--rounds", "0"], "at least 1"),
         (["--precisions", "int9"], "no precision is called 'int9'"),
-        (["--decode", "0"], "no precision is called '0'"),
+        (["--whole"], "has no option --whole"),
     ],
 )
 def test_faults_are_one_line(work: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from mmada_lite.bench import record, third_party
 from mmada_lite.bench.quality import quantization
 from mmada_lite.bench.quality.quantization import (
     Reference,
-    difference,
     fresh_prompts,
     interval,
     main,
@@ -121,9 +120,7 @@ def test_prompts_of_the_comparison_are_not_those_of_calibration() -> None:
     assert not seen & {prompt.text for prompt in asked if prompt.task != "ask"}
 
 
-def test_intervals_hold_the_mean_and_pairs_cancel(model: mmada_lite.Model, states: list[State]) -> None:
-    found = compare(model.denoiser, model.denoiser, states, len(PROMPTS))
-    assert difference([found], [found]) == {"divergence": (0, 0, 0), "flips": (0, 0, 0)}
+def test_intervals_hold_the_mean() -> None:
     mean, low, high = interval(np.arange(50.0), np.ones(50, int))
     assert low < mean == 24.5 < high
     assert 3 < high - mean < 6
@@ -142,19 +139,17 @@ WORDS = ["--formats", "int4-b32", "--methods", "gptq", "--prompts", "1", "--stat
 
 def test_the_command_prints_a_table_and_json(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "quantization.json"
-    assert main([str(tiny_checkpoint), *WORDS, "--seeds", "1", "-o", str(output)]) == 0
+    assert main([str(tiny_checkpoint), *WORDS, "-o", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
     content = record.load(output)
     assert json.loads(lines[-1]) == content
-    assert {row["name"] for row in content["rows"]} >= {"int4-b32 gptq", "int4-b32 gptq unmasked 0", "--format int8 gptq"}
-    assert set(content["unmasked_less_masked"]["int4-b32"]) == {"divergence", "flips"}
+    assert {row["name"] for row in content["rows"]} == {"int4-b32 gptq", "--format int8 gptq", "--format int4 gptq"}
     assert lines[0].startswith("|  | MB |")
-    assert lines[-2].startswith("int4-b32: flips of unmasked less masked calibration ")
 
 
 def test_a_run_that_was_stopped_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, made, quantize = tmp_path / "quantization.json", list[str](), quantization.quantize_model
-    words = [str(tiny_checkpoint), *WORDS, "--seeds", "0", "-o", str(output)]
+    words = [str(tiny_checkpoint), *WORDS, "-o", str(output)]
 
     def killed_at_the_second(checkpoint: Path, target: Path, request: Request, **more: bool) -> Path:
         made.append(request.format)
@@ -164,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on(tiny_checkpoint: Path, tmp_path: Path, m
 
     monkeypatch.setattr(quantization, "quantize_model", killed_at_the_second)
     assert main(words) == 130
-    assert record.load(record.unfinished(output))["tasks"] == {"int4-b32 gptq": 1}
+    assert list(record.load(record.unfinished(output))["tasks"]) == ["int4-b32 gptq"]
     assert main(words) == 0
     assert made[3:] == ["fp32", "int8", "int4"]
     assert [row["name"] for row in record.load(output)["rows"]] == ["int4-b32 gptq", "--format int8 gptq", "--format int4 gptq"]
@@ -177,16 +172,16 @@ def test_others_that_are_not_installed_are_named(
         raise Error(f"{module} is not installed; pip install {package or module}")
 
     monkeypatch.setattr(third_party, "need", absent)
-    words = [*WORDS, "--formats", "fp16", "--seeds", "0", "--peers", "-o", str(tmp_path / "q.json")]
+    words = [*WORDS, "--formats", "fp16", "--peers", "-o", str(tmp_path / "q.json")]
     assert main([str(tiny_checkpoint), *words]) == 0
     not_run = record.load(tmp_path / "q.json")["not_run"]
-    assert set(not_run) == {name for name, _ in third_party.candidates(tiny_checkpoint, Path(), Path(), 1)}
+    assert set(not_run) == set(third_party.candidates(tiny_checkpoint, Path(), Path(), 1))
     assert not_run["optimum dynamic int8"] == "Error: optimum.onnxruntime is not installed; pip install optimum-onnx"
     assert "not run: bitsandbytes int8: Error: bitsandbytes is not installed" in capsys.readouterr().out
 
 
 def test_others_get_every_block_that_they_may_take() -> None:
-    names = [name for name, _ in third_party.candidates(Path(), Path(), Path(), 1)]
+    names = third_party.candidates(Path(), Path(), Path(), 1)
     for algorithm in ("rtn", "hqq", "k_quant", "default"):
         assert {f"onnxruntime {algorithm} b{block}" for block in (32, 64, 128)} <= set(names)
 
@@ -242,9 +237,8 @@ def test_more_bits_agree_more(tiny_checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prompts", "0"], "--prompts 0 cannot be measured"),
-        (["--states", "0"], "--states 0 cannot be measured"),
-        (["--seeds", "-1"], "--seeds -1 cannot be"),
+        (["--prompts", "0"], "--prompts: 0 cannot be measured"),
+        (["--states", "0"], "--states: 0 cannot be measured"),
         (["--bits", "8", "17"], "each is from 2 to 16"),
         (["--methods", "zz"], "no method of this benchmark is called 'zz'; use some of rtn, "),
         (["--methods", "rtn", "gptc"], "no method of this benchmark is called 'gptc'; did you mean 'gptq'?"),

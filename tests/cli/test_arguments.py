@@ -17,7 +17,7 @@ NEEDED = {  # the module of a command line -> arguments that it cannot do withou
     "bench.quality.evaluate": ["MODEL"],
     "bench.quality.quantization": ["CHECKPOINT"],
     "bench.parity.check": ["FOLDER"],
-    "bench.walkthrough_8b": [],
+    "bench.walkthrough_8b": ["--work", "FOLDER"],
     "train.__main__": ["one"],
     "train.gallery": [],
     "train.curves": [],

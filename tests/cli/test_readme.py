@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "".join(re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
 OWN = ("train", "bench")  # verbs with verbs and options of their own
 DOCUMENTS = README + "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("training", "benchmarks"))
-_FOUND = re.findall(r"mmada[-_]lite[. ](train|bench)[. ]([a-z_]+)((?: [^`|&#\n]+)?)", DOCUMENTS)
+_FOUND = re.findall(r"mmada[-_]lite[. ](train|bench) ([a-z_]+)((?: [^`|&#\n]+)?)", DOCUMENTS)
 WORKSHOP = sorted({(verb, name, rest.strip()) for verb, name, rest in _FOUND})
 COMMANDS = sorted(set(re.findall(r"mmada-lite ((?:" + "|".join(VERBS) + r")\b[^|&#\n]*)", BLOCKS)))
 

@@ -7,17 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from import_graph import ROOT, WORKSHOPS, Import, between_wings, project, project_imports, sources, wing_of
 
 import mmada_lite
 
-ROOT = Path(__file__).parents[2]
 RUNTIME = {"numpy", "onnxruntime", "tokenizers", "PIL"}
-WORKSHOPS = {"export", "quant", "bench", "train"}
 HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
 WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
 MOST_FLAT, MOST_LINES = 16, 450
@@ -33,13 +31,6 @@ ALLOWED: Mapping[str, set[str]] = {
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
 DOORS = {"format_1", "generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
-
-
-def sources() -> Iterator[Path]:
-    """The runtime's files: everything under mmada_lite but what is a link to a workshop."""
-    for folder, names, files in os.walk(ROOT / "mmada_lite", followlinks=False):
-        names[:] = [name for name in names if not (Path(folder) / name).is_symlink() and name != "__pycache__"]
-        yield from (Path(folder) / file for file in files if file.endswith(".py"))
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -61,58 +52,6 @@ def test_the_runtime_imports_four_packages_and_no_workshop(path: Path) -> None:
             assert not WORKSHOPS & set(rest[:1]), f"{path} imports the workshop {name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Import:
-    """One module of ours imports another; late: not when it is imported itself, but in a function or for the type checker."""
-
-    importer: str
-    imported: str
-    late: bool
-
-
-def project() -> dict[str, Path]:
-    """Every module of ours by its name as it is installed: mmada_lite.export.graph lies in export/graph.py."""
-    files = [*sources(), *(path for wing in WORKSHOPS for path in (ROOT / wing).rglob("*.py"))]
-    return {module_of(path.relative_to(ROOT)): path for path in files}
-
-
-def module_of(path: Path) -> str:
-    parts = [*([] if path.parts[0] == "mmada_lite" else ["mmada_lite"]), *path.with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def project_imports(modules: Mapping[str, Path]) -> list[Import]:
-    """Those of our modules that our modules import: on top, inside functions, for the type checker alone, by a spelled name."""
-    edges = []
-    for importer, path in modules.items():
-        for names, late in _imported(ast.parse(path.read_text(encoding="utf-8"))):
-            ours = next((name for name in names if name in modules), None)
-            if ours is not None and ours != importer:
-                edges.append(Import(importer, ours, late))
-    return edges
-
-
-def _imported(node: ast.AST, late: bool = False) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """(what may be a module's name, longest first; whether it is imported late) of everything below a node."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from (((alias.name,), late) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            yield from (((f"{child.module}.{alias.name}", str(child.module)), late) for alias in child.names)
-        elif isinstance(child, ast.Call) and getattr(child.func, "id", getattr(child.func, "attr", None)) == "import_module":
-            yield from (((str(each.value),), late) for each in child.args if isinstance(each, ast.Constant))
-        yield from _imported(child, late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or _for_types(child))
-
-
-def _for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def wing_of(module: str) -> str:
-    """export of mmada_lite.export.graph, bundle of mmada_lite.bundle, mmada_lite of the package itself."""
-    return module.split(".")[1] if "." in module else module
-
-
 def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
     """One circle of a graph, from a node back to it; [] where there is none."""
     graph: dict[str, set[str]] = {}
@@ -123,11 +62,6 @@ def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
     except CycleError as error:
         return list(reversed(error.args[1]))
     return []
-
-
-def between_wings(imports: Iterable[Import]) -> set[tuple[str, str]]:
-    edges = {(wing_of(each.importer), wing_of(each.imported)) for each in imports}
-    return {(importer, imported) for importer, imported in edges if importer != imported}
 
 
 def trespasses(imports: Iterable[Import]) -> list[str]:
