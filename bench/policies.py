@@ -6,13 +6,11 @@ Nothing here decodes or measures.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 from mmada_lite.decoding.settings import PRESETS, ImageSettings, TextSettings
 
 Changes = Mapping[str, Any]
-NONE: Changes = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +18,16 @@ class Policy:
     """A name and what it changes of the settings for text and for pictures. `steps` may be a share of the base's: below 1."""
 
     name: str
-    of_text: Changes = field(default_factory=lambda: NONE)
-    of_image: Changes = field(default_factory=lambda: NONE)
+    of_text: Changes = field(default_factory=dict)
+    of_image: Changes = field(default_factory=dict)
 
     def text(self, base: TextSettings) -> TextSettings:
-        return base.replace(**_with_steps(self.of_text, base.steps))
+        share = self.of_text.get("steps")
+        steps = {"steps": max(1, round(share * base.steps))} if isinstance(share, float) else {}
+        return base.replace(**{**self.of_text, **steps})
 
     def image(self, base: ImageSettings) -> ImageSettings:
-        return base.replace(**_with_steps(self.of_image, base.steps))
+        return base.replace(**self.of_image)
 
 
 # Text: cache, threshold, block; then what else there is, one line each. Names are made of what is changed.
@@ -83,14 +83,6 @@ def presets() -> list[Policy]:
 def for_peers() -> list[Policy]:
     """Exact, both caches at equal steps, the dual one with settling, and the presets. What drafts gain, random weights cannot
     tell: see the frontier."""
-    cached = [Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")]
-    cached.append(Policy("settled", {"cache": "dual", "kv_commit_every": 4}))
     first, *rest = presets()
-    return [first, *cached, *rest]
-
-
-def _with_steps(changes: Changes, base: int) -> dict[str, Any]:
-    changed = dict(changes)
-    if isinstance(changed.get("steps"), float):
-        changed["steps"] = max(1, round(changed["steps"] * base))
-    return changed
+    settled = Policy("settled", {"cache": "dual", "kv_commit_every": 4})
+    return [first, *(Policy(cache, {"cache": cache}) for cache in ("prefix", "dual")), settled, *rest]

@@ -9,8 +9,9 @@ Each task is kept when it is done. Knows the command line; the tasks know the da
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,19 +19,21 @@ from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
 from mmada_lite.bench.quality import frontier
 from mmada_lite.bench.quality import quantization as along
-from mmada_lite.bench.quality.compare import losses, tasks_table
 from mmada_lite.bench.quality.models import is_model, open_model
 from mmada_lite.bench.quality.tasks import TASKS, EvalContext
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train.data import emoji
+from mmada_lite.train.intervals import paired
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.workspace import Workspace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
 DEFAULTS = {"quality": (400, 1), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
+Report = Mapping[str, Mapping[str, object]]  # task -> metric -> what was counted
+Losses = dict[str, dict[str, dict[str, float]]]  # task -> metric -> change, low, high
 
 
 def build_parser() -> Parser:
@@ -166,6 +169,45 @@ def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     about = {"model": model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
     content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about)
     return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path
+
+
+def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Other less reference, with its 95% interval. Of shares, points: case by case where both say which were right, else as if
+    each had been asked other questions; of means, the difference, and the two intervals' hull."""
+    key, unit = ("share", 100) if "share" in reference else ("mean", 1)
+    before, after = (str(report.get("cases", "")) for report in (reference, other))
+    if before and len(before) == len(after):
+        change, low, high = paired(before, after)
+    else:
+        change = other[key] - reference[key]
+        low = change - math.hypot(other[key] - other["low"], reference["high"] - reference[key])
+        high = change + math.hypot(other["high"] - other[key], reference[key] - reference["low"])
+    return {name: round(unit * value, 3) for name, value in (("change", change), ("low", low), ("high", high))}
+
+
+def losses(reference: Report, other: Report) -> Losses:
+    """Of every metric that has an interval in both."""
+    changes: Losses = {}
+    for task, metrics in reference.items():
+        for name, value in metrics.items():
+            theirs = other.get(task, {}).get(name)
+            if isinstance(value, dict) and isinstance(theirs, dict) and "low" in value and "low" in theirs:
+                changes.setdefault(task, {})[name] = loss(value, theirs)
+    return changes
+
+
+def tasks_table(reference: Report, others: Mapping[str, Losses]) -> str:
+    """A line a metric: the reference's value, then what each bundle gains or loses, in points (of decibels: as they are)."""
+    lines = []
+    for task, metrics in reference.items():
+        for name, value in metrics.items():
+            cells = [changes.get(task, {}).get(name) for changes in others.values()]
+            if isinstance(value, dict) and all(cells):
+                shown = f"{value['share']:.1%}" if "share" in value else f"{value['mean']:.2f} dB"
+                lines.append(
+                    [task, name, shown, *("{change:+.2f} ({low:+.2f} to {high:+.2f})".format(**c) for c in cells if c)]
+                )
+    return markdown(["task", "metric", "reference", *others], lines)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -29,7 +29,7 @@ from mmada_lite.bench.quality.trajectories import Answers, State, compare, think
 from mmada_lite.bench.record import Row, Run, fingerprint
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser
-from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.errors import Error
 from mmada_lite.export.formats import format_named
 from mmada_lite.model import Model
 from mmada_lite.quant.convert import Request, quantize_model, specs_named
@@ -154,20 +154,6 @@ def requests(formats: Sequence[str], methods: Sequence[str], prompts: int) -> di
     return made | {f"--format {preset} {method}": Request(preset, method, prompts=prompts) for preset, method in presets}
 
 
-def require_known(options: argparse.Namespace) -> None:
-    """Raise Error for a format or a method that there is none of, and where nothing is left to measure."""
-    for method in options.methods:
-        if method not in METHODS:
-            hint = did_you_mean(method, METHODS, f"use some of {', '.join(METHODS)}")
-            raise Error(f"no method of this benchmark is called {method!r}; {hint}")
-    asked = requests(options.formats, options.methods, options.calibrate_on)
-    for request in asked.values():
-        specs_named(request.format, request.target, dict(request.store))
-    if not asked and not options.bits and not options.peers:
-        formats, methods = " ".join(options.formats), " ".join(options.methods)
-        raise Error(f"nothing of {formats} is made by {methods}; give --methods rtn, or another of --formats")
-
-
 def _even(form: str) -> tuple[tuple[str, str], ...]:
     return (("image_head", form), ("text_head", form), ("embedder", "fp16"))
 
@@ -201,47 +187,47 @@ def rounded_model(checkpoint: Path, bits: int) -> Denoiser:
     return denoiser
 
 
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """Makes candidates of a checkpoint, one at a time, and tells each against the reference."""
+def candidates(options: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Iterator[Row]]]:
+    """Name -> what makes a candidate of the checkpoint, one at a time, and tells it against the reference."""
+    fp32 = cache(partial(quantize_model, options.checkpoint, scratch / "fp32", Request("fp32", "rtn")))
+    reference = Reference.cached(fp32, options.prompts, options.states, options.threads)
 
-    checkpoint: Path
-    scratch: Path
-    reference: Callable[[], Reference]
-    fp32: Callable[[], Path]
+    def quantized(name: str, request: Request) -> Iterator[Row]:
+        made = quantize_model(options.checkpoint, scratch / "made", replace(request, record_with=fp32()), force=True)
+        yield reference().told_of_bundle(made, name)
 
-    def quantized(self, name: str, request: Request) -> Iterator[Row]:
-        yield self.reference().told_of_bundle(self._made(request), name)
+    def with_bits(name: str, bits: int) -> Iterator[Row]:
+        yield reference().told(name, reference().answers(rounded_model(options.checkpoint, bits)), None, bits)
 
-    def with_bits(self, name: str, bits: int) -> Iterator[Row]:
-        answers = self.reference().answers(rounded_model(self.checkpoint, bits))
-        yield self.reference().told(name, answers, None, bits)
-
-    def others(self, name: str, threads: int) -> Iterator[Row]:
+    def others(name: str) -> Iterator[Row]:
         try:
-            candidate = third_party.candidates(self.checkpoint, self.fp32(), self.scratch, threads)[name]()
-            yield self.reference().told(name, self.reference().answers(candidate.denoiser), candidate.bytes)
+            made = third_party.candidates(options.checkpoint, fp32(), scratch, options.threads)[name]()
+            yield reference().told(name, reference().answers(made.denoiser), made.bytes)
         except Exception as fault:  # others' code; the table says which of them did not work here, and why
             yield {"name": name, "not_run": " ".join(f"{type(fault).__name__}: {fault}".split())[:200]}
 
-    def _made(self, request: Request) -> Path:
-        request = replace(request, record_with=self.fp32())
-        return quantize_model(self.checkpoint, self.scratch / "candidate", request, force=True)
+    if options.bits:
+        return {f"{bits} bits": partial(with_bits, f"{bits} bits", bits) for bits in sorted(set(options.bits))}
+    asked = requests(options.formats, options.methods, options.calibrate_on)
+    for request in asked.values():
+        specs_named(request.format, request.target, dict(request.store))  # an unknown one is told before any work
+    if not asked and not options.peers:
+        formats, methods = " ".join(options.formats), " ".join(options.methods)
+        raise Error(f"nothing of {formats} is made by {methods}; give --methods rtn, or another of --formats")
+    names = third_party.candidates(options.checkpoint, scratch, scratch, options.threads) if options.peers else ()
+    made = {name: partial(quantized, name, request) for name, request in asked.items()}
+    return {**made, **{name: partial(others, name) for name in names}}
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """One candidate after another, each kept when it is told."""
     if not all(2 <= bits <= 16 for bits in options.bits):
         raise Error(f"--bits {' '.join(map(str, options.bits))}: each is from 2 to 16")
-    require_known(options)
-    if not (options.checkpoint / "config.json").is_file():
-        raise Error(f"{options.checkpoint} is no checkpoint (config.json), whose matrices are not rounded yet; name one")
-    run = Run("quantization", arguments, options.output, force=options.force, about=fingerprint(options.checkpoint))
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        fp32 = cache(partial(quantize_model, options.checkpoint, scratch / "fp32", Request("fp32", "rtn")))
-        reference = Reference.cached(fp32, options.prompts, options.states, options.threads)
-        tasks = _tasks(options, Workshop(options.checkpoint, scratch, reference, fp32))
+    with tempfile.TemporaryDirectory() as scratch:
+        tasks = candidates(options, Path(scratch))
+        if not (options.checkpoint / "config.json").is_file():
+            raise Error(f"{options.checkpoint} is no checkpoint (config.json), whose matrices are not rounded yet; name one")
+        run = Run("quantization", arguments, options.output, force=options.force, about=fingerprint(options.checkpoint))
         run.plan(len(tasks))
         results = [row for name, work in tasks.items() for row in run.do(name, work)]
     rows = [row for row in results if "agreement" in row]
@@ -250,15 +236,6 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     if options.plot:
         plot(rows, options.plot)
     return content, "\n".join([table(rows), *(f"not run: {name}: {why}" for name, why in not_run.items())]), run.path
-
-
-def _tasks(options: argparse.Namespace, workshop: Workshop) -> Mapping[str, Callable[[], Iterator[Row]]]:
-    if options.bits:
-        return {f"{bits} bits": partial(workshop.with_bits, f"{bits} bits", bits) for bits in sorted(set(options.bits))}
-    asked = requests(options.formats, options.methods, options.calibrate_on)
-    tasks = {name: partial(workshop.quantized, name, request) for name, request in asked.items()}
-    others = third_party.candidates(options.checkpoint, Path(), Path(), options.threads) if options.peers else {}
-    return tasks | {name: partial(workshop.others, name, options.threads) for name in others}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -294,7 +271,7 @@ def build_parser() -> Parser:
     add, number = parser.add_argument, at_least_one
     add("checkpoint", type=Path)
     add("--formats", nargs="+", default=FORMATS, help=f"default {' '.join(FORMATS)}")
-    add("--methods", nargs="+", default=METHODS, help=f"default {' '.join(METHODS)}")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD", help=f"default {' '.join(METHODS)}")
     add("--bits", type=int, nargs="+", default=[], help="instead of formats: the torch model at 2 to 16 bits")
     add("--prompts", type=number, default=100, help="of each task, to compare on (default 100)")
     add("--states", type=number, default=4, help="of each decoding (default 4)")

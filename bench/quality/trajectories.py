@@ -18,6 +18,7 @@ from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thought_prompt
 from mmada_lite.errors import Error
 from mmada_lite.model import Model
+from mmada_lite.ort.lazy import LazyDenoiser
 from mmada_lite.quant.prompts import Prompt
 from mmada_lite.vocabulary import with_tags
 
@@ -55,25 +56,22 @@ class Answers:
     reference_seconds: NDArray[np.float64]
 
 
-class Overheard:
+class Overheard(LazyDenoiser):
     """A denoiser that keeps what it was asked in the last step."""
 
     def __init__(self, inner: Denoiser) -> None:
-        self.inner = inner
+        super().__init__(lambda: inner)
         self.windows: list[Window] = []
         self.call: tuple[Head, tuple[Window, ...], Floats, float, Floats | None] | None = None
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         self.windows.append(replace(window, tokens=window.tokens.copy()))  # the canvas goes on changing
-        return self.inner.forward(window, keep=keep)
+        return super().forward(window, keep=keep)
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
         self.call = head, tuple(self.windows), mix, temperature, uniform
         self.windows = []
-        return self.inner.predict(head, hidden, mix, temperature, uniform)
-
-    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
-        return self.inner.logits(head, hidden, mix)
+        return super().predict(head, hidden, mix, temperature, uniform)
 
 
 def trajectories(model: Model, prompts: Sequence[Prompt], kept: int, seed: int = 0) -> list[State]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmada_lite.bench import policies, third_party
 from mmada_lite.bench.reference import PADDED, Logits, draw_picture, picture_to_draw, torch_logits, write_text
-from mmada_lite.bench.speed.latency_cases import TARGETS
+from mmada_lite.bench.speed.latency_cases import TARGETS, words
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.decoding.generate import TextTokens
@@ -197,10 +197,7 @@ class Contest:
         return _open(self.size_name, precision, self.work, self.device, self.threads)
 
     def _words(self, count: int) -> list[int]:
-        """Ids of no meaning, none of them special."""
-        first, stop = 12, self.size.vocabulary.image_code_offset
-        token_ids: list[int] = np.random.default_rng(count).integers(first, stop, count).tolist()
-        return token_ids
+        return words(self.size.vocabulary, count)
 
     def _seen(self) -> list[int]:
         """The prompt that shows a picture: its codes between their brackets."""

@@ -16,7 +16,7 @@ from mmada_lite.decoding.generate import Decoding, TextTokens
 from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.vocabulary import Tokenizer
+from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 TARGETS = {"cpu": "cpu", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}  # device -> what a bundle is lowered for
 TASKS = ("text", "understanding", "drawing", "inpainting")
@@ -59,7 +59,7 @@ class Bench:
 
     def text(self, prompt: int | None, settings: TextSettings, blocks: int | None = None) -> Case:
         """An answer after a prompt of so many random ids; None: after a question, where there is a tokenizer."""
-        ids = self._asked() if prompt is None else self._words(prompt)
+        ids = self._asked() if prompt is None else words(self.bundle.vocabulary, prompt)
         return self._answer("text", ids, settings, blocks)
 
     def understanding(self, settings: TextSettings, blocks: int | None = None) -> Case:
@@ -69,9 +69,9 @@ class Bench:
     def drawing(self, settings: ImageSettings, *, part: float = 1.0) -> Case:
         """Drawing `part` of a picture's codes; less than 1 is inpainting."""
         unknown = np.arange(self.codes.size) < max(1, round(part * self.codes.size))
-        prompt, size = paint_prompt(self._words(CAPTION), self.bundle.vocabulary), int(unknown.sum())
+        prompt, size = paint_prompt(words(self.bundle.vocabulary, CAPTION), self.bundle.vocabulary), int(unknown.sum())
         chosen = settings.replace(steps=min(settings.steps, size))
-        self._fits(len(prompt) + self.codes.size + 2)
+        self._fits(len(prompt) + self.codes.size + 1)
 
         def begin(denoiser: Denoiser) -> Decoding:
             return generate.draw(denoiser, prompt, self.codes, unknown, chosen, self.bundle.vocabulary)
@@ -90,17 +90,10 @@ class Bench:
         leave, size = end - all_blocks[taken - 1].stop, settings.answer_length
         return Case(task, settings, begin, len(prompt), size, leave, (taken, len(all_blocks)))
 
-    def _words(self, count: int) -> list[int]:
-        """So many different ids of text, none of them special."""
-        vocabulary = self.bundle.vocabulary
-        special = {getattr(vocabulary.special, name) for name in vocabulary.special.__slots__}
-        known = [n for n in range(min(vocabulary.image_code_offset, 4096)) if n not in special]
-        return [known[n] for n in np.random.default_rng(count).integers(0, len(known), count)]
-
     def _asked(self) -> list[int]:
         path = self.bundle.tokenizer_path
         if path is None:
-            return self._words(64)
+            return words(self.bundle.vocabulary, 64)
         return chat_ids(Tokenizer.from_file(path), self.bundle.vocabulary, [{"role": "user", "content": QUESTION}])
 
     def _fits(self, length: int) -> None:
@@ -109,3 +102,10 @@ class Bench:
             raise Error(
                 f"{length} tokens do not fit into the {longest} that this model reads; ask for a shorter prompt or answer"
             )
+
+
+def words(vocabulary: Vocabulary, count: int) -> list[int]:
+    """So many random ids of text, none of them special."""
+    special = {getattr(vocabulary.special, name) for name in vocabulary.special.__slots__}
+    known = [n for n in range(min(vocabulary.image_code_offset, 4096)) if n not in special]
+    return [known[n] for n in np.random.default_rng(count).integers(0, len(known), count)]

@@ -83,7 +83,7 @@ def _pair(number: int, roots: dict[str, Path], commands: dict[str, list[object]]
             words = ("bench", "latency", *commands[side], "-o", path)
             run_module("mmada_lite", *words, environment=os.environ | environment)
             measured = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            found[side] = {tuple(map(row.get, LABELS)): row for row in measured}
+            found[side] = {tuple(map(row.get, LABELS)): row for row in measured if "seconds" in row}
     for key, this in found["this"].items():
         if (other := found["other"].get(key)) is not None:
             took = {"seconds": [row["seconds"]["median"] for row in (this, other)]}

@@ -11,7 +11,7 @@ from conftest import MockDenoiser
 
 from mmada_lite.bench import record
 from mmada_lite.bench import timed as timing
-from mmada_lite.bench.speed import ceiling, latency, latency_runs, operators, pairs
+from mmada_lite.bench.speed import ceiling, latency, latency_runs, pairs
 from mmada_lite.bench.speed.latency_cases import Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel
 from mmada_lite.bench.timed import PARTS, Clock, TimedDenoiser, TimedSession, forget_peak, peak, timed
@@ -368,13 +368,13 @@ def test_operators_of_the_first_run_do_not_count() -> None:
         *(node(name, 61.0, 2.0) for name in ("MatMulIntegerToFloat", "MatMulNBits", "Attention", "QuantizeLinear", "Sigmoid")),
         {"cat": "Node", "name": "x_fence_before", "ts": 62.0, "dur": 9.0, "args": {"op_name": "MatMul"}},
     ]
-    found = operators.by_kind(events)
+    found = latency_runs.by_kind(events)
     assert found == pytest.approx({"matrix": 4e-6, "rounding": 2e-6, "attention": 2e-6, "elementwise": 2e-6})
 
 
 def test_a_forward_is_taken_apart_whole(bundle: Bundle) -> None:
-    seconds, kinds = operators.operator_seconds(bundle, 1, 64, 3)
+    seconds, kinds = latency_runs.operator_seconds(bundle, 1, 64, 3)
     assert len(seconds) == 3
-    assert set(kinds) == set(operators.KINDS)
+    assert set(kinds) == set(latency_runs.KINDS)
     assert min(kinds.values()) > 0
     assert sum(kinds.values()) < max(seconds) * 1.5
