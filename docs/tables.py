@@ -92,12 +92,10 @@ LOSSES = (
     ("what", "what_validation", "what is this, validation style"),
     ("what", "what_test", "what is this, unseen styles"),
     ("scenes", "count_train", "count"),
-    ("scenes", "compare_train", "compare"),
     ("arithmetic", "sum2", "sums of two digits"),
     ("arithmetic", "difference3", "differences of three digits"),
     ("drawing", "concept", "drawings"),
     ("thinking", "agree", "drawings after a thought"),
-    ("editing", "inpaint_same", "inpainting"),
     ("editing", "extend_same", "extending"),
 )
 
@@ -114,9 +112,8 @@ def methods() -> str:
 
 
 METHODS = (
-    *("int8 rtn", "int8 rotate+gptq", "int4-b32 rtn", "int4-b32 rotate+gptaq", "int4-b32-asym rotate+gptq"),
-    *("int4-b32-asym rotate+gptaq", "--format int4 gptq", "bitsandbytes int8", "bitsandbytes nf4", "optimum dynamic int8"),
-    *("onnxruntime hqq b32", "onnxruntime k_quant b32", "onnxruntime default b64"),
+    *("int8 rtn", "int8 rotate+gptq", "--format int4 gptq", "int4-b32-asym rtn", "int4-b32-asym rotate+gptaq"),
+    *("bitsandbytes int8", "bitsandbytes nf4", "optimum dynamic int8", "onnxruntime hqq b32", "onnxruntime k_quant b32"),
 )
 
 
