@@ -42,7 +42,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
-    _add_advanced(parser, settings_of(TextAcceleration))
+    _add_advanced(parser, settings_of(TextAcceleration), "docs/speed.md")
 
 
 def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> None:
@@ -61,7 +61,7 @@ def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> N
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
-    _add_advanced(parser, settings_of(ImageAcceleration))
+    _add_advanced(parser, settings_of(ImageAcceleration), "docs/speed.md")
 
 
 def add_planned_answer(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +87,8 @@ def _type_of(setting: Setting) -> Callable[[str], Any]:
     return (lambda text: None if text == "none" else read(text)) if setting.optional else read
 
 
-def _add_advanced(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
-    add_settings(parser.add_argument_group("advanced", "what saves work, and what it costs: docs/speed.md"), settings)
+def _add_advanced(parser: argparse.ArgumentParser, settings: Sequence[Setting], page: str) -> None:
+    add_settings(parser.add_argument_group("advanced", f"what saves work, and what it costs: {page}"), settings)
     parser.epilog = "Defaults of settings are the bundle's own, which info shows; those above hold where it says none."
 
 

@@ -1,8 +1,8 @@
-"""The tables of the manual that are made: settings and presets from the code, results from the records in bench/results.
+"""The tables of settings, presets, quantization and the walk-through: from the code, and from the records in bench/results.
 
-    python -m docs.tables    # writes each anew where it stands, between `<!-- table NAME -->` and `<!-- end -->`
+    python tests/manual_tables.py    # writes each anew where it stands, between `<!-- made: NAME -->` and `<!-- end -->`
 
-It knows what stands in a table; the words around it are the page's. Run it in the root of a checkout.
+It knows what stands in a table; the words around it are the page's. A test compares the pages with what it writes.
 """
 
 import json
@@ -16,7 +16,7 @@ from mmada_lite.decoding.settings import PRESETS, ImageAcceleration, ImageSettin
 from mmada_lite.memory_plan import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r"(?<=<!-- table )([\w-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(?<=<!-- made: )(\w+-\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -33,11 +33,15 @@ def _setting_row(setting: Setting) -> Sequence[str]:
     return f"`{setting.name}`", setting.default_in_words, setting.range.replace("<", "&lt;"), setting.help, setting.source
 
 
-def presets(part: int) -> str:
-    """What each speed changes; part 0 of texts, 1 of pictures."""
-    names = list(dict.fromkeys(name for changes in PRESETS.values() for name in changes[part]))
-    rows = [[f"`{spelled(name)}`", *(_said(changes[part].get(name, "-")) for changes in PRESETS.values())] for name in names]
-    return table(("option", *(f"`{speed}`" for speed in PRESETS)), rows)
+def presets() -> str:
+    """What each speed changes, of texts and then of pictures. The first, exact, changes nothing."""
+    changed = {speed: changes for speed, changes in PRESETS.items() if any(changes)}
+    rows = [
+        [f"{kind}: `{spelled(name)}`", *(_said(changes[part].get(name, "-")) for changes in changed.values())]
+        for part, kind in enumerate(("text", "picture"))
+        for name in dict.fromkeys(name for changes in changed.values() for name in changes[part])
+    ]
+    return table(("option", *(f"`{speed}`" for speed in changed)), rows)
 
 
 def _said(value: object) -> str:
@@ -56,16 +60,7 @@ def speeds() -> str:
     rows: dict[str, dict[str, Any]] = {}
     for row in _record("presets")["rows"]:
         rows.setdefault(row["policy"], {})[row["kind"]] = row
-    heads = (
-        "speed",
-        "answers: times torch",
-        "model calls",
-        "sums",
-        "what is this",
-        "scenes",
-        "pictures: times torch",
-        "drawings",
-    )
+    heads = ("speed", "answers", "calls", "sums", "names", "scenes", "pictures", "drawn")
     return table(heads, (_speed_row(speed, rows[speed]["text"], rows[speed]["image"]) for speed in PRESETS))
 
 
@@ -83,19 +78,16 @@ def losses() -> str:
     rows = []
     for task, metric, words in LOSSES:
         changes = (record["losses"][bundle][task][metric] for bundle in ("int8", "int4"))
-        shown = [f"{c['change']:+.1f} ({c['low']:.1f} to {c['high']:.1f})" for c in changes]
+        shown = [f"{each['change']:.1f} ({each['low']:.1f} to {each['high']:.1f})" for each in changes]
         rows.append([words, f"{100 * reports[task][metric]['share']:.1f}", *shown, f"{reports[task][metric]['total']:,}"])
-    return table(("task", "fp32, % right", "int8, points", "int4, points", "questions"), rows)
+    return table(("task", "fp32 %", "int8", "int4", "cases"), rows)
 
 
 LOSSES = (
-    ("what", "what_validation", "what is this, validation style"),
-    ("what", "what_test", "what is this, unseen styles"),
-    ("scenes", "count_train", "count"),
-    ("arithmetic", "sum2", "sums of two digits"),
-    ("arithmetic", "difference3", "differences of three digits"),
-    ("drawing", "concept", "drawings"),
-    ("thinking", "agree", "drawings after a thought"),
+    ("what", "what_validation", "what is this"),
+    ("scenes", "count_train", "counting"),
+    ("drawing", "concept", "drawing"),
+    ("thinking", "agree", "drawing after a thought"),
     ("editing", "extend_same", "extending"),
 )
 
@@ -105,15 +97,15 @@ def methods() -> str:
     rows = []
     for row in sorted(_record("quantization")["rows"], key=lambda row: (-row["bits"], row["divergence"][0])):
         if row["name"] in METHODS:
-            middle, low, high = row["divergence"]
-            cells = (f"{row['bits']:.1f}", f"{100 * row['agreement'][0]:.1f}", f"{middle:.4f} ({low:.4f} to {high:.4f})")
+            middle, low, high = (f"{each:.4f}" for each in row["divergence"])
+            cells = f"{row['bits']:.1f}", f"{100 * row['agreement'][0]:.1f}", f"{middle} ({low}-{high})"
             rows.append([row["name"], *cells, f"{1000 * row['seconds']:.1f}"])
-    return table(("format and method", "bits a weight", "agreement %", "KL divergence, nats", "ms a step"), rows)
+    return table(("format and method", "bits", "agreement", "divergence", "ms"), rows)
 
 
 METHODS = (
-    *("int8 rtn", "int8 rotate+gptq", "--format int4 gptq", "int4-b32-asym rtn", "int4-b32-asym rotate+gptaq"),
-    *("bitsandbytes int8", "bitsandbytes nf4", "optimum dynamic int8", "onnxruntime hqq b32", "onnxruntime k_quant b32"),
+    *("int8 rtn", "int8 rotate+gptq", "int4-b32-asym rtn", "int4-b32-asym rotate+gptaq"),
+    *("bitsandbytes int8", "bitsandbytes nf4", "onnxruntime hqq b32"),
 )
 
 
@@ -125,19 +117,19 @@ def walkthrough() -> str:
         row = found[part]
         planned, size = row.get("planned_gb"), row.get("bundle_gb")
         took = f"{row['minutes']:.1f} min" if size else f"{row[next(key for key in row if key.endswith('_seconds'))]:.0f} s"
-        cells = (f"{row['peak_gb']:.2f} GB", f"{planned:.2f} GB" if planned else "", took, f"{size:.2f} GB" if size else "")
+        cells = (f"{row['peak_gb']:.2f}", f"{planned:.2f}" if planned else "", f"{size:.2f}" if size else "", took)
         rows.append([words, *cells])
-    return table(("part", "peak memory", "planned", "time", "bundle"), rows)
+    return table(("part", "peak, GB", "planned, GB", "bundle, GB", "time"), rows)
 
 
 WALKTHROUGH = (
     ("int4", "convert to int4"),
     ("int8", "convert to int8"),
     ("load", "load int4"),
-    ("answer", "int4 answers about a picture: 128 tokens in one step, no cache"),
-    ("int4-answer", "int4 answers: 128 tokens in 16 steps, cache `dual`"),
-    ("int8-answer", "int8 answers: 128 tokens in 16 steps, cache `dual`"),
-    ("drawing", "int4 draws: one step with guidance"),
+    ("answer", "int4, 1 step, no cache"),
+    ("int4-answer", "int4, 16 steps, `dual`"),
+    ("int8-answer", "int8, 16 steps, `dual`"),
+    ("drawing", "int4, 1 guided drawing step"),
 )
 
 
@@ -151,13 +143,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "text-acceleration": lambda: settings(TextAcceleration),
     "image-settings": lambda: settings(ImageSettings),
     "image-acceleration": lambda: settings(ImageAcceleration),
-    "text-presets": lambda: presets(0),
-    "image-presets": lambda: presets(1),
-    "precisions": precisions,
-    "speeds": speeds,
-    "losses": losses,
-    "methods": methods,
-    "walkthrough": walkthrough,
+    "speed-presets": presets,
+    "speed-results": speeds,
+    "quantization-precisions": precisions,
+    "quantization-losses": losses,
+    "quantization-methods": methods,
+    "checkpoint-walkthrough": walkthrough,
 }
 
 
