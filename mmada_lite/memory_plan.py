@@ -20,7 +20,7 @@ f bytes of a float: 4, or 2 where a GPU computes in half precision.
 
 A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
 computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
-fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/quantization.md).
+fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/checkpoint.md).
 
 It also says what memory there is here, and reads an amount that a person wrote. It knows no session and opens no graph.
 """

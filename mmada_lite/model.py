@@ -54,7 +54,7 @@ def load(
     device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
     says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
     to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", for the model's
-    default settings (docs/decoding.md).
+    default settings (docs/speed.md).
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     folder = Path(path) if path is not None else embedded_bundle()
@@ -62,7 +62,15 @@ def load(
 
 
 class Model:
-    """A loaded bundle. Every method returns a stream of steps at once and does its work as the stream is read."""
+    """A loaded bundle. `chat`, `ask`, `paint`, `inpaint`, `extend`, `complete` and `draw` return a stream of steps at once and
+    do their work as it is read; what is wrong with their arguments is raised at once.
+
+    A picture is a path, the bytes of a file, or a pillow image. settings: None takes `text_defaults` or `image_defaults`,
+    which may be replaced. seed: 0 .. 2**64 - 1; the same seed gives the same result.
+
+    bundle: what bundle.json says. device: where it runs, `name` and `reason`. vocabulary: special ids and how many there are.
+    denoiser: what `mmada_lite.decoding.generate` decodes with, many rows at once.
+    """
 
     def __init__(self, opened: OpenBundle) -> None:
         self.bundle, self.device, self.vocabulary = opened.bundle, opened.device, opened.bundle.vocabulary
@@ -73,20 +81,25 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """Text to ids and back. Raises Error where the bundle has no tokenizer.json."""
         if self._tokenizer is None:
             raise Error(f"{self.bundle.path} has no tokenizer.json, so it cannot read text; export it with its tokenizer")
         return self._tokenizer
 
     @property
     def codec(self) -> Codec:
-        """The image tokenizer, opened at first use."""
+        """The image tokenizer, opened at first use: `grid` codes and `resolution` pixels a side, `downsample` a code.
+        Raises Error where the bundle has no pictures, or its files have changed since it was opened."""
         if self._codec is None:
             self._fingerprints.check()
             self._codec = open_codec(self.bundle, self.device, self._threads)
         return self._codec
 
     def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
-        """Answer a message, or a conversation of {"role", "content"} mappings. Raises Error when it is empty or too long."""
+        """Answer a message, or a conversation of {"role": ..., "content": ...} mappings by "system", "user" and "assistant".
+
+        Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer.
+        """
         return self._answer([], messages, settings, seed)
 
     def ask(
@@ -98,15 +111,21 @@ class Model:
         seed: int = 0,
         fit: images.Fit = "crop",
     ) -> Answer:
-        """Answer a question about a picture. `fit` says how the picture becomes square: "crop" or "squash"."""
+        """Answer a question about a picture. fit: how the picture becomes square, "crop" its centre or "squash" its sides.
+
+        Raises Error as `chat` does, for what is no picture, and where the bundle has no pictures.
+        """
         return self._answer(picture_prompt(self.codes_of(picture, fit), self.vocabulary), question, settings, seed)
 
     def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0, think: bool | str = False) -> Drawing:
         """Draw a picture from a sentence.
 
         With `think` the model first writes where everything goes (with the bundle's text settings) and then draws what it
-        wrote; a string is a thought that you give. A thought that cannot be drawn from is reported as a warning and in the
-        drawing's `thought_fault`, and the picture is drawn from the prompt alone.
+        wrote; a string is a thought that you give, without tags. A thought that cannot be drawn from is reported as a warning
+        and in the drawing's `thought_fault`, and the picture is drawn from the prompt alone.
+
+        Raises Error for an empty prompt, one that is too long with its picture, more steps than codes, and where the bundle
+        has no pictures or no tokenizer.
         """
         blank = np.zeros((self.codec.grid, self.codec.grid), dtype=np.int64)
         plain = self._paint(prompt, blank, blank == 0, settings, seed)
@@ -130,6 +149,7 @@ class Model:
 
         The picture is cut to its central square first. With `keep_pixels`, cells that the mask does not touch keep the
         picture's own pixels; without, they pass through the image tokenizer too.
+        Raises Error as `paint` does, for what is no picture, and for a mask of another size or with no white in that square.
         """
         original = images.open_picture(picture)
         covered = images.open_mask(mask, original.size)
@@ -155,7 +175,9 @@ class Model:
     ) -> Drawing:
         """Grow a picture beyond one border by `amount` of its side (up to 4), at most half a side at a time.
 
-        The picture is cut to its central square first; the result is that square with the new part beside it.
+        side: left, right, top or bottom. The picture is cut to its central square first; the result is that square with the
+        new part beside it. With `keep_pixels`, the square keeps the picture's own pixels. Raises Error as `paint` does, for
+        what is no picture, for another side, and for an amount that is no code wide or above 4.
         """
         if side not in SIDES:
             raise Error(f"no side is called {side!r}; use one of {', '.join(SIDES)}")

@@ -47,7 +47,8 @@ class DrawingResult:
 
     codes: the grid that it was decoded from, int64 [h, w]. thought: what it was drawn from, without tags, None without
     thinking; thought_fault: why the thought was not used and the picture was drawn from the prompt alone, else None.
-    steps: of the picture; model_calls, seconds: of the picture and its thought.
+    picture: RGB, in pixels what the model draws, or with `extend` that and the new part. steps: of the picture; model_calls,
+    seconds: of the picture and its thought.
     """
 
     picture: Image.Image
@@ -60,7 +61,8 @@ class DrawingResult:
 
 
 class Stream(Iterator[Step]):
-    """Steps as they happen. `last` is the latest step, None before the first; `done` is True once there are no more."""
+    """Steps as they happen, each a `mmada_lite.decoding.forward.Step`. `last` is the latest step, None before the first; `done`
+    is True once there are no more. A step raises Error for a seed out of range, and when memory runs out."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = iter(steps)
@@ -116,7 +118,7 @@ class Answer(Stream):
         return ids
 
     def so_far(self, mark: str = "░") -> str:
-        """The text as it stands, with a mark where masks are left."""
+        """The text as it stands up to its end, with `mark` for each mask that is left."""
         pieces, run = [], list[int]()
         for token in self._until_stop(self.ids):
             if token == self._decoding.canvas.mask:

@@ -71,7 +71,12 @@ def schedule_exponent(name: str) -> float | None:
 @known_names_only
 @dataclass(frozen=True, slots=True)
 class TextAcceleration:
-    """What saves work on a text (docs/decoding.md). All but `cache` and `threshold` ask for the default mode."""
+    """What saves work on a text (docs/speed.md). All but `cache` and `threshold` ask for the default mode.
+
+    Raises Error for a value out of its range and for settings that exclude each other: `threshold` with `entropy_bound`,
+    `lookahead` without a threshold, `refresh` or `refresh_drift` without a cache, `kv_commit_every` without cache dual or
+    prompt or with drafts.
+    """
 
     cache: CachePolicy = setting(
         "none",
@@ -148,8 +153,10 @@ class TextAcceleration:
 class TextSettings(TwoLayers):
     """Block-wise text decoding (LLaDA, arXiv 2502.09992; cached as in Fast-dLLM, arXiv 2505.22618).
 
-    guidance: g mixes (1 + g) * conditional - g * unconditional. mode: "reference" repeats the published code's quirks
-    (docs/parity.md), "default" does what one expects.
+    guidance: g mixes (1 + g) * conditional - g * unconditional logits. temperature: of the softmax that tokens are drawn from.
+    mode: "reference" repeats the published code's quirks (docs/parity.md), "default" does what one expects.
+    Raises Error for a value out of its range, for more steps than tokens or fewer than blocks, and where a setting and its
+    acceleration contradict each other.
     """
 
     answer_length: int = setting(128, "the longest answer, in tokens", source=_LLADA, unit="N", least=1)
@@ -224,11 +231,11 @@ class TextSettings(TwoLayers):
 @known_names_only
 @dataclass(frozen=True, slots=True)
 class ImageAcceleration:
-    """What makes the steps of a drawing cheaper, and is exact as it stands (docs/drawing.md).
+    """What makes the steps of a drawing cheaper, and is exact as it stands (docs/speed.md).
 
     refresh: the partial steps between compute codes alone, over the keys of the whole row's last step. candidate_ratio: of
     the masked codes a partial step computes the most promising ones, None all of them. Step k of T (from 0) is guided where
-    guidance_from <= k / T < guidance_to.
+    guidance_from <= k / T < guidance_to. Raises Error for a value out of its range, and for shares that guide no step.
     """
 
     refresh: int = setting(1, "compute the whole row every N steps, and codes alone between them", unit="N", least=1)
@@ -256,7 +263,8 @@ class ImageSettings(TwoLayers):
     guidance: g mixes (1 + g) * conditional - g * unconditional, 0 runs the conditional row alone. schedule: share still
     masked against share of steps done. temperature: scale of the confidence noise at the start; each step k of T multiplies
     it by (1 - k / T). sampling_temperature: 1 draws codes from the model's own distribution. mode: "reference" counts the
-    schedule over all codes and leaves one mask at the end; "default" counts over unknown ones.
+    schedule over all codes and leaves one mask at the end; "default" counts over unknown ones. Raises Error for a value out of
+    its range and for an unknown schedule.
     """
 
     steps: int = setting(15, "model steps", source=_MASKGIT, unit="N", least=1)

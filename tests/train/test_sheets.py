@@ -35,6 +35,16 @@ def test_a_sheet_has_a_row_below_each_other() -> None:
     assert page.getpixel((8, 0)) == (255, 255, 255)
 
 
+def test_a_sheet_has_its_captions_above_the_pictures() -> None:
+    row = [Image.new("RGB", (64, 64), "red")] * 2
+    plain, page = gallery.sheet([row], 2), gallery.sheet([row], 2, ["a cat on a red background", "a dog on a red background"])
+    assert page.crop((0, gallery.CAPTION, *page.size)).tobytes() == plain.tobytes()
+    for left in (0, 128 + gallery.GAP):  # each within the width of its picture
+        words = page.crop((left, 0, left + 128, gallery.CAPTION)).convert("L")
+        assert words.getextrema() == (0, 255)
+    assert page.crop((128, 0, 128 + gallery.GAP, gallery.CAPTION)).convert("L").getextrema() == (255, 255)
+
+
 @pytest.mark.parametrize("verb", ["gallery", "curves", "synergy"])
 def test_each_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
