@@ -20,7 +20,11 @@ DIARY = (
     r"told|asked for|beside (?:the )?other work|a trial without|(?:one|a|in) trial\b|we tried|was tried|were tried|turned out"
     r"|no longer|used to be|at that time|yesterday|last (?:week|month|time)|not measured again|the issue asks?"
 )
-FOREIGN = {"--depth", "--extra-index-url", "--index-url", "--prefix", "--bind", "--include-as-system", "--no-build-isolation"}
+FOREIGN = {"--depth", "--extra-index-url", "--index-url", "--prefix", "--bind", "--no-build-isolation"}
+OTHERS = {  # names that look like ours and are another program's
+    *("clear_page_erms", "nproc_per_node", "save_external_prepacked_constant_initializers", "SkipSimplifiedLayerNormalization"),
+    *("main.cpp", "SharedArrayBuffer"),
+}
 _SOURCES = ("*.py", "*.js", "*.cpp", "*.hpp", "*.json", "*.cfg", "*.toml", "*.cmake", "*.yml", "*.ipynb", "CMakeLists.txt", "run")
 _SPELLED = (  # names that look like ours: snake_case, CamelCase with two humps, name=value
     r"[a-z]+[a-z0-9]*(?:_[a-z0-9]+)+",
@@ -105,7 +109,7 @@ def word_count(pages: Iterable[Page]) -> int:
 
 def misspelled(pages: Sequence[Page]) -> list[str]:
     """What codespell's list of common misspellings knows."""
-    command = [sys.executable, "-m", "codespell_lib", "--ignore-words-list", "hist,ser", *(str(page.path) for page in pages)]
+    command = [sys.executable, "-m", "codespell_lib", "--ignore-words-list", "hist,ser,thirdparty", *(str(page.path) for page in pages)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 65) and not done.stderr.strip(), done.stderr
     return [line.replace(f"{pages[0].root}/", "") for line in done.stdout.splitlines()]
@@ -113,7 +117,7 @@ def misspelled(pages: Sequence[Page]) -> list[str]:
 
 def unknown_names(page: Page) -> list[str]:
     """Names in backticks that look like ours and are nowhere. In a table of old and new names, the first column is the old."""
-    names = [code for code in page.codes if page.path.name != "renamed.md" or code.column != 0]
+    names = [code for code in page.codes if page.path.name != "renamed.md" or (code.column or 0) > 0]
     found = [(code.line, code.text, fault) for code in names if (fault := _name_fault(code.text, page))]
     extras = [(n, extra) for n, line in enumerate(page.lines, 1) for extra in _unknown_extras(line)]
     return [f"{page.name}:{line}: `{text}`: {fault}" for line, text, fault in found] + [
@@ -134,10 +138,11 @@ def _name_fault(text: str, page: Page) -> str | None:
     if re.fullmatch(r"\.{0,2}[\w.*-]*(/[\w.*-]+)+/?", bare):
         return _path_fault(bare, page)
     if re.fullmatch(r"[\w-]+\.(py|js|hpp|cpp|cmake)", bare):
-        return None if bare in _names() else "there is no such file"
-    spelled = [name for part in re.split(r"[.\s:,]+", bare) for name in re.findall("|".join(_SPELLED), part)]
-    missing = [name for name in spelled if name not in _words()]
-    return f"{missing[0]} is nowhere in the sources" if missing and not re.search(r"[{}<>$/\"']", text) else None
+        return None if bare in _names() | OTHERS else "there is no such file"
+    unquoted = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
+    spelled = [name for part in re.split(r"[.\s:,]+", unquoted) for name in re.findall("|".join(_SPELLED), part)]
+    missing = [name for name in spelled if not {name, re.sub("_[iln]$", "", name), re.sub("(?<=_)[iln]$", "", name)} & (_words() | OTHERS)]
+    return f"{missing[0]} is nowhere in the sources" if missing and not re.search(r"[{}<>$/]", unquoted) else None
 
 
 def _resolves(name: str) -> bool:
@@ -158,10 +163,10 @@ def _resolves(name: str) -> bool:
 
 def _path_fault(text: str, page: Page) -> str | None:
     """A path below the root, the package or the page's folder; others are ours only where they end as our sources do."""
-    places = (page.root, page.root / "mmada_lite", page.path.parent)
+    places = (ROOT, ROOT / "mmada_lite", page.path.parent)
     if any(list(place.glob(text.strip("/"))) if "*" in text else (place / text).exists() for place in places):
         return None
-    ours = (page.root / text.split("/")[0]).exists() or re.search(r"\.(py|js|hpp|cpp|md)$", text)
+    ours = (ROOT / text.split("/")[0]).exists() or re.search(r"\.(py|js|hpp|cpp|md)$", text)
     made = re.search(r"node_modules|^\.(venv|cache)\b|^build|^dist", text)
     return "there is no such path" if ours and not made else None
 

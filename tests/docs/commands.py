@@ -150,7 +150,7 @@ def clone(folder: Path) -> Path:
 
 def _run(words: list[str], folder: Path) -> tuple[int, str]:
     """Exit code, and what was written to standard error."""
-    environment = {**os.environ, "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": f"{folder}:{ROOT}"}
     process = subprocess.run(
         words, cwd=folder, env=environment | {"PYTHONUTF8": "1"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT
     )
@@ -161,7 +161,7 @@ def run_commands(page: Page, folder: Path) -> list[str]:
     """Run the unmarked blocks of commands, each in a shell that ends at the first failure; say which line that is."""
     faults = []
     for block in page.blocks:
-        if block.language in SHELL and block.needs is None and page.name:
+        if block.language in SHELL and block.needs is None:
             script = f"trap 'echo line $LINENO >&2' ERR\nset -Eeo pipefail\n{block.text}"
             code, error = _run(["bash", "-c", script], folder)
             if code:
