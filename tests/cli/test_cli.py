@@ -4,8 +4,8 @@ import io
 import json
 import os
 import pty
-import select
 import re
+import select
 import shutil
 import subprocess
 import sys

@@ -27,6 +27,7 @@ from mmada_lite.errors import Error
 SHELL = ("", "sh", "bash", "shell", "console")
 _TIMEOUT = 300  # seconds for all of a page's programs of one kind
 _MODULE = re.compile(r"mmada_lite(\.[a-z_0-9.]+)?$")
+_FAR = re.compile(r"\.ci/run|\bpytest\b|\bpip3? install|\bapt-get\b|\bgit clone|\bnpm\b|\bhttp\.server\b")
 _IGNORED = (".git", ".venv", ".cache", ".*_cache", "node_modules", "runs", "build", "dist", "__pycache__", "*.egg-info")
 
 
@@ -151,9 +152,8 @@ def clone(folder: Path) -> Path:
 def _run(words: list[str], folder: Path) -> tuple[int, str]:
     """Exit code, and what was written to standard error."""
     environment = {**os.environ, "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": f"{folder}:{ROOT}"}
-    process = subprocess.run(
-        words, cwd=folder, env=environment | {"PYTHONUTF8": "1"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT
-    )
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.run(words, cwd=folder, env=environment, timeout=_TIMEOUT, **quiet)
     return process.returncode, process.stderr.decode(errors="replace").strip()
 
 
@@ -162,6 +162,9 @@ def run_commands(page: Page, folder: Path) -> list[str]:
     faults = []
     for block in page.blocks:
         if block.language in SHELL and block.needs is None:
+            if far := _FAR.search(block.text):
+                faults.append(f"{page.name}:{block.line}: {far[0]} is not run by a test; mark the block <!-- needs: ... -->")
+                continue
             script = f"trap 'echo line $LINENO >&2' ERR\nset -Eeo pipefail\n{block.text}"
             code, error = _run(["bash", "-c", script], folder)
             if code:

@@ -58,7 +58,7 @@ def test_right_links(written: Callable[..., Page]) -> None:
     [
         ("mmada-lite paint x --stpes 3", "paint has no option --stpes; did you mean --steps?"),
         ("mmada-lite draw x", "no verb is called 'draw'"),
-        ("ls && .venv/bin/mmada-lite info | mmada-lite ask - --answer-length 8", "the following arguments are required: QUESTION"),
+        ("ls && .venv/bin/mmada-lite info | mmada-lite ask - --steps 8", "the following arguments are required: QUESTION"),
         ("mmada-lite paint x \\\n  --seed seven  # a comment", "--seed: 'seven' is not a whole number"),
         ("mmada-lite train fly", "invalid choice: 'fly'"),
         ("mmada-lite train gallery --colour red", "has no option --colour"),
@@ -99,6 +99,8 @@ def test_a_command_that_fails(written: Callable[..., Page], tmp_path: Path) -> N
     (fault,) = run_commands(page, tmp_path)
     assert fault.startswith("page.md:9: exit code 1: ")
     assert (tmp_path / "made").read_text() == "1\n"
+    (fault,) = run_commands(written(fenced("cd x\nsh .ci/run")), tmp_path)
+    assert fault == "page.md:4: .ci/run is not run by a test; mark the block <!-- needs: ... -->"
 
 
 def test_a_program_that_fails(written: Callable[..., Page], tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_names_that_are_somewhere_or_not_ours(written: Callable[..., Page]) -> N
 
 
 def test_old_names_stand_in_the_first_column(written: Callable[..., Page]) -> None:
-    page = written("| was | is |\n|---|---|\n| `no_such_name` | `answer_length` |\n| `old_name` | `no_such_name` |", "renamed.md")
+    page = written("| was | is |\n|---|---|\n| `no_such_name` | `steps` |\n| `old` | `no_such_name` |", "renamed.md")
     assert unknown_names(page) == ["renamed.md:6: `no_such_name`: no_such_name is nowhere in the sources"]
 
 
