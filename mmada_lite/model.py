@@ -54,7 +54,7 @@ def load(
     device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
     says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
     to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", for the model's
-    default settings (docs/speed.md).
+    default settings (docs/decoding.md).
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     folder = Path(path) if path is not None else embedded_bundle()

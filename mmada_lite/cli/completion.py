@@ -1,6 +1,7 @@
 """The verb completion: the script by which a shell completes verbs, options and file names. It is written by shtab."""
 
 import argparse
+from importlib import import_module
 
 from mmada_lite.cli.extras import needs
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the script."""
     with needs("completion"):
-        import shtab
+        shtab = import_module("shtab")  # by its name: no other file of the runtime knows it
     from mmada_lite.cli.main import build_parser
 
     parser, subparsers = build_parser()

@@ -42,7 +42,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
-    _add_advanced(parser, settings_of(TextAcceleration), "docs/speed.md")
+    _add_advanced(parser, settings_of(TextAcceleration), "docs/decoding.md")
 
 
 def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> None:
@@ -61,7 +61,7 @@ def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> N
     add_seed(parser)
     add_machine(parser)
     add_json(parser)
-    _add_advanced(parser, settings_of(ImageAcceleration), "docs/speed.md")
+    _add_advanced(parser, settings_of(ImageAcceleration), "docs/drawing.md")
 
 
 def add_planned_answer(parser: argparse.ArgumentParser) -> None:

@@ -63,7 +63,7 @@ def schedule_exponent(name: str) -> float | None:
 @known_names_only
 @dataclass(frozen=True, slots=True)
 class TextAcceleration:
-    """What saves work on a text (docs/speed.md). All but `cache` and `threshold` ask for the default mode."""
+    """What saves work on a text (docs/decoding.md). All but `cache` and `threshold` ask for the default mode."""
 
     cache: CachePolicy = setting(
         "none",
@@ -207,7 +207,7 @@ class TextSettings(TwoLayers):
 @known_names_only
 @dataclass(frozen=True, slots=True)
 class ImageAcceleration:
-    """What makes the steps of a drawing cheaper, and is exact as it stands (docs/speed.md).
+    """What makes the steps of a drawing cheaper, and is exact as it stands (docs/drawing.md).
 
     refresh: the partial steps between compute codes alone, over the keys of the whole row's last step. candidate_ratio: of
     the masked codes a partial step computes the most promising ones, None all of them. Step k of T (from 0) is guided where

@@ -17,7 +17,6 @@ import mmada_lite
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = {"numpy", "onnxruntime", "tokenizers", "PIL"}
-EXTRAS = {"completion": {"shtab"}}  # the module of a verb -> what an extra brings for it
 WORKSHOPS = {"export", "quant", "bench", "train"}
 HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
 WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
@@ -56,7 +55,7 @@ def imports(path: Path) -> Iterator[str]:
 def test_the_runtime_imports_four_packages_and_no_workshop(path: Path) -> None:
     for name in imports(path):
         first, *rest = name.split(".")
-        allowed = first in RUNTIME | EXTRAS.get(path.stem, set()) or first == "mmada_lite" or first in sys.stdlib_module_names
+        allowed = first in RUNTIME or first == "mmada_lite" or first in sys.stdlib_module_names
         assert allowed, f"{path} imports {name}"
         if first == "mmada_lite" and "cli" not in path.parts:
             assert not WORKSHOPS & set(rest[:1]), f"{path} imports the workshop {name}"
