@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ PACKAGES = (
     "@huggingface/tokenizers/dist/tokenizers.min.mjs",
 )
 MODEL = Path("mmada_lite/models/emoji")
+ABROAD = "https://unpkg.com/iframe-worker/shim"  # what the generator's search wants where pages are read from a disk
+SHIM, AT_HOME = WEB / "node_modules/iframe-worker/shim/index.js", Path("assets/javascripts/iframe-worker.js")
 
 
 def navigation(entries: list[Any]) -> Iterator[str]:
@@ -39,54 +41,65 @@ def navigation(entries: list[Any]) -> Iterator[str]:
                 yield from navigation(below if isinstance(below, list) else [below])
 
 
-def lay(pages: list[str], target: Path, draws: bool) -> list[Path]:
+def lay(pages: list[str], target: Path, draws: bool) -> set[Path]:
     """Write the pages and what they link to. Returns the files that are no pages, by their path in the repository."""
-    todo, files = [Path(page) for page in pages], list[Path]()
-    seen = set(todo)
-    while todo:
-        page = todo.pop()
-        text, linked = relinked(page, draws)
+    files: set[Path] = set()
+    for page in pages:
+        text, linked = relinked(Path(page), pages, draws)
         (target / page).parent.mkdir(parents=True, exist_ok=True)
         (target / page).write_text(text, encoding="utf-8")
-        for each in linked - seen:
-            seen.add(each)
-            (todo if each.suffix == ".md" else files).append(each)
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / file, target / file)
+        files |= linked
+    copy(files, target)
     return files
 
 
-def relinked(page: Path, draws: bool) -> tuple[str, set[Path]]:
-    """A page's text with links that hold on the site, and the files of the repository that they lead to."""
-    linked: set[Path] = set()
+def copy(files: Iterable[Path], target: Path) -> None:
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, target / file)
+
+
+def relinked(page: Path, pages: list[str], draws: bool) -> tuple[str, set[Path]]:
+    """A page's text with links that hold on the site, and the files of the repository that they lead to. Of a link to what the
+    site has not (a folder, a large file, a page of the tests) its words are left."""
+    files: set[Path] = set()
 
     def link(found: re.Match[str]) -> str:
-        words, (file, _, anchor) = found[1], found[2].partition("#")
-        if not file or ":" in file:
-            return found[0]
+        words, (file, mark, anchor) = found[1], found[2].partition("#")
         path = (ROOT / page.parent / file).resolve()
+        if not file or ":" in file or not path.exists():
+            return found[0]  # the generator says what leads nowhere
         if path == ROOT / WEB / "index.html" and draws:
             return f"{words}({relpath(DRAWING, page.parent)})"
-        path = path / "README.md" if (path / "README.md").is_file() else path
-        if not path.is_relative_to(ROOT) or not path.is_file() or path.stat().st_size > LARGEST or path.suffix == ".html":
-            return words.removeprefix("!").strip("[]") if path.exists() else found[0]
-        linked.add(path.relative_to(ROOT))
-        return f"{words}({relpath(path, ROOT / page.parent)}{'#' + anchor if anchor else ''})"
+        path = path / "README.md" if path.is_dir() else path
+        name = relpath(path, ROOT)
+        if name in pages:
+            return f"{words}({relpath(name, page.parent)}{mark}{anchor})"
+        if path.suffix in (".md", ".html") or not path.is_file() or path.stat().st_size > LARGEST:
+            return words.strip("[]")
+        files.add(Path(name))
+        return found[0]
 
     parts = re.split(r"(^```.*?^```)", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts), linked
+    return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts), files
 
 
 def add_drawing(site: Path) -> None:
     """The page that draws in the reader's tab, its packages, and the small model."""
-    for file in [*(ROOT / WEB).glob("*.js"), ROOT / WEB / "style.css"]:
-        shutil.copyfile(file, site / WEB / file.name)
+    ours = [WEB / "style.css", *(path.relative_to(ROOT) for path in [*(ROOT / WEB).glob("*.js"), *(ROOT / MODEL).iterdir()])]
+    copy([*ours, *(WEB / "node_modules" / package for package in PACKAGES)], site)
     shutil.copyfile(ROOT / WEB / "index.html", site / DRAWING)
-    for package in PACKAGES:
-        (site / WEB / "node_modules" / package).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / WEB / "node_modules" / package, site / WEB / "node_modules" / package)
-    shutil.copytree(ROOT / MODEL, site / MODEL, dirs_exist_ok=True)
+
+
+def bring_home(site: Path, ours: bool) -> None:
+    """Let no page fetch a script from elsewhere: its copy stands in, or where npm has not brought one the page does without."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        near = relpath(site / AT_HOME, page.parent)
+        tag = f'<script src="{ABROAD}" type="text/javascript"></script>'
+        page.write_text(text.replace(tag, f'<script src="{near}"></script>' if ours else ""), encoding="utf-8")
+    if ours:
+        shutil.copyfile(ROOT / SHIM, site / AT_HOME)
 
 
 def main() -> int:
@@ -96,20 +109,21 @@ def main() -> int:
     if gone := [page for page in pages if not (ROOT / page).is_file()]:
         print(f"mkdocs.yml lists {', '.join(gone)}, which is not there", file=sys.stderr)
         return 2
-    draws = (ROOT / WEB / "node_modules" / PACKAGES[0]).is_file()
+    draws = (ROOT / SHIM).is_file()  # npm has brought this and the packages of the drawing page
     for folder in (source, site):
         shutil.rmtree(folder, ignore_errors=True)
     files = lay(pages, source, draws)
-    code = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT).returncode
-    if code:
-        return code
-    for file in files:  # the generator leaves out what begins with a dot
-        (site / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / file, site / file)
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(re.sub(r"\x1b\[[\d;]*m", "", done.stdout.partition("Traceback")[0]), file=sys.stderr)
+        return done.returncode
+    bring_home(site, draws)
+    copy(files, site)  # once more: the generator leaves out what begins with a dot
     if draws:
         add_drawing(site)
     else:
-        print("without the drawing page: npm ci --prefix examples/web brings its packages")
+        print("without the drawing page, and without search from a disk: npm ci --prefix examples/web brings both")
     print(f"{relpath(site)}/index.html")
     return 0
 
