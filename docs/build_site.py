@@ -32,20 +32,20 @@ SHIM, AT_HOME = WEB / "node_modules/iframe-worker/shim/index.js", Path("assets/j
 
 
 def navigation(entries: list[Any]) -> Iterator[str]:
-    """The pages that the navigation lists, whatever they are called there."""
+    """The pages of the repository that the navigation lists, whatever they are called there."""
     for entry in entries:
         if isinstance(entry, str):
-            yield entry
+            yield from [entry] if entry.endswith(".md") else []
         else:
             for below in entry.values():
                 yield from navigation(below if isinstance(below, list) else [below])
 
 
-def lay(pages: list[str], target: Path, draws: bool) -> set[Path]:
+def lay(pages: list[str], target: Path) -> set[Path]:
     """Write the pages and what they link to. Returns the files that are no pages, by their path in the repository."""
     files: set[Path] = set()
     for page in pages:
-        text, linked = relinked(Path(page), pages, draws)
+        text, linked = relinked(Path(page), pages)
         (target / page).parent.mkdir(parents=True, exist_ok=True)
         (target / page).write_text(text, encoding="utf-8")
         files |= linked
@@ -59,7 +59,7 @@ def copy(files: Iterable[Path], target: Path) -> None:
         shutil.copyfile(ROOT / file, target / file)
 
 
-def relinked(page: Path, pages: list[str], draws: bool) -> tuple[str, set[Path]]:
+def relinked(page: Path, pages: list[str]) -> tuple[str, set[Path]]:
     """A page's text with links that hold on the site, and the files of the repository that they lead to. Of a link to what the
     site has not (a folder, a large file, a page of the tests) its words are left."""
     files: set[Path] = set()
@@ -69,7 +69,7 @@ def relinked(page: Path, pages: list[str], draws: bool) -> tuple[str, set[Path]]
         path = (ROOT / page.parent / file).resolve()
         if not file or ":" in file or not path.exists():
             return found[0]  # the generator says what leads nowhere
-        if path == ROOT / WEB / "index.html" and draws:
+        if path == ROOT / WEB / "index.html":
             return f"{words}({relpath(DRAWING, page.parent)})"
         path = path / "README.md" if path.is_dir() else path
         name = relpath(path, ROOT)
@@ -84,21 +84,24 @@ def relinked(page: Path, pages: list[str], draws: bool) -> tuple[str, set[Path]]
     return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts), files
 
 
-def add_drawing(site: Path) -> None:
-    """The page that draws in the reader's tab, its packages, and the small model."""
-    ours = [WEB / "style.css", *(path.relative_to(ROOT) for path in [*(ROOT / WEB).glob("*.js"), *(ROOT / MODEL).iterdir()])]
-    copy([*ours, *(WEB / "node_modules" / package for package in PACKAGES)], site)
+def add_drawing(site: Path, packages: bool) -> None:
+    """The page that draws in the reader's tab, its packages, and the small model; without the packages, the word of it."""
+    if not packages:
+        (site / DRAWING).write_text("<p>This page is missing: run npm ci --prefix examples/web, then build the site again.")
+        return
+    files = [path.relative_to(ROOT) for path in (*(ROOT / WEB).glob("*.js"), *(ROOT / MODEL).iterdir())]
+    copy([*files, WEB / "style.css", *(WEB / "node_modules" / package for package in PACKAGES)], site)
     shutil.copyfile(ROOT / WEB / "index.html", site / DRAWING)
 
 
-def bring_home(site: Path, ours: bool) -> None:
+def bring_home(site: Path, packages: bool) -> None:
     """Let no page fetch a script from elsewhere: its copy stands in, or where npm has not brought one the page does without."""
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         near = relpath(site / AT_HOME, page.parent)
         tag = f'<script src="{ABROAD}" type="text/javascript"></script>'
-        page.write_text(text.replace(tag, f'<script src="{near}"></script>' if ours else ""), encoding="utf-8")
-    if ours:
+        page.write_text(text.replace(tag, f'<script src="{near}"></script>' if packages else ""), encoding="utf-8")
+    if packages:
         shutil.copyfile(ROOT / SHIM, site / AT_HOME)
 
 
@@ -109,20 +112,19 @@ def main() -> int:
     if gone := [page for page in pages if not (ROOT / page).is_file()]:
         print(f"mkdocs.yml lists {', '.join(gone)}, which is not there", file=sys.stderr)
         return 2
-    draws = (ROOT / SHIM).is_file()  # npm has brought this and the packages of the drawing page
+    packages = (ROOT / SHIM).is_file()  # npm has brought this and the packages of the drawing page
     for folder in (source, site):
         shutil.rmtree(folder, ignore_errors=True)
-    files = lay(pages, source, draws)
+    files = lay(pages, source)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(re.sub(r"\x1b\[[\d;]*m", "", done.stdout.partition("Traceback")[0]), file=sys.stderr)
         return done.returncode
-    bring_home(site, draws)
+    bring_home(site, packages)
     copy(files, site)  # once more: the generator leaves out what begins with a dot
-    if draws:
-        add_drawing(site)
-    else:
+    add_drawing(site, packages)
+    if not packages:
         print("without the drawing page, and without search from a disk: npm ci --prefix examples/web brings both")
     print(f"{relpath(site)}/index.html")
     return 0
