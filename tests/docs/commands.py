@@ -194,3 +194,17 @@ def run_python(page: Page, folder: Path) -> list[str]:
     code, error = _run([sys.executable, "-c", runner], folder)
     places = re.findall(rf'"{re.escape(page.name)}", line (\d+)', error)
     return [f"{page.name}:{places[-1] if places else 1}: {error.splitlines()[-1] if error else code}"] if code else []
+
+
+def newcomer(page: Page, address: str) -> str:
+    """A script of what a README tells a newcomer: its block with `git clone`, less the run of the tests, and the next block."""
+    blocks = [block.text for block in page.blocks if block.language in SHELL]
+    first = next(number for number, text in enumerate(blocks) if "git clone" in text)
+    setup = [line for line in blocks[first].splitlines() if line.strip() != ".ci/run"]
+    own = "python -c \"from PIL import Image as i; [i.new('L', (64, 64), 255).save(f) for f in ('photo.jpg', 'mask.png')]\""
+    script = "\n".join([*setup, ". .venv/bin/activate", own, blocks[first + 1]])
+    return re.sub(r"\b(ADDRESS|REPOSITORY)\b", address, script)
+
+
+if __name__ == "__main__":
+    print(newcomer(Page(ROOT / "README.md"), sys.argv[1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from checks import broken_links, diary, long_lines, misspelled, unknown_names, word_count
-from commands import commands, parse_faults, run_commands, run_python
+from commands import commands, newcomer, parse_faults, run_commands, run_python
 from pages import Page, manual
 
 
@@ -164,3 +164,12 @@ def test_a_misspelled_word(written: Callable[..., Page]) -> None:
 
 def test_words_are_counted_as_wc_does(written: Callable[..., Page]) -> None:
     assert word_count([written("one two\n`three`  - four")]) == 8
+
+
+def test_what_a_newcomer_types(written: Callable[..., Page]) -> None:
+    page = written(
+        fenced("git clone --depth 1 ADDRESS x && cd x\n.ci/run") + "\n\n" + fenced("mmada-lite paint x") + "\n\n" + fenced("ls")
+    )
+    lines = newcomer(page, "file:///here").splitlines()
+    assert lines[:2] == ["git clone --depth 1 file:///here x && cd x", ". .venv/bin/activate"]
+    assert lines[3:] == ["mmada-lite paint x"]
