@@ -133,12 +133,14 @@ def _name_fault(text: str, page: Page) -> str | None:
         if verb and verb[1] not in build_parser(())[1]:
             return f"no verb is called {verb[1]}"
         return f"there is no option {unknown[0]}" if unknown else None
+    if bare in _names():
+        return None
     if re.fullmatch(r"mmada_lite(\.\w+)+", bare):
         return None if _resolves(bare) else "there is no such module or name"
     if re.fullmatch(r"\.{0,2}[\w.*-]*(/[\w.*-]+)+/?", bare):
         return _path_fault(bare, page)
     if re.fullmatch(r"[\w-]+\.(py|js|hpp|cpp|cmake)", bare):
-        return None if bare in _names() | OTHERS else "there is no such file"
+        return None if bare in OTHERS else "there is no such file"
     unquoted = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
     spelled = [name for part in re.split(r"[.\s:,]+", unquoted) for name in re.findall("|".join(_SPELLED), part)]
     missing = [name for name in spelled if not {name, re.sub("_[iln]$", "", name), re.sub("(?<=_)[iln]$", "", name)} & _known()]

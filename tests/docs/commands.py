@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from mmada_lite.cli.main import _HANDED_ON, VERBS, build_parser, main
 from mmada_lite.errors import Error
 
 SHELL = ("", "sh", "bash", "shell", "console")
-_TIMEOUT = 300  # seconds for all of a page's programs of one kind
+LONGEST = 150  # seconds for a block of commands, or for all the Python of a page
 _MODULE = re.compile(r"mmada_lite(\.[a-z_0-9.]+)?$")
 _FAR = re.compile(r"\.ci/run|\bpytest\b|\bpip3? install|\bapt-get\b|\bgit clone|\bnpm\b|\bhttp\.server\b")
 _IGNORED = (".git", ".venv", ".cache", ".*_cache", "node_modules", "runs", "build", "dist", "__pycache__", "*.egg-info")
@@ -150,11 +151,17 @@ def clone(folder: Path) -> Path:
 
 
 def _run(words: list[str], folder: Path) -> tuple[int, str]:
-    """Exit code, and what was written to standard error."""
+    """Exit code, and what was written to standard error. What takes too long ends with all that it started."""
     environment = {**os.environ, "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": f"{folder}:{ROOT}"}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.run(words, cwd=folder, env=environment, timeout=_TIMEOUT, **quiet)
-    return process.returncode, process.stderr.decode(errors="replace").strip()
+    process = subprocess.Popen(words, cwd=folder, env=environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    try:
+        error = process.communicate(timeout=LONGEST)[1].decode(errors="replace").strip()
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        error = process.communicate()[1].decode(errors="replace").strip()
+        return 1, f"{error}\nit runs for more than {LONGEST} s; mark the block <!-- needs: ... -->".strip()
+    return process.returncode, error
 
 
 def run_commands(page: Page, folder: Path) -> list[str]:

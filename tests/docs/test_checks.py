@@ -103,6 +103,12 @@ def test_a_command_that_fails(written: Callable[..., Page], tmp_path: Path) -> N
     assert fault == "page.md:4: .ci/run is not run by a test; mark the block <!-- needs: ... -->"
 
 
+def test_a_command_that_does_not_end(written: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.LONGEST", 0.5)
+    (fault,) = run_commands(written(fenced("sleep 60 | cat")), tmp_path)
+    assert fault.startswith("page.md:4: exit code 1: it runs for more than 0.5 s; mark the block")
+
+
 def test_a_program_that_fails(written: Callable[..., Page], tmp_path: Path) -> None:
     first = fenced("import mmada_lite\nx = 1", "python")
     right, wrong = fenced("assert x == 1", "python"), fenced("y = x\ny.z", "python")

@@ -21,6 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "python"
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+pytestmark = pytest.mark.manual
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
 
 

@@ -62,11 +62,13 @@ def test_commands_parse(page: Page) -> None:
     none(parse_faults(page))
 
 
+@pytest.mark.manual
 @pytest.mark.parametrize("page", RUN, ids=_named)
 def test_commands_run(page: Page, tmp_path: Path) -> None:
     none(run_commands(page, clone(tmp_path / "clone")))
 
 
+@pytest.mark.manual
 @pytest.mark.parametrize("page", PYTHON, ids=_named)
 def test_python_runs(page: Page, tmp_path: Path) -> None:
     none(run_python(page, clone(tmp_path / "clone")))

@@ -11,7 +11,7 @@ import pytest
 from browser import Page, browse, find_chromium, serve
 from pages import ROOT, manual
 
-pytestmark = pytest.mark.site
+pytestmark = pytest.mark.manual
 SITE = ROOT / "build" / "site"
 SEARCH = "[...document.querySelectorAll('*')].find(e => e.shadowRoot?.querySelector('[role=combobox]'))?.shadowRoot"
 MEASURE = """
