@@ -10,11 +10,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from os.path import relpath
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1_000_000  # bytes of a file that a page links to and the site carries along
@@ -106,11 +105,16 @@ def bring_home(site: Path, packages: bool) -> None:
 
 
 def main() -> int:
-    """Build. Returns the generator's exit code."""
+    """Build. Returns the generator's exit code, or 2 with one line that says what is missing."""
+    if find_spec("zensical") is None:
+        print('the site needs zensical, which is not installed; pip install "mmada-lite[docs]"', file=sys.stderr)
+        return 2
+    import yaml
+
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     source, site, pages = ROOT / config["docs_dir"], ROOT / config["site_dir"], list(navigation(config["nav"]))
     if gone := [page for page in pages if not (ROOT / page).is_file()]:
-        print(f"mkdocs.yml lists {', '.join(gone)}, which is not there", file=sys.stderr)
+        print(f"mkdocs.yml lists {', '.join(gone)}, which is not there; write it or take it out of nav", file=sys.stderr)
         return 2
     packages = (ROOT / SHIM).is_file()  # npm has brought this and the packages of the drawing page
     for folder in (source, site):

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from browser import Page, browse, find_chromium, serve
@@ -26,6 +28,16 @@ MEASURE = """
     unnamed: [...inside.querySelectorAll('img')].filter(each => !each.alt.trim()).map(each => each.src),
   };
 """
+
+
+def builder() -> ModuleType:
+    """docs/build_site.py as a module."""
+    found = spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
+    assert found is not None
+    assert found.loader is not None
+    module = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +101,35 @@ def test_every_page_of_the_manual_is_on_the_site(site: Path) -> None:
 
 def test_no_link_or_picture_is_broken(site: Path) -> None:
     none(broken(site))
+
+
+def test_without_its_extra_the_builder_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = builder()
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert module.main() == 2
+    error = capsys.readouterr().err
+    assert (error.count("\n"), 'pip install "mmada-lite[docs]"' in error) == (1, True)
+
+
+def test_links_on_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to a page or a small file stays, of one to a folder or a large file its words are left; blocks are not read."""
+    module = builder()
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("README.md", "docs/a.md", "docs/lab/README.md", "tests/README.md", "examples/web/index.html", "small.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "large.bin").write_bytes(bytes(module.LARGEST + 1))
+    text = (
+        "[a](a.md#x) [lab](lab) [tests](../tests) [page](../examples/web/index.html) [s](../small.json) [l](../large.bin)\n"
+        "[far](https://example.org) [here](#x) ![p](gone.png) [`c`](../tests/README.md)\n```\n[lab](lab)\n```\n"
+    )
+    (tmp_path / "docs" / "a.md").write_text(text)
+    laid, files = module.relinked(Path("docs/a.md"), ["README.md", "docs/a.md", "docs/lab/README.md"])
+    assert laid == (
+        "[a](a.md#x) [lab](lab/README.md) tests [page](../examples/web/draw.html) [s](../small.json) l\n"
+        "[far](https://example.org) [here](#x) ![p](gone.png) `c`\n```\n[lab](lab)\n```\n"
+    )
+    assert files == {Path("small.json")}
 
 
 def test_a_planted_fault_is_found(tmp_path: Path) -> None:
