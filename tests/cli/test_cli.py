@@ -58,7 +58,7 @@ def command(*arguments: str | Path, **options: object) -> "subprocess.CompletedP
     return subprocess.run(words, env=environment, capture_output=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
 
 
-HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "torch"}
+HEAVY = {"numpy", "PIL", "tokenizers", "onnxruntime", "torch", "shtab"}
 VERB_MODULES = {f"mmada_lite.cli.{verb}" for verb in VERBS}
 
 
