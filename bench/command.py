@@ -51,7 +51,7 @@ def execute(parser: Parser, measure: Measure, argv: Sequence[str] | None) -> int
         print(json.dumps(content))
         return 0
 
-    return exit_code(command)
+    return exit_code(command, "docs/benchmarks.md")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mmada_lite.decoding.settings import ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
     from mmada_lite.model import Model, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Error", "ImageAcceleration", "ImageSettings", "Model", "TextAcceleration", "TextSettings", "__version__", "load"]
 
 _HOMES = {

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         from mmada_lite.decoding.setting_fields import renamed_option  # after a fault alone: --help is to be instant
 
         if (renamed := renamed_option(option)) in spellings:
-            raise Error(f"{name} has no option {option}; it is called {renamed} now")
+            raise Error(f"{name} has no option {option}; it is called {renamed} now (see docs/renamed.md)")
         raise Error(f"{name} has no option {option}; {nearest(option, spellings, f'see {self.prog} --help')}")
 
 
@@ -53,8 +53,11 @@ def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
     return did_you_mean(word, known, otherwise, spell=str, likeness=0.5)
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """Run a command. Returns its exit code; every fault of the user, and Ctrl-C, is one line `mmada-lite: ...` and a code."""
+def exit_code(command: Callable[[], int], page: str = "") -> int:
+    """Run a command. Returns its exit code; every fault of the user, and Ctrl-C, is one line `mmada-lite: ...` and a code.
+
+    `page` of the manual is named after a fault that does not yet say where to read on.
+    """
     try:
         code = command()
         sys.stdout.flush()
@@ -65,7 +68,8 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except Error as error:
-        return _complain(str(error), 2)
+        see = "" if not page or "docs/" in str(error) or "--help" in str(error) else f" (see {page})"
+        return _complain(f"{error}{see}", 2)
     except OSError as error:
         return _complain(_explain(error), 2)
     except MemoryError as error:

@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mmada-lite train",
         description="Train the small emoji model, step by step.",
-        epilog=f"Three more verbs have a --help of their own: {others}.",
+        epilog=f"Three more verbs have a --help of their own: {others}. Manual: docs/training.md.",
     )
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
@@ -112,7 +112,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step. Returns the exit code: 0, 2 after a fault of the user, or 130 when it is interrupted."""
-    return exit_code(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    return exit_code(lambda: _run(list(sys.argv[1:] if argv is None else argv)), "docs/training.md")
 
 
 def _run(words: list[str]) -> int:

@@ -257,7 +257,7 @@ def require_sound(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all, print the table, write JSON and the plot. 0, 2 after a fault of the user, or 130 when it is interrupted."""
-    return exit_code(lambda: _run_all(list(sys.argv[1:] if argv is None else argv)))
+    return exit_code(lambda: _run_all(list(sys.argv[1:] if argv is None else argv)), "docs/training.md")
 
 
 def _run_all(given: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 import argparse
 from importlib import import_module
 
+from mmada_lite.cli import PAGES
 from mmada_lite.cli.extras import needs
 from mmada_lite.errors import Error, did_you_mean
 
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     if name in ("-h", "--help"):
         print("usage: mmada-lite bench NAME [...]; each has a --help of its own\n")
         print("\n".join(f"  {known:<13}{about}" for known, (_, about) in BENCHES.items()))
+        print(f"\nManual: {PAGES['bench']}")
         return 0
     if name not in BENCHES:
         raise Error(f"no benchmark is called {name!r}; {did_you_mean(name, BENCHES, 'see mmada-lite bench --help', spell=str)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmada_lite import __version__
-from mmada_lite.cli import compile_cpp, options, terminal
+from mmada_lite.cli import PAGES, compile_cpp, options, terminal
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 
@@ -143,6 +143,7 @@ def as_text(content: Mapping[str, Any]) -> str:
         ("here", _here(here)),
         ("memory", _memory(here)),
         ("runs here", f"yes, on {here['device']}: {here['why']}" if here["runs"] else f"no: {here['why']}"),
+        ("manual", PAGES["info"]),
     ]
     return "\n".join(f"{name:<10} {fact}" for name, fact in facts if fact)
 

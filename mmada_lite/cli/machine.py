@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite import __version__
+from mmada_lite.cli import PAGES
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import memory_available
@@ -82,6 +83,7 @@ def as_text(machine: Mapping[str, Any]) -> str:
         "",
         f"best here  {machine['best']['why']}",
         *(f"           {line}" for line in machine["best"]["settings"]),
+        f"manual     {PAGES['doctor']}",
     ]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 from mmada_lite import __version__
 from mmada_lite.arguments import Parser, exit_code, nearest
+from mmada_lite.cli import PAGES
 from mmada_lite.errors import Error
 
 VERBS: dict[str, str] = {  # verb -> what it does; each is a module of this package
@@ -28,13 +29,15 @@ VERBS: dict[str, str] = {  # verb -> what it does; each is a module of this pack
     "doctor": "look at this machine: devices, libraries, the best settings, and what mends each gap",
     "train": "train the small model, step by step (arguments: see mmada-lite train --help)",
     "bench": "measure quality and speed (arguments: see mmada-lite bench --help)",
+    "completion": "print the script by which a shell completes verbs and options",
 }
 _HANDED_ON = ("train", "bench")  # their arguments are none of ours: they have verbs and options of their own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; prints `mmada-lite: ...` in one line where it is not 0."""
-    return exit_code(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _run(words), next((PAGES[word] for word in words if word in PAGES), ""))
 
 
 def _run(argv: list[str]) -> int:
@@ -68,7 +71,8 @@ def build_parser(verbs: Iterable[str] = tuple(VERBS)) -> tuple[Parser, dict[str,
     parser = Parser(
         prog="mmada-lite",
         description="MMaDA on small machines: text, pictures, questions about pictures, by masked diffusion.",
-        epilog='Begin with: mmada-lite paint "a red apple" -o apple.png, then: mmada-lite ask apple.png "what is this?"',
+        epilog='Begin with: mmada-lite paint "a red apple" -o apple.png, then: mmada-lite ask apple.png "what is this?". '
+        "Manual: README.md, docs/quickstart.md.",
     )
     parser.add_argument("--version", action="version", version=f"mmada-lite {__version__}")
     action = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
@@ -78,4 +82,5 @@ def build_parser(verbs: Iterable[str] = tuple(VERBS)) -> tuple[Parser, dict[str,
     }
     for verb in verbs:
         _module(verb).add_arguments(subparsers[verb])
+        subparsers[verb].epilog = f"{subparsers[verb].epilog or ''} Manual: {PAGES[verb]}".strip()
     return parser, subparsers

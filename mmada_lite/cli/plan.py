@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmada_lite.cli import options, terminal
+from mmada_lite.cli import PAGES, options, terminal
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.ort import nvidia
@@ -212,7 +212,7 @@ def _as_text(content: Mapping[str, Any], precisions: list[Row], shared: bool) ->
         lines.append([row.precision, "yes" if row.fits else "no", *(size_in_words(size) if size else "-" for size in sizes)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return f"{title}\n\n{table}\n\n{_verdict(content, precisions)}"
+    return f"{title}\n\n{table}\n\n{_verdict(content, precisions)}\nmanual: {PAGES['plan']}"
 
 
 def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:

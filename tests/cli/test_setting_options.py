@@ -88,7 +88,7 @@ def test_an_old_option_is_refused_with_the_new_one(
             continue
         for words in ([spelled(old), "2"], [f"{spelled(old)}=2"]):
             assert main([verb, *given[verb], *words]) == 2
-            line = f"mmada-lite: {verb} has no option {spelled(old)}; it is called {spelled(new)} now\n"
+            line = f"mmada-lite: {verb} has no option {spelled(old)}; it is called {spelled(new)} now (see docs/renamed.md)\n"
             assert capsys.readouterr().err == line
     assert renamed_option("--steps") is None
 
