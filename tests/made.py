@@ -1,8 +1,8 @@
 """What documents take from code and records: `python tests/made.py` writes it, and a test compares it with what stands there.
 
 Between the markers `<!-- made: NAME -->` and `<!-- end -->` of a page: tables of speeds, of the small model's exam and of
-parity, from the records in bench/results, and the steps of .ci/run. Beside them docs/house.svg, and the card in the packaged
-bundle.
+parity, from the records in bench/results, the steps of .ci/run, and the tables of manual_tables. Beside them docs/house.svg,
+docs/bundle.schema.json, and the card in the packaged bundle.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import manual_tables
 from house import house
 from import_graph import ROOT
 
 from mmada_lite.bench import record
+from mmada_lite.export import bundle_schema
 
 DOCS, RESULTS = ROOT / "docs", ROOT / "bench" / "results"
 BUNDLE = ROOT / "mmada_lite" / "models" / "emoji"
@@ -211,13 +213,15 @@ def described(bundle: str, card: str) -> str:
 
 def made() -> dict[Path, str]:
     """File -> what it must hold."""
-    pages = {path: path.read_text(encoding="utf-8") for path in (ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))}
-    files = {path: filled(text) for path, text in pages.items() if "<!-- made: " in text}
+    named = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+    pages = {path: path.read_text(encoding="utf-8") for path in named}
+    files = {path: manual_tables.made(filled(text)) for path, text in pages.items() if "<!-- made: " in text}
     card = files[DOCS / CARD]
     description = BUNDLE / "bundle.json"
     files[BUNDLE / CARD] = card
     files[description] = described(description.read_text(encoding="utf-8"), card)
     files[DOCS / "house.svg"] = house()
+    files[DOCS / "bundle.schema.json"] = bundle_schema.as_text()
     return files
 
 

@@ -1,8 +1,6 @@
 """The tables of settings, presets, quantization and the walk-through: from the code, and from the records in bench/results.
 
-    python tests/manual_tables.py    # writes each anew where it stands, between `<!-- made: NAME -->` and `<!-- end -->`
-
-It knows what stands in a table; the words around it are the page's. A test compares the pages with what it writes.
+It knows what stands in a table; `made` writes it into its page.
 """
 
 import json
@@ -155,15 +153,3 @@ TABLES: Mapping[str, Callable[[], str]] = {
 def made(page: str) -> str:
     """A page with its tables made anew. Raises KeyError for a name that no table has."""
     return MARKED.sub(lambda found: found[1] + found[2] + TABLES[found[1]](), page)
-
-
-def main() -> None:
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        page = path.read_text(encoding="utf-8")
-        if (anew := made(page)) != page:
-            path.write_text(anew, encoding="utf-8")
-            print(path.relative_to(ROOT))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import manual_tables
 import pytest
 
 from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
@@ -12,6 +11,7 @@ from mmada_lite.cli.options import about
 from mmada_lite.decoding.format_1 import RENAMED
 from mmada_lite.decoding.setting_fields import Setting, renamed_option, settings_of, spelled
 from mmada_lite.decoding.settings import plain
+from mmada_lite.export.bundle_schema import bundle_schema, setting_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (*settings_of(TextSettings), *settings_of(TextAcceleration))
@@ -38,17 +38,24 @@ def test_help_says_what_the_code_declares(
         assert f"default: {each.default_in_words})" in about(each)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_tables_of_the_manual_are_those_of_the_code_and_the_records(page: str) -> None:
-    """Run `python tests/manual_tables.py` where this fails."""
-    written = (DOCS / page).read_text(encoding="utf-8")
-    assert written == manual_tables.made(written)
-
-
 def test_every_setting_stands_in_the_appendix() -> None:
     page = (DOCS / "speed.md").read_text(encoding="utf-8")
     for each in (*TEXT, *IMAGE):
-        assert f"\n| `{each.name}` | {each.default_in_words} | " in page
+        line = f"| `{each.name}` | {each.default_in_words} | {each.range.replace('<', '&lt;')} | {each.help} | {each.source} |"
+        assert f"\n{line}\n" in page
+
+
+def test_the_schema_says_what_the_code_declares() -> None:
+    """docs/bundle.schema.json is what bundle_schema makes; tests/test_made.py compares the two."""
+    defaults = bundle_schema()["properties"]["defaults"]["properties"]
+    for kind, settings in (("text", TEXT), ("image", IMAGE)):
+        said = defaults[kind]["properties"] | defaults[kind]["properties"]["acceleration"]["properties"]
+        for each in settings:
+            assert said[each.name] == setting_schema(each)
+            assert (each.help in said[each.name]["description"], said[each.name]["default"]) == (True, each.default)
+            if each.kind in ("whole", "number", "probability"):
+                numbers = said[each.name].get("anyOf", [{}, said[each.name]])[1]
+                assert (numbers["minimum"], numbers["maximum"]) == (each.smallest or each.least, each.most)
 
 
 def test_renamed_settings_are_listed() -> None:

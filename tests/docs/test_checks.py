@@ -63,7 +63,7 @@ def test_right_links(written: Callable[..., Page]) -> None:
         ("mmada-lite train fly", "invalid choice: 'fly'"),
         ("mmada-lite train gallery --colour red", "has no option --colour"),
         ("mmada-lite bench fly", "no benchmark is called 'fly'"),
-        ("THREADS=1 python -m mmada_lite.bench.walkthrough_8b --nowhere > x.json", "has no option --nowhere"),
+        ("THREADS=1 python -m mmada_lite.bench.walkthrough_8b --work w --nowhere > x.json", "has no option --nowhere"),
         ("python3 -m mmada_lite.nothing", "No module named 'mmada_lite.nothing'"),
     ],
 )

@@ -12,10 +12,9 @@ from jsonschema import Draft202012Validator
 from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.setting_fields import settings_of
-from mmada_lite.export.bundle_schema import as_text, bundle_schema, setting_schema
+from mmada_lite.export.bundle_schema import bundle_schema, setting_schema
 from mmada_lite.model import embedded_bundle
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "bundle.schema.json"
 LAYERS = ((TextSettings, TextAcceleration), (ImageSettings, ImageAcceleration))
 FITS = Draft202012Validator(bundle_schema())
 
@@ -25,14 +24,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_the_schema_in_docs_is_the_programs() -> None:
-    assert SCHEMA.read_text(encoding="utf-8") == as_text(), (
-        "python -m mmada_lite.export.bundle_schema > docs/bundle.schema.json"
-    )
-    Draft202012Validator.check_schema(bundle_schema())
-
-
 def test_bundles_that_open_fit(tiny_bundle: Path) -> None:
+    Draft202012Validator.check_schema(bundle_schema())
     for folder in (embedded_bundle(), tiny_bundle):
         assert [error.message for error in FITS.iter_errors(manifest_of(folder))] == []
 
