@@ -45,17 +45,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the cases of a bundle have in common. codes: of a picture."""
+    """What the cases of a bundle have in common. grid: codes along a side of a picture."""
 
     bundle: Bundle
-    codes: np.ndarray
+    grid: int
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Bench":
         if bundle.image is None:
             raise Error(f"{bundle.path} has no pictures, which this benchmark draws and asks about; give another bundle")
-        grid = bundle.image.resolution // bundle.image.downsample
-        return cls(bundle, np.random.default_rng(1).integers(0, bundle.vocabulary.codebook_size, grid**2))
+        return cls(bundle, bundle.image.resolution // bundle.image.downsample)
 
     def text(self, prompt: int | None, settings: TextSettings, blocks: int | None = None) -> Case:
         """An answer after a prompt of so many random ids; None: after a question, where there is a tokenizer."""
@@ -64,17 +63,18 @@ class Bench:
 
     def understanding(self, settings: TextSettings, blocks: int | None = None) -> Case:
         """An answer after a picture's codes, between their brackets."""
-        return self._answer("understanding", picture_prompt(self.codes, self.bundle.vocabulary), settings, blocks)
+        return self._answer("understanding", picture_prompt(self._codes(), self.bundle.vocabulary), settings, blocks)
 
     def drawing(self, settings: ImageSettings, *, part: float = 1.0) -> Case:
         """Drawing `part` of a picture's codes; less than 1 is inpainting."""
-        unknown = np.arange(self.codes.size) < max(1, round(part * self.codes.size))
+        codes = self._codes()
+        unknown = np.arange(codes.size) < max(1, round(part * codes.size))
         prompt, size = paint_prompt(words(self.bundle.vocabulary, CAPTION), self.bundle.vocabulary), int(unknown.sum())
         chosen = settings.replace(steps=min(settings.steps, size))
-        self._fits(len(prompt) + self.codes.size + 1)
+        self._fits(len(prompt) + codes.size + 1)
 
         def begin(denoiser: Denoiser) -> Decoding:
-            return generate.draw(denoiser, prompt, self.codes, unknown, chosen, self.bundle.vocabulary)
+            return generate.draw(denoiser, prompt, codes, unknown, chosen, self.bundle.vocabulary)
 
         return Case("drawing" if part == 1 else "inpainting", chosen, begin, len(prompt), size)
 
@@ -89,6 +89,9 @@ class Bench:
 
         leave, size = end - all_blocks[taken - 1].stop, settings.answer_length
         return Case(task, settings, begin, len(prompt), size, leave, (taken, len(all_blocks)))
+
+    def _codes(self) -> np.ndarray:
+        return np.random.default_rng(1).integers(0, self.bundle.vocabulary.codebook_size, self.grid**2)
 
     def _asked(self) -> list[int]:
         path = self.bundle.tokenizer_path

@@ -1,7 +1,8 @@
 """`mmada-lite bench latency --against CHECKOUT`: the same benchmark in this tree and in another checkout, in turns.
 
-Each side is a process of the same Python with its own work folder; every second pair begins with the other one. What is told is
-the median of the ratios within a pair, this tree's over the other's. It knows rows of `bench latency`, and no model.
+A task is a process of the same Python on each side, with a work folder of its own: memory that another task left would be
+counted; every second pair begins with the other side. What is told is the median of the ratios within a pair, this tree's over
+the other's. It knows rows of `bench latency`, and no model.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import mmada_lite
@@ -51,7 +53,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     output = options.output or default_output("latency-against")
     run = Run("latency", arguments, output, force=options.force, about=commits)
     run.plan(options.pairs)
-    works = {f"pair {number + 1}": partial(_pair, number, roots, commands) for number in range(options.pairs)}
+    works = {f"pair {number + 1}": partial(_pair, number, options.tasks, roots, commands) for number in range(options.pairs)}
     pairs = [row for name, work in works.items() for row in run.do(name, work)]
     rows = list(_compared(pairs))
     return run.finish(rows, commits=commits, pairs=pairs), table(rows), run.path
@@ -74,16 +76,16 @@ def _commit(root: Path) -> str | None:
     return None
 
 
-def _pair(number: int, roots: dict[str, Path], commands: dict[str, list[object]]) -> Iterator[Row]:
+def _pair(number: int, tasks: Sequence[str], roots: dict[str, Path], commands: dict[str, list[object]]) -> Iterator[Row]:
     """One run of each side: a row for each decode that both have measured, with what this and the other took."""
-    found: dict[str, dict[tuple, Row]] = {}
+    found: dict[str, dict[tuple, Row]] = {"this": {}, "other": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        for side in ("this", "other")[:: -1 if number % 2 else 1]:
+        for task, side in product(tasks, ("this", "other")[:: -1 if number % 2 else 1]):
             path, environment = Path(scratch) / f"{side}.json", {"PYTHONPATH": str(roots[side]), "PYTHONSAFEPATH": "1"}
-            words = ("bench", "latency", *commands[side], "-o", path)
+            words = ("bench", "latency", *commands[side], "--tasks", task, "-o", path)
             run_module("mmada_lite", *words, environment=os.environ | environment)
             measured = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            found[side] = {tuple(map(row.get, LABELS)): row for row in measured if "seconds" in row}
+            found[side] |= {tuple(map(row.get, LABELS)): row for row in measured if "seconds" in row}
     for key, this in found["this"].items():
         if (other := found["other"].get(key)) is not None:
             took = {"seconds": [row["seconds"]["median"] for row in (this, other)]}

@@ -277,7 +277,7 @@ def test_two_trees_are_compared_in_pairs_and_a_stopped_run_goes_on(
 
     def killed_in_the_second_pair(module: str, *words: object, environment: dict[str, str]) -> record.Row:
         ran.append((environment["PYTHONPATH"], [str(word) for word in words]))
-        if len(ran) == 4:
+        if len(ran) == 6:
             raise KeyboardInterrupt
         return run(module, *words, environment=environment)
 
@@ -297,7 +297,8 @@ def test_two_trees_are_compared_in_pairs_and_a_stopped_run_goes_on(
             ratios = sorted(this / other for this, other in (pair[measure] for pair in mine))
             assert [row[f"{measure}_ratio"][name] for name in ("min", "max")] == pytest.approx(ratios)
     sides = ["other" if "int4" in given else "this" for _, given in ran]
-    assert sides == ["this", "other", "other", "this", "other", "this"]
+    assert sides == ["this", "other"] * 2 + ["other", "this"] + ["other", "this"] * 2
+    assert [given[given.index("-o") - 1] for _, given in ran] == ["text"] * 2 + ["drawing"] * 2 + ["text"] * 4 + ["drawing"] * 2
     assert all("--no-ceiling" in given and "--against" not in given for _, given in ran)
     assert {Path(given[given.index("--work") + 1]) for _, given in ran} == {work / "this", work / "other"}
     assert "| drawing | - | - | 2 |" in capsys.readouterr().out
