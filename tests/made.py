@@ -54,21 +54,10 @@ class Timed(NamedTuple):
 
 
 def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
-    """Every decode that a record timed."""
+    """Every decode that a record of `bench peers` timed."""
     reference = next((row["contestant"] for row in content["rows"] if row.get("kind") == "reference"), "")
     for row in content["rows"]:
-        if content["bench"] == "walkthrough_8b" and (seconds := row.get("answer_seconds") or row.get("drawing_seconds")):
-            task = (
-                f"{'drawing' if 'drawing_seconds' in row else 'understanding'}, {row['steps']} step{'s' * (row['steps'] > 1)}"
-            )
-            how = f"{'int8' if 'int8' in row['part'] else 'int4'} {row.get('cache', 'exact')}".replace("none", "exact")
-            yield Timed("8B", task, how, seconds, None, row["peak_gb"])
-        elif content.get("mode") == "presets":
-            times = row["times_reference"]["median"]
-            yield Timed(
-                content["model"], "text" if row["kind"] == "text" else "drawing", row["policy"], row["seconds"]["median"], times
-            )
-        elif content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
+        if content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
             times = row["times"].get(reference, {}).get("median")
             how = row["contestant"].removeprefix("ours int8 ")
             yield Timed(content["shape"].upper(), row["task"], how, row["seconds"]["median"], times)
@@ -81,10 +70,10 @@ def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
 
 
 def said(each: Timed) -> str:
-    """dual 7.54 s (12x), with the memory where it is known."""
+    """dual 7.54 (12x), with the memory where it is known."""
     more = [f"{short(each.times, 2)}x"] if each.times and not each.how.startswith("torch") else []
     more += [f"{each.memory:.1f} GB"] if each.memory else []
-    return f"{each.how} {short(each.seconds)} s" + (f" ({', '.join(more)})" if more else "")
+    return f"{each.how} {short(each.seconds)}" + (f" ({', '.join(more)})" if more else "")
 
 
 def short(value: float, digits: int = 3) -> str:
@@ -130,7 +119,7 @@ def processor(content: Mapping[str, Any]) -> str:
     if cards:
         return str(cards[0]["name"] if isinstance(cards[0], dict) else cards[0])
     hardware = content["hardware"]
-    return f"{hardware['cores']} cores of {hardware['processor']}, {', '.join(hardware['extensions'])}"
+    return f"{hardware['cores']} cores of {hardware['processor']}, {machine_of(content)}"
 
 
 def exam() -> str:
