@@ -28,6 +28,7 @@ MACHINES = ("AVX2", "VNNI", "AMX", "GPU")
 STYLES = ("train", "validation", "test")
 WORK = ("text", "understanding", "drawing")
 PRESETS = ("balanced", "fast")  # of random weights, which are never sure: no measure of a preset
+PATHS = r" (-o|--work) \S+"  # of a command: where its files lie
 Cells = tuple[str, ...]
 
 
@@ -105,7 +106,7 @@ def results() -> str:
         cells += [(*key, ", ".join(rows[key].values()), _links(names[key])) for key in found]
         cells += [] if found else [(machine, "S", "all", "`mmada-lite bench peers --shape s`", "no record")]
     listed = [name for name in runs if any(name in found for found in names.values())]
-    commands = [f"# {name}: {processor(runs[name])}\n{runs[name]['command']}" for name in listed]
+    commands = [f"# {name}: {processor(runs[name])}\n{re.sub(PATHS, '', runs[name]['command'])}" for name in listed]
     heads = ("machine", "model", "task", "how, in seconds (times torch)", "record")
     return "\n".join([table(heads, cells), "", "```", *commands, "```"])
 
