@@ -89,7 +89,8 @@ def test_sources_name_pages_that_exist() -> None:
 
 
 def test_defaults_that_a_page_writes_are_settings() -> None:
-    (written,) = (block for page in HOLDS if page.name == "docs/checkpoint.md" for block in page.blocks if block.language == "json")
+    (page,) = (page for page in HOLDS if page.name == "docs/checkpoint.md")
+    (written,) = (block for block in page.blocks if block.language == "json")
     defaults = json.loads(written.text)["defaults"]
     assert from_plain(TextSettings, defaults["text"]) != TextSettings()
     assert from_plain(ImageSettings, defaults["image"]) != ImageSettings()
