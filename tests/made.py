@@ -28,6 +28,7 @@ MACHINES = ("AVX2", "VNNI", "AMX", "GPU")
 STYLES = ("train", "validation", "test")
 WORK = ("text", "understanding", "drawing")
 PRESETS = ("balanced", "fast")  # of random weights, which are never sure: no measure of a preset
+PATHS = r" (-o|--work) \S+"  # of a command: where its files lie
 Cells = tuple[str, ...]
 
 
@@ -54,21 +55,10 @@ class Timed(NamedTuple):
 
 
 def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
-    """Every decode that a record timed."""
+    """Every decode that a record of `bench peers` timed."""
     reference = next((row["contestant"] for row in content["rows"] if row.get("kind") == "reference"), "")
     for row in content["rows"]:
-        if content["bench"] == "walkthrough_8b" and (seconds := row.get("answer_seconds") or row.get("drawing_seconds")):
-            task = (
-                f"{'drawing' if 'drawing_seconds' in row else 'understanding'}, {row['steps']} step{'s' * (row['steps'] > 1)}"
-            )
-            how = f"{'int8' if 'int8' in row['part'] else 'int4'} {row.get('cache', 'exact')}".replace("none", "exact")
-            yield Timed("8B", task, how, seconds, None, row["peak_gb"])
-        elif content.get("mode") == "presets":
-            times = row["times_reference"]["median"]
-            yield Timed(
-                content["model"], "text" if row["kind"] == "text" else "drawing", row["policy"], row["seconds"]["median"], times
-            )
-        elif content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
+        if content["bench"] == "peers" and row.get("task") in WORK and not row["contestant"].endswith(PRESETS):
             times = row["times"].get(reference, {}).get("median")
             how = row["contestant"].removeprefix("ours int8 ")
             yield Timed(content["shape"].upper(), row["task"], how, row["seconds"]["median"], times)
@@ -81,10 +71,10 @@ def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
 
 
 def said(each: Timed) -> str:
-    """dual 7.54 s (12x), with the memory where it is known."""
+    """dual 7.54 (12x), with the memory where it is known."""
     more = [f"{short(each.times, 2)}x"] if each.times and not each.how.startswith("torch") else []
     more += [f"{each.memory:.1f} GB"] if each.memory else []
-    return f"{each.how} {short(each.seconds)} s" + (f" ({', '.join(more)})" if more else "")
+    return f"{each.how} {short(each.seconds)}" + (f" ({', '.join(more)})" if more else "")
 
 
 def short(value: float, digits: int = 3) -> str:
@@ -116,7 +106,7 @@ def results() -> str:
         cells += [(*key, ", ".join(rows[key].values()), _links(names[key])) for key in found]
         cells += [] if found else [(machine, "S", "all", "`mmada-lite bench peers --shape s`", "no record")]
     listed = [name for name in runs if any(name in found for found in names.values())]
-    commands = [f"# {name}: {processor(runs[name])}\n{runs[name]['command']}" for name in listed]
+    commands = [f"# {name}: {processor(runs[name])}\n{re.sub(PATHS, '', runs[name]['command'])}" for name in listed]
     heads = ("machine", "model", "task", "how, in seconds (times torch)", "record")
     return "\n".join([table(heads, cells), "", "```", *commands, "```"])
 
@@ -130,11 +120,12 @@ def processor(content: Mapping[str, Any]) -> str:
     if cards:
         return str(cards[0]["name"] if isinstance(cards[0], dict) else cards[0])
     hardware = content["hardware"]
-    return f"{hardware['cores']} cores of {hardware['processor']}, {', '.join(hardware['extensions'])}"
+    return f"{hardware['cores']} cores of {hardware['processor']}, {machine_of(content)}"
 
 
 def exam() -> str:
-    """How good the small model is: every measure of its record, with its 95% interval, by the style of the icons."""
+    """How good the small model is: the measures of its record, with 95% intervals, by the style of the icons. Colours of
+    backgrounds, which are all right, are left to the page."""
     rows: dict[str, dict[str, str]] = {}
     for row in record.runs_of(record.load(RESULTS / "quality.json"))[0]["rows"]:
         for name, each in row["report"].items():
@@ -145,6 +136,8 @@ def exam() -> str:
                 measure, style = name, STYLES[0]
             scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, " dB")
             middle, low, high = (f"{each.get(key, each.get('mean')) * scale:.{digits}f}" for key in ("share", "low", "high"))
+            if measure == "background" and each["share"] == 1:
+                continue
             words = f"{row['task']}: {measure.replace('_', ' ')}"
             rows.setdefault(words, {})[style] = f"{middle}{unit} ({low}-{high})"
     return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))

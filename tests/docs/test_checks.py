@@ -168,8 +168,8 @@ def test_a_misspelled_word(written: Callable[..., Page]) -> None:
     assert misspelled([written("The colour of a licence.")]) == []
 
 
-def test_words_are_counted_as_wc_does(written: Callable[..., Page]) -> None:
-    assert word_count([written("one two\n`three`  - four")]) == 8
+def test_a_word_holds_a_letter_or_a_digit(written: Callable[..., Page]) -> None:
+    assert word_count([written("one two\n`three`  - 4\n\n| five=5 |\n| --- |\n\n<!-- end -->")]) == 8
 
 
 def test_what_a_newcomer_types(written: Callable[..., Page]) -> None:

@@ -1,5 +1,6 @@
 """The words of the manual hold: links lead somewhere, commands and programs run, names exist, lines are short, no diary."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from commands import clone, parse_faults, run_commands, run_python
 from pages import ROOT, Page, manual
 
 import mmada_lite
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, from_plain
 
 PAGES = manual()
 NAMES = [page.name for page in PAGES]
@@ -84,6 +86,14 @@ def test_sources_name_pages_that_exist() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             for page in re.findall(r"docs/[\w/-]+\.md", line):
                 assert (ROOT / page).is_file(), f"{path.relative_to(ROOT)}:{number}: there is no {page}"
+
+
+def test_defaults_that_a_page_writes_are_settings() -> None:
+    (page,) = (page for page in HOLDS if page.name == "docs/checkpoint.md")
+    (written,) = (block for block in page.blocks if block.language == "json")
+    defaults = json.loads(written.text)["defaults"]
+    assert from_plain(TextSettings, defaults["text"]) != TextSettings()
+    assert from_plain(ImageSettings, defaults["image"]) != ImageSettings()
 
 
 def test_one_version() -> None:
