@@ -181,9 +181,11 @@ def _read(source: Picture, ground: int, mode: str) -> Image.Image:
         with ExitStack() as stack:
             stack.enter_context(_silence())
             image = source if isinstance(source, Image.Image) else Image.open(stack.enter_context(_opened(source)))
-            _check_size(image.size, name)
+            _check_size(image.size, name, _LARGEST // 2 if image.format == "JPEG2000" else _LARGEST)  # 32 bits a number there
             if image.format in _PROGRAMS:
                 raise Error(f"{name} is {image.format}, which is not read here; convert it to PNG or JPEG")
+            if image.format == "TIFF":
+                stack.enter_context(_mute())
             image.load()
             _check_size(image.size, name)  # of icons it is known only now
             upright, flat = _turn(image), _on(_eight_bits(image, name), ground)
@@ -219,6 +221,23 @@ def _silence() -> Iterator[None]:
             log.removeHandler(handler)
 
 
+@contextmanager
+def _mute() -> Iterator[None]:
+    """What libtiff writes to the process's standard error, about files that are damaged, is not shown."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _opened(source: str | Path | bytes) -> IO[bytes]:
     """An open file of a sensible size. Raises Error for a folder, a pipe or a device, without waiting for it."""
     if isinstance(source, bytes):
@@ -233,9 +252,9 @@ def _opened(source: str | Path | bytes) -> IO[bytes]:
     return open(source, "rb")
 
 
-def _check_size(size: tuple[int, ...], name: str) -> None:
-    if size[0] * size[1] > _LARGEST:
-        raise Error(f"{name} has {size[0]} x {size[1]} pixels; scale it below {_LARGEST:,} pixels")
+def _check_size(size: tuple[int, ...], name: str, most: int = _LARGEST) -> None:
+    if size[0] * size[1] > most:
+        raise Error(f"{name} has {size[0]} x {size[1]} pixels; scale it below {most:,} pixels")
     if min(size) < 1:
         raise Error(f"{name} has {size[0]} x {size[1]} pixels, so it shows nothing; give another")
 
@@ -257,7 +276,10 @@ def _from_floats(array: Array, name: str) -> NDArray[np.uint8]:
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):  # so written, NaN is refused too
         raise Error(f"{name} holds floats from {low:.4g} to {high:.4g}; bring them to 0 to 1")
-    return np.rint(np.multiply(array, 255, dtype=np.float32)).astype(np.uint8)
+    made = np.empty(array.shape, dtype=np.uint8)
+    for row, given in zip(made, array, strict=True):  # one by one, to take no memory for all of them as floats
+        row[:] = np.rint(np.multiply(given, 255, dtype=np.float32))
+    return made
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
