@@ -1,4 +1,4 @@
-"""Pictures of the C++ host against Python's: the same bytes of every size, the same cells under every mask, the same refused."""
+"""Pictures of the C++ host against Python's: the same bytes of every size, the same masks, and the same are refused."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -115,9 +115,8 @@ def read(data: bytes, file: Path, number: int) -> bool:
                 opened = Image.open(io.BytesIO(data))
             assert images.open_picture(opened).tobytes() == picture.tobytes()
     except Error as error:
-        line = str(error)
-        assert line.isprintable(), line
-        assert not isinstance(error.__cause__, MemoryError), line
+        if isinstance(error.__cause__, MemoryError) or not str(error).isprintable():
+            raise AssertionError(f"refused so: {error!r}") from error
         return False
     return True
 
