@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,6 +60,9 @@ def open_bundle(path: Path, *, device: str, threads: int | None, verify: str, sp
     fingerprints = Fingerprints.of(bundle)
     warn_where_slow(bundle, chosen)
     tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
+    if tokenizer:
+        vocabulary = bundle.vocabulary
+        bundle = replace(bundle, vocabulary=replace(vocabulary, rows=vocabulary.rows.encoded(tokenizer.encode)))
     denoiser = open_denoiser(bundle, chosen, threads)
     return OpenBundle(bundle, text_defaults, image_defaults, chosen, threads, fingerprints, tokenizer, denoiser)
 
