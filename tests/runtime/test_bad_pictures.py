@@ -66,6 +66,7 @@ BOMB = png(8, 0, 100_000, 100_000, b"\0" * 100_001)
         b"P6 70000 70000 255\n" + b"\0" * 100,
         b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(BOMB), 22) + BOMB,  # an icon that holds it
     ],
+    ids=["grey", "colour", "GIF", "PPM", "icon"],
 )
 def test_a_bomb_is_refused_before_it_takes_memory(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bomb"
