@@ -34,7 +34,7 @@ Picture = Image.Image | Path | str | bytes | Array
 Finishing = Callable[[Image.Image], Image.Image]
 Fit = Literal["crop", "squash"]
 _LARGEST = 64_000_000  # pixels; above, a picture is more likely an attack than a question
-_LONGEST_FILE = 8 * _LARGEST  # bytes: four numbers of 16 bits a pixel
+LONGEST_FILE = 8 * _LARGEST  # bytes: four numbers of 16 bits a pixel
 _PROGRAMS = ("EPS", "FITS")  # what pillow reads by running a program, or without a bound on its memory
 _ORIENTATION = 0x0112  # of EXIF, the one field that is read
 _TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # its values -> Image.Transpose
@@ -241,13 +241,15 @@ def _mute() -> Iterator[None]:
 def _opened(source: str | Path | bytes) -> IO[bytes]:
     """An open file of a sensible size. Raises Error for a folder, a pipe or a device, without waiting for it."""
     if isinstance(source, bytes):
+        if len(source) > LONGEST_FILE:
+            raise Error(f"the given bytes are more than {LONGEST_FILE:,}; scale the picture below {_LARGEST:,} pixels")
         return io.BytesIO(source)
     if not isinstance(source, str | os.PathLike):
         raise Error(f"a picture is a path, bytes, a pillow image or an array [H, W, 3], not a {type(source).__name__}")
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):
         raise Error(f"{source} is not a picture but a folder, a pipe or a device; give a file, or pipe it in and give -")
-    if status.st_size > _LONGEST_FILE:
+    if status.st_size > LONGEST_FILE:
         raise Error(f"{source} has {status.st_size:,} bytes; scale it below {_LARGEST:,} pixels")
     return open(source, "rb")
 

@@ -96,6 +96,17 @@ def test_the_shape_of_a_picture_is_bounded() -> None:
         assert images.fit(long, 64, "squash").getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_endless_bytes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = saved(Image.fromarray(noise(64, 64)))
+    path = tmp_path / "long.png"
+    path.write_bytes(data)
+    assert images.open_picture(data).size == (64, 64)
+    monkeypatch.setattr(images, "LONGEST_FILE", len(data) - 1)
+    for source, said in ((data, "the given bytes are more than"), (path, f"{path} has {len(data):,} bytes")):
+        with pytest.raises(Error, match=said):
+            images.open_picture(source)
+
+
 def test_a_large_image_object_is_refused_unread(tmp_path: Path) -> None:
     class Large(Image.Image):
         size = property(lambda self: (10_000, 10_000))  # type: ignore[assignment]
