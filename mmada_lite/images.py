@@ -9,10 +9,11 @@ import logging
 import math
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -38,7 +39,7 @@ LONGEST_FILE = 8 * _LARGEST  # bytes: four numbers of 16 bits a pixel
 _PROGRAMS = ("EPS", "FITS")  # what pillow reads by running a program, or without a bound on its memory
 _ORIENTATION = 0x0112  # of EXIF, the one field that is read
 _TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # its values -> Image.Transpose
-_quiet = threading.Lock()
+_quiet = threading.RLock()
 
 
 def open_picture(source: Picture) -> Image.Image:
@@ -224,18 +225,17 @@ def _silence() -> Iterator[None]:
 @contextmanager
 def _mute() -> Iterator[None]:
     """What libtiff writes to the process's standard error, about files that are damaged, is not shown."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    kept = -1
+    if sys.__stderr__ is not None:  # else 2 was closed, and may be the number of the very file that is read
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            kept = os.dup(2)
+            os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        if kept >= 0:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _opened(source: str | Path | bytes) -> IO[bytes]:

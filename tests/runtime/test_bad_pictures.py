@@ -96,6 +96,15 @@ def test_the_shape_of_a_picture_is_bounded() -> None:
         assert images.fit(long, 64, "squash").getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_a_tiff_is_read_where_standard_error_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "picture.tif"
+    Image.fromarray(noise(64, 64)).save(path, compression="tiff_lzw")
+    script = "import sys; from mmada_lite import images; print(images.open_picture(sys.argv[1]).size)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    words = ["sh", "-c", 'exec "$0" -c "$1" "$2" 2>&-', sys.executable, script, str(path)]
+    assert subprocess.run(words, capture_output=True, text=True, env=environment).stdout == "(64, 64)\n"
+
+
 def test_endless_bytes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = saved(Image.fromarray(noise(64, 64)))
     path = tmp_path / "long.png"
