@@ -182,7 +182,7 @@ def _read(source: Picture, ground: int, mode: str) -> Image.Image:
         with ExitStack() as stack:
             stack.enter_context(_silence())
             image = source if isinstance(source, Image.Image) else Image.open(stack.enter_context(_opened(source)))
-            _check_size(image.size, name, _LARGEST // 2 if image.format == "JPEG2000" else _LARGEST)  # 32 bits a number there
+            _check_size(image.size, name, _most_pixels(image))
             if image.format in _PROGRAMS:
                 raise Error(f"{name} is {image.format}, which is not read here; convert it to PNG or JPEG")
             if image.format == "TIFF":
@@ -259,6 +259,14 @@ def _check_size(size: tuple[int, ...], name: str, most: int = _LARGEST) -> None:
         raise Error(f"{name} has {size[0]} x {size[1]} pixels; scale it below {most:,} pixels")
     if min(size) < 1:
         raise Error(f"{name} has {size[0]} x {size[1]} pixels, so it shows nothing; give another")
+
+
+def _most_pixels(image: Image.Image) -> int:
+    """Fewer where pillow's decoder holds 32 bits a number, and fewer still where it is written in Python: 3 s a million."""
+    tiles = getattr(image, "tile", ())
+    if tiles and tiles[0][0] in Image.DECODERS:
+        return _LARGEST // 16
+    return _LARGEST // 2 if image.format == "JPEG2000" else _LARGEST
 
 
 def _from_array(array: Array, flat: bool) -> Image.Image:

@@ -64,9 +64,10 @@ BOMB = png(8, 0, 100_000, 100_000, b"\0" * 100_001)
         + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
         + b"\2\0;",
         b"P6 70000 70000 255\n" + b"\0" * 100,
+        b"P6 2001 2000 1000\n" + b"\0" * 100,  # of a decoder that takes seconds for a million pixels
         b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(BOMB), 22) + BOMB,  # an icon that holds it
     ],
-    ids=["grey", "colour", "GIF", "PPM", "icon"],
+    ids=["grey", "colour", "GIF", "PPM", "slow", "icon"],
 )
 def test_a_bomb_is_refused_before_it_takes_memory(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bomb"
