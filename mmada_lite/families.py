@@ -115,11 +115,12 @@ def _template(name: str, elements: Any, specials: Sequence[str]) -> tuple[Elemen
         raise Error(f"the row {name!r} is {elements!r}; a list of elements is needed")
     row = tuple(_element(name, element, specials) for element in elements)
     slots = [element.name for element in row if isinstance(element, Slot)]
-    texts = [element.text for element in row if isinstance(element, Text)]
-    filled = [*slots, *(found for text in texts for found in _FILLED.findall(text))]
-    if sorted(filled) != sorted(SLOTS[name]):
+    inside = [slot for element in row if isinstance(element, Text) for slot in _FILLED.findall(element.text)]
+    filled, empty, where = (inside, slots, "inside") if name == "message" else (slots, inside, "outside")
+    if empty or sorted(filled) != sorted(SLOTS[name]):
         needed = ", ".join(f"{{{slot}}}" for slot in SLOTS[name])
-        raise Error(f"the row {name!r} must hold {needed}, each once; it holds {', '.join(filled) or 'none'}")
+        held = ", ".join([*slots, *inside]) or "none"
+        raise Error(f"the row {name!r} must hold {needed}, each once, {where} its texts; it holds {held}")
     if any(last in slots and row[-1] != Slot(last) for last in _LAST):
         raise Error(f"the row {name!r} must end with {{{SLOTS[name][-1]}}}")
     return row

@@ -95,7 +95,7 @@ def test_other_rows_give_the_ids_of_python(host: Host, tmp_path: Path, picture: 
 
 
 def test_bos_stands_once(host: Host, tmp_path: Path, picture: Image.Image) -> None:
-    """Where it stands before a slot whose ids begin with it: messages, a prompt of ids, and the chat behind a picture."""
+    """Before a prompt of ids that begins with it, and there alone: elsewhere the rows mean what they say."""
     folder = with_rows(embedded_bundle(), tmp_path / "twice", TWICE)
     assert "error" not in host.call("load", folder=str(folder), threads=1)
     model = mmada_lite.load(folder, device="cpu", threads=1)
@@ -107,9 +107,7 @@ def test_bos_stands_once(host: Host, tmp_path: Path, picture: Image.Image) -> No
     assert drawn[0] == drawn[1] == model.draw([70, 80], codes, unknown).result().codes.reshape(-1).tolist()
     assert drawn[2] != drawn[0]
     asked = host.call("ask", picture=picture_json(picture), question="what is this?")["ids"]
-    once = TWICE | {"ask": ["mmu", "{codes}", "{chat}"]}
-    host.call("load", folder=str(with_rows(embedded_bundle(), tmp_path / "once", once)), threads=1)
-    assert host.call("ask", picture=picture_json(picture), question="what is this?")["ids"] == asked
+    assert asked == model.ask(picture, "what is this?").result().ids.tolist()
 
 
 def test_a_text_in_a_row_that_is_drawn_is_encoded(host: Host, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -118,9 +116,11 @@ def test_a_text_in_a_row_that_is_drawn_is_encoded(host: Host, tiny_bundle: Path,
     rows |= {"paint": ["bos", "{prompt}", "{codes}"], "unconditional": ["bos", "{codes}"]}
     host.call("load", folder=str(with_rows(tiny_bundle, tmp_path / "plain", rows)), threads=1)
     whole = host.call("paint", prompt="draw a cat")["codes"]
+    assert whole == mmada_lite.load(tmp_path / "plain", device="cpu").paint("draw a cat").result().codes.reshape(-1).tolist()
     rows["paint"] = ["bos", {"text": "draw "}, "{prompt}", "{codes}"]
     host.call("load", folder=str(with_rows(tiny_bundle, tmp_path / "text", rows)), threads=1)
     assert host.call("paint", prompt="a cat")["codes"] == whole != host.call("paint", prompt="draw a cat")["codes"]
+    assert mmada_lite.load(tmp_path / "text", device="cpu").paint("a cat").result().codes.reshape(-1).tolist() == whole
 
 
 @pytest.mark.parametrize("lacking", [("ask",), ("paint", "paint_thought", "unconditional"), ("paint",)])
@@ -157,5 +157,7 @@ def test_a_bare_slot_of_a_message_is_refused(host: Host, tiny_bundle: Path, tmp_
     ):
         folder = with_rows(tiny_bundle, tmp_path / str(number), FAMILIES["mmada"].to_json() | {row: elements})
         line = host.call("load", folder=str(folder))["error"]
+        with pytest.raises(Error, match=rf"bundle\.json: the row '{row}' must hold .*, (in|out)side its texts; it holds"):
+            mmada_lite.load(folder)
         assert line.startswith(f'{folder}/bundle.json: the row "{row}" must hold {{')
         assert ("each once, inside its texts; " if row == "message" else "each once, outside its texts; ") in line

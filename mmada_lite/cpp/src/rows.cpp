@@ -157,9 +157,9 @@ Around Rows::around(const std::string& row, const std::string& open_slot, const 
     } else if (element.kind == Element::Kind::slot && element.text == open_slot) {
       opened = true;
     } else {
-      const bool slot = element.kind == Element::Kind::slot;
+      const bool slot = element.kind == Element::Kind::slot, prompt = slot && element.text == "prompt";
       const Ids given = slot ? filled.at(element.text) : encode(element.text);
-      const bool twice = slot && !side.empty() && !given.empty() && side.back() == bos_ && given.front() == bos_;
+      const bool twice = prompt && !side.empty() && !given.empty() && side.back() == bos_ && given.front() == bos_;
       side.insert(side.end(), given.begin() + (twice ? 1 : 0), given.end());
     }
   }
