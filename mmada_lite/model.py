@@ -154,13 +154,14 @@ class Model:
         original = images.open_picture(picture)
         covered = images.open_mask(mask, original.size)
         image = images.fit(original, self.codec.resolution)
-        shade = images.fit(Image.fromarray(covered.astype(np.uint8) * 255), self.codec.resolution)
-        cells = images.cells_under(np.asarray(shade) >= 128, self.codec.downsample)
+        cells = images.cells_under(images.fit_mask(covered, self.codec.resolution), self.codec.downsample)
         if not cells.any():
             raise Error("the mask covers nothing of the picture's central square; paint white what is to be drawn anew")
         codes = self._codes(image)
         finishing = images.keeping(image, ~cells, self.codec.downsample) if keep_pixels else None
-        return self._drawing(self._paint(prompt, codes, cells, settings, seed), codes.shape, finishing)
+        decoding = self._paint(prompt, codes, cells, settings, seed)
+        _say_if_smaller(original.size, image.size)
+        return self._drawing(decoding, codes.shape, finishing)
 
     def extend(
         self,
@@ -184,11 +185,14 @@ class Model:
         new = round(amount * self.codec.grid) if 0 < amount <= 4 else 0
         if new < 1:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
-        image = images.fit(images.open_picture(picture), self.codec.resolution)
+        original = images.open_picture(picture)
+        image = images.fit(original, self.codec.resolution)
         codes = self._codes(image)
         parts = _parts(new, max(1, self.codec.grid // 2))
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
         self._paint(prompt, codes, smallest, settings, seed)  # for its errors, before any work
+        upright = (image.width, image.height + new * self.codec.downsample)
+        _say_if_smaller(original.size, upright if SIDES[side] % 2 == 0 else upright[::-1])
         steps = self._grow(prompt, codes, settings, side, parts, seed)
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
@@ -351,6 +355,12 @@ class Model:
         longest = self.bundle.architecture.max_sequence_length
         if length > longest:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
+
+
+def _say_if_smaller(given: tuple[int, int], made: tuple[int, int]) -> None:
+    """A warning where the drawing shows less than the picture it was made of."""
+    if made[0] < given[0] or made[1] < given[1]:
+        _log.warning("the drawing is %d x %d pixels and the picture %d x %d: this model draws no larger", *made, *given)
 
 
 def _parts(total: int, most: int) -> list[int]:

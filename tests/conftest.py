@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", action="store_true", help="all mutations of tests/fuzz, not a tenth of them")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN

@@ -4,6 +4,7 @@
 import { openBundle } from "./bundle.js";
 import { Canvas, drawPicture, writeText } from "./decoding.js";
 import { Graphs } from "./graphs.js";
+import { fitted } from "./pictures.js";
 import { complete } from "./settings.js";
 import { Vocabulary } from "./vocabulary.js";
 
@@ -39,12 +40,17 @@ export class Model {
     }
   }
 
-  /** Answer a question, about a picture of the model's resolution (ImageData) if given: steps with `text` so far. */
+  /** Codes, row by row, of a picture (ImageData) of any size: its central square, or with "squash" all of it. */
+  async codesOf(picture, fit = "crop") {
+    return this.graphs.encodePicture(fitted(picture, this.resolution, fit));
+  }
+
+  /** Answer a question, about a picture (ImageData of any size) if given: steps with `text` so far. */
   async *ask(question, picture = null, given = this.defaults.text, seed = 0n) {
     const { special } = this.vocabulary;
     if (!question.trim()) throw new Error("the question is empty; ask something");
     const settings = complete("text", given);
-    const codes = picture && (await this.graphs.encodePicture(picture));
+    const codes = picture && (await this.codesOf(picture));
     const before = this.vocabulary.questionPrompt(question.trim(), codes);
     const hidden = new Array(before.length).fill(special.mask);
     const branches = [before, ...(settings.guidance > 0 ? [hidden] : [])].map((prompt) => ({ before: prompt, after: [] }));

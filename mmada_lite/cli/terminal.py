@@ -49,16 +49,18 @@ def picture_of(argument: str) -> str | bytes:
     """A picture argument as the library takes it: a path, or the bytes of standard input for `-`."""
     if argument != STDIN:
         return argument
-    picture = bytes_from_stdin()
+    from mmada_lite.images import LONGEST_FILE
+
+    picture = bytes_from_stdin(LONGEST_FILE + 1)
     if not picture:
         raise Error("there is no picture on standard input; pipe one in or give a file")
     return picture
 
 
-def bytes_from_stdin() -> bytes:
+def bytes_from_stdin(most: int = -1) -> bytes:
     if sys.stdin is None:
         raise Error("standard input is closed; give the text or the file as an argument")
-    return sys.stdin.buffer.read()
+    return sys.stdin.buffer.read(most)
 
 
 def threads_of(given: int | None) -> int | None:

@@ -56,7 +56,7 @@ struct Message {
   std::string content;
 };
 
-// Red, green and blue of each pixel, row by row: 3 * width * height bytes.
+// Red, green and blue of each pixel, row by row: 3 * width * height bytes, of at most 64,000,000 pixels.
 struct Picture {
   int width = 0;
   int height = 0;

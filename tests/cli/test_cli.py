@@ -205,6 +205,18 @@ def test_inpaint_keeps_what_the_mask_leaves(run: Run, picture: Path) -> None:
     assert (kept == np.asarray(Image.open(picture))[mask == 0]).all()
 
 
+def test_a_drawing_that_is_smaller_than_its_picture_says_both_sizes(run: Run, picture: Path) -> None:
+    Image.new("L", (45, 30), 255).save("mask.png")
+    Image.open(picture).resize((45, 30)).save("photo.png")
+    said = "mmada-lite: the drawing is {} pixels and the picture 45 x 30: this model draws no larger\n"
+    words = ("photo.png", "a cat", "--guidance", "1")
+    assert run("inpaint", "photo.png", "mask.png", *words[1:])[2] == said.format("16 x 16")
+    for side, size in (("left", "24 x 16"), ("bottom", "16 x 24")):
+        assert run("extend", *words, "--side", side, "-o", f"{side}.png")[2] == said.format(size)
+    assert run("extend", picture, "a cat", "--guidance", "1")[2] == ""
+    assert run("extend", *words, "--steps", "900", "-o", "x.png")[2].count("\n") == 1  # the fault alone
+
+
 @pytest.mark.parametrize(("side", "size"), [("right", (32, 16)), ("top", (16, 32))])
 def test_extend_grows_one_side(run: Run, picture: Path, side: str, size: tuple[int, int]) -> None:
     assert run("extend", picture, "a cat", "--side", side, "--amount", "1", "-o", "wide.png")[0] == 0

@@ -13,6 +13,7 @@
 #include "decoding.hpp"
 #include "json.hpp"
 #include "mmada_lite.hpp"
+#include "pictures.hpp"
 #include "sampling.hpp"
 #include "schedules.hpp"
 #include "session.hpp"
@@ -391,6 +392,14 @@ std::string run_job(std::optional<Model>& model, const Json& job) {
   if (op == "ppm") {
     if (job.find("picture")) write_ppm(text_in(job, "file"), picture_in(job));
     return Out().add("bytes", read_ppm(text_in(job, "file")).rgb).done();
+  }
+  if (op == "fitted") {
+    const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
+    return Out().add("bytes", fitted(raster_of(picture_in(job)), integer_in(job, "side"), fit).bytes).done();
+  }
+  if (op == "fitted_mask") {
+    const Picture mask = picture_in(job);
+    return Out().add("bytes", fitted_mask({mask.width, mask.height, 1, mask.rgb}, integer_in(job, "side")).bytes).done();
   }
   if (op == "schedules") return schedules(job);
   if (op == "classes") return character_classes();

@@ -138,6 +138,15 @@ def test_inpainting_keeps_given_codes_and_pixels(model, picture):
     assert (through.result().codes == drawing.codes).all()
 
 
+def test_a_thin_stroke_of_a_large_mask_is_drawn_anew(model):
+    large, stroke = Image.new("RGB", (1000, 1000), "red"), Image.new("L", (1000, 1000))
+    stroke.paste(255, (700, 0, 701, 1000))
+    drawing, given = model.inpaint(large, stroke, "a cat", FEW).result(), model.codes_of(large)
+    column = 700 * given.shape[1] // 1000
+    assert (np.delete(drawing.codes, column, axis=1) == np.delete(given, column, axis=1)).all()
+    assert drawing.steps == FEW.steps
+
+
 def test_default_steps_shrink_with_the_hole_and_said_steps_do_not(model, picture):
     hole = Image.new("L", (SIDE, SIDE))
     hole.putpixel((0, 0), 255)

@@ -104,22 +104,28 @@ def icon_folder(cache: Path, style: Style) -> None:
         "hand-dark-skin-tone": {"body": "<g/>"},
         "hand-medium-light": {"body": "<g/>"},
         "nothing": {"body": "<g/>"},
+        "spoilt": {"body": "<circle"},
+        "used": {"body": '<defs><circle id="a" cx="8" cy="8" r="7" fill="#0f0"/></defs><use xlink:href="#a"/>'},
     }
     content = {"width": 16, "height": 16, "icons": icons, "aliases": {"ball": {"parent": "round"}}}
     (folder / "icons.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_icons_are_read_and_rendered(tmp_path: Path) -> None:
+def test_icons_are_read_and_rendered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("resvg_py", reason="rendering needs resvg-py")
     icon_folder(tmp_path, STYLES[0])
     icons = IconSet(tmp_path, STYLES[0])
-    assert icons.names() == ["nothing", "round", "wide"]
+    assert icons.names() == ["nothing", "round", "spoilt", "used", "wide"]
     assert "ball" in icons
     assert (icons.render("ball", 32) == icons.render("round", 32)).all()
     assert icons.render("wide", 32).shape == (32, 32, 4)
     assert icons.render("round", 32)[16, 16].tolist() == [255, 0, 0, 255]
     assert icons.render("round", 32)[0, 0, 3] == 0
-    assert [name for name, _ in render_all(tmp_path, STYLES[0], 32)] == ["round", "wide"]
+    assert icons.render("used", 32)[16, 16].tolist() == [0, 255, 0, 255]
+    assert [name for name, _ in render_all(tmp_path, STYLES[0], 32)] == ["round", "used", "wide"]
+    assert [record.getMessage().split(" and is")[0] for record in caplog.records] == [
+        f"style {STYLES[0].name}: the icon spoilt cannot be drawn"
+    ]
 
 
 def test_missing_icons_are_named(tmp_path: Path) -> None:

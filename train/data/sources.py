@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 import subprocess
 import tarfile
@@ -19,6 +20,7 @@ from PIL import Image
 
 from mmada_lite.errors import Error
 
+_log = logging.getLogger("mmada_lite")
 ICON_SIZE = 96  # pixels of a rendered icon, a margin over the 64 px pictures so that scaling up stays sharp
 
 
@@ -130,7 +132,8 @@ class IconSet:
         icon = self._icons[name]
         width, height = icon.get("width", self._size[0]), icon.get("height", self._size[1])
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        return f'<svg {names} viewBox="{box}">{icon["body"]}</svg>'
 
     def render(self, name: str, size: int = ICON_SIZE) -> NDArray[np.uint8]:
         """RGBA pixels [size, size, 4], straight alpha; an icon that is not square is centred."""
@@ -159,7 +162,8 @@ def render_all(cache: Path, style: Style, size: int = ICON_SIZE) -> Iterator[tup
     for name in icons.names():
         try:
             pixels = icons.render(name, size)
-        except ValueError:  # some packages hold a few documents that the renderer refuses
+        except ValueError as error:  # some packages hold a few documents that the renderer refuses
+            _log.warning("style %s: the icon %s cannot be drawn and is left out (%s)", style.name, name, error)
             continue
         if int(pixels[..., 3].astype(np.int64).sum()) > 255 * size * size // 50:
             yield name, pixels

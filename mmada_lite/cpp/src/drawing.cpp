@@ -160,7 +160,7 @@ Drawing Model::inpaint(const Picture& picture, const Mask& mask, const std::stri
   model.need_image_tokenizer();
   const std::int64_t side = model.bundle.resolution, cell = model.bundle.downsample;
   const Raster square = fitted(original, side, Fit::crop);
-  const Bools cells = cells_under(fitted(covered, side, Fit::crop), cell);
+  const Bools cells = cells_under(fitted_mask(covered, side), cell);
   if (std::find(cells.begin(), cells.end(), 1) == cells.end()) {
     fail("the mask covers nothing of the picture's central square; paint white what is to be drawn anew");
   }

@@ -1,4 +1,4 @@
-// Pictures: bytes resized and cut as Pillow does, turned into a model's numbers and back; PPM files.
+// Pictures: bytes resized and cut as docs/bundle.md says, turned into a model's numbers and back; PPM files.
 #include "pictures.hpp"
 
 #include <algorithm>
@@ -12,6 +12,8 @@
 namespace mmada_lite::internal {
 namespace {
 
+constexpr std::int64_t kLargest = 64'000'000;  // pixels
+
 double cubic(double x) {
   x = std::abs(x);
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
@@ -19,16 +21,16 @@ double cubic(double x) {
   return 0;
 }
 
-// One direction of a bicubic resize with antialiasing, in 22-bit fixed point: what Pillow gives, bit for bit. Rows become
-// columns, so that calling it twice resizes both directions.
-Raster resized_and_transposed(const Raster& image, std::int64_t size) {
+// One direction of a bicubic resize with antialiasing, in 22-bit fixed point: of the `size` columns that the width becomes,
+// `count` from `from` on. They become rows, so that calling it twice does both directions. A width that stays is copied.
+Raster resized_and_transposed(const Raster& image, std::int64_t size, std::int64_t from, std::int64_t count) {
   constexpr int kBits = 22;
-  Raster out{image.height, size, image.channels,
-             std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * size * image.channels))};
+  Raster out{image.height, count, image.channels,
+             std::vector<std::uint8_t>(static_cast<std::size_t>(image.height * count * image.channels))};
   const double scale = static_cast<double>(image.width) / static_cast<double>(size), filter_scale = std::max(scale, 1.0),
-               support = 2.0 * filter_scale;
-  for (std::int64_t x = 0; x < size; ++x) {
-    const double centre = (static_cast<double>(x) + 0.5) * scale;
+               support = image.width == size ? 0.5 : 2.0 * filter_scale;
+  for (std::int64_t x = 0; x < count; ++x) {
+    const double centre = (static_cast<double>(x + from) + 0.5) * scale;
     const auto first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - support + 0.5), 0);
     const auto past = std::min(static_cast<std::int64_t>(centre + support + 0.5), image.width);
     std::vector<double> weights;
@@ -44,9 +46,9 @@ Raster resized_and_transposed(const Raster& image, std::int64_t size) {
     }
     for (std::int64_t y = 0; y < image.height; ++y) {
       for (std::int64_t c = 0; c < image.channels; ++c) {
-        const std::uint8_t* from = image.bytes.data() + (y * image.width + first) * image.channels + c;
+        const std::uint8_t* pixel = image.bytes.data() + (y * image.width + first) * image.channels + c;
         std::int64_t sum = 1 << (kBits - 1);
-        for (std::size_t i = 0; i < fixed.size(); ++i) sum += from[static_cast<std::int64_t>(i) * image.channels] * fixed[i];
+        for (std::size_t i = 0; i < fixed.size(); ++i) sum += pixel[static_cast<std::int64_t>(i) * image.channels] * fixed[i];
         const auto value = std::clamp<std::int64_t>(sum >> kBits, 0, 255);
         out.bytes[static_cast<std::size_t>((x * image.height + y) * image.channels + c)] = static_cast<std::uint8_t>(value);
       }
@@ -55,38 +57,50 @@ Raster resized_and_transposed(const Raster& image, std::int64_t size) {
   return out;
 }
 
-Raster transposed(const Raster& image) {
-  Raster out{image.height, image.width, image.channels, std::vector<std::uint8_t>(image.bytes.size())};
-  for (std::int64_t y = 0; y < image.height; ++y) {
-    for (std::int64_t x = 0; x < image.width; ++x) {
-      const auto from = image.bytes.begin() + (y * image.width + x) * image.channels;
-      std::copy(from, from + image.channels, out.bytes.begin() + (x * image.height + y) * image.channels);
+Raster transposed(const Raster& image) { return resized_and_transposed(image, image.width, 0, image.width); }
+
+// One direction of a mask, by maximum: of a column, whatever it overlaps.
+Raster largest_and_transposed(const Raster& mask, std::int64_t size, std::int64_t from, std::int64_t count) {
+  Raster out{mask.height, count, 1, {}};
+  for (auto x = from; x < from + count; ++x) {
+    const auto first = x * mask.width / size, past = ((x + 1) * mask.width + size - 1) / size;
+    for (auto row = mask.bytes.begin(); row != mask.bytes.end(); row += mask.width) {
+      out.bytes.push_back(*std::max_element(row + first, row + past));
     }
   }
   return out;
 }
 
-Raster resized(const Raster& image, std::int64_t width, std::int64_t height) {
-  const Raster across = image.width == width ? transposed(image) : resized_and_transposed(image, width);
-  return across.width == height ? transposed(across) : resized_and_transposed(across, height);
+// What a picture is scaled to, and where in it the square begins that is kept.
+struct Window {
+  std::int64_t width, height, left, top;
+};
+
+Window window_of(const Raster& image, std::int64_t side, Fit how) {
+  if (how == Fit::squash) return {side, side, 0, 0};
+  const auto shorter = std::min(image.width, image.height), longer = std::max(image.width, image.height);
+  const auto other = static_cast<std::int64_t>(static_cast<double>(side * longer) / static_cast<double>(shorter));
+  if (other > kLargest / side) {
+    fail("a picture of ", image.width, " x ", image.height, " pixels is too long to be cut to a square; crop it first");
+  }
+  const auto rest = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(other - side) / 2.0));
+  return image.width <= image.height ? Window{side, other, 0, rest} : Window{other, side, rest, 0};
 }
 
 }  // namespace
 
 Raster fitted(const Raster& image, std::int64_t side, Fit how) {
-  if (how == Fit::squash) return resized(image, side, side);
-  const auto shorter = std::min(image.width, image.height), longer = std::max(image.width, image.height);
-  const auto other = static_cast<std::int64_t>(static_cast<double>(side * longer) / static_cast<double>(shorter));
-  const bool upright = image.width <= image.height;
-  const Raster scaled = resized(image, upright ? side : other, upright ? other : side);
-  const auto left = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(scaled.width - side) / 2.0));
-  const auto top = static_cast<std::int64_t>(std::nearbyint(static_cast<double>(scaled.height - side) / 2.0));
-  Raster out{side, side, image.channels, {}};
-  for (std::int64_t y = top; y < top + side; ++y) {
-    const auto from = scaled.bytes.begin() + (y * scaled.width + left) * scaled.channels;
-    out.bytes.insert(out.bytes.end(), from, from + side * scaled.channels);
+  const auto [width, height, left, top] = window_of(image, side, how);
+  if (image.height - height > std::max<std::int64_t>(0, 2 * (image.width - width))) {  // rows first
+    const Raster rows = resized_and_transposed(transposed(image), height, top, side);
+    return transposed(resized_and_transposed(rows, width, left, side));
   }
-  return out;
+  return resized_and_transposed(resized_and_transposed(image, width, left, side), height, top, side);
+}
+
+Raster fitted_mask(const Raster& mask, std::int64_t side) {
+  const auto [width, height, left, top] = window_of(mask, side, Fit::crop);
+  return largest_and_transposed(largest_and_transposed(mask, width, left, side), height, top, side);
 }
 
 Raster raster_of(const Picture& picture) {
@@ -94,6 +108,9 @@ Raster raster_of(const Picture& picture) {
   if (picture.width < 1 || picture.height < 1 || static_cast<std::int64_t>(picture.rgb.size()) != needed) {
     fail("the picture is said to be ", picture.width, " x ", picture.height, " pixels and holds ", picture.rgb.size(),
          " bytes; give 3 for each pixel");
+  }
+  if (needed > 3 * kLargest) {
+    fail("the picture has ", picture.width, " x ", picture.height, " pixels; scale it below 64,000,000 pixels");
   }
   return {picture.width, picture.height, 3, picture.rgb};
 }
@@ -171,7 +188,7 @@ Picture read_ppm(const std::string& file) {
   }
   stream.get();
   const auto [width, height, most] = numbers;
-  if (magic != "P6" || !stream || width < 1 || height < 1 || most != 255 || std::int64_t{width} * height > 64'000'000) {
+  if (magic != "P6" || !stream || width < 1 || height < 1 || most != 255 || std::int64_t{width} * height > internal::kLargest) {
     fail(file, " is not a binary PPM (P6) of 8 bits and at most 64,000,000 pixels; convert it");
   }
   Picture picture{

@@ -13,9 +13,10 @@ struct Raster {
   std::vector<std::uint8_t> bytes;
 };
 
-Raster raster_of(const Picture& picture);  // throws where its size and its bytes disagree
+Raster raster_of(const Picture& picture);  // throws where its size and its bytes disagree, or for far too many
 Picture picture_from(Raster raster);
 Raster fitted(const Raster& image, std::int64_t side, Fit how);  // a square of `side` pixels
+Raster fitted_mask(const Raster& mask, std::int64_t side);       // the same of a mask, cut, that loses no stroke
 
 Floats pixels_of(const Raster& image);                                              // [3, H, W] in -1..1
 Raster raster_from(const Floats& pixels, std::int64_t width, std::int64_t height);  // and back
