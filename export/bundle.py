@@ -154,9 +154,11 @@ def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
     if not (folder / "tokenizer.json").is_file():
         raise Error(f"{folder} holds no tokenizer.json; put the one that was published with the weights beside them")
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    return Vocabulary.from_tokenizer(
+    vocabulary = Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
     )
+    vocabulary.check_tokenizer(tokenizer)
+    return vocabulary
 
 
 def _check_sizes(folder: Path, config: TransformerConfig, vocabulary: Vocabulary, vq: VQConfig | None) -> None:

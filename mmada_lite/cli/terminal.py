@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, printable
 
 if TYPE_CHECKING:
     from mmada_lite.decoding.forward import Step
@@ -130,7 +130,7 @@ class Progress:
     def show(self, line: str) -> None:
         if self.on:
             width = shutil.get_terminal_size().columns - 1
-            text = " ".join(line.split())
+            text = printable(" ".join(line.split()))
             sys.stderr.write("\r\x1b[K" + (text if len(text) <= width else text[: width - 1] + "…"))
             sys.stderr.flush()
 
@@ -166,7 +166,7 @@ class _Warnings(logging.Handler):
 
 def note(message: str) -> None:
     """Something a person should know that is not the result."""
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 def dimmed(text: str) -> str:

@@ -92,11 +92,12 @@ class Device:
 class Tuning:
     """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
     next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors
-    (docs/drawing.md has what they do)."""
+    next), or "never"; arena: memory is kept for the next run; raw: neither optimized nor packed, since it is only looked at;
+    log_severity: the least that onnxruntime prints, 3 for errors (docs/drawing.md has what they do)."""
 
     spinning: Spinning = "run"
     arena: bool = True
+    raw: bool = False
     log_severity: int = _ERRORS
 
 
@@ -188,6 +189,9 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
     options.inter_op_num_threads = 1
     options.log_severity_level = tuning.log_severity
     options.enable_cpu_mem_arena = tuning.arena
+    if tuning.raw:
+        options.graph_optimization_level = onnxruntime_package().GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if tuning.spinning == "never":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":
