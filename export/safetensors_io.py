@@ -124,6 +124,10 @@ class TensorSource:
             faults.append(f"misshapen: {_few(wrong)}")
         if faults:
             raise Error(f"{self.folder}: {'; '.join(faults)}; {_MISMATCH}")
+        for name in expected:
+            if name.endswith((".weight", ".bias")) and "F" not in (code := self.dtype(name)):
+                whole = f"{name} is {code}, whole numbers without a scale"
+                raise Error(f"{self.folder}: {whole}; give the weights as F32, F16 or BF16")
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

@@ -51,22 +51,20 @@ WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
-_GROUPS = (*_GRAPHS, "codec")
 _DEEPEST = 32  # levels of what a file may hold
 _LONGEST = 48 << 20  # bytes of JSON; a tokenizer of 126,349 tokens has some 10 million
 
 
 def read_json(path: Path) -> Any:
     """What a file of JSON says. Raises OSError, and ValueError as `json_of` does."""
-    with path.open("rb") as stream:
-        return json_of(stream.read(_LONGEST + 1).decode("utf-8"))
+    if path.stat().st_size > _LONGEST:
+        raise ValueError(f"it is longer than {_LONGEST:,} bytes")
+    return json_of(path.read_text(encoding="utf-8"))
 
 
 def json_of(text: str | bytes) -> Any:
-    """What a JSON text says. Raises ValueError for one that is none, too deep or too long, and for NaN and a key twice."""
+    """What a JSON text says. Raises ValueError for one that is none, too deep, and for NaN and a key twice."""
     try:
-        if len(text) > _LONGEST:
-            raise ValueError(f"it is longer than {_LONGEST:,} bytes")
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("its brackets nest too deeply") from None
@@ -140,8 +138,11 @@ def _faults(bundle: "Bundle") -> Iterator[str]:
     if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
         longest = shape.max_sequence_length
         yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
-    yield from _differences("graphs", bundle.graphs, (*_GRAPHS, *(_PICTURES if image else ())))
-    yield from _differences("quantization", bundle.quantization, _GROUPS if image else _GRAPHS)
+    pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
+    if pictures and image is None:
+        yield "it has an image tokenizer, and image is null"
+    yield from _differences("graphs", bundle.graphs, (*_GRAPHS, *(_PICTURES if pictures else ())))
+    yield from _differences("quantization", bundle.quantization, (*_GRAPHS, *(("codec",) if pictures else ())))
     if "weights.bin" not in bundle.files:
         yield "the file 'weights.bin' of the graphs is not listed under files"
     for name, graph in bundle.graphs.items():

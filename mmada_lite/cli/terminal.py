@@ -82,6 +82,8 @@ def print_folder(folder: Path, about: Mapping[str, Any], *, as_json: bool) -> No
         print_json({"result": str(folder), "bytes": size, **about})
     else:
         print(folder)
+    if not (folder / "image_decoder.onnx").is_file():
+        note(f"mmada-lite: {folder} neither sees nor draws, since its source has no folder vq")
 
 
 def step_json(step: "Step") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from bundles import in_format_1
 from recorded import recorded_vocabulary
 from safetensors.numpy import load_file, save_file
 
@@ -328,7 +329,7 @@ def test_full_size_bundles_fit_where_they_must() -> None:
 
 
 def test_bundles_of_before_quantization_open(tiny_bundle: Path, tmp_path: Path) -> None:
-    old = Path(shutil.copytree(tiny_bundle, tmp_path / "old"))
+    old = in_format_1(tiny_bundle, tmp_path / "old")
     content = json.loads((old / "bundle.json").read_text())
     del content["target"]
     content["quantization"] = {name: {"format": "fp16"} for name in content["quantization"]}
