@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", action="store_true", default=False, help="run all mutations of files, and not a tenth of them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fuzz: mutated files, a tenth of them without --fuzz")
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN
