@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmada_lite.bundle import Bundle
 
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
+_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
 # A number by its name, wherever a file says it: the least and the most that a model may have.
 BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -46,9 +47,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "size": (0, 1 << 53),
     }
 )
-WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"target": TARGETS, "format": ("fp32", "fp16", "int8", "int4"), "scale": ("fp16", "fp32")}
-)
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": TARGETS, "format": tuple(_BITS), "scale": ("fp16", "fp32")})
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
 _DEEPEST = 32  # levels of what a file may hold
@@ -148,8 +147,15 @@ def _faults(bundle: "Bundle") -> Iterator[str]:
     for name, graph in bundle.graphs.items():
         if graph.file not in bundle.files:
             yield f"the file {graph.file!r} of graph {name!r} is not listed under files"
-    if unknown := next((name for name in bundle.tensors if name not in bundle.graphs), None):
-        yield f"tensors names the graph {unknown!r}, which is not among graphs"
+    for key, group in bundle.quantization.items():
+        described = (group.block, group.symmetric, group.scale, group.activation)
+        if group.bits not in (None, _BITS[group.format]) or (_BITS[group.format] > 8 and described != (None,) * 4):
+            yield f"quantization.{key} is {group.format}, and its other keys are not those of this format"
+    for key, tensors in bundle.tensors.items():
+        if key not in bundle.graphs:
+            yield f"tensors names the graph {key!r}, which is not among graphs"
+        if odd := next((name for name, stored in tensors.items() if stored.partition("-")[0] not in _BITS), None):
+            yield f"tensors.{key} says that {shown(odd)} is {shown(tensors[odd])}, which is no format"
 
 
 def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
