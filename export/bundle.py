@@ -6,6 +6,7 @@ group of tensors is stored `precision`; how a folder appears on disk whole or no
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -112,7 +113,19 @@ def write_bundle(
         for name in _COPIED:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, writer.folder / name)
+        _undo_training(writer.folder / "tokenizer.json")
         return writer.finish(description | {"graphs": graphs})
+
+
+def _undo_training(tokenizer: Path) -> None:
+    """Take out of a tokenizer.json what training cut, padded and dropped, which some readers obey and some do not."""
+    if not tokenizer.is_file():
+        return
+    content = read_json(tokenizer)
+    model = content.get("model") or {}
+    if any((content.get("truncation"), content.get("padding"), model.get("dropout"))):
+        changed = content | {"truncation": None, "padding": None, "model": model | {"dropout": None}}
+        tokenizer.write_text(json.dumps(changed, ensure_ascii=False), encoding="utf-8")
 
 
 def export_codec(source: str | Path, output: str | Path, *, precision: Precision = "fp32") -> dict[str, Path]:
@@ -154,9 +167,11 @@ def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
     if not (folder / "tokenizer.json").is_file():
         raise Error(f"{folder} holds no tokenizer.json; put the one that was published with the weights beside them")
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    return Vocabulary.from_tokenizer(
+    vocabulary = Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
     )
+    vocabulary.check_tokenizer(tokenizer)
+    return vocabulary
 
 
 def _check_sizes(folder: Path, config: TransformerConfig, vocabulary: Vocabulary, vq: VQConfig | None) -> None:

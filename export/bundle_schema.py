@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from mmada_lite import bundle
+from mmada_lite.contracts import BOUNDS, WORDS
 from mmada_lite.decoding.setting_fields import Setting, layer_of, settings_of
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.families import FAMILIES, SLOTS
@@ -44,7 +45,7 @@ def bundle_schema() -> Schema:
         "image": {"anyOf": [{"type": "null"}, _record(bundle.ImageInfo)]},
         "quantization": _map(_record(bundle.WeightGroup)),
         "tensors": _map(_KINDS[dict[str, str]]),
-        "target": _KINDS[str],
+        "target": _kind("target", str),
         "defaults": _object({"text": _settings(TextSettings), "image": _settings(ImageSettings)}),
         "graphs": _map(_record(bundle.GraphInfo)),
         "files": _map(_record(bundle.FileInfo)),
@@ -84,14 +85,17 @@ def _rows() -> Schema:
 
 def _record(cls: Any) -> Schema:
     required = tuple(each.name for each in fields(cls) if each.default is MISSING)
-    return _object({each.name: _kind(each.type) for each in fields(cls)}, required)
+    return _object({each.name: _kind(each.name, each.type) for each in fields(cls)}, required)
 
 
-def _kind(declared: Any) -> Schema:
+def _kind(name: str, declared: Any) -> Schema:
     if NoneType in get_args(declared) and get_origin(declared) is not tuple:
         (kind,) = (each for each in get_args(declared) if each is not NoneType)
-        return {"anyOf": [{"type": "null"}, _KINDS[kind]]}
-    return _KINDS[declared]
+        return {"anyOf": [{"type": "null"}, _kind(name, kind)]}
+    if declared in (int, float) and name in BOUNDS:
+        least, most = BOUNDS[name]
+        return {"type": _KINDS[declared]["type"], "minimum": least, "maximum": most}
+    return {"enum": list(WORDS[name])} if declared is str and name in WORDS else _KINDS[declared]
 
 
 def _object(properties: dict[str, Schema], required: tuple[str, ...] | None = None) -> Schema:

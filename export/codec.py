@@ -14,7 +14,8 @@ from mmada_lite.export.lowering import Weight, WeightSpec
 
 
 def build_image_encoder(graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig) -> None:
-    """pixels [B, 3, H, W] in -1..1 -> codes int64 [B, h, w]; channel 0 of the encoding is the most significant bit."""
+    """pixels [B, 3, H, W] in -1..1 -> codes int64 [B, h, w]; channel 0 of the encoding is the most significant bit. And
+    magnitude [B], the mean size of the encoding, since codes alone would hide numbers that are not finite."""
     layers = _Layers(graph, source, spec, config, "encoder")
     x = layers.conv("conv_in", graph.input("pixels", "float32", ("B", 3, "H", "W")))
     tower: Tower = config.encoder
@@ -30,6 +31,8 @@ def build_image_encoder(graph: Graph, source: Tensors, spec: WeightSpec, config:
     total = graph.op("ReduceSum", graph.op("Mul", bits, powers), graph.ints(1), attributes={"keepdims": 0})
     graph.op("Cast", total, attributes={"to": 7}, to="codes")
     graph.output("codes", "int64", ("B", "h", "w"))
+    graph.op("ReduceMean", graph.op("Abs", z), graph.ints(1, 2, 3), attributes={"keepdims": 0}, to="magnitude")
+    graph.output("magnitude", "float32", ("B",))
 
 
 def build_image_decoder(graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from mmada_lite.contracts import check_value, shown
 from mmada_lite.errors import Error
 from mmada_lite.export.safetensors_io import read_json
 
@@ -25,8 +26,11 @@ class Tower:
         numbers = (self.ch, *self.ch_mult, *self.num_res_blocks)
         if not all(type(n) is int and n > 0 for n in numbers):
             raise Error("vq config.json: ch, ch_mult and num_res_blocks must be whole numbers above zero")
-        if not self.ch_mult or len(self.ch_mult) != len(self.num_res_blocks):
-            raise Error("vq config.json: ch_mult and num_res_blocks need one number per level each")
+        for name, values in (("ch", (self.ch,)), ("ch_mult", self.ch_mult), ("num_res_blocks", self.num_res_blocks)):
+            for value in values:
+                check_value(name, value, f"vq config.json: {name}")
+        if not 1 <= len(self.ch_mult) <= 10 or len(self.ch_mult) != len(self.num_res_blocks):
+            raise Error("vq config.json: ch_mult and num_res_blocks need one number per level each, of 10 levels at most")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -179,4 +183,5 @@ def require_numbers(config: Any, file: str, may_be_zero: tuple[str, ...] = ()) -
         right = type(value) is int or (field.type is float and type(value) is float)
         if not right or value < 0 or (value == 0 and field.name not in may_be_zero):
             kind = "a whole number" if field.type is int else "a number"
-            raise Error(f"{file}: {field.name} must be {kind} above zero, not {value!r}")
+            raise Error(f"{file}: {field.name} must be {kind} above zero, not {shown(value)}")
+        check_value(field.name, value, f"{file}: {field.name}")

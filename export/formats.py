@@ -24,6 +24,8 @@ Codes = NDArray[np.int8]
 Family = Literal["fp32", "fp16", "int8", "int4"]
 _BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 BLOCKS = (32, 64, 128)
+LARGEST = 65504.0  # of a weight in half precision; so of codes, whose products would overflow, and of norms and biases
+LARGEST_WHOLE = 1e9  # of a matrix in float32, so that a product of two stays in it
 SMALLEST_SCALE = {"float16": np.float32(2.0**-24), "float32": np.finfo(np.float32).smallest_normal}
 
 
@@ -169,19 +171,21 @@ def rounded(values: np.ndarray, fmt: Format, name: str) -> np.ndarray:
     """Values as a floating format stores them. Raises Error naming the tensor when it holds NaN, infinite numbers, or
     numbers beyond half precision."""
     assert fmt.floating, f"{fmt.name} is not a floating format"
-    require_finite(values, name)
-    with np.errstate(over="ignore"):
-        stored = values.astype(fmt.dtype, copy=False)
-    if fmt.family == "fp16" and not np.isfinite(stored).all():
-        raise Error(f"{name} holds numbers beyond half precision; export it with --precision fp32")
-    return stored
+    require_finite(values, name, LARGEST_WHOLE if fmt.family == "fp32" else LARGEST)
+    return values.astype(fmt.dtype, copy=False)
 
 
-def require_finite(values: np.ndarray, name: str) -> None:
-    """Raise an Error naming the tensor when it holds NaN or infinite numbers."""
-    if not np.isfinite(values).all():
-        what = "NaN" if np.isnan(values).any() else "infinite numbers"
+def require_finite(values: np.ndarray, name: str, largest: float = LARGEST) -> None:
+    """Raise an Error naming the tensor when it holds NaN, infinite numbers, or larger ones than those that a format holds."""
+    if not values.size:
+        return
+    low, high = float(values.min()), float(values.max())  # both NaN where one number is
+    if not np.isfinite([low, high]).all():
+        what = "NaN" if np.isnan(low) else "infinite numbers"
         raise Error(f"{name} holds {what}: the training diverged or the file is damaged; use another checkpoint")
+    if (most := max(high, -low)) > largest:
+        hint = "use another checkpoint" if most > LARGEST_WHOLE else "--precision fp32 may hold a matrix of it"
+        raise Error(f"{name} holds {most:.3g}, and {largest:g} is the most that can be stored; {hint}")
 
 
 def _blocked(values: np.ndarray, fmt: Format) -> np.ndarray:

@@ -268,7 +268,15 @@ def _blocks(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> 
         packed = [pack_zeros(part, stored) for part in zeros]
         inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
     attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
-    return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
+    if spec.target != "cpu":
+        return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
+    product = graph.op("MatMulNBits", *inputs_of, attributes=attributes, domain=CONTRIB)
+    return graph.op("Add", product, *graph.once("nothing", x, lambda: (_nothing(graph, x),)), to=to)
+
+
+def _nothing(graph: Graph, x: str) -> str:
+    """x [..., K] -> 0 of each token [..., 1], or NaN where x is not finite, which kernels that round x would hide."""
+    return graph.op("Mul", graph.op("ReduceSum", x, graph.ints(-1)), graph.constant(0.0, "float32"))
 
 
 def _dequantized(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:

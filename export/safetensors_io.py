@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from mmada_lite import contracts
 from mmada_lite.errors import Error
 
 _NUMPY_OF = {
@@ -123,6 +124,10 @@ class TensorSource:
             faults.append(f"misshapen: {_few(wrong)}")
         if faults:
             raise Error(f"{self.folder}: {'; '.join(faults)}; {_MISMATCH}")
+        for name in expected:
+            if name.endswith((".weight", ".bias")) and "F" not in (code := self.dtype(name)):
+                whole = f"{name} is {code}, whole numbers without a scale"
+                raise Error(f"{self.folder}: {whole}; give the weights as F32, F16 or BF16")
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -133,10 +138,10 @@ class TensorSource:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from disk; Error when the file is absent, is no JSON or holds something else than an object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = contracts.read_json(path)
     except FileNotFoundError:
         raise Error(f"{path}: no such file; a checkpoint folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (OSError, ValueError) as fault:
         raise Error(f"{path}: cannot be read as JSON ({fault}); fetch the file again") from None
     if not isinstance(content, dict):
         raise Error(f"{path}: holds a JSON {type(content).__name__} where an object is needed; fetch the file again")
@@ -187,7 +192,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _LONGEST_HEADER):
                 raise ValueError("truncated, or no safetensors at all")
-            header = json.loads(stream.read(length))
+            header = contracts.json_of(stream.read(length))
         header.pop("__metadata__", None)
         entries = {}
         for name, item in header.items():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.errors import Error, did_you_mean, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,7 +79,7 @@ def exit_code(command: Callable[[], int], page: str = "") -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     with suppress(OSError):  # nobody may be left to read it
         print(f"mmada-lite: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
     _drop_stdout_if_stuck()

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from mmada_lite.contracts import check_bundle, check_value, check_words, read_json, shown
 from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean
@@ -22,7 +23,7 @@ from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 MANIFEST = "bundle.json"
 FORMAT = "mmada-lite-bundle"
 FORMAT_VERSION = 2
-HASHED_UP_TO = 256 << 20  # bytes; larger bundles are hashed only when asked
+HASHED_UP_TO = 256 << 20  # bytes; opening hashes larger bundles only when asked, `hashing` while they work
 _AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
 _KEYS_1 = (
     *("format", "format_version", "name", "architecture", "vocabulary", "image"),
@@ -147,6 +148,10 @@ class Bundle:
     def tokenizer_path(self) -> Path | None:
         return self.path / "tokenizer.json" if "tokenizer.json" in self.files else None
 
+    def check_hashes(self) -> None:
+        """Read every file. Raises Error where one is not what bundle.json says."""
+        _verify(self, hashes=True)
+
     def graph_path(self, name: str) -> Path:
         """The file of a graph. Raises Error when the bundle has no such graph."""
         if name not in self.graphs:
@@ -192,7 +197,7 @@ class BundleWriter(AtomicFolder):
         return self.commit()
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> Mapping[str, Any]:
     if not path.is_dir():
         recover(path)
     if not path.is_dir():
@@ -207,21 +212,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             )
         raise Error(f"{path} is not a bundle: it holds no {MANIFEST}; {_AGAIN}")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest)
     except (OSError, ValueError) as fault:
         raise Error(f"{manifest} is damaged ({fault}); {_AGAIN}") from fault
-    if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("format_version")) is not int:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1 or content.get("format") != FORMAT:
         raise Error(f"{manifest} does not describe a mmada-lite bundle; {_AGAIN}")
-    if content["format_version"] > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise Error(
-            f"{path} was made by a newer mmada-lite (bundle format {content['format_version']}, this program reads up to "
+            f"{path} was made by a newer mmada-lite (bundle format {shown(version)}, this program reads up to "
             f"{FORMAT_VERSION}); upgrade with `pip install -U mmada-lite`"
         )
+    assert isinstance(content, dict), "it has a version"
     return content
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
     where = str(path / MANIFEST)
+    told = ("rows", "knows")  # in these a text may have lines
+    check_words({key: value for key, value in content.items() if key not in told}, where)
+    check_words([content.get(key) for key in told], where, keep="\n\t")
     if content["format_version"] < FORMAT_VERSION:
         _check_keys(content, (*_KEYS_1, *_LATER_1), _KEYS_1, where)
         content = _upgraded(content, where)
@@ -253,6 +263,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         knows=MappingProxyType(dict(_mapping(content["knows"], f"{where}: knows"))),
     )
     _check_files(bundle, where)
+    check_value("target", bundle.target, f"{where}: target")
+    check_bundle(bundle, where)
     return bundle
 
 
@@ -282,11 +294,8 @@ def _check_host(content: Mapping[str, Any], where: str) -> None:
 
 def _check_files(bundle: Bundle, where: str) -> None:
     for name in bundle.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise Error(f"{where}: the file {name!r} lies outside the bundle; {_AGAIN}")
-    for name, graph in bundle.graphs.items():
-        if graph.file not in bundle.files:
-            raise Error(f"{where}: the file {graph.file!r} of graph {name!r} is not listed under files; {_AGAIN}")
+        if Path(name).is_absolute() or ".." in Path(name).parts or len(name) > 200:
+            raise Error(f"{where}: the file {shown(name)} lies outside the bundle; {_AGAIN}")
 
 
 def _verify(bundle: Bundle, *, hashes: bool) -> None:
@@ -330,14 +339,16 @@ def _record(cls: type[Record], content: Any, where: str) -> Record:
     known = fields(cls)  # type: ignore[arg-type]
     _check_keys(content, [f.name for f in known], [f.name for f in known if f.default is MISSING], where)
     values = {f.name: _value(content[f.name], f.type, f"{where}.{f.name}") for f in known if f.name in content}
+    for name, value in values.items():
+        check_value(name, value, f"{where}.{name}")
     return cls(**values)
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     if kind == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if kind is float and type(value) in (int, float) and value > 0:
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        return float(max(-1e300, min(value, 1e300)))  # `check_value` says which there can be
     right = {
         int: type(value) is int and value >= 0,
         str: isinstance(value, str),
@@ -347,13 +358,13 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         dict[str, str]: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
     }
     if not right.get(kind, False):
-        raise Error(f"{where} is {value!r}, which it cannot be; {_AGAIN}")
+        raise Error(f"{where} is {shown(value)}, which it cannot be; {_AGAIN}")
     return value
 
 
 def _mapping(content: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise Error(f"{where} is {content!r} where an object is needed; {_AGAIN}")
+        raise Error(f"{where} is {shown(content)} where an object is needed; {_AGAIN}")
     return content
 
 
@@ -361,7 +372,7 @@ def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Co
     for key in content:
         if key not in known:
             hint = did_you_mean(key, known, f"the keys are {', '.join(known)}")
-            raise Error(f"{where}: unknown key {key!r}; {hint}")
+            raise Error(f"{where}: unknown key {shown(key)}; {hint}")
     for key in required:
         if key not in content:
             raise Error(f"{where}: the key {key!r} is missing; {_AGAIN}")

@@ -4,7 +4,10 @@ It knows nothing of how an error is shown: the command line prints one line.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Error(ValueError):
@@ -20,3 +23,8 @@ def did_you_mean(
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"did you mean {spell(near[0])}?" if near else otherwise
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """A text that a terminal shows and does not obey: controls, but those to keep, and overrides of direction are escaped."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)

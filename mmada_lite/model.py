@@ -52,9 +52,9 @@ def load(
     """Open a bundle; without a path, the small model that comes with the package.
 
     device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
-    says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file of bundles up
-    to 256 MiB and the sizes of larger ones, "full" every sha256. speed: "exact", "balanced" or "fast", for the model's
-    default settings (docs/speed.md).
+    says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file, of bundles
+    above 256 MiB while the first answer is made, and of unchanged files once; "full" does it before anything runs. speed:
+    "exact", "balanced" or "fast", for the model's default settings (docs/speed.md).
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     folder = Path(path) if path is not None else embedded_bundle()
@@ -77,6 +77,7 @@ class Model:
         self.text_defaults, self.image_defaults = opened.text_defaults, opened.image_defaults
         self.denoiser = opened.denoiser
         self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
+        self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
 
     @property
@@ -247,6 +248,7 @@ class Model:
     def picture_of(self, codes: ArrayLike) -> Image.Image:
         """The picture of codes [h, w], `codec.downsample` pixels a side for each. Raises Error for codes that the model has
         not."""
+        self._await_hashes()
         return self.codec.decode(self._grid(codes))
 
     def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
@@ -258,7 +260,8 @@ class Model:
             where = f"and this model is on {self.device.name}"
             raise Error(f"speculative_steps {ahead} is for the CPU {where}; use speculative_steps 1")
         tokens = TextTokens.of(self.vocabulary.special, self._tokenizer)
-        return Answer(generate.complete(self.denoiser, prompt, chosen, tokens, seed=seed), self._tokenizer, tokens.stop)
+        decoding = generate.complete(self.denoiser, prompt, chosen, tokens, seed=seed)
+        return Answer(self._hashed(decoding), self._tokenizer, tokens.stop)
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
         """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""
@@ -311,7 +314,16 @@ class Model:
         if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
             raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
         chosen = settings or self.image_defaults
-        return generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed)
+        return self._hashed(generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed))
+
+    def _hashed(self, decoding: Decoding) -> Decoding:
+        """A decode that ends once every file of the bundle is known to be sound, and in an Error where one is not."""
+
+        def steps() -> Iterator[Step]:
+            yield from decoding.steps
+            self._await_hashes()
+
+        return replace(decoding, steps=steps())
 
     def _drawing(self, decoding: Decoding, shape: tuple[int, ...], finishing: images.Finishing | None = None) -> Drawing:
         return Drawing(_with_codes(decoding, shape), self.codec.decode, finishing)

@@ -4,14 +4,16 @@ It knows the tags around a thought and where image codes begin, and holds the te
 knows nothing of models, canvases or decoding.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 
+from mmada_lite.contracts import read_json, shown
 from mmada_lite.errors import Error
 from mmada_lite.families import FAMILIES, Rows
 
@@ -34,6 +36,9 @@ _NUMBERS = ("special", "image_code_offset", "codebook_size", "size")  # in the f
 _HEADERS = ("start_header", "end_header", "eot")
 ROLES = ("system", "user", "assistant")
 OPEN, CLOSE = "<think>", "</think>"  # around a thought
+_TRIAL = "A 1 é\n"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Vocabulary:
     rows: Rows = field(default=FAMILIES["mmada"], hash=False)
 
     def __post_init__(self) -> None:
+        if self.image_code_offset < 1 or self.codebook_size < 1:
+            raise Error("vocabulary: image_code_offset and codebook_size are at least 1")
         end = self.image_code_offset + self.codebook_size
         if end > self.size:
             raise Error(
@@ -77,7 +84,11 @@ class Vocabulary:
             )
         for name, value in asdict(self.special).items():
             if not 0 <= value < self.size:
-                raise Error(f"vocabulary: special token {name!r} is {value}, outside the embedding's {self.size} rows")
+                raise Error(f"vocabulary: special token {name!r} is {shown(value)}, outside the embedding's {self.size} rows")
+            if 0 <= value - self.image_code_offset < self.codebook_size:
+                raise Error(f"vocabulary: special token {name!r} is {value}, which is a picture code")
+            if value == self.special.mask and name != "mask":
+                raise Error(f"vocabulary: special token {name!r} is {value}, which is the mask")
 
     def to_json(self) -> dict[str, Any]:
         """The ids and sizes. The rows stand beside them in bundle.json, and not in them."""
@@ -103,15 +114,37 @@ class Vocabulary:
             ids["mask"] = mask_id
         return cls(SpecialTokens(**ids), image_code_offset=len(tokenizer), codebook_size=codebook_size, size=size)
 
+    def check_tokenizer(self, tokenizer: "Tokenizer") -> None:
+        """Raise Error where a tokenizer gives a special token another id, or has another length than picture codes begin at."""
+        for name, (spelling, _) in _SPELLINGS.items():
+            wanted = getattr(self.special, name)
+            if (own := tokenizer.find(spelling, wanted)) != wanted:
+                raise Error(f"vocabulary: special token {name!r} is {wanted}, and {spelling} of tokenizer.json is {own}")
+        if len(tokenizer) != self.image_code_offset:
+            raise Error(
+                f"vocabulary: image_code_offset is {self.image_code_offset}, and tokenizer.json has {len(tokenizer)} tokens"
+            )
+
 
 class Tokenizer:
-    """A `tokenizers` file. The three chat-header tokens are added where the file lacks them, as the reference does."""
+    """A `tokenizers` file. The three chat-header tokens are added where the file lacks them, as the reference does. What
+    training cuts, pads and drops is left undone. Raises Error where ids do not count from 0 to the last without a gap."""
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
+        inner.no_truncation()
+        inner.no_padding()
+        if getattr(inner.model, "dropout", None):
+            inner.model.dropout = None
         missing = [_SPELLINGS[name][0] for name in _HEADERS if inner.token_to_id(_SPELLINGS[name][0]) is None]
         if missing:
             inner.add_special_tokens(missing)
+        ids: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+        holders = dict[int, str]()
+        for spelling, token in ids.items():
+            if (other := holders.setdefault(token, spelling)) != spelling or token >= len(ids):
+                taken = f", the id of {shown(other)}" if other != spelling else ""
+                raise Error(f"{shown(spelling)} has the id {token}{taken}, and ids count from 0 to {len(ids) - 1}")
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
@@ -119,11 +152,21 @@ class Tokenizer:
         if not path.is_file():
             raise Error(f"no tokenizer at {path}; a checkpoint or bundle that chats needs its tokenizer.json")
         try:
-            text = path.read_text(encoding="utf-8")
-            json.loads(text)
-            return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise Error(f"{path} is not a tokenizer.json: {str(error)[:200]}") from error
+            content = read_json(path)
+            with _silent():  # where the library panics, it also prints
+                tokenizer = _asked(lambda: cls(tokenizers.Tokenizer.from_file(str(path))))
+                tokenizer.decode(tokenizer.encode(_TRIAL))
+            tokenizer._check_added(content.get("added_tokens") or [])
+            return tokenizer
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Error(f"{path} is not a tokenizer.json that can be used: {str(error)[:200]}") from error
+
+    def _check_added(self, added: Iterable[Mapping[str, Any]]) -> None:
+        """Raise Error where the library gives an added token another id than the file: other readers honour the file's."""
+        for token in added:
+            if (used := self._inner.token_to_id(token["content"])) != token["id"]:
+                named = f"added_tokens has {shown(token['content'])} with the id {shown(token['id'])}"
+                raise Error(f"{named}, and the tokenizers library gives it {used}; write the file again with ids without a gap")
 
     def __len__(self) -> int:
         return int(self._inner.get_vocab_size(with_added_tokens=True))
@@ -135,12 +178,39 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text. With `special` false, `<|eot_id|>` typed by a user is text and not the end of a turn."""
         self._inner.encode_special_tokens = not special
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        return list(_asked(lambda: self._inner.encode(text, add_special_tokens=False)).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens and ids beyond the tokenizer (image codes) are left out."""
         known = [int(i) for i in ids if 0 <= int(i) < len(self)]
-        return str(self._inner.decode(known, skip_special_tokens=True))
+        return str(_asked(lambda: self._inner.decode(known, skip_special_tokens=True)))
+
+
+def _asked(call: Callable[[], Result]) -> Result:
+    """Something of the tokenizers library, which raises bare Exception, and panics beside it. Raises Error."""
+    try:
+        return call()
+    except BaseException as error:
+        if isinstance(error, (Error, MemoryError)) or not (isinstance(error, Exception) or "Panic" in type(error).__name__):
+            raise
+        raise Error(f"the tokenizers library fails: {str(error)[:200]}") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that is written to the standard error stream, by whatever language, is seen."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is no such stream
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _plain_integers(names: Sequence[str], data: Mapping[str, Any]) -> dict[str, int]:

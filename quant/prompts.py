@@ -5,7 +5,6 @@ The built-in ones are short, of no particular model, and fixed: prompt n of a ta
 holds a JSON object a line: {"task": "chat", "ask", "paint" or "think", "text": ...}. It knows no tokens and no model.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mmada_lite.contracts import json_of
 from mmada_lite.errors import Error
 
 Task = Literal["chat", "ask", "paint", "think"]  # think: a thought, then the picture that it describes
@@ -65,7 +65,7 @@ def first_prompts(prompts: list[Prompt], task: Task, count: int) -> list[Prompt]
 
 def _parsed(line: str, where: str) -> Prompt:
     try:
-        content = json.loads(line)
+        content = json_of(line)
     except ValueError:
         content = None
     if not isinstance(content, dict) or set(content) != {"task", "text"} or not isinstance(content["text"], str):

@@ -19,7 +19,15 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import Checkpoint, GraphPlan, defaults_of, open_checkpoint
 from mmada_lite.export.checkpoint import Tensors, TransformerConfig
-from mmada_lite.export.formats import Format, Quantized, pack_blocks, quantize, require_finite, unpack_blocks
+from mmada_lite.export.formats import (
+    LARGEST_WHOLE,
+    Format,
+    Quantized,
+    pack_blocks,
+    quantize,
+    require_finite,
+    unpack_blocks,
+)
 from mmada_lite.export.graph import Graph
 from mmada_lite.export.lowering import Weight, WeightSpec
 from mmada_lite.files import size_in_words
@@ -227,7 +235,12 @@ def _codec_plans(bundle: Bundle) -> Iterator[GraphPlan]:
     """The image tokenizer of a bundle, taken over as it is."""
 
     def adopt(graph: Graph, spec: WeightSpec, path: Path) -> None:
-        graph.adopt(onnx.load(str(path), load_external_data=False), lambda tensor: _values(tensor, path.parent))
+        graph.adopt(onnx.load(str(path), load_external_data=False), lambda tensor: read(tensor, path.parent))
+
+    def read(tensor: TensorProto, folder: Path) -> np.ndarray:
+        values = _values(tensor, folder)
+        require_finite(values, tensor.name, LARGEST_WHOLE)
+        return values
 
     for name in _CODEC:
         path = bundle.graph_path(name)

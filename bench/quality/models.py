@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +97,11 @@ def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
 
 def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
     """The settings that a checkpoint asks for, and the recipe's where it is silent."""
+    from mmada_lite.export.checkpoint import read_json
     from mmada_lite.train.recipe import IMAGE, TEXT
 
     file = path / "mmada_lite.json"
-    defaults = json.loads(file.read_text(encoding="utf-8")).get("defaults", {}) if file.exists() else {}
+    defaults = read_json(file).get("defaults", {}) if file.exists() else {}
     text = read_settings(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
     return text, read_settings(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
 

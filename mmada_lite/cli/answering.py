@@ -4,7 +4,7 @@ import argparse
 
 from mmada_lite.cli import terminal
 from mmada_lite.decoding.settings import TextSettings
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, printable
 from mmada_lite.streams import Answer
 from mmada_lite.vocabulary import CLOSE, split_thought
 
@@ -34,7 +34,7 @@ def print_answer(answer: Answer, settings: TextSettings, arguments: argparse.Nam
         terminal.note(
             f"mmada-lite: the answer ends at its longest, {settings.answer_length} tokens; --answer-length gives more"
         )
-    print(_dim_thought(result.text))
+    print(_dim_thought(printable(result.text) if terminal.is_terminal("stdout") else result.text))
     return result.text
 
 

@@ -1,4 +1,5 @@
-"""The verb info: what is in a bundle, and whether this machine can run it. It opens no graph, so it is quick at any size."""
+"""The verb info: what is in a bundle, and whether this machine can run it. It opens every graph,
+without the work of optimizing it."""
 
 import argparse
 import os
@@ -78,7 +79,7 @@ def bundle_json(bundle: "Bundle") -> dict[str, Any]:
 def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
     """What this machine offers, and `runs` with the reason when that is false."""
     from mmada_lite.memory_plan import memory_available
-    from mmada_lite.ort.loader import device_for
+    from mmada_lite.ort.loader import check_contracts, device_for
 
     needed, available = memory_needed(bundle), memory_available()
     machine: dict[str, Any] = {
@@ -98,6 +99,10 @@ def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
     import onnxruntime
 
     machine |= {"providers": onnxruntime.get_available_providers(), "device": chosen.name}
+    try:
+        check_contracts(bundle, chosen)
+    except Error as error:
+        return {**machine, "runs": False, "why": str(error)}
     if chosen.name == "cpu" and available is not None and needed > available:
         lacking = f"it needs about {size_in_words(needed)} of memory and {size_in_words(available)} are free"
         return {**machine, "runs": False, "why": f"{lacking}; close other programs or use a smaller bundle"}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, printable
 
 if TYPE_CHECKING:
     from mmada_lite.decoding.forward import Step
@@ -84,6 +84,8 @@ def print_folder(folder: Path, about: Mapping[str, Any], *, as_json: bool) -> No
         print_json({"result": str(folder), "bytes": size, **about})
     else:
         print(folder)
+    if not (folder / "image_decoder.onnx").is_file():
+        note(f"mmada-lite: {folder} neither sees nor draws, since its source has no folder vq")
 
 
 def step_json(step: "Step") -> dict[str, Any]:
@@ -132,7 +134,7 @@ class Progress:
     def show(self, line: str) -> None:
         if self.on:
             width = shutil.get_terminal_size().columns - 1
-            text = " ".join(line.split())
+            text = printable(" ".join(line.split()))
             sys.stderr.write("\r\x1b[K" + (text if len(text) <= width else text[: width - 1] + "…"))
             sys.stderr.flush()
 
@@ -168,7 +170,7 @@ class _Warnings(logging.Handler):
 
 def note(message: str) -> None:
     """Something a person should know that is not the result."""
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 def dimmed(text: str) -> str:

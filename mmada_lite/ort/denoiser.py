@@ -34,12 +34,12 @@ class OnnxDenoiser:
         layers: int,
         heads: int,
         head_dim: int,
-        guard: Callable[[Callable[[], Any]], Any] = lambda run: run(),
+        guard: Callable[[Callable[[], Any], str], Any] = lambda run, graph: run(),
         most_logits: int | None = None,
         options: "onnxruntime.RunOptions | None" = None,
     ) -> None:
-        """guard: runs something and turns its failures into ours; most_logits: bytes of logits that a head makes in one run,
-        which further rows then wait for (None: all rows in one, which is a tenth faster); options: of every run."""
+        """guard: runs something of a graph and turns its failures into ours; most_logits: bytes of logits that a head makes in
+        one run, which further rows then wait for (None: all rows in one, which is a tenth faster); options: of every run."""
         self._sessions, self._guard, self._most_logits, self._options = sessions, guard, most_logits, options
         self._shape = (layers, heads, head_dim)
         types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
@@ -61,7 +61,8 @@ class OnnxDenoiser:
             binding = _Binding(self._sessions["backbone"], past, dict(zip(self._cache_names, kept, strict=True)), self._options)
         self._last = None if keep or window.past is None else binding
         positions = np.broadcast_to(window.positions, window.tokens.shape)
-        self._guard(lambda: binding.run({"embeddings": embeddings, "positions": positions, "rows": window.queries}, hidden))
+        feeds = {"embeddings": embeddings, "positions": positions, "rows": window.queries}
+        self._guard(lambda: binding.run(feeds, hidden), "backbone")
         return hidden, KeyValues(tuple(kept[:layers]), tuple(kept[layers:])) if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
@@ -82,7 +83,7 @@ class OnnxDenoiser:
         return int(shapes["logits"][-1])
 
     def _run(self, graph: str, outputs: Sequence[str], feeds: dict[str, NDArray]) -> list[NDArray]:
-        results: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds, self._options))
+        results: list[NDArray] = self._guard(lambda: self._sessions[graph].run(list(outputs), feeds, self._options), graph)
         return results
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TYPES = {"float32": FLOAT, "float16": HALF}
 Open = Callable[[bytes], "onnxruntime.InferenceSession"]  # a graph of ours on the same device
-Guard = Callable[[Callable[[], Any]], Any]  # runs something and turns its failures into ours
+Guard = Callable[[Callable[[], Any], str], Any]  # runs something of a graph and turns its failures into ours
 
 
 class Handle:
@@ -96,7 +96,7 @@ class _Runner:
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in outputs:
             binding.bind_output(name, "cpu" if home else self._memory)
-        self._guard(lambda: session.run_with_iobinding(binding))
+        self._guard(lambda: session.run_with_iobinding(binding), f"that gives {outputs[0]}")
         values = binding.get_outputs()
         return [value.numpy() for value in values] if home else [Handle(value, self) for value in values]
 
@@ -141,7 +141,7 @@ class DeviceDenoiser:
         shape: tuple[int, int, int],
         memory: str,
         open_graph: Open,
-        guard: Guard = lambda run: run(),
+        guard: Guard = lambda run, graph: run(),
     ) -> None:
         """shape: layers, heads of keys, size of a head. memory: where the device's tensors lie, "cpu" or "cuda"."""
         self._sessions, self._shape, self._guard = sessions, shape, guard
@@ -153,7 +153,9 @@ class DeviceDenoiser:
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         layers, heads, size = self._shape
         past = window.past or KeyValues.empty(layers, window.tokens.shape[0], heads, size, self._past_type)
-        (embeddings,) = self._guard(lambda: self._sessions["embedder"].run(["embeddings"], {"tokens": window.tokens}))
+        (embeddings,) = self._guard(
+            lambda: self._sessions["embedder"].run(["embeddings"], {"tokens": window.tokens}), "embedder"
+        )
         feeds: dict[str, Any] = {
             "embeddings": embeddings,
             "positions": np.broadcast_to(window.positions, window.tokens.shape),

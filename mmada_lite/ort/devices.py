@@ -14,7 +14,7 @@ import numpy as np
 from mmada_lite.errors import Error
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.device_graphs import FLOAT, join_graph
-from mmada_lite.ort.session import PROVIDERS, RTX_PLUGIN, Device, Tuning, first_line, onnxruntime_package, open_session
+from mmada_lite.ort.session import PROVIDERS, RTX_PLUGIN, Device, first_line, onnxruntime_package, open_session
 
 DEVICES = ("auto", *PROVIDERS)
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
@@ -22,7 +22,6 @@ DRIVER = "install NVIDIA's driver for this card (and in a container, pass the ca
 _BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu"), "integers": ("cpu",)}
 )
-_QUIET = Tuning(log_severity=4)  # a trial that fails is reported by us, once
 
 
 def choose_device(name: str = "auto", lowered_for: str = "cpu") -> Device:
@@ -76,7 +75,7 @@ def not_installed(device: str) -> str | None:
 
 def trial(device: str) -> None:
     """Open the smallest graph on the device and run it. Raises whatever goes wrong."""
-    session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1, tuning=_QUIET)
+    session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1)
     one = np.ones((1, 1, 1), dtype=np.float32)
     (joined,) = session.run(None, {"a": one, "b": one})
     if joined.shape != (2, 1, 1):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite.bundle import HASHED_UP_TO, Bundle
+from mmada_lite.contracts import read_json
 from mmada_lite.errors import Error
 
 FOLDER = "engines"
@@ -120,7 +121,7 @@ def write_record(path: Path, record: EngineRecord) -> None:
 def read_record(path: Path) -> EngineRecord:
     """Raises Error, without the file's name, when it is missing or no record."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path)
         key = EngineKey(**{field.name: str(content["key"][field.name]) for field in fields(EngineKey)})
         return EngineRecord(key, int(content["size"]), str(content["sha256"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

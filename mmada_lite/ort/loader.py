@@ -15,22 +15,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmada_lite import memory_plan
-from mmada_lite.bundle import Bundle, Fingerprints
+from mmada_lite.bundle import MANIFEST, Bundle, Fingerprints
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
+from mmada_lite.hashing import hash_in_background
 from mmada_lite.images import Codec
 from mmada_lite.ort import devices, engines, nvidia
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.device_denoiser import DeviceDenoiser
+from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
-from mmada_lite.ort.session import Device, OutOfMemory, exact_int8, is_out_of_memory, open_session, run_without_arena
+from mmada_lite.ort.session import (
+    Device,
+    OutOfMemory,
+    Tuning,
+    exact_int8,
+    first_line,
+    is_out_of_memory,
+    open_session,
+    run_without_arena,
+)
 from mmada_lite.vocabulary import Tokenizer
 
 if TYPE_CHECKING:
     import onnxruntime
 
+_CODEC = ("image_encoder", "image_decoder")
 _CPU = Device("cpu", "its table is mapped from disk")  # where the embedder runs, whatever the device
 _log = logging.getLogger("mmada_lite")
 
@@ -40,7 +52,8 @@ Wrap = Callable[[str, Any], Any]  # a graph's name and its session -> what is us
 
 @dataclass(slots=True)
 class OpenBundle:
-    """A bundle on a device, ready to run. `fingerprints` tells whether its files are still those that were opened."""
+    """A bundle on a device, ready to run. `fingerprints` tells whether its files are still those that were opened;
+    `await_hashes` raises Error where their bytes are not those that bundle.json says."""
 
     bundle: Bundle
     text_defaults: TextSettings
@@ -48,6 +61,7 @@ class OpenBundle:
     device: Device
     threads: int | None
     fingerprints: Fingerprints
+    await_hashes: Callable[[], None]
     tokenizer: Tokenizer | None
     denoiser: Denoiser
 
@@ -58,13 +72,38 @@ def open_bundle(path: Path, *, device: str, threads: int | None, verify: str, sp
     text_defaults, image_defaults = with_speed(speed, bundle.text_defaults, bundle.image_defaults)
     chosen = device_for(bundle, device)
     fingerprints = Fingerprints.of(bundle)
+    await_hashes = hash_in_background(bundle) if verify == "auto" else lambda: None
     warn_where_slow(bundle, chosen)
-    tokenizer = Tokenizer.from_file(bundle.tokenizer_path) if bundle.tokenizer_path else None
+    tokenizer = open_tokenizer(bundle)
     if tokenizer:
         vocabulary = bundle.vocabulary
         bundle = replace(bundle, vocabulary=replace(vocabulary, rows=vocabulary.rows.encoded(tokenizer.encode)))
     denoiser = open_denoiser(bundle, chosen, threads)
-    return OpenBundle(bundle, text_defaults, image_defaults, chosen, threads, fingerprints, tokenizer, denoiser)
+    defaults = text_defaults, image_defaults
+    return OpenBundle(bundle, *defaults, chosen, threads, fingerprints, await_hashes, tokenizer, denoiser)
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
+    """The tokenizer of a bundle that has one. Raises Error where bundle.json says other ids."""
+    if bundle.tokenizer_path is None:
+        return None
+    tokenizer = Tokenizer.from_file(bundle.tokenizer_path)
+    try:
+        bundle.vocabulary.check_tokenizer(tokenizer)
+    except Error as fault:
+        raise Error(f"{bundle.path / MANIFEST}: {fault}; fetch the bundle again") from None
+    return tokenizer
+
+
+def check_contracts(bundle: Bundle, device: Device) -> None:
+    """Raise Error where the tokenizer or a graph is not what bundle.json says, or cannot be opened. A CPU opens graphs quickly,
+    in less memory than to run them."""
+    open_tokenizer(bundle)
+    for graph in bundle.graphs:
+        if device.name == "cpu":
+            check_interface(bundle, graph, open_session(bundle.graph_path(graph), device, 1, tuning=Tuning(raw=True)))
+        else:
+            open_graph(bundle, graph, device)
 
 
 def device_for(bundle: Bundle, name: str) -> Device:
@@ -128,9 +167,10 @@ def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> Co
     image = bundle.image
     if image is None or "image_decoder" not in bundle.graphs:
         raise Error(f"{bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
-    opens = [partial(open_graph, bundle, name, device, threads) for name in ("image_encoder", "image_decoder")]
-    encoder, decoder = (TransientSession(each) if is_large(bundle, device) else each() for each in opens)
-    return Codec(encoder, decoder, image.resolution, image.downsample)
+    opens = [partial(open_graph, bundle, name, device, threads) for name in _CODEC]
+    sessions = [TransientSession(each) if is_large(bundle, device) else each() for each in opens]
+    encoder, decoder = (CodecSession(bundle, *each, _guard(bundle, device)) for each in zip(_CODEC, sessions, strict=True))
+    return Codec(encoder, decoder, image.resolution, image.downsample)  # type: ignore[arg-type]
 
 
 def is_large(bundle: Bundle, device: Device) -> bool:
@@ -143,8 +183,11 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     by_engine = _ENGINES.get(device.name) if graph in engines.ENGINES_OF else None
     if by_engine is not None:
-        return _guard(bundle, device)(lambda: by_engine(bundle, graph, device, threads))
-    return _guard(bundle, device)(lambda: open_session(path, device, threads))
+        engine: onnxruntime.InferenceSession = _guard(bundle, device)(lambda: by_engine(bundle, graph, device, threads), graph)
+        return engine
+    session: onnxruntime.InferenceSession = _guard(bundle, device)(lambda: open_session(path, device, threads), graph)
+    check_interface(bundle, graph, session)
+    return session
 
 
 def threads_of(graph: str, threads: int | None) -> int | None:
@@ -191,15 +234,17 @@ def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | No
 _ENGINES: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}
 
 
-def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any]], Any]:
-    """Runs something; when memory runs out, one line says so with what the plan counts."""
+def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str], Any]:
+    """Runs something of a graph; what fails is one line, and when memory runs out it has what the plan counts."""
 
-    def run(call: Callable[[], Result]) -> Result:
+    def run(call: Callable[[], Result], graph: str) -> Result:
         try:
             return call()
         except Exception as error:  # onnxruntime's own errors share no base class
             if not is_out_of_memory(error):
-                raise
+                if isinstance(error, Error):
+                    raise
+                raise Error(f"{bundle.path}: the graph {graph} fails in onnxruntime: {first_line(error)}") from error
             raise OutOfMemory(f"{bundle.path.name} ran out of memory on {device.name}: {_plan(bundle, device)}") from error
 
     return run

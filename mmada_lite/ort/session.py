@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _CPU = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}  # no memory put aside
-_ERRORS = 3  # onnxruntime's number for logging errors
+_FATAL = 4  # onnxruntime's number of what it logs at least: its errors are raised, and said by us
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
@@ -92,12 +92,12 @@ class Device:
 class Tuning:
     """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
     next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors
-    (docs/speed.md has what they do)."""
+    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors; raw:
+    neither optimized nor packed, since it is only looked at (docs/speed.md has what they do)."""
 
     spinning: Spinning = "run"
     arena: bool = True
-    log_severity: int = _ERRORS
+    raw: bool = False
 
 
 TUNED = Tuning()
@@ -186,8 +186,11 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = tuning.log_severity
+    options.log_severity_level = _FATAL
     options.enable_cpu_mem_arena = tuning.arena
+    if tuning.raw:
+        options.graph_optimization_level = onnxruntime_package().GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if tuning.spinning == "never":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":

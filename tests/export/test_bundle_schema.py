@@ -47,6 +47,8 @@ FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "special": lambda c: c["vocabulary"]["special"].pop("mask"),
     "file": lambda c: c["files"].update(x={"size": 1}),
     "group": lambda c: c["quantization"]["backbone"].update(bits="4"),
+    "target": lambda c: c.update(target="gpu"),
+    "number": lambda c: c["architecture"].update(n_layers=10**12),
 }
 
 

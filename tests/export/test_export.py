@@ -158,7 +158,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no image tokenizer weights": (lambda f: (f / "vq" / "model.safetensors").unlink(), "vq"),
     "truncated weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "fetch the file again"),
-    "no half precision": (break_weights, "beyond half precision"),
+    "no half precision": (break_weights, "is the most that can be stored"),
 }
 
 

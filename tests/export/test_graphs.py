@@ -213,7 +213,7 @@ def test_codec_equals_the_reference(golden: Path, tmp_path: Path, number: int) -
     paths = export_codec(golden / "vq", tmp_path / "vq")
     encoder, decoder = (open_session(paths[name], choose_device("cpu")) for name in ("image_encoder", "image_decoder"))
     data = {key.removeprefix(f"img{number}."): value for key, value in load_file(golden / "vq" / "io.safetensors").items()}
-    (codes,) = encoder.run(None, {"pixels": data["pixels"]})
+    (codes,) = encoder.run(["codes"], {"pixels": data["pixels"]})
     np.testing.assert_array_equal(codes.reshape(data["codes"].shape), data["codes"])
     for given, expected in (("codes", "decoded"), ("random_codes", "random_decoded")):
         (pixels,) = decoder.run(None, {"codes": data[given].reshape(codes.shape)})

@@ -1,0 +1,167 @@
+"""What numbers and words of a file may be, and what bundle.json must say so that its parts agree.
+
+It reads JSON and compares values. It opens no graph and no tokenizer: whether those are what bundle.json says is checked by
+`mmada_lite.ort.interface` and `mmada_lite.vocabulary` when they are opened.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mmada_lite.errors import Error, printable
+
+if TYPE_CHECKING:
+    from mmada_lite.bundle import Bundle
+
+TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
+_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
+# A number by its name, wherever a file says it: the least and the most that a model may have.
+BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "d_model": (1, 1 << 16),
+        "n_layers": (1, 1 << 10),
+        "n_heads": (1, 1 << 10),
+        "n_kv_heads": (1, 1 << 10),
+        "head_dim": (2, 1 << 12),
+        "mlp_hidden_size": (1, 1 << 20),
+        "vocab_size": (2, 1 << 24),
+        "rope_theta": (1, 1e12),
+        "rms_norm_eps": (1e-12, 1),
+        "max_sequence_length": (1, 1 << 24),
+        "codebook_size": (1, 1 << 24),
+        "llm_vocab_size": (1, 1 << 24),
+        "num_vq_tokens": (1, 1 << 24),
+        "resolution": (1, 1 << 14),
+        "downsample": (1, 1 << 10),
+        "ch": (1, 1 << 13),
+        "ch_mult": (1, 1 << 6),
+        "num_res_blocks": (1, 1 << 6),
+        "z_channels": (1, 24),
+        "group_norm_groups": (1, 1 << 12),
+        "group_norm_eps": (1e-12, 1),
+        "bits": (1, 64),
+        "block": (1, 1 << 20),
+        "bytes": (0, 1 << 53),
+        "size": (0, 1 << 53),
+    }
+)
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": TARGETS, "format": tuple(_BITS), "scale": ("fp16", "fp32")})
+_GRAPHS = ("embedder", "backbone", "text_head", "image_head")
+_PICTURES = ("image_encoder", "image_decoder")
+_DEEPEST = 32  # levels of what a file may hold
+_LONGEST = 48 << 20  # bytes of JSON; a tokenizer of 126,349 tokens has some 10 million
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON says. Raises OSError, and ValueError as `json_of` does."""
+    if path.stat().st_size > _LONGEST:
+        raise ValueError(f"it is longer than {_LONGEST:,} bytes")
+    return json_of(path.read_text(encoding="utf-8"))
+
+
+def json_of(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for one that is none, too deep, and for NaN and a key twice."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("its brackets nest too deeply") from None
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)} stands there twice")
+    return content
+
+
+def shown(value: object) -> str:
+    """A value of a file, short enough for a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_value(name: str, value: object, where: str) -> None:
+    """Raise Error when a number or a word of this name is none that there can be."""
+    if name in BOUNDS and isinstance(value, (int, float)):
+        least, most = BOUNDS[name]
+        if not least <= value <= most:  # true of NaN too
+            raise Error(f"{where} is {shown(value)}; it can be {least:g} to {most:.15g}")
+    if name in WORDS and value is not None and value not in WORDS[name]:
+        raise Error(f"{where} is {shown(value)}; it can be {', '.join(WORDS[name])}")
+
+
+def check_words(content: Any, where: str, keep: str = "") -> None:
+    """Raise Error where a text, a key or a value, holds what a terminal would obey, but for `keep`, or nests too deeply."""
+    level: list[Any] = [content]
+    for _ in range(_DEEPEST):
+        for text in (item for item in level if isinstance(item, str)):
+            if text != printable(text, keep):
+                raise Error(f"{where}: {shown(text)} holds a control character; fetch the file again")
+        level = [part for item in level for part in _parts(item)]
+    if level:
+        raise Error(f"{where}: it nests deeper than {_DEEPEST} levels; fetch the file again")
+
+
+def _parts(item: Any) -> Iterator[Any]:
+    if isinstance(item, Mapping):
+        yield from item.keys()
+        yield from item.values()
+    elif isinstance(item, (list, tuple)):
+        yield from item
+
+
+def check_bundle(bundle: "Bundle", where: str) -> None:
+    """Raise Error for the first thing in which two parts of bundle.json do not agree."""
+    for fault in _faults(bundle):
+        raise Error(f"{where}: {fault}; fetch the bundle again, or export it again")
+
+
+def _faults(bundle: "Bundle") -> Iterator[str]:
+    shape, words, image = bundle.architecture, bundle.vocabulary, bundle.image
+    if shape.n_heads % shape.n_kv_heads:
+        yield f"architecture.n_heads {shape.n_heads} is not a multiple of n_kv_heads {shape.n_kv_heads}"
+    if shape.d_model != shape.n_heads * shape.head_dim or shape.head_dim % 2:
+        yield f"architecture.d_model {shape.d_model} is not {shape.n_heads} heads of an even size {shape.head_dim} (head_dim)"
+    if words.size != shape.vocab_size:
+        yield f"vocabulary.size is {words.size} and architecture.vocab_size {shape.vocab_size}"
+    if image and image.resolution % image.downsample:
+        yield f"image.resolution {image.resolution} is not a multiple of downsample {image.downsample}"
+    if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
+        longest = shape.max_sequence_length
+        yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
+    pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
+    if pictures and image is None:
+        yield "it has an image tokenizer, and image is null"
+    yield from _differences("graphs", bundle.graphs, (*_GRAPHS, *(_PICTURES if pictures else ())))
+    yield from _differences("quantization", bundle.quantization, (*_GRAPHS, *(("codec",) if pictures else ())))
+    if "weights.bin" not in bundle.files:
+        yield "the file 'weights.bin' of the graphs is not listed under files"
+    for name, graph in bundle.graphs.items():
+        if graph.file not in bundle.files:
+            yield f"the file {graph.file!r} of graph {name!r} is not listed under files"
+    for key, group in bundle.quantization.items():
+        described = (group.block, group.symmetric, group.scale, group.activation)
+        if group.bits not in (None, _BITS[group.format]) or (_BITS[group.format] > 8 and described != (None,) * 4):
+            yield f"quantization.{key} is {group.format}, and its other keys are not those of this format"
+    for key, tensors in bundle.tensors.items():
+        if key not in bundle.graphs:
+            yield f"tensors names the graph {key!r}, which is not among graphs"
+        if odd := next((name for name, stored in tensors.items() if stored.partition("-")[0] not in _BITS), None):
+            yield f"tensors.{key} says that {shown(odd)} is {shown(tensors[odd])}, which is no format"
+
+
+def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
+    for name in needed:
+        if name not in given:
+            yield f"{key} has no {name!r}"
+    for name in given:
+        if name not in needed:
+            yield f"{key} has {name!r}, which such a model has not"
