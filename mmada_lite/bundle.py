@@ -6,13 +6,13 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mmada_lite.contracts import check_bundle, check_value, check_words, read_json, shown
+from mmada_lite.contracts import BITS, check_value, check_words, read_json, shown
 from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean
@@ -31,6 +31,8 @@ _KEYS_1 = (
 )
 _LATER_1 = ("target", "tensors")  # absent in older bundles of format 1
 _KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
+_GRAPHS = ("embedder", "backbone", "text_head", "image_head")
+_PICTURES = ("image_encoder", "image_decoder")
 NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
 
 Record = TypeVar("Record")
@@ -264,7 +266,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
     )
     _check_files(bundle, where)
     check_value("target", bundle.target, f"{where}: target")
-    check_bundle(bundle, where)
+    _check_agreement(bundle, where)
     return bundle
 
 
@@ -296,6 +298,55 @@ def _check_files(bundle: Bundle, where: str) -> None:
     for name in bundle.files:
         if Path(name).is_absolute() or ".." in Path(name).parts or len(name) > 200:
             raise Error(f"{where}: the file {shown(name)} lies outside the bundle; {_AGAIN}")
+
+
+def _check_agreement(bundle: Bundle, where: str) -> None:
+    """Raise Error for the first thing in which two parts of bundle.json do not agree."""
+    for fault in _faults(bundle):
+        raise Error(f"{where}: {fault}; fetch the bundle again, or export it again")
+
+
+def _faults(bundle: Bundle) -> Iterator[str]:
+    shape, words, image = bundle.architecture, bundle.vocabulary, bundle.image
+    if shape.n_heads % shape.n_kv_heads:
+        yield f"architecture.n_heads {shape.n_heads} is not a multiple of n_kv_heads {shape.n_kv_heads}"
+    if shape.d_model != shape.n_heads * shape.head_dim or shape.head_dim % 2:
+        yield f"architecture.d_model {shape.d_model} is not {shape.n_heads} heads of an even size {shape.head_dim} (head_dim)"
+    if words.size != shape.vocab_size:
+        yield f"vocabulary.size is {words.size} and architecture.vocab_size {shape.vocab_size}"
+    if image and image.resolution % image.downsample:
+        yield f"image.resolution {image.resolution} is not a multiple of downsample {image.downsample}"
+    if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
+        longest = shape.max_sequence_length
+        yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
+    pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
+    if pictures and image is None:
+        yield "it has an image tokenizer, and image is null"
+    yield from _differences("graphs", bundle.graphs, (*_GRAPHS, *(_PICTURES if pictures else ())))
+    yield from _differences("quantization", bundle.quantization, (*_GRAPHS, *(("codec",) if pictures else ())))
+    if "weights.bin" not in bundle.files:
+        yield "the file 'weights.bin' of the graphs is not listed under files"
+    for name, graph in bundle.graphs.items():
+        if graph.file not in bundle.files:
+            yield f"the file {graph.file!r} of graph {name!r} is not listed under files"
+    for key, group in bundle.quantization.items():
+        described = (group.block, group.symmetric, group.scale, group.activation)
+        if group.bits not in (None, BITS[group.format]) or (BITS[group.format] > 8 and described != (None,) * 4):
+            yield f"quantization.{key} is {group.format}, and its other keys are not those of this format"
+    for key, tensors in bundle.tensors.items():
+        if key not in bundle.graphs:
+            yield f"tensors names the graph {key!r}, which is not among graphs"
+        if odd := next((name for name, stored in tensors.items() if stored.partition("-")[0] not in BITS), None):
+            yield f"tensors.{key} says that {shown(odd)} is {shown(tensors[odd])}, which is no format"
+
+
+def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
+    for name in needed:
+        if name not in given:
+            yield f"{key} has no {name!r}"
+    for name in given:
+        if name not in needed:
+            yield f"{key} has {name!r}, which such a model has not"
 
 
 def _verify(bundle: Bundle, *, hashes: bool) -> None:

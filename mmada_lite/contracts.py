@@ -1,22 +1,15 @@
-"""What numbers and words of a file may be, and what bundle.json must say so that its parts agree.
-
-It reads JSON and compares values. It opens no graph and no tokenizer: whether those are what bundle.json says is checked by
-`mmada_lite.ort.interface` and `mmada_lite.vocabulary` when they are opened.
-"""
+"""What numbers and words of a file may be, and JSON that is read within bounds. It knows no file by its meaning."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from mmada_lite.errors import Error, printable
 
-if TYPE_CHECKING:
-    from mmada_lite.bundle import Bundle
-
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
-_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
 # A number by its name, wherever a file says it: the least and the most that a model may have.
 BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -47,9 +40,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "size": (0, 1 << 53),
     }
 )
-WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": TARGETS, "format": tuple(_BITS), "scale": ("fp16", "fp32")})
-_GRAPHS = ("embedder", "backbone", "text_head", "image_head")
-_PICTURES = ("image_encoder", "image_decoder")
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": TARGETS, "format": tuple(BITS), "scale": ("fp16", "fp32")})
 _DEEPEST = 32  # levels of what a file may hold
 _LONGEST = 48 << 20  # bytes of JSON; a tokenizer of 126,349 tokens has some 10 million
 
@@ -116,52 +107,3 @@ def _parts(item: Any) -> Iterator[Any]:
         yield from item.values()
     elif isinstance(item, (list, tuple)):
         yield from item
-
-
-def check_bundle(bundle: "Bundle", where: str) -> None:
-    """Raise Error for the first thing in which two parts of bundle.json do not agree."""
-    for fault in _faults(bundle):
-        raise Error(f"{where}: {fault}; fetch the bundle again, or export it again")
-
-
-def _faults(bundle: "Bundle") -> Iterator[str]:
-    shape, words, image = bundle.architecture, bundle.vocabulary, bundle.image
-    if shape.n_heads % shape.n_kv_heads:
-        yield f"architecture.n_heads {shape.n_heads} is not a multiple of n_kv_heads {shape.n_kv_heads}"
-    if shape.d_model != shape.n_heads * shape.head_dim or shape.head_dim % 2:
-        yield f"architecture.d_model {shape.d_model} is not {shape.n_heads} heads of an even size {shape.head_dim} (head_dim)"
-    if words.size != shape.vocab_size:
-        yield f"vocabulary.size is {words.size} and architecture.vocab_size {shape.vocab_size}"
-    if image and image.resolution % image.downsample:
-        yield f"image.resolution {image.resolution} is not a multiple of downsample {image.downsample}"
-    if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
-        longest = shape.max_sequence_length
-        yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
-    pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
-    if pictures and image is None:
-        yield "it has an image tokenizer, and image is null"
-    yield from _differences("graphs", bundle.graphs, (*_GRAPHS, *(_PICTURES if pictures else ())))
-    yield from _differences("quantization", bundle.quantization, (*_GRAPHS, *(("codec",) if pictures else ())))
-    if "weights.bin" not in bundle.files:
-        yield "the file 'weights.bin' of the graphs is not listed under files"
-    for name, graph in bundle.graphs.items():
-        if graph.file not in bundle.files:
-            yield f"the file {graph.file!r} of graph {name!r} is not listed under files"
-    for key, group in bundle.quantization.items():
-        described = (group.block, group.symmetric, group.scale, group.activation)
-        if group.bits not in (None, _BITS[group.format]) or (_BITS[group.format] > 8 and described != (None,) * 4):
-            yield f"quantization.{key} is {group.format}, and its other keys are not those of this format"
-    for key, tensors in bundle.tensors.items():
-        if key not in bundle.graphs:
-            yield f"tensors names the graph {key!r}, which is not among graphs"
-        if odd := next((name for name, stored in tensors.items() if stored.partition("-")[0] not in _BITS), None):
-            yield f"tensors.{key} says that {shown(odd)} is {shown(tensors[odd])}, which is no format"
-
-
-def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) -> Iterator[str]:
-    for name in needed:
-        if name not in given:
-            yield f"{key} has no {name!r}"
-    for name in given:
-        if name not in needed:
-            yield f"{key} has {name!r}, which such a model has not"

@@ -92,8 +92,8 @@ class Device:
 class Tuning:
     """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
     next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors; raw:
-    neither optimized nor packed, since it is only looked at (docs/speed.md has what they do)."""
+    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors;
+    raw: neither optimized nor packed, since it is only looked at (docs/speed.md has what they do)."""
 
     spinning: Spinning = "run"
     arena: bool = True
