@@ -71,7 +71,7 @@ async function predictCodes(graphs, canvas, settings, seed, k, open, tokens, con
   const { guidance, sampling_temperature: temperature } = settings;
   const { hidden } = await runForward(graphs, canvas, open);
   const draws = temperature > 0 ? uniform(seed, Stream.imageCode, k, 0, open) : null;
-  const { token, logProbability } = await graphs.predict("image", hidden, guidance, temperature, draws);
+  const { token, logProbability } = await graphs.predict("image", hidden, guidance, temperature, draws, k);
   open.forEach((position, q) => {
     tokens[position] = token[q] + codeOffset;
     confidence[position] = Math.max(logProbability[q], LEAST);
@@ -108,7 +108,7 @@ export async function* writeText(graphs, canvas, settings, seed, stops) {
 async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden) {
   const { guidance, temperature } = settings;
   const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, 0, positions) : null;
-  const candidates = await graphs.predict("text", hidden, guidance, temperature, draws);
+  const candidates = await graphs.predict("text", hidden, guidance, temperature, draws, step);
   if (!candidates.token.includes(canvas.mask)) return candidates;
   const logits = await graphs.logits("text", hidden, guidance);
   candidates.token.forEach((token, q) => {

@@ -11,6 +11,8 @@ ort.env.logLevel = "error";
 const floats = (data, shape) => new ort.Tensor("float32", data, shape);
 const integers = (values, shape) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
 
+const DAMAGED = " gives numbers that are not finite, so its weights are damaged; copy the bundle again";
+
 export class Graphs {
   constructor(architecture, sessions) {
     this.shape = { layers: architecture.n_layers, heads: architecture.n_kv_heads, size: architecture.head_dim };
@@ -48,11 +50,16 @@ export class Graphs {
 
   /**
    * A head over the hidden states of one branch or, with guidance, of the conditional and the unconditional one:
-   * { token, logProbability } for each queried position. Without `draws` the most probable token is taken.
+   * { token, logProbability } for each queried position. Without `draws` the most probable token is taken. Throws where the
+   * model's numbers are not finite, in step `step` from 0.
    */
-  async predict(head, branches, guidance, temperature, draws) {
+  async predict(head, branches, guidance, temperature, draws, step) {
     const feeds = headFeeds(branches, guidance, temperature, draws);
-    const drawn = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability"]);
+    const drawn = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability", "entropy"]);
+    if (![drawn.log_probability, drawn.entropy].every(({ data }) => data.every(Number.isFinite))) {
+      const cause = "so its weights are damaged or a setting is too large; copy the bundle again";
+      throw new Error(`step ${step + 1}: the model's numbers are not finite, ${cause}`);
+    }
     return { token: Array.from(drawn.token.data, Number), logProbability: Float32Array.from(drawn.log_probability.data) };
   }
 
@@ -66,6 +73,7 @@ export class Graphs {
   /** Codes, row by row, to { data, width, height }: RGBA bytes, clamped and truncated as the document says. */
   async decodePicture(codes, [height, width]) {
     const { pixels } = await this.sessions.image_decoder.run({ codes: integers(codes, [1, height, width]) });
+    if (!pixels.data.every(Number.isFinite)) throw new Error(`the image decoder${DAMAGED}`);
     const [, , rows, columns] = pixels.dims;
     const plane = rows * columns;
     const data = new Uint8ClampedArray(plane * 4).fill(255);
@@ -78,7 +86,8 @@ export class Graphs {
     const [plane, f] = [width * height, Math.fround];
     const pixels = new Float32Array(plane * 3);
     for (let i = 0; i < plane; i++) for (let c = 0; c < 3; c++) pixels[c * plane + i] = f(f(f(data[i * 4 + c] / 255) - 0.5) / 0.5);
-    const { codes } = await this.sessions.image_encoder.run({ pixels: floats(pixels, [1, 3, height, width]) });
+    const { codes, magnitude } = await this.sessions.image_encoder.run({ pixels: floats(pixels, [1, 3, height, width]) });
+    if (magnitude && !magnitude.data.every(Number.isFinite)) throw new Error(`the image encoder${DAMAGED}`);
     return Array.from(codes.data, Number);
   }
 }

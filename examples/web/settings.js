@@ -23,6 +23,11 @@ const DEFAULTS = {
   },
 };
 const CHOICES = { mode: ["default"], order: ["low_confidence", "random"], cache: ["none", "prefix", "dual"] };
+const [ANY, COUNT, WARM] = [[0, 1000], [1, 1e6, "whole"], [1e-4, 1000, "zero"]]; // least, most; whole numbers, or 0 too
+const RANGES = {
+  text: { answer_length: COUNT, steps: COUNT, block_length: COUNT, temperature: WARM, guidance: ANY, threshold: [1e-6, 1] },
+  image: { steps: COUNT, guidance: ANY, temperature: ANY, sampling_temperature: WARM },
+};
 const RENAMED = {
   law: "mode",
   reach: "lookahead",
@@ -40,7 +45,16 @@ export function complete(kind, given) {
   if (acceleration?.constructor !== Object) throw new Error(`acceleration is "${acceleration}"; use an object`);
   const outside = Object.keys(values).find((name) => Object.hasOwn(layer, name));
   if (outside) throw new Error(`"${outside}" stands in "acceleration" and not beside it`);
+  for (const [name, value] of Object.entries({ ...values, ...acceleration })) checkRange(name, value, RANGES[kind][name]);
   return { ...completeLayer(values, defaults), acceleration: completeLayer(acceleration, layer) };
+}
+
+function checkRange(name, value, range) {
+  if (!range || (name === "threshold" && value === null) || (range[2] === "zero" && value === 0)) return;
+  const [least, most, kind] = range;
+  if (typeof value === "number" && value >= least && value <= most && (kind !== "whole" || Number.isInteger(value))) return;
+  const also = { zero: "0, or ", whole: "a whole number, " }[kind] ?? "";
+  throw new Error(`${name} is ${value}; it can be ${also}${least} to ${most}`);
 }
 
 function completeLayer(values, defaults) {

@@ -49,8 +49,12 @@ def test_the_numbers_that_the_document_gives_are_right() -> None:
         key = 2**64 - 1 if "^" in seed else int(seed)
         drawn = uniform(key, Stream(int(stream)), int(step), int(row), [0, 1, 2, 3, 4, 63])
         assert [int(u * 2**23 - 0.5) for u in drawn.tolist()] == [int(number) for number in numbers.split(",")]
-    (counts,) = re.findall(r"For n = 64 and T = 16 the cosine gives ([-\d,\s]+)\.$", document, re.MULTILINE)
-    assert masked_after("cosine", 64, 16).tolist() == [int(number) for number in counts.split(",")]
+    said = re.search(r"For n = 64 and T = 16 the ([^.]+)\.", document)
+    assert said
+    series = re.findall(r"(\w+)(?:\s+gives)? ((?:-?\d+,?\s*){16})", said[1])
+    assert [name for name, _ in series] == ["cosine", "pow2", "sigmoid"]
+    for name, counts in series:
+        assert masked_after(name, 64, 16).tolist() == [int(number) for number in re.findall(r"-?\d+", counts)]
 
 
 def test_schedules_are_pythons(page: Page) -> None:

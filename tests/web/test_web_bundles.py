@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from browser import Page, serve
-from bundles import in_format_1
+from bundles import in_format_1, with_file
 from web_agreement import agree, painted
 
 import mmada_lite
@@ -176,8 +176,27 @@ def test_format_1_is_refused_by_the_names_that_it_uses(page: Page, tmp_path: Pat
         ({"threshold": 0.9}, '"threshold" stands in "acceleration" and not beside it'),
         ({"acceleration": {"draft": 2}}, '"draft" is called "speculative_steps" now'),
         ({"acceleration": 3}, 'acceleration is "3"; use an object'),
+        ({"temperature": 1e-5}, "temperature is 0.00001; it can be 0, or 0.0001 to 1000"),
+        ({"guidance": 1e38}, "guidance is 1e+38; it can be 0 to 1000"),
+        ({"steps": 2.5}, "steps is 2.5; it can be a whole number, 1 to 1000000"),
+        ({"acceleration": {"threshold": 0}}, "threshold is 0; it can be 0.000001 to 1"),
         ({"order": "left"}, 'this page decodes with order low_confidence, random, not "left"; use that, or the Python runtime'),
     ],
 )
 def test_settings_have_one_name_and_one_place(page: Page, settings: Content, says: str) -> None:
     assert complaint(page, f"await model.ask('a b', null, {json.dumps(settings)}).next()") == says
+
+
+def test_damaged_weights_end_a_decode_at_the_first_step(page: Page, tmp_path: Path) -> None:
+    """Half precision's infinity all over, with hashes that fit: no answer, no picture, no codes of a picture."""
+    size = (embedded_bundle() / "weights.bin").stat().st_size
+    opened(page, "damaged", with_file(embedded_bundle(), tmp_path / "b", "weights.bin", b"\x00\x7c" * (size // 2)))
+    cause = "so its weights are damaged or a setting is too large; copy the bundle again"
+    says = f"step 1: the model's numbers are not finite, {cause}"
+    assert complaint(page, "await damaged.ask('what is this?').next()") == says
+    assert complaint(page, "await damaged.paint('a cat').next()") == says
+    square = "{data: new Uint8ClampedArray(64 * 64 * 4), width: 64, height: 64}"
+    encoder = "the image encoder gives numbers that are not finite, so its weights are damaged; copy the bundle again"
+    assert complaint(page, f"await damaged.graphs.encodePicture({square})") == encoder
+    decoder = encoder.replace("encoder", "decoder")
+    assert complaint(page, "await damaged.graphs.decodePicture(new Array(64).fill(0), [8, 8])") == decoder
