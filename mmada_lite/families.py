@@ -5,7 +5,7 @@ It reads and checks templates. It knows no ids and no tokenizer; `mmada_lite.dec
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _DRAWN = ("paint", "paint_thought", "unconditional")
+_FILLED = re.compile(r"\{(\w+)\}")
 _LAST = ("masks", "chat")
 
 
@@ -49,12 +50,20 @@ class Slot:
     name: str
 
 
-Element = Special | Text | Slot
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text that was encoded once for all, since nothing is filled in."""
+
+    ids: tuple[int, ...]
+
+
+Element = Special | Text | Slot | Encoded
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The templates of a model by the name of their row."""
+    """The templates of a model by the name of their row. As bundle.json has them they go to JSON and back; `encoded` ones do
+    not."""
 
     templates: Mapping[str, tuple[Element, ...]]
 
@@ -63,6 +72,17 @@ class Rows:
         if name not in self.templates:
             raise Error(f"this model has no row {name!r}, so it cannot do this; it has {', '.join(self.templates)}")
         return self.templates[name]
+
+    def encoded(self, encode: Callable[[str], Sequence[int]]) -> "Rows":
+        """The same with every text encoded in which nothing is filled in."""
+        rows = {
+            name: tuple(
+                Encoded(tuple(encode(each.text))) if isinstance(each, Text) and not _FILLED.search(each.text) else each
+                for each in row
+            )
+            for name, row in self.templates.items()
+        }
+        return Rows(MappingProxyType(rows))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], specials: Sequence[str]) -> "Rows":
@@ -95,11 +115,12 @@ def _template(name: str, elements: Any, specials: Sequence[str]) -> tuple[Elemen
         raise Error(f"the row {name!r} is {elements!r}; a list of elements is needed")
     row = tuple(_element(name, element, specials) for element in elements)
     slots = [element.name for element in row if isinstance(element, Slot)]
-    texts = [element.text for element in row if isinstance(element, Text)]
-    filled = [*slots, *(found for text in texts for found in re.findall(r"\{(\w+)\}", text))]
-    if sorted(filled) != sorted(SLOTS[name]):
+    inside = [slot for element in row if isinstance(element, Text) for slot in _FILLED.findall(element.text)]
+    filled, empty, where = (inside, slots, "inside") if name == "message" else (slots, inside, "outside")
+    if empty or sorted(filled) != sorted(SLOTS[name]):
         needed = ", ".join(f"{{{slot}}}" for slot in SLOTS[name])
-        raise Error(f"the row {name!r} must hold {needed}, each once; it holds {', '.join(filled) or 'none'}")
+        held = ", ".join([*slots, *inside]) or "none"
+        raise Error(f"the row {name!r} must hold {needed}, each once, {where} its texts; it holds {held}")
     if any(last in slots and row[-1] != Slot(last) for last in _LAST):
         raise Error(f"the row {name!r} must end with {{{SLOTS[name][-1]}}}")
     return row
@@ -109,7 +130,7 @@ def _element(name: str, element: Any, specials: Sequence[str]) -> Element:
     if isinstance(element, dict) and list(element) == ["text"] and isinstance(element["text"], str):
         return Text(element["text"])
     if isinstance(element, str):
-        if slot := re.fullmatch(r"\{(\w+)\}", element):
+        if slot := _FILLED.fullmatch(element):
             return Slot(slot[1])
         if element in specials:
             return Special(element)
@@ -119,6 +140,7 @@ def _element(name: str, element: Any, specials: Sequence[str]) -> Element:
 
 
 def _plain(element: Element) -> str | dict[str, str]:
+    assert not isinstance(element, Encoded), "what a tokenizer made of a text says no more what the text was"
     if isinstance(element, Text):
         return {"text": element.text}
     return element.name if isinstance(element, Special) else f"{{{element.name}}}"

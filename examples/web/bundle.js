@@ -1,17 +1,25 @@
-// A bundle over HTTP: bundle.json first, then every file that drawing and answering need, each checked by its sha256. It
-// knows where the bytes are and what they are called; graphs are run and ids are read elsewhere.
+// A bundle over HTTP: bundle.json first, then every file that drawing and answering need, each checked by its sha256.
+// It knows where the bytes are and what they are called; graphs are run and ids are read elsewhere.
+
+import { IMPLIED, translated } from "./format_1.js";
+import { checkRows } from "./rows.js";
+import { complete } from "./settings.js";
 
 export const GRAPHS = ["embedder", "backbone", "text_head", "image_head", "image_encoder", "image_decoder"];
-const NEWEST = 1; // format version
+const NEWEST = 2; // format version
+const FAMILIES = ["mmada"];
+const NEEDS = []; // what a bundle may ask of a host beyond docs/bundle.md, and this page has
+const KEYS = ["family", "needs", "rows", "architecture", "vocabulary", "image", "defaults", "graphs", "files"];
 
 /**
  * Read the bundle in the folder at `base`. `onProgress(done, total)` counts bytes.
  * Returns { manifest, files }: bundle.json and a map from file names to Uint8Array.
+ * bundle.json reads as format 2 with every setting, also those that it leaves out. What the page cannot do is refused
+ * before a large file is fetched.
  */
 export async function openBundle(base, onProgress = () => {}) {
   const folder = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI);
-  const manifest = await (await get(new URL("bundle.json", folder))).json();
-  check(manifest, folder);
+  const manifest = checked(await (await get(new URL("bundle.json", folder))).json(), folder);
   const names = ["tokenizer.json", "weights.bin", ...GRAPHS.map((graph) => manifest.graphs[graph].file)];
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   let done = 0;
@@ -20,13 +28,34 @@ export async function openBundle(base, onProgress = () => {}) {
   return { manifest, files: new Map(await Promise.all(read)) };
 }
 
-function check(manifest, folder) {
-  if (manifest.format !== "mmada-lite-bundle") throw new Error(`${folder} holds no bundle; its bundle.json says "${manifest.format}"`);
-  if (manifest.format_version > NEWEST) {
-    throw new Error(`this bundle has format ${manifest.format_version} and the page reads ${NEWEST}; use a newer page`);
+/** bundle.json as the page uses it. Throws for what this page does not have. */
+function checked(content, folder) {
+  const { format, format_version: version } = content;
+  if (format !== "mmada-lite-bundle") throw new Error(`${folder} holds no bundle; its bundle.json says "${format}"`);
+  if (!(Number.isInteger(version) && version >= 1 && version <= NEWEST)) {
+    throw new Error(`this bundle has format ${version} and the page reads up to ${NEWEST}; use a newer page`);
   }
+  const manifest = version === 1 ? { ...content, ...IMPLIED } : content;
+  const absent = KEYS.find((key) => !(key in manifest));
+  if (absent) throw new Error(`bundle.json has no "${absent}"; copy the bundle again`);
+  if (!FAMILIES.includes(manifest.family)) {
+    throw new Error(`this bundle is of the family "${manifest.family}", the page knows ${FAMILIES}; use a newer page`);
+  }
+  const need = manifest.needs.find((name) => !NEEDS.includes(name));
+  if (need) throw new Error(`this bundle needs "${need}", which the page does not have; use a newer page`);
   const missing = GRAPHS.find((graph) => !(graph in manifest.graphs));
   if (missing) throw new Error(`this bundle has no graph "${missing}"; export it with its image tokenizer`);
+  checkRows(manifest.rows, manifest.vocabulary.special);
+  const { text, image } = manifest.defaults;
+  return { ...manifest, defaults: { text: settings("text", text, version), image: settings("image", image, version) } };
+}
+
+function settings(kind, said, version) {
+  try {
+    return complete(kind, version === 1 ? translated(kind, said) : said);
+  } catch (fault) {
+    throw new Error(`defaults.${kind} of bundle.json: ${fault.message}`);
+  }
 }
 
 async function get(url) {

@@ -84,6 +84,7 @@ async function predictCodes(graphs, canvas, settings, seed, k, open, tokens, con
  */
 export async function* writeText(graphs, canvas, settings, seed, stops) {
   const started = performance.now();
+  const { cache } = settings.acceleration;
   let index = 0;
   for (const block of schedules.blocks(settings)) {
     const quota = schedules.transfers(canvas.masked(block.stop).length, block.steps);
@@ -91,12 +92,12 @@ export async function* writeText(graphs, canvas, settings, seed, stops) {
     for (let stepsDone = 0; ; stepsDone++, index++) {
       const open = canvas.masked(block.stop);
       if (!open.length) break;
-      const computesAll = settings.cache !== "none" && stepsDone === 0;
+      const computesAll = cache !== "none" && stepsDone === 0;
       const { hidden, kept } = await runForward(graphs, canvas, open, context, computesAll);
       const candidates = await candidatesOf(graphs, canvas, settings, seed, index, open, hidden);
       const chosen = choose(candidates, open, settings, seed, index, quota[stepsDone] ?? open.length);
       for (const q of chosen) canvas.body[open[q]] = candidates.token[q];
-      if (computesAll) context = cachedContext(canvas, kept, block, settings.cache);
+      if (computesAll) context = cachedContext(canvas, kept, block, cache);
       const positions = chosen.map((q) => open[q]);
       yield { index, positions, remaining: canvas.masked().length, seconds: seconds(started) };
     }
@@ -127,7 +128,8 @@ function bestBut(mask, logits) {
 function choose(candidates, positions, settings, seed, step, count) {
   const random = settings.order === "random";
   const confidence = random ? uniform(seed, Stream.textOrder, step, 0, positions) : candidates.logProbability;
-  if (settings.threshold !== null) return schedules.aboveThreshold(confidence, settings.threshold);
+  const { threshold } = settings.acceleration;
+  if (threshold !== null) return schedules.aboveThreshold(confidence, threshold);
   return schedules.mostConfident(confidence, count);
 }
 

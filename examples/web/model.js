@@ -1,17 +1,20 @@
 // What a page touches: open a bundle, draw a caption, ask about a picture. It puts prompts, graphs and loops together, and
-// refuses what the bundle's laws do not allow before any work is done.
+// refuses what the bundle does not allow before any work is done.
 
 import { openBundle } from "./bundle.js";
 import { Canvas, drawPicture, writeText } from "./decoding.js";
 import { Graphs } from "./graphs.js";
+import { complete } from "./settings.js";
 import { Vocabulary } from "./vocabulary.js";
 
 export class Model {
   constructor({ manifest, files }, graphs) {
     [this.manifest, this.graphs] = [manifest, graphs];
-    this.vocabulary = new Vocabulary(manifest.vocabulary, files.get("tokenizer.json"));
+    this.vocabulary = new Vocabulary(manifest.vocabulary, manifest.rows, files.get("tokenizer.json"));
     const { resolution, downsample } = manifest.image;
-    [this.resolution, this.grid, this.defaults] = [resolution, resolution / downsample, manifest.defaults];
+    [this.resolution, this.grid] = [resolution, resolution / downsample];
+    const { text, image } = manifest.defaults;
+    this.defaults = { text, image: { ...image, steps: Math.min(image.steps, this.grid ** 2) } };
   }
 
   static async open(base, onProgress) {
@@ -19,14 +22,17 @@ export class Model {
     return new Model(bundle, await Graphs.open(bundle));
   }
 
-  /** Draw a caption: steps as `drawPicture` yields them, with the picture as it stands in `picture`. Seed: a BigInt. */
-  async *paint(caption, settings = this.defaults.image, seed = 0n) {
+  /**
+   * Draw a caption: steps as `drawPicture` yields them, with the picture as it stands in `picture`. Settings that
+   * are not given are at their default. Seed: a BigInt.
+   */
+  async *paint(caption, given = this.defaults.image, seed = 0n) {
     const { special, codeOffset } = this.vocabulary;
     if (!caption.trim()) throw new Error("the caption is empty; say what is to be drawn");
-    sensible(settings, IMAGE);
-    const branch = (before) => ({ before, after: [special.eoi] });
-    const prompts = [this.vocabulary.paintPrompt(caption.trim()), ...(settings.guidance > 0 ? [this.vocabulary.paintPrompt()] : [])];
-    const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), prompts.map(branch), special.mask);
+    const settings = complete("image", given);
+    const branches = [this.vocabulary.paintRow(caption.trim())];
+    if (settings.guidance > 0) branches.push(this.vocabulary.unconditionalRow());
+    const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), branches, special.mask);
     this.#fits(canvas, "the caption with its picture");
     for await (const step of drawPicture(this.graphs, canvas, settings, seed, codeOffset)) {
       yield { ...step, picture: await this.graphs.decodePicture(step.predictedCodes, [this.grid, this.grid]) };
@@ -34,10 +40,10 @@ export class Model {
   }
 
   /** Answer a question, about a picture of the model's resolution (ImageData) if given: steps with `text` so far. */
-  async *ask(question, picture = null, settings = this.defaults.text, seed = 0n) {
+  async *ask(question, picture = null, given = this.defaults.text, seed = 0n) {
     const { special } = this.vocabulary;
     if (!question.trim()) throw new Error("the question is empty; ask something");
-    sensible(settings, TEXT);
+    const settings = complete("text", given);
     const codes = picture && (await this.graphs.encodePicture(picture));
     const before = this.vocabulary.questionPrompt(question.trim(), codes);
     const hidden = new Array(before.length).fill(special.mask);
@@ -62,22 +68,8 @@ export class Model {
   }
 
   #fits(canvas, what) {
-    const [length, longest] = [canvas.row(canvas.branches[0]).length, this.manifest.architecture.max_sequence_length];
+    const longest = this.manifest.architecture.max_sequence_length;
+    const length = Math.max(...canvas.branches.map((branch) => canvas.row(branch).length));
     if (length > longest) throw new Error(`${what} takes ${length} tokens and the model reads ${longest}; shorten it`);
   }
-}
-
-const SHARED = ["steps", "guidance", "temperature", "law"];
-const TEXT = [...SHARED, "answer_length", "block_length", "order", "cache", "threshold"];
-const CACHES = ["none", "prefix", "dual"];
-const IMAGE = [...SHARED, "schedule", "sampling_temperature"];
-
-function sensible(settings, known) {
-  const { law, cache } = settings;
-  const other = Object.keys(settings).find((name) => !known.includes(name));
-  if (other) throw new Error(`this page does not decode with "${other}"; leave it out, or use the Python runtime`);
-  if (cache && !CACHES.includes(cache)) {
-    throw new Error(`this page does not decode with the cache "${cache}"; use one of ${CACHES.join(", ")}, or the Python runtime`);
-  }
-  if (law !== "sensible") throw new Error(`this page decodes by the law "sensible", not "${law}"; see docs/bundle.md`);
 }

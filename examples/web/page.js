@@ -43,7 +43,7 @@ async function load() {
     fill(done / total);
     say(`Loading the bundle: ${(done / 1e6).toFixed(1)} of ${(total / 1e6).toFixed(1)} MB`);
   });
-  at("steps").value = Math.min(model.defaults.image.steps, model.grid ** 2);
+  at("steps").value = model.defaults.image.steps;
   at("guidance").value = model.defaults.image.guidance;
   fill(0);
   at("command").textContent = command(chosen());

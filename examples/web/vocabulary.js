@@ -1,13 +1,14 @@
-// Text to ids and back through the bundle's tokenizer.json, and the rows of tokens that a task begins with. It knows the
-// chat template and the special ids; models and decoding are none of its business.
+// Text to ids and back through the bundle's tokenizer.json, and the rows of tokens that the bundle's templates
+// make of them. It knows the special ids; models and decoding are none of its business.
 
 import { Tokenizer } from "@huggingface/tokenizers";
 
+import { fillRow } from "./rows.js";
+
 export class Vocabulary {
-  /** numbers: bundle.json's "vocabulary"; tokenizer: tokenizer.json as bytes. */
-  constructor(numbers, tokenizer) {
-    this.special = numbers.special;
-    this.codeOffset = numbers.image_code_offset;
+  /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes. */
+  constructor(numbers, rows, tokenizer) {
+    [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
     const json = JSON.parse(new TextDecoder().decode(tokenizer));
     const settings = { clean_up_tokenization_spaces: false };
     this.reader = new Tokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, settings);
@@ -26,17 +27,25 @@ export class Vocabulary {
     return known.length ? this.writer.decode(known, { skip_special_tokens: true }) : "";
   }
 
-  /** What stands before the codes of a picture that is to be drawn; without a text, for the unconditional row. */
-  paintPrompt(text = "") {
-    const { t2i, bos, eos, soi } = this.special;
-    return [t2i, bos, ...(text ? this.encode(text) : []), eos, soi];
+  /** What stands around the codes of a picture that is drawn from a text: { before, after }. */
+  paintRow(text) {
+    return this.#row("paint", { open: "codes", filled: { prompt: this.encode(text) } });
+  }
+
+  /** What stands around the codes in the row that guidance compares with. */
+  unconditionalRow() {
+    return this.#row("unconditional", { open: "codes" });
   }
 
   /** One message of a user, up to where the answer begins; behind a picture when codes are given. */
   questionPrompt(question, codes = null) {
-    const { mmu, soi, eoi, bos, start_header: start, end_header: end, eot } = this.special;
-    const picture = codes ? [mmu, soi, ...Array.from(codes, (code) => this.codeOffset + code), eoi] : [];
-    const message = [bos, start, ...this.encode("user"), end, ...this.encode(`\n${question}`), eot];
-    return [...picture, ...message, start, ...this.encode("assistant"), end, ...this.encode("\n")];
+    const { before: messages } = this.#row("message", { words: { role: "user", content: question } });
+    const { before: chat } = this.#row("chat", { open: "masks", filled: { messages } });
+    if (!codes) return chat;
+    return this.#row("ask", { filled: { codes: Array.from(codes, (code) => this.codeOffset + code), chat } }).before;
+  }
+
+  #row(name, content) {
+    return fillRow(this.rows, name, { special: this.special, encode: (text) => this.encode(text) }, content);
   }
 }

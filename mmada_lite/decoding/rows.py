@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmada_lite.errors import Error
-from mmada_lite.families import Slot, Special
+from mmada_lite.families import Encoded, Slot, Special
 from mmada_lite.vocabulary import ROLES, Tokenizer, Vocabulary
 
 Encode = Callable[[str], Sequence[int]]
@@ -77,20 +77,24 @@ def chat_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, messages: Sequence[Ma
 def _around(
     row: str, open_slot: str, vocabulary: Vocabulary, filled: Mapping[str, Sequence[int]], encode: Encode | None = None
 ) -> tuple[list[int], list[int]]:
-    """The ids before and behind a slot. Where filled ids begin with the special id that stands before them, it stands once."""
+    """The ids before and behind a slot. Where a prompt begins with bos and bos stands right before it, it stands once."""
     ids: list[int] = []
     before: list[int] | None = None
     for element in vocabulary.rows[row]:
         if isinstance(element, Special):
             ids.append(getattr(vocabulary.special, element.name))
+        elif isinstance(element, Encoded):
+            ids += element.ids
         elif not isinstance(element, Slot):
-            assert encode is not None, f"the row {row} has a text and nobody to encode it"
+            if encode is None:
+                raise Error(f"the row {row!r} holds a text, and this bundle has no tokenizer.json that reads it")
             ids += encode(element.text)
         elif element.name == open_slot:
             before, ids = ids, []
         else:
             given = list(filled[element.name])
-            ids += given[1:] if given and ids[-1:] == given[:1] == [vocabulary.special.bos] else given
+            twice = element.name == "prompt" and ids[-1:] == given[:1] == [vocabulary.special.bos]
+            ids += given[1:] if twice else given
     return (ids, []) if before is None else (before, ids)
 
 

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,6 +75,9 @@ def open_bundle(path: Path, *, device: str, threads: int | None, verify: str, sp
     await_hashes = hash_in_background(bundle) if verify == "auto" else lambda: None
     warn_where_slow(bundle, chosen)
     tokenizer = open_tokenizer(bundle)
+    if tokenizer:
+        vocabulary = bundle.vocabulary
+        bundle = replace(bundle, vocabulary=replace(vocabulary, rows=vocabulary.rows.encoded(tokenizer.encode)))
     denoiser = open_denoiser(bundle, chosen, threads)
     defaults = text_defaults, image_defaults
     return OpenBundle(bundle, *defaults, chosen, threads, fingerprints, await_hashes, tokenizer, denoiser)

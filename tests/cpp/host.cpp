@@ -93,12 +93,12 @@ Picture picture_in(const Json& job, const char* key = "picture") {
           bytes_of<std::uint8_t>(*value.find("bytes"))};
 }
 
-// `settings` as bundle.json says them; `mode` as a program sets it.
+// `settings` as bundle.json of format 2 says them; `mode` as a program sets it.
 template <typename Settings>
-std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, const std::string&)) {
+std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, std::int64_t)) {
   const Json* value = job.find("settings");
   if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  Settings settings = read(*value, "settings");
+  Settings settings = read(*value, 2);
   if (job.find("mode")) settings.mode = text_in(job, "mode");
   return settings;
 }

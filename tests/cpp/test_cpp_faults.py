@@ -65,8 +65,12 @@ def drop(*path: str) -> Change:
     return change
 
 
+def add(row: str, at: int, element: Any) -> Change:
+    return lambda content: content["rows"][row].insert(at, element)
+
+
 CHANGES: dict[str, tuple[Any, ...]] = {  # what is done to a manifest, and what either line must name
-    "newer": (put("format_version", value=2), "newer mmada-lite", "format 2"),
+    "newer": (put("format_version", value=3), "newer mmada-lite", "format 3"),
     "another format": (put("format", value="zip"), "bundle.json"),
     "version of the wrong kind": (put("format_version", value="1"), "bundle.json"),
     "unknown key": (put("quantisation", value={}), "quantisation"),
@@ -92,15 +96,18 @@ CHANGES: dict[str, tuple[Any, ...]] = {  # what is done to a manifest, and what 
     "group symmetric": (put("quantization", "backbone", "symmetric", value=1), "quantization.backbone.symmetric", " 1,"),
     "unknown text setting": (put("defaults", "text", "answer_lenght", value=3), "defaults.text", "answer_lenght"),
     "unknown image setting": (put("defaults", "image", "zzz", value=3), "defaults.image", "zzz"),
-    "text setting by its name of today": (put("defaults", "text", "mode", value="default"), "defaults.text", "mode"),
+    "setting by its name of format 1": (put("defaults", "text", "law", value="sensible"), "defaults.text: ", "law", "mode"),
+    "setting outside its layer": (put("defaults", "text", "cache", value="dual"), "cache", "stands in", "acceleration"),
+    "acceleration of text": (put("defaults", "image", "acceleration", value="all"), "acceleration is", "all"),
+    "unknown acceleration": (put("defaults", "text", "acceleration", "cash", value="dual"), "defaults.text", "cash"),
     "steps none": (put("defaults", "text", "steps", value=None), "defaults.text", "steps"),
     "steps zero": (put("defaults", "text", "steps", value=0), "defaults.text", "steps is 0"),
     "steps true": (put("defaults", "image", "steps", value=True), "defaults.image", "steps"),
     "steps too many": (put("defaults", "text", "steps", value=10**6), "defaults.text", "1000000 steps"),
     "guidance negative": (put("defaults", "image", "guidance", value=-2), "defaults.image", "guidance is -2"),
     "temperature text": (put("defaults", "text", "temperature", value="warm"), "defaults.text", "temperature", "warm"),
-    "cache": (put("defaults", "text", "cache", value="both"), "defaults.text", "cache", "both"),
-    "threshold": (put("defaults", "text", "threshold", value=1.5), "defaults.text", "threshold", "1.5"),
+    "cache": (put("defaults", "text", "acceleration", "cache", value="both"), "defaults.text", "cache", "both"),
+    "threshold": (put("defaults", "text", "acceleration", "threshold", value=1.5), "defaults.text", "threshold", "1.5"),
     "schedule": (put("defaults", "image", "schedule", value="pow-1"), "defaults.image", "pow-1"),
     "graph outputs": (put("graphs", "backbone", "outputs", value=[1]), "graphs.backbone.outputs", "[1]"),
     "graph file unlisted": (put("graphs", "backbone", "file", value="elsewhere.onnx"), "elsewhere.onnx", "backbone"),
@@ -112,6 +119,35 @@ CHANGES: dict[str, tuple[Any, ...]] = {  # what is done to a manifest, and what 
     "file hash": (put("files", "weights.bin", "sha256", value="0" * 64), "weights.bin", "sha256"),
     "provenance": (put("provenance", "versions", value={"onnx": 1}), "provenance.versions", "onnx"),
     "target": (put("target", value=3), "target is 3"),
+    "target missing": (drop("target"), "target"),
+    "tensors missing": (drop("tensors"), "tensors"),
+    "family": (put("family", value="lumina"), "family is", "lumina", "mmada", "pip install -U"),
+    "family of the wrong kind": (put("family", value=None), "family is", "mmada"),
+    "family missing": (drop("family"), "family"),
+    "need": (put("needs", value=["two guidances"]), "the model needs", "two guidances", "pip install -U"),
+    "needs of the wrong kind": (put("needs", value="none"), "needs is", "none"),
+    "needs missing": (drop("needs"), "needs"),
+    "knows a list": (put("knows", value=[]), "knows is []"),
+    "knows missing": (drop("knows"), "knows"),
+    "rows missing": (drop("rows"), "rows"),
+    "rows a list": (put("rows", value=[]), "rows is []"),
+    "row unknown": (put("rows", "pint", value=[]), "unknown row", "pint"),
+    "row missing": (drop("rows", "chat"), "the row", "chat", "is missing"),
+    "row of a message missing": (drop("rows", "message"), "the row", "message", "is missing"),
+    "row of guidance missing": (drop("rows", "unconditional"), "the row", "unconditional", "is missing"),
+    "row no list": (put("rows", "think", value="bos"), "the row", "think", "a list of elements"),
+    "row's special id": (add("chat", 0, "boss"), "chat", "unknown special id", "boss"),
+    "row's element": (add("ask", 0, 7), "ask", "has an element 7"),
+    "row's two keys": (add("ask", 0, {"text": "a", "id": "bos"}), "ask", "has an element"),
+    "row's text of the wrong kind": (add("ask", 0, {"text": 3}), "ask", "has an element"),
+    "row lacks a slot": (put("rows", "unconditional", value=["eos"]), "unconditional", "must hold {codes}", "holds none"),
+    "row's slot twice": (add("chat", 0, "{masks}"), "chat", "must hold {messages}, {masks}, each once"),
+    "row's slot of another": (add("paint", 0, "{thought}"), "paint", "must hold {prompt}, {codes}, each once", "thought"),
+    "row's slot in a text": (add("ask", 0, {"text": "see {codes}:"}), "ask", "must hold {codes}, {chat}, each once"),
+    "message's slot": (add("message", 0, {"text": "{rôle}"}), "message", "must hold {role}, {content}, each once", "rôle"),
+    "row goes on behind masks": (add("chat", 7, "eos"), "chat", "must end with {masks}"),
+    "row goes on behind the chat": (add("ask", 5, "eos"), "ask", "must end with {chat}"),
+    "rows end differently": (add("paint", 7, "eos"), "paint, paint_thought, unconditional end differently"),
 }
 
 

@@ -10,7 +10,7 @@
 namespace mmada_lite::internal {
 namespace {
 
-constexpr std::int64_t kNewestFormat = 1;         // of bundle.json that is read here
+constexpr std::int64_t kNewestFormat = 2;         // of bundle.json that is read here
 constexpr std::int64_t kMaxResolution = 1 << 14;  // pixels of a square picture's side
 
 const Json& object_at(const Json& content, const std::string& where) {
@@ -124,18 +124,18 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
     if (ids[i] >= sizes[2]) {
       fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", outside the embedding's ", sizes[2], " rows");
     }
+    bundle.special[kNames[i]] = ids[i];
   }
-  bundle.special = {ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], ids[6], ids[7], ids[8], ids[9], ids[10], ids[11]};
 }
 
+// What `read` finds in an object; its errors begin with where that is.
 template <typename Read>
-auto settings_at(const Json& content, const std::string& where, Read read) {
+auto read_at(const Json& content, const std::string& where, Read read) {
+  object_at(content, where);
   try {
-    return read(object_at(content, where), where);
+    return read(content);
   } catch (const Error& error) {
-    const std::string line = error.what();
-    if (line.rfind(where, 0) == 0) throw;
-    fail(where, ": ", line);
+    fail(where, ": ", error.what());
   }
 }
 
@@ -253,27 +253,49 @@ void check_provenance(const Json& content, const std::string& where) {
   }
 }
 
+// That every key of the format is there and no other, and that the model asks for no more than this host has.
+void check_host(const Json& content, std::int64_t format, const std::string& where) {
+  std::vector<std::string> keys{"format",       "format_version", "name",   "architecture", "vocabulary", "image",
+                                "quantization", "defaults",       "graphs", "files",        "provenance"};
+  auto required = keys;
+  for (const char* later : {"target", "tensors"}) keys.emplace_back(later);  // absent in older bundles of format 1
+  if (format >= 2) {
+    for (const char* newer : {"family", "needs", "knows", "rows"}) keys.emplace_back(newer);
+    required = keys;
+  }
+  check_keys(content, keys, required, where);
+  if (format < 2) return;
+  const Json &family = *content.find("family"), &needs = *content.find("needs");
+  constexpr const char* kUpgrade = "it may be of a newer mmada-lite: `pip install -U mmada-lite`";
+  if (family.string != "mmada") fail(where, ": family is ", shown(family), ", and this program knows mmada; ", kUpgrade);
+  if (!fits(needs, Type::texts)) fail(where, ": needs is ", shown(needs), ", which it cannot be; ", kFetchAgain);
+  if (!needs.items.empty()) {
+    fail(where, ": the model needs ", shown(needs.items.front()), ", which this program does not have; ", kUpgrade);
+  }
+  object_at(*content.find("knows"), where + ": knows");
+}
+
 Bundle parse_bundle(const fs::path& path, const Json& content) {
   Bundle bundle;
   bundle.path = path;
   const std::string where = (path / kManifest).string();
-  std::vector<std::string> keys{"format",       "format_version", "name",   "architecture", "vocabulary", "image",
-                                "quantization", "defaults",       "graphs", "files",        "provenance"};
-  const auto required = keys;
-  for (const char* optional : {"target", "tensors"}) keys.emplace_back(optional);
-  check_keys(content, keys, required, where);
+  const std::int64_t format = content.find("format_version")->integer;
+  check_host(content, format, where);
   const Json& defaults = object_at(*content.find("defaults"), where + ": defaults");
   check_keys(defaults, {"text", "image"}, {"text", "image"}, where + ": defaults");
   try {
     read_vocabulary(*content.find("vocabulary"), bundle);
+    bundle.rows = Rows(format < 2 ? rows_of_mmada() : object_at(*content.find("rows"), "rows"), bundle.special);
   } catch (const Error& error) {
     fail(where, ": ", error.what());
   }
   read_architecture(content, where, bundle);
   read_image(content, where, bundle);
   check_quantization(content, where);
-  bundle.text_defaults = settings_at(*defaults.find("text"), where + ": defaults.text", read_text_settings);
-  bundle.image_defaults = settings_at(*defaults.find("image"), where + ": defaults.image", read_image_settings);
+  bundle.text_defaults = read_at(*defaults.find("text"), where + ": defaults.text",
+                                 [&](const Json& settings) { return read_text_settings(settings, format); });
+  bundle.image_defaults = read_at(*defaults.find("image"), where + ": defaults.image",
+                                  [&](const Json& settings) { return read_image_settings(settings, format); });
   read_files(content, where, bundle);
   check_provenance(content, where);
   return bundle;

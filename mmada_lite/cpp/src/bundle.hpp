@@ -8,18 +8,16 @@
 #include "common.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "rows.hpp"
 
 namespace mmada_lite::internal {
-
-struct Special {
-  std::int64_t bos, eos, soi, eoi, t2i, mmu, ipad, r2i, mask, start_header, end_header, eot;
-};
 
 struct Bundle {
   fs::path path;
   std::int64_t layers = 0, kv_heads = 0, head_dim = 0, max_sequence_length = 0;
-  Special special{};
+  Special special;
   std::int64_t code_offset = 0, codebook_size = 0, vocabulary_size = 0;
+  Rows rows;
   std::int64_t resolution = 0, downsample = 0;  // 0: no pictures
   TextSettings text_defaults;
   ImageSettings image_defaults;

@@ -28,8 +28,9 @@ struct Canvas {
 };
 
 Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t mask, bool guided);
-Ids paint_prompt(const Ids& words, const Special& special);
-Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, const Bundle& bundle,
+// A row to draw: all that stands before its codes and behind them. Where a code is `unknown` a mask stands. For guidance,
+// `unconditional_prompt` stands in the other row in place of what is before the codes.
+Canvas image_canvas(const Around& row, const Ids& codes, const Bools& unknown, const Bundle& bundle,
                     const Ids* unconditional_prompt);
 
 // What one block keeps of its last full forward: a past for each branch, and the window that is computed afresh.

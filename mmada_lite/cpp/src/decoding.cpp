@@ -197,31 +197,22 @@ Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t m
   return canvas;
 }
 
-Ids paint_prompt(const Ids& words, const Special& special) {
-  Ids row{special.t2i};
-  if (words.empty() || words.front() != special.bos) row.push_back(special.bos);
-  row.insert(row.end(), words.begin(), words.end());
-  row.push_back(special.eos);
-  return row;
-}
-
-Canvas image_canvas(const Ids& prompt, const Ids& codes, const Bools& unknown, const Bundle& bundle,
+Canvas image_canvas(const Around& row, const Ids& codes, const Bools& unknown, const Bundle& bundle,
                     const Ids* unconditional_prompt) {
   Canvas canvas;
-  canvas.mask = bundle.special.mask;
+  canvas.mask = bundle.special.at("mask");
   canvas.code_offset = bundle.code_offset;
-  canvas.tokens = prompt;
-  canvas.tokens.push_back(bundle.special.soi);
+  canvas.tokens = row.before;
   canvas.start = static_cast<std::int64_t>(canvas.tokens.size());
   canvas.stop = canvas.start + static_cast<std::int64_t>(codes.size());
   for (std::size_t i = 0; i < codes.size(); ++i)
     canvas.tokens.push_back(unknown[i] ? canvas.mask : canvas.code_offset + codes[i]);
-  canvas.tokens.push_back(bundle.special.eoi);
+  canvas.tokens.insert(canvas.tokens.end(), row.behind.begin(), row.behind.end());
   canvas.editable.assign(canvas.tokens.size(), 0);
   std::copy(unknown.begin(), unknown.end(), canvas.editable.begin() + canvas.start);
   if (!unconditional_prompt) return canvas;
   canvas.unconditional = *unconditional_prompt;
-  canvas.unconditional.insert(canvas.unconditional.end(), canvas.tokens.begin() + canvas.start - 1, canvas.tokens.end());
+  canvas.unconditional.insert(canvas.unconditional.end(), canvas.tokens.begin() + canvas.start, canvas.tokens.end());
   canvas.shift = static_cast<std::int64_t>(canvas.unconditional.size()) - canvas.length();
   for (std::int64_t p = canvas.start; p < canvas.stop; ++p) canvas.shared.push_back(p);
   return canvas;

@@ -22,29 +22,16 @@ Raster Model::Impl::decode(const Codes& codes) const {
   return raster_from(codec.decode(codes), codes.columns * bundle.downsample, codes.rows * bundle.downsample);
 }
 
-void Model::Impl::check_codes(const Codes& codes) const {
-  if (codes.rows < 1 || codes.columns < 1 ||
-      static_cast<std::int64_t>(codes.ids.size()) != std::int64_t{codes.rows} * codes.columns) {
-    fail("the grid is said to be ", codes.rows, " x ", codes.columns, " codes and holds ", codes.ids.size(),
-         "; give one for each cell");
-  }
-  for (const auto code : codes.ids) {
-    if (code < 0 || code >= bundle.codebook_size)
-      fail("the code ", code, " is none of the model's 0 to ", bundle.codebook_size - 1);
-  }
-}
-
 Ids Model::Impl::prompt_ids(const std::string& prompt) const {
   const std::string body = stripped(require_utf8(prompt, "prompt"));
   if (body.empty()) fail("the prompt is empty; say what is to be drawn");
   return need_tokenizer().encode(body);
 }
 
-ImageSettings Model::Impl::image_settings_for(const Ids& words, const Bools& unknown,
+ImageSettings Model::Impl::image_settings_for(const Around& row, const Bools& unknown,
                                               const std::optional<ImageSettings>& settings) const {
   ImageSettings s = settings.value_or(bundle.image_defaults);
-  const auto row = paint_prompt(words, bundle.special);
-  check_length(row.size(), static_cast<std::int64_t>(unknown.size()) + 2, "the prompt with its picture");
+  check_length(row.before.size(), static_cast<std::int64_t>(unknown.size() + row.behind.size()), "the prompt with its picture");
   const auto open =
       static_cast<std::int64_t>(std::count_if(unknown.begin(), unknown.end(), [](auto flag) { return flag != 0; }));
   if (settings && s.steps > open) fail(s.steps, " steps for ", open, " codes: a step draws at least one; use fewer steps");
@@ -54,10 +41,9 @@ ImageSettings Model::Impl::image_settings_for(const Ids& words, const Bools& unk
 
 bool Model::Impl::draw_steps(const Ids& words, const Codes& codes, const Bools& unknown,
                              const std::optional<ImageSettings>& settings, std::uint64_t seed, const Sink& sink) const {
-  const ImageSettings s = image_settings_for(words, unknown, settings);
-  const auto& special = bundle.special;
-  const Ids nothing = paint_prompt({}, special);
-  Canvas canvas = image_canvas(paint_prompt(words, special), codes.ids, unknown, bundle, s.guidance > 0 ? &nothing : nullptr);
+  const Around painted = paint_row(words), nothing = row("unconditional", "codes", {});
+  const ImageSettings s = image_settings_for(painted, unknown, settings);
+  Canvas canvas = image_canvas(painted, codes.ids, unknown, bundle, s.guidance > 0 ? &nothing.before : nullptr);
   PhiloxSampler sampler(seed, s.sampling_temperature, canvas.start);
   return decode_image(denoiser, canvas, s, sampler, [&](Step&& step) {
     step.predicted_codes.rows = codes.rows;
@@ -199,7 +185,7 @@ Drawing Model::extend(const Picture& picture, const std::string& prompt, const s
   const Ids parts = transfers(new_rows, (new_rows + most - 1) / most);  // as few and as equal as can be
   Bools smallest(grid.ids.size());
   std::fill_n(smallest.begin(), parts.back() * grid_side, 1);
-  model.image_settings_for(words, smallest, settings);  // for its errors, before any work
+  model.image_settings_for(model.paint_row(words), smallest, settings);  // for its errors, before any work
   if (seed > std::numeric_limits<std::uint64_t>::max() - (parts.size() - 1)) {
     fail("the seed is out of range; each of the ", parts.size(), " parts takes the next one, up to 2**64 - 1");
   }

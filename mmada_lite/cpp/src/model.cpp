@@ -38,46 +38,51 @@ void Model::Impl::check_ids(const Ids& ids) const {
   }
 }
 
+void Model::Impl::check_codes(const Codes& codes) const {
+  if (codes.rows < 1 || codes.columns < 1 ||
+      static_cast<std::int64_t>(codes.ids.size()) != std::int64_t{codes.rows} * codes.columns) {
+    fail("the grid is said to be ", codes.rows, " x ", codes.columns, " codes and holds ", codes.ids.size(),
+         "; give one for each cell");
+  }
+  for (const auto code : codes.ids) {
+    if (code < 0 || code >= bundle.codebook_size)
+      fail("the code ", code, " is none of the model's 0 to ", bundle.codebook_size - 1);
+  }
+}
+
 void Model::Impl::check_length(std::size_t given, std::int64_t written, const char* what) const {
   if (written <= bundle.max_sequence_length - static_cast<std::int64_t>(given)) return;
   fail(what, " takes ", given, " + ", written, " tokens and the model reads ", bundle.max_sequence_length, "; shorten it");
 }
 
+Around Model::Impl::row(const char* name, const char* open_slot, const Filled& filled) const {
+  return bundle.rows.around(name, open_slot, filled, [this](const std::string& text) { return need_tokenizer().encode(text); });
+}
+
 Ids Model::Impl::chat_ids(const std::vector<Message>& messages) const {
   const auto& tokenizer = need_tokenizer();
   if (messages.empty()) fail("the conversation is empty; give at least one user message");
-  const auto& special = bundle.special;
-  Ids ids{special.bos};
-  const auto append = [&](const std::string& text) {
-    const Ids more = tokenizer.encode(text);
-    ids.insert(ids.end(), more.begin(), more.end());
-  };
+  Ids ids;
   std::size_t number = 0;
   for (const auto& [role, content] : messages) {
     ++number;
     if (role != "system" && role != "user" && role != "assistant") {
       fail("message ", number, " has the role ", quoted(role), "; use one of system, user, assistant");
     }
-    const std::string body = stripped(require_utf8(content, "message"));
-    if (body.empty()) fail("message ", number, " (", role, ") is empty; write something");
-    ids.push_back(special.start_header);
-    append(role);
-    ids.push_back(special.end_header);
-    append("\n" + body);
-    ids.push_back(special.eot);
+    const Words words{{"role", role}, {"content", stripped(require_utf8(content, "message"))}};
+    if (words.at("content").empty()) fail("message ", number, " (", role, ") is empty; write something");
+    const auto encode = [&](const std::string& text) { return tokenizer.encode(worded(text, words)); };
+    const Ids message = bundle.rows.around("message", "", {}, encode).before;
+    ids.insert(ids.end(), message.begin(), message.end());
   }
-  ids.push_back(special.start_header);
-  append("assistant");
-  ids.push_back(special.end_header);
-  append("\n");
-  return ids;
+  return row("chat", "masks", {{"messages", ids}}).before;
 }
 
 Answer Model::Impl::complete(const Ids& prompt, const TextSettings& s, std::uint64_t seed, const OnStep& on_step) const {
   check_length(prompt.size(), s.answer_length, "the conversation with its answer");
-  Canvas canvas = text_canvas(prompt, s.answer_length, bundle.special.mask, s.guidance > 0);
+  Canvas canvas = text_canvas(prompt, s.answer_length, bundle.special.at("mask"), s.guidance > 0);
   PhiloxSampler sampler(seed, s.temperature, canvas.start);
-  const Ids ends{bundle.special.eos, bundle.special.eot};
+  const Ids ends{bundle.special.at("eos"), bundle.special.at("eot")};
   Answer answer;
   answer.stopped = !decode_text(denoiser, canvas, s, sampler, ends, [&](Step&& step) {
     answer.steps = step.index + 1;
@@ -130,13 +135,10 @@ Answer Model::ask(const Picture& picture, const std::string& question, const std
   const auto& model = require(impl_);
   const TextSettings s = checked(settings, model);
   model.need_image_tokenizer();
-  const Codes codes = model.encode(fitted(raster_of(picture), model.bundle.resolution, fit));
-  Ids row{model.bundle.special.mmu, model.bundle.special.soi};
-  for (const auto code : codes.ids) row.push_back(model.bundle.code_offset + code);
-  row.push_back(model.bundle.special.eoi);
-  const Ids chat = model.chat_ids({{"user", question}});
-  row.insert(row.end(), chat.begin(), chat.end());
-  return model.complete(row, s, seed, on_step);
+  Ids codes = model.encode(fitted(raster_of(picture), model.bundle.resolution, fit)).ids;
+  for (auto& code : codes) code += model.bundle.code_offset;
+  const Ids prompt = model.row("ask", "", {{"codes", codes}, {"chat", model.chat_ids({{"user", question}})}}).before;
+  return model.complete(prompt, s, seed, on_step);
 }
 
 Answer Model::complete(const Ids& prompt, const std::optional<TextSettings>& settings, std::uint64_t seed,

@@ -35,6 +35,9 @@ struct Model::Impl {
   void check_codes(const Codes& codes) const;
   void check_length(std::size_t given, std::int64_t written, const char* what) const;
 
+  // The ids around the open slot of a row, its texts encoded.
+  internal::Around row(const char* name, const char* open_slot, const internal::Filled& filled) const;
+  internal::Around paint_row(const Ids& words) const { return row("paint", "codes", {{"prompt", words}}); }
   Ids chat_ids(const std::vector<Message>& messages) const;
   Ids prompt_ids(const std::string& prompt) const;
   Codes encode(const Raster& square) const;
@@ -42,9 +45,9 @@ struct Model::Impl {
 
   Answer complete(const Ids& prompt, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
 
-  // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the words do not
-  // fit.
-  ImageSettings image_settings_for(const Ids& words, const Bools& unknown, const std::optional<ImageSettings>& settings) const;
+  // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the row do not fit.
+  ImageSettings image_settings_for(const internal::Around& row, const Bools& unknown,
+                                   const std::optional<ImageSettings>& settings) const;
   // Draws the unknown codes of a grid; `sink` is told of every step. False when it stopped the drawing.
   bool draw_steps(const Ids& words, const Codes& codes, const Bools& unknown, const std::optional<ImageSettings>& settings,
                   std::uint64_t seed, const internal::Sink& sink) const;

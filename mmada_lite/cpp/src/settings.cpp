@@ -75,159 +75,205 @@ void check(const ImageSettings& s) {
 
 namespace {
 
-// A key of format 1, where settings are flat, and the member that it sets here.
-struct FlatKey {
-  std::string key;
-  std::string path;
-  bool decoded = true;  // false: the Python runtime alone decodes with it
+// Beside `acceleration` or within it, where this host decodes with it or the Python runtime alone does.
+enum class Place { beside, within, python_alone };
+
+// A setting by its name in bundle.json, and what format 1 calls it, where all of them stand side by side.
+struct Named {
+  std::string name;
+  std::string in_format_1;
+  Place place = Place::beside;
 };
 
-using Format1 = std::vector<FlatKey>;
+using Table = std::vector<Named>;
 
-const Format1 kTextFormat1{{"answer_length", "answer_length"},
-                           {"steps", "steps"},
-                           {"block_length", "block_length"},
-                           {"temperature", "temperature"},
-                           {"guidance", "guidance"},
-                           {"order", "order"},
-                           {"cache", "acceleration.cache"},
-                           {"threshold", "acceleration.threshold"},
-                           {"law", "mode"},
-                           {"select", "acceleration.select", false},
-                           {"entropy_bound", "acceleration.entropy_bound", false},
-                           {"early_stop", "acceleration.early_stop", false},
-                           {"reach", "acceleration.lookahead", false},
-                           {"refresh", "acceleration.refresh", false},
-                           {"drift", "acceleration.refresh_drift", false},
-                           {"suffix", "acceleration.suffix_window", false},
-                           {"draft", "acceleration.speculative_steps", false},
-                           {"settle", "acceleration.kv_commit_every", false},
-                           {"thought_first", "acceleration.thought_first", false}};
+const Table kText{{"answer_length", "answer_length"},
+                  {"steps", "steps"},
+                  {"block_length", "block_length"},
+                  {"temperature", "temperature"},
+                  {"guidance", "guidance"},
+                  {"order", "order"},
+                  {"mode", "law"},
+                  {"cache", "cache", Place::within},
+                  {"threshold", "threshold", Place::within},
+                  {"select", "select", Place::python_alone},
+                  {"entropy_bound", "entropy_bound", Place::python_alone},
+                  {"early_stop", "early_stop", Place::python_alone},
+                  {"lookahead", "reach", Place::python_alone},
+                  {"refresh", "refresh", Place::python_alone},
+                  {"refresh_drift", "drift", Place::python_alone},
+                  {"suffix_window", "suffix", Place::python_alone},
+                  {"speculative_steps", "draft", Place::python_alone},
+                  {"kv_commit_every", "settle", Place::python_alone},
+                  {"thought_first", "thought_first", Place::python_alone}};
 
-const Format1 kImageFormat1{{"steps", "steps"},
-                            {"guidance", "guidance"},
-                            {"schedule", "schedule"},
-                            {"temperature", "temperature"},
-                            {"sampling_temperature", "sampling_temperature"},
-                            {"law", "mode"},
-                            {"refresh", "acceleration.refresh", false},
-                            {"shortlist", "acceleration.candidate_ratio", false},
-                            {"guidance_from", "acceleration.guidance_from", false},
-                            {"guidance_to", "acceleration.guidance_to", false},
-                            {"unconditional_every", "acceleration.unconditional_every", false}};
+const Table kImage{{"steps", "steps"},
+                   {"guidance", "guidance"},
+                   {"schedule", "schedule"},
+                   {"temperature", "temperature"},
+                   {"sampling_temperature", "sampling_temperature"},
+                   {"mode", "law"},
+                   {"refresh", "refresh", Place::python_alone},
+                   {"candidate_ratio", "shortlist", Place::python_alone},
+                   {"guidance_from", "guidance_from", Place::python_alone},
+                   {"guidance_to", "guidance_to", Place::python_alone},
+                   {"unconditional_every", "unconditional_every", Place::python_alone}};
 
-// Settings out of JSON, where a value may also be of the wrong kind. A message says the key as the JSON has it.
+const Named* find_in(const Table& table, std::string Named::* by, const std::string& key) {
+  const auto found = std::find_if(table.begin(), table.end(), [&](const Named& entry) { return entry.*by == key; });
+  return found == table.end() ? nullptr : &*found;
+}
+
+// What a name of format 1 is called now, of a text or of a picture; empty for any other.
+std::string name_now(const std::string& older) {
+  for (const auto* table : {&kText, &kImage}) {
+    const Named* entry = find_in(*table, &Named::in_format_1, older);
+    if (entry && entry->name != older) return entry->name;
+  }
+  return "";
+}
+
+[[noreturn]] void refuse_unknown(const std::string& key, const std::vector<std::string>& known) {
+  fail("unknown setting ", quoted(key), "; ",
+       known.empty() ? "the C++ host has none there" : "the settings are " + listed(known));
+}
+
+[[noreturn]] void refuse_python_alone(const std::string& key) {
+  fail("the C++ host does not decode with ", quoted(key), "; leave it out, or use the Python runtime");
+}
+
+// Throws Error for a name that cannot stand beside, or within, `acceleration`.
+void check_name(const Table& table, const std::string& key, bool within) {
+  const Named* entry = find_in(table, &Named::name, key);
+  if (entry && within && entry->place == Place::python_alone) refuse_python_alone(key);
+  if (entry && within == (entry->place != Place::beside)) return;
+  if (entry && !within) fail(quoted(key), " stands in \"acceleration\" and not beside it");
+  if (const std::string now = name_now(key); !now.empty()) fail(quoted(key), " is called ", quoted(now), " now");
+  std::vector<std::string> known;
+  for (const auto& each : table) {
+    if (each.place == (within ? Place::within : Place::beside)) known.push_back(each.name);
+  }
+  if (!within) known.emplace_back("acceleration");
+  refuse_unknown(key, known);
+}
+
+// Format 1 calls the default mode sensible.
+Json mode_of(const Json& law) {
+  if (law.string == "reference") {
+    fail("the C++ host does not decode with the law reference; use sensible, or the Python runtime");
+  }
+  if (law.string != "sensible") fail("law is ", shown(law), "; use one of sensible");
+  Json mode = law;
+  mode.string = "default";
+  return mode;
+}
+
+// Settings of format 1 as format 2 says them. Of the values it checks the law alone.
+Json upgraded(const Table& table, const Json& content) {
+  std::vector<std::string> known;
+  for (const auto& entry : table) {
+    if (entry.place != Place::python_alone) known.push_back(entry.in_format_1);
+  }
+  Json said, saving;
+  said.kind = saving.kind = Json::Kind::object;
+  for (const auto& [key, value] : content.members) {
+    const Named* entry = find_in(table, &Named::in_format_1, key);
+    if (!entry) {
+      const Named* today = find_in(table, &Named::name, key);
+      if (today) fail("unknown setting ", quoted(key), "; it is ", quoted(today->in_format_1), " in format 1");
+      refuse_unknown(key, known);
+    }
+    if (entry->place == Place::python_alone) refuse_python_alone(key);
+    auto& layer = entry->place == Place::beside ? said : saving;
+    layer.members.emplace_back(entry->name, key == "law" ? mode_of(value) : value);
+  }
+  said.members.emplace_back("acceleration", saving);
+  return said;
+}
+
+// Settings out of JSON, where a value may also be of the wrong kind.
 class SettingsReader {
  public:
-  SettingsReader(const Json& content, const Format1& table) : content_(content), table_(table) {}
-
-  // Every key is one of the table that this host decodes with.
-  void check_keys(const std::string& where) const {
-    std::vector<std::string> known;
-    for (const auto& entry : table_) {
-      if (entry.decoded) known.push_back(entry.key);
-    }
+  SettingsReader(const Table& table, const Json& content, std::int64_t format)
+      : content_(format < 2 ? upgraded(table, content) : content), layer_(content_.find("acceleration")) {
+    if (layer_ && !layer_->is(Json::Kind::object)) fail("acceleration is ", shown(*layer_), " where an object is needed");
     for (const auto& key : content_.keys()) {
-      const auto entry = std::find_if(table_.begin(), table_.end(), [&](const FlatKey& flat) { return flat.key == key; });
-      if (entry == table_.end()) {
-        const std::string older = key_named_now(key);
-        const std::string hint = older.empty() ? "" : join("in format 1 it is called ", quoted(older), "; ");
-        fail(where, ": unknown setting ", quoted(key), "; ", hint, "the settings are ", listed(known));
-      }
-      if (!entry->decoded) {
-        fail(where, ": the C++ host does not decode with ", quoted(key), "; leave it out, or use the Python runtime");
-      }
+      if (key != "acceleration") check_name(table, key, false);
     }
+    if (!layer_) return;
+    for (const auto& key : layer_->keys()) check_name(table, key, true);
   }
 
-  void take(const char* path, std::int64_t& value) const {
-    const auto& [key, given] = find(path);
+  SettingsReader(const SettingsReader&) = delete;  // it looks into its own content
+  SettingsReader& operator=(const SettingsReader&) = delete;
+
+  void take(const char* name, std::int64_t& value) const {
+    const Json* given = find(name);
     if (!given) return;
-    if (!given->is(Json::Kind::integer)) fail(key, " is ", shown(*given), "; use a whole number of at least 1");
+    if (!given->is(Json::Kind::integer)) fail(name, " is ", shown(*given), "; use a whole number of at least 1");
     value = given->integer;
   }
 
-  void take(const char* path, double& value) const {
-    const auto& [key, given] = find(path);
+  void take(const char* name, double& value) const {
+    const Json* given = find(name);
     if (!given) return;
     const bool integer = given->is(Json::Kind::integer);
-    if (!integer && !given->is(Json::Kind::number)) fail(key, " is ", shown(*given), "; use a number of at least 0");
+    if (!integer && !given->is(Json::Kind::number)) fail(name, " is ", shown(*given), "; use a number of at least 0");
     value = integer ? static_cast<double>(given->integer) : given->number;
   }
 
-  void take(const char* path, std::optional<double>& value) const {
-    const Json* given = find(path).second;
+  void take(const char* name, std::optional<double>& value) const {
+    const Json* given = find(name);
     if (!given || given->is(Json::Kind::null)) return;
     value = 0;
-    take(path, *value);
+    take(name, *value);
   }
 
-  void take(const char* path, std::string& value) const {
-    const auto& [key, given] = find(path);
+  void take(const char* name, std::string& value) const {
+    const Json* given = find(name);
     if (!given) return;
-    if (!given->is(Json::Kind::string)) fail(key, " is ", shown(*given), "; use a word in double quotes");
+    if (!given->is(Json::Kind::string)) fail(name, " is ", shown(*given), "; use a word in double quotes");
     value = given->string;
   }
 
-  // Format 1 calls the default mode sensible.
-  void take_mode(std::string& mode) const {
-    std::string law = "sensible";
-    take("mode", law);
-    if (law == "reference") {
-      fail("the C++ host does not decode with the law reference; use sensible, or the Python runtime");
-    }
-    one_of("law", law, {"sensible"});
-    mode = "default";
-  }
-
  private:
-  // The key of the table for a member, and what the JSON has under it, if anything.
-  std::pair<std::string, const Json*> find(const std::string& path) const {
-    const auto entry = std::find_if(table_.begin(), table_.end(), [&](const FlatKey& flat) { return flat.path == path; });
-    return {entry->key, content_.find(entry->key)};
+  // A name stands in one of the two layers.
+  const Json* find(const char* name) const {
+    const Json* given = content_.find(name);
+    return given || !layer_ ? given : layer_->find(name);
   }
 
-  // The key of format 1 for a setting's name of today, such as lookahead; empty where there is none.
-  std::string key_named_now(const std::string& name) const {
-    for (const auto& entry : table_) {
-      if (entry.path.substr(entry.path.rfind('.') + 1) == name) return entry.key;
-    }
-    return "";
-  }
-
-  const Json& content_;
-  const Format1& table_;
+  const Json content_;
+  const Json* layer_;
 };
 
 }  // namespace
 
-TextSettings read_text_settings(const Json& content, const std::string& where) {
+TextSettings read_text_settings(const Json& content, std::int64_t format) {
   TextSettings s;
-  const SettingsReader reader(content, kTextFormat1);
-  reader.check_keys(where);
+  const SettingsReader reader(kText, content, format);
   reader.take("answer_length", s.answer_length);
   reader.take("steps", s.steps);
   reader.take("block_length", s.block_length);
   reader.take("temperature", s.temperature);
   reader.take("guidance", s.guidance);
   reader.take("order", s.order);
-  reader.take("acceleration.cache", s.acceleration.cache);
-  reader.take_mode(s.mode);
-  reader.take("acceleration.threshold", s.acceleration.threshold);
+  reader.take("mode", s.mode);
+  reader.take("cache", s.acceleration.cache);
+  reader.take("threshold", s.acceleration.threshold);
   check(s);
   return s;
 }
 
-ImageSettings read_image_settings(const Json& content, const std::string& where) {
+ImageSettings read_image_settings(const Json& content, std::int64_t format) {
   ImageSettings s;
-  const SettingsReader reader(content, kImageFormat1);
-  reader.check_keys(where);
+  const SettingsReader reader(kImage, content, format);
   reader.take("steps", s.steps);
   reader.take("guidance", s.guidance);
+  reader.take("schedule", s.schedule);
   reader.take("temperature", s.temperature);
   reader.take("sampling_temperature", s.sampling_temperature);
-  reader.take_mode(s.mode);
-  reader.take("schedule", s.schedule);
+  reader.take("mode", s.mode);
   check(s);
   return s;
 }

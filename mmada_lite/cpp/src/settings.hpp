@@ -12,9 +12,9 @@ namespace mmada_lite::internal {
 void check(const TextSettings& settings);
 void check(const ImageSettings& settings);
 
-// From JSON as bundle.json of format 1 has it: flat, by the names of then. `where` begins the line about an unknown key.
-TextSettings read_text_settings(const Json& content, const std::string& where);
-ImageSettings read_image_settings(const Json& content, const std::string& where);
+// From a JSON object as bundle.json of a format, 1 or 2, has it; what it leaves out is at its default.
+TextSettings read_text_settings(const Json& content, std::int64_t format);
+ImageSettings read_image_settings(const Json& content, std::int64_t format);
 
 // A stretch of the answer that is finished before the next begins: positions start .. stop - 1.
 struct Block {
