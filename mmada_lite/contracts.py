@@ -6,6 +6,7 @@ It reads JSON and compares values. It opens no graph and no tokenizer: whether t
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -132,6 +133,11 @@ def _faults(bundle: "Bundle") -> Iterator[str]:
         yield f"architecture.d_model {shape.d_model} is not {shape.n_heads} heads of an even size {shape.head_dim} (head_dim)"
     if words.size != shape.vocab_size:
         yield f"vocabulary.size is {words.size} and architecture.vocab_size {shape.vocab_size}"
+    for name, token in asdict(words.special).items():
+        if 0 <= token - words.image_code_offset < words.codebook_size:
+            yield f"vocabulary: special token {name!r} is {token}, which is a picture code"
+        if token == words.special.mask and name != "mask":
+            yield f"vocabulary: special token {name!r} is {token}, which is the mask"
     if image and image.resolution % image.downsample:
         yield f"image.resolution {image.resolution} is not a multiple of downsample {image.downsample}"
     if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
