@@ -7,7 +7,7 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -314,6 +314,11 @@ def _faults(bundle: Bundle) -> Iterator[str]:
         yield f"architecture.d_model {shape.d_model} is not {shape.n_heads} heads of an even size {shape.head_dim} (head_dim)"
     if words.size != shape.vocab_size:
         yield f"vocabulary.size is {words.size} and architecture.vocab_size {shape.vocab_size}"
+    for name, token in asdict(words.special).items():
+        if 0 <= token - words.image_code_offset < words.codebook_size:
+            yield f"vocabulary: special token {name!r} is {token}, which is a picture code"
+        if token == words.special.mask and name != "mask":
+            yield f"vocabulary: special token {name!r} is {token}, which is the mask"
     if image and image.resolution % image.downsample:
         yield f"image.resolution {image.resolution} is not a multiple of downsample {image.downsample}"
     if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:

@@ -85,10 +85,6 @@ class Vocabulary:
         for name, value in asdict(self.special).items():
             if not 0 <= value < self.size:
                 raise Error(f"vocabulary: special token {name!r} is {shown(value)}, outside the embedding's {self.size} rows")
-            if 0 <= value - self.image_code_offset < self.codebook_size:
-                raise Error(f"vocabulary: special token {name!r} is {value}, which is a picture code")
-            if value == self.special.mask and name != "mask":
-                raise Error(f"vocabulary: special token {name!r} is {value}, which is the mask")
 
     def to_json(self) -> dict[str, Any]:
         """The ids and sizes. The rows stand beside them in bundle.json, and not in them."""

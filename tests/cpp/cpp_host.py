@@ -109,6 +109,10 @@ class Host:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def kill(self) -> None:
+        """End it where it is."""
+        self._process.kill()
+
     def close(self) -> int:
         assert self._process.stdin is not None
         self._process.stdin.close()

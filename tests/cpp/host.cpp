@@ -18,6 +18,7 @@
 #include "schedules.hpp"
 #include "session.hpp"
 #include "settings.hpp"
+#include "tokenizer.hpp"
 #include "unicode.hpp"
 
 namespace mmada_lite {
@@ -366,6 +367,18 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
   throw std::logic_error("no job is called " + op);
 }
 
+// Texts and ids by a tokenizer that belongs to no model.
+std::string run_on_tokenizer(const Tokenizer& tokenizer, const std::string& op, const Json& job) {
+  std::vector<Ids> encoded;
+  std::vector<std::string> texts;
+  if (op == "encode") {
+    for (const auto& text : job.find("texts")->items) encoded.push_back(tokenizer.encode(text.string));
+    return Out().add("ids", encoded).done();
+  }
+  for (const auto& ids : job.find("ids")->items) texts.push_back(tokenizer.decode(ids_of(ids)));
+  return Out().add("texts", texts).done();
+}
+
 std::string run_job(std::optional<Model>& model, const Json& job) {
   const std::string op = text_in(job, "op");
   if (op == "load") {
@@ -404,6 +417,7 @@ std::string run_job(std::optional<Model>& model, const Json& job) {
   if (op == "schedules") return schedules(job);
   if (op == "classes") return character_classes();
   if (op == "replay") return replay(text_in(job, "folder"), job);
+  if (job.find("tokenizer")) return run_on_tokenizer(Tokenizer(text_in(job, "tokenizer")), op, job);
   if (!model) throw std::logic_error("no model is loaded");
   return run_on_model(*model, op, job);
 }

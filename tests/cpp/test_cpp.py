@@ -132,32 +132,32 @@ def texts(seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("which", ["embedded", "tokenizer", "tokenizer_noheader", "tiny"])
-def test_tokenizers(host: Host, tiny_bundle: Path, tmp_path: Path, which: str) -> None:
-    folder = {"embedded": embedded_bundle(), "tiny": tiny_bundle}.get(which)
-    if folder is None:
-        content = (GOLDEN / "prompting" / which / "tokenizer.json").read_bytes()
-        folder = with_file(tiny_bundle, tmp_path / "bundle", "tokenizer.json", content)
-    same_tokens(host, folder)
+def test_tokenizers(host: Host, tiny_bundle: Path, which: str) -> None:
+    bundle = {"embedded": embedded_bundle(), "tiny": tiny_bundle}.get(which)
+    same_tokens(host, bundle or GOLDEN / "prompting" / which)
 
 
 def same_tokens(host: Host, folder: Path, also: tuple[str, ...] = ()) -> None:
-    """C++ and Python turn the same texts into the same ids, and any ids into the same text."""
-    assert "error" not in host.call("load", folder=str(folder), threads=1)
+    """C++ and Python turn the same texts into the same ids, and any ids into the same text. folder: a bundle, or with a
+    tokenizer alone."""
+    with_model = (folder / "bundle.json").is_file()
+    assert not with_model or "error" not in host.call("load", folder=str(folder), threads=1)
+    by = {} if with_model else {"tokenizer": str(folder / "tokenizer.json")}
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     given = [*also, *texts(3)]
     ids = [tokenizer.encode(text) for text in given]
-    assert host.call("encode", texts=given)["ids"] == ids
+    assert host.call("encode", texts=given, **by)["ids"] == ids
     chooser = random.Random(4)
     mixed = [*ids, *([chooser.randint(-2, len(tokenizer) + 9) for _ in range(25)] for _ in range(300))]
-    assert host.call("decode", ids=mixed)["texts"] == [tokenizer.decode(row) for row in mixed]
+    assert host.call("decode", ids=mixed, **by)["texts"] == [tokenizer.decode(row) for row in mixed]
 
 
 def test_added_tokens_that_are_not_special(host: Host, tiny_bundle: Path, tmp_path: Path) -> None:
     """They are cut out of a text wherever they stand, the longest first, unlike special ones."""
     inner = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
     inner.add_tokens(["<fr", "<frog>", "og> "])
-    folder = with_file(tiny_bundle, tmp_path / "bundle", "tokenizer.json", inner.to_str().encode())
-    same_tokens(host, folder, ("a <frog> in <fr og> <frog>og> ", "<frog", "<frog><|eot_id|>"))
+    (tmp_path / "tokenizer.json").write_text(inner.to_str(), encoding="utf-8")
+    same_tokens(host, tmp_path, ("a <frog> in <fr og> <frog>og> ", "<frog", "<frog><|eot_id|>"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "common.hpp"
+#include "contracts.hpp"
 #include "settings.hpp"
 #include "unicode.hpp"
 
@@ -79,6 +80,7 @@ const Json& checked_object(const Json& content, const std::vector<Field>& fields
     if (value && !fits(*value, field.kind)) {
       fail(where, ".", field.name, " is ", shown(*value), ", which it cannot be; ", kFetchAgain);
     }
+    if (value) check_value(field.name, *value, where + "." + field.name);
   }
   return content;
 }
@@ -116,6 +118,7 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
   bundle.code_offset = sizes[0];
   bundle.codebook_size = sizes[1];
   bundle.vocabulary_size = sizes[2];
+  if (sizes[0] < 1 || sizes[1] < 1) fail("vocabulary: image_code_offset and codebook_size are at least 1");
   if (sizes[1] > sizes[2] || sizes[0] > sizes[2] - sizes[1]) {
     fail("vocabulary: image codes begin at ", sizes[0], ", there are ", sizes[1], ", and the embedding has ", sizes[2],
          " rows; check image_code_offset (the tokenizer's length) and codebook_size");
@@ -124,7 +127,15 @@ void read_vocabulary(const Json& content, Bundle& bundle) {
     if (ids[i] >= sizes[2]) {
       fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", outside the embedding's ", sizes[2], " rows");
     }
+    if (ids[i] >= sizes[0] && ids[i] - sizes[0] < sizes[1]) {
+      fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", which is a picture code");
+    }
     bundle.special[kNames[i]] = ids[i];
+  }
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (kNames[i] != "mask" && ids[i] == bundle.special["mask"]) {
+      fail("vocabulary: special token ", quoted(kNames[i]), " is ", ids[i], ", which is the mask");
+    }
   }
 }
 
@@ -161,7 +172,8 @@ Json read_manifest(const fs::path& path) {
     fail(manifest.string(), " is damaged (", error.what(), "); ", kFetchAgain);
   }
   const Json *format = content.find("format"), *version = content.find("format_version");
-  if (!format || format->string != "mmada-lite-bundle" || !version || !version->is(Json::Kind::integer)) {
+  if (!format || format->string != "mmada-lite-bundle" || !version || !version->is(Json::Kind::integer) ||
+      version->integer < 1) {
     fail(manifest.string(), " does not describe a mmada-lite bundle; ", kFetchAgain);
   }
   if (version->integer > kNewestFormat) {
@@ -176,12 +188,15 @@ void read_files(const Json& content, const std::string& where, Bundle& bundle) {
   for (const auto& [name, graph] : object_at(*content.find("graphs"), graphs).members) {
     const std::vector<Field> fields{{"file", Type::text}, {"inputs", Type::texts}, {"outputs", Type::texts}};
     bundle.graphs.emplace_back(name, checked_object(graph, fields, graphs + "." + name).find("file")->string);
+    for (const char* side : {"inputs", "outputs"}) {
+      for (const auto& value : graph.find(side)->items) bundle.interfaces[name + "." + side].insert(value.string);
+    }
   }
   for (const auto& [name, file] : object_at(*content.find("files"), files).members) {
     checked_object(file, {{"size", Type::count}, {"sha256", Type::text}}, files + "." + name);
     bundle.files.push_back({name, integer_in(file, "size"), file.find("sha256")->string, {}});
     const fs::path inside(name);
-    if (inside.is_absolute() || std::find(inside.begin(), inside.end(), "..") != inside.end()) {
+    if (inside.is_absolute() || std::find(inside.begin(), inside.end(), "..") != inside.end() || name.size() > 200) {
       fail(where, ": the file ", quoted(name), " lies outside the bundle; ", kFetchAgain);
     }
   }
@@ -199,6 +214,7 @@ void read_architecture(const Json& content, const std::string& where, Bundle& bu
                                  {"vocab_size", Type::count},      {"rope_theta", Type::positive},
                                  {"rms_norm_eps", Type::positive}, {"max_sequence_length", Type::count}};
   const Json& architecture = checked_object(*content.find("architecture"), shape, where + ": architecture");
+  bundle.width = integer_in(architecture, "d_model");
   bundle.layers = integer_in(architecture, "n_layers");
   bundle.kv_heads = integer_in(architecture, "n_kv_heads");
   bundle.head_dim = integer_in(architecture, "head_dim");
@@ -243,6 +259,8 @@ void check_provenance(const Json& content, const std::string& where) {
   checked_object(*content.find("provenance"), provenance, where + ": provenance");
   if (const Json* target = content.find("target"); target && !target->is(Json::Kind::string)) {
     fail(where, ": target is ", shown(*target), ", which it cannot be; ", kFetchAgain);
+  } else if (target) {
+    check_value("target", *target, where + ": target");
   }
   if (const Json* tensors = content.find("tensors")) {
     std::vector<Field> graphs;
@@ -280,6 +298,7 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   bundle.path = path;
   const std::string where = (path / kManifest).string();
   const std::int64_t format = content.find("format_version")->integer;
+  check_words(content, where);
   check_host(content, format, where);
   const Json& defaults = object_at(*content.find("defaults"), where + ": defaults");
   check_keys(defaults, {"text", "image"}, {"text", "image"}, where + ": defaults");
@@ -298,6 +317,10 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
                                   [&](const Json& settings) { return read_image_settings(settings, format); });
   read_files(content, where, bundle);
   check_provenance(content, where);
+  check_bundle(bundle, content, where);
+  const Json* target = content.find("target");
+  bundle.half = target && target->string != "cpu" &&
+                content.find("quantization")->find("backbone")->find("format")->string != "fp32";
   return bundle;
 }
 

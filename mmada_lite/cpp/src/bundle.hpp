@@ -1,6 +1,8 @@
 // What bundle.json says of a model.
 #pragma once
 
+#include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,7 +16,7 @@ namespace mmada_lite::internal {
 
 struct Bundle {
   fs::path path;
-  std::int64_t layers = 0, kv_heads = 0, head_dim = 0, max_sequence_length = 0;
+  std::int64_t width = 0, layers = 0, kv_heads = 0, head_dim = 0, max_sequence_length = 0;
   Special special;
   std::int64_t code_offset = 0, codebook_size = 0, vocabulary_size = 0;
   Rows rows;
@@ -22,6 +24,8 @@ struct Bundle {
   TextSettings text_defaults;
   ImageSettings image_defaults;
   std::vector<std::pair<std::string, std::string>> graphs;  // each graph's file
+  std::map<std::string, std::set<std::string>> interfaces;   // "backbone.inputs": the names that bundle.json says
+  bool half = false;                                         // whether keys and values are float16
   std::vector<FileInfo> files;
 
   const std::string* graph(const std::string& name) const;  // its file, or nothing

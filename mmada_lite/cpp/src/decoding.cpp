@@ -34,6 +34,12 @@ void never_mask(const Denoiser& denoiser, const Forward& result, std::int64_t ma
   }
 }
 
+void check_finite(const Prediction& drawn, std::int64_t number) {
+  if (drawn.finite) return;
+  fail("step ", number + 1, ": the model's numbers are not finite, so its weights are damaged or a setting is too large; ",
+       "check the bundle with `mmada-lite info FOLDER --verify`");
+}
+
 // The masks that a step of the block may write: those left of its end and, with a cached context, in the window.
 Ids open_positions(const Canvas& canvas, const Block& block, const std::optional<CachedContext>& context) {
   return canvas.masked(context ? context->start : 0, block.stop);
@@ -98,6 +104,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
       const bool keep = s.acceleration.cache != "none" && turn == 0;
       const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
       Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
+      check_finite(candidates, number);
       never_mask(denoiser, result, canvas.mask, candidates);
       const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
       const Bools chosen = choose(positions, candidates, s, sampler, number, count);
@@ -136,6 +143,7 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
     if (!open.empty()) {
       const Forward result = forward(denoiser, canvas, open, s.guidance, nullptr, false);
       const Prediction drawn = sampler.draw(denoiser, Head::image, result.hidden, result.mix, k, open);
+      check_finite(drawn, k);
       for (std::size_t i = 0; i < open.size(); ++i) {
         const auto cell = static_cast<std::size_t>(open[i] - canvas.start);
         candidates[cell] = drawn.tokens[i] + canvas.code_offset;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <unordered_set>
 
 #include "common.hpp"
 #include "unicode.hpp"
@@ -27,6 +28,7 @@ class JsonReader {
 
  private:
   static constexpr int kDeepest = 500;
+  static constexpr std::size_t kLongestNumber = 4300;  // as many as Python reads
 
   [[noreturn]] void wrong(const char* what) const {
     const auto end = text_.begin() + static_cast<std::ptrdiff_t>(std::min(at_, text_.size()));
@@ -75,11 +77,13 @@ class JsonReader {
   }
 
   void read_members(Json& object, int depth) {
+    std::unordered_set<std::string> seen;
     skip();
     if (take("}")) return;
     for (;;) {
       if (!take("\"")) wrong("a key in double quotes is needed");
       std::string key = read_string();
+      if (!seen.insert(key).second) wrong("a key stands there twice");
       skip();
       if (!take(":")) wrong("a colon is needed");
       skip();
@@ -137,7 +141,8 @@ class JsonReader {
       if (low >= 0xDC00 && low < 0xE000) return 0x10000 + ((code - 0xD800) << 10 | (low - 0xDC00));
       at_ = before;
     }
-    return code >= 0xD800 && code < 0xE000 ? 0xFFFD : code;
+    if (code >= 0xD800 && code < 0xE000) wrong("a string has half of a letter's escape");
+    return code;
   }
 
   char32_t read_hex() {
@@ -172,6 +177,7 @@ class JsonReader {
     }
     at_ = end;
     const auto written = text_.substr(begin, end - begin);
+    if (written.size() > kLongestNumber) wrong("a number has too many digits");
     value.kind = Json::Kind::integer;
     const auto end_of_integer = std::from_chars(written.data(), written.data() + written.size(), value.integer);
     if (end_of_integer.ec == std::errc() && end_of_integer.ptr == written.data() + written.size()) return;

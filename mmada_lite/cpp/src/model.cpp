@@ -23,6 +23,12 @@ Model::Impl::Impl(Bundle opened, const Options& options)
   } catch (const Error& error) {
     no_tokenizer = error.what();
     if (no_tokenizer.find(" is not a tokenizer.json") != std::string::npos) throw;
+    return;
+  }
+  try {
+    tokenizer->check(bundle.special, bundle.code_offset);
+  } catch (const Error& error) {
+    fail((bundle.path / kManifest).string(), ": ", error.what(), "; ", kFetchAgain);
   }
 }
 

@@ -2,9 +2,11 @@
 #include "session.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <numeric>
 #include <thread>
 
@@ -18,7 +20,7 @@ namespace mmada_lite::internal {
 namespace {
 
 struct Runtime {
-  Ort::Env environment{ORT_LOGGING_LEVEL_ERROR, "mmada_lite"};
+  Ort::Env environment{ORT_LOGGING_LEVEL_FATAL, "mmada_lite"};
   Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 };
 
@@ -61,7 +63,7 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
   settings.SetInterOpNumThreads(1);
   // Waiting threads sleep: the host's other work needs the cores.
   settings.AddConfigEntry("session.intra_op.allow_spinning", "0");
-  settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+  settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // errors are thrown, and said by us
   // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
   if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
     settings.AddConfigEntry("session.x64quantprecision", "1");
@@ -72,6 +74,99 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
   } catch (const Ort::Exception& error) {
     fail("onnxruntime cannot load ", path.string(), ": ", first_line(error.what()));
   }
+}
+
+// A fixed length by the key of bundle.json that says it; no key: any length but a fixed one, or `number`.
+struct Axis {
+  const char* key = "";
+  std::int64_t length = -1;
+};
+
+struct Interface {
+  ONNXTensorElementDataType kind;
+  std::vector<Axis> axes;
+};
+
+using Interfaces = std::map<std::string, Interface>;
+
+// The inputs or the outputs that a graph must have (docs/bundle.md).
+Interfaces declared(const Bundle& bundle, const std::string& graph, bool inputs) {
+  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kInt = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  const Axis any, three{"", 3}, width{"architecture.d_model", bundle.width};
+  const Interface codes{kInt, {any, any, any}}, pixels{kFloat, {any, three, any, any}}, row{kFloat, {any, any}};
+  if (graph == "embedder") {
+    return inputs ? Interfaces{{"tokens", {kInt, {any, any}}}} : Interfaces{{"embeddings", {kFloat, {any, any, width}}}};
+  }
+  if (graph == "image_encoder" || graph == "image_decoder") {
+    return inputs == (graph == "image_encoder") ? Interfaces{{"pixels", pixels}} : Interfaces{{"codes", codes}};
+  }
+  if (graph == "backbone") {
+    Interfaces values = inputs ? Interfaces{{"embeddings", {kFloat, {any, any, width}}},
+                                            {"positions", {kInt, {any, any}}},
+                                            {"rows", {kInt, {any, any}}}}
+                               : Interfaces{{"hidden", {kFloat, {any, any, width}}}};
+    const Interface kept{bundle.half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : kFloat,
+                         {any, {"architecture.n_kv_heads", bundle.kv_heads}, any, {"architecture.head_dim", bundle.head_dim}}};
+    for (std::int64_t layer = 0; layer < bundle.layers; ++layer) {
+      for (const char* kind : {"key_", "value_"}) values[(inputs ? "past_" : "") + (kind + std::to_string(layer))] = kept;
+    }
+    return values;
+  }
+  if (inputs) {
+    return {{"hidden", {kFloat, {any, any, width}}}, {"mix", row}, {"temperature", {kFloat, {}}}, {"uniform", row}};
+  }
+  const Axis columns = graph == "text_head" ? Axis{"vocabulary.size", bundle.vocabulary_size}
+                                            : Axis{"vocabulary.codebook_size", bundle.codebook_size};
+  return {{"token", {kInt, {any, any}}}, {"log_probability", row}, {"entropy", row}, {"logits", {kFloat, {any, any, columns}}}};
+}
+
+void check_value(const Ort::TypeInfo& type, const Interface& wanted, const std::string& where) {
+  if (type.GetONNXType() != ONNX_TYPE_TENSOR) fail(where, " is no tensor; ", kFetchAgain);
+  const auto info = type.GetTensorTypeAndShapeInfo();
+  const auto shape = info.GetShape();
+  if (info.GetElementType() != wanted.kind || shape.size() != wanted.axes.size()) {
+    fail(where, " has another type or number of axes; ", kFetchAgain);
+  }
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const Axis& axis = wanted.axes[i];
+    if (shape[i] == axis.length || (axis.length < 0 && shape[i] < 0)) continue;
+    fail(where, " has the length ", shape[i], " on axis ", i, ", and ", *axis.key ? axis.key : "what is needed", " is ",
+         axis.length, "; ", kFetchAgain);
+  }
+}
+
+// Opens a graph of a bundle. Throws Error where it is not what bundle.json says of it.
+Ort::Session open_graph(const Bundle& bundle, const std::string& graph, const Options& options) {
+  const std::string* file = bundle.graph(graph);
+  Ort::Session session = open_session(bundle.path / *file, options);
+  const std::string where = join((bundle.path / kManifest).string(), ": graphs.", graph, " is ", *file, ", whose ");
+  Ort::AllocatorWithDefaultOptions allocator;
+  for (const bool inputs : {true, false}) {
+    Interfaces wanted = declared(bundle, graph, inputs);
+    const std::string side = inputs ? "inputs" : "outputs";
+    const std::size_t count = inputs ? session.GetInputCount() : session.GetOutputCount();
+    if (graph == "backbone" && inputs && (count - 3) / 2 != static_cast<std::size_t>(bundle.layers)) {
+      fail(where, "layers are ", (count - 3) / 2, ", and architecture.n_layers is ", bundle.layers, "; ", kFetchAgain);
+    }
+    std::set<std::string> found;
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto name = inputs ? session.GetInputNameAllocated(i, allocator) : session.GetOutputNameAllocated(i, allocator);
+      found.insert(name.get());
+      const auto entry = wanted.find(name.get());
+      if (entry == wanted.end()) {
+        if (std::string(name.get()) == "magnitude") continue;
+        fail(where, side, " have ", quoted(name.get()), ", which is not declared; ", kFetchAgain);
+      }
+      check_value(inputs ? session.GetInputTypeInfo(i) : session.GetOutputTypeInfo(i), entry->second, where + name.get());
+      wanted.erase(entry);
+    }
+    if (!wanted.empty()) fail(where, side, " lack ", quoted(wanted.begin()->first), "; ", kFetchAgain);
+    const auto said = bundle.interfaces.find(graph + "." + side);
+    if (said == bundle.interfaces.end() || said->second != found) {
+      fail(where, side, " are not those of graphs.", graph, ".", side, "; ", kFetchAgain);
+    }
+  }
+  return session;
 }
 
 std::int64_t size_of(const std::vector<std::int64_t>& shape) {
@@ -94,10 +189,16 @@ const T* data_of(const Ort::Value& value) {
   return value.GetTensorData<T>();
 }
 
+constexpr const char* kVerify = "its weights are damaged; check the bundle with `mmada-lite info FOLDER --verify`";
+
 template <typename T>
 std::vector<T> copied(const Ort::Value& value) {
   const T* data = data_of<T>(value);
   return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+}
+
+bool all_finite(const Floats& numbers) {
+  return std::all_of(numbers.begin(), numbers.end(), [](float number) { return std::isfinite(number); });
 }
 
 std::vector<std::int64_t> shape_of(const Ort::Value& value, std::size_t axes) {
@@ -151,12 +252,7 @@ Denoiser::Denoiser(const Bundle& bundle, const Options& options)
     : layers_(bundle.layers), heads_(bundle.kv_heads), head_dim_(bundle.head_dim) {
   for (const auto& [slot, name] : {std::pair{&embedder_, "embedder"}, std::pair{&backbone_, "backbone"},
                                    std::pair{&text_head_, "text_head"}, std::pair{&image_head_, "image_head"}}) {
-    if (const auto* file = bundle.graph(name)) slot->emplace(open_session(bundle.path / *file, options));
-  }
-  if (!backbone_) return;
-  if ((backbone_->GetInputCount() - 3) / 2 != static_cast<std::size_t>(layers_)) {
-    fail((bundle.path / kManifest).string(), ": architecture.n_layers is ", layers_, " and the backbone has ",
-         (backbone_->GetInputCount() - 3) / 2, "; ", kFetchAgain);
+    slot->emplace(open_graph(bundle, name, options));
   }
   for (const char* kind : {"key_", "value_"}) {
     for (std::int64_t layer = 0; layer < layers_; ++layer) names_.push_back(kind + std::to_string(layer));
@@ -191,8 +287,10 @@ Hidden Denoiser::forward(const Window& window, Values* kept) const {
 
 Prediction Denoiser::predict(Head head, const Hidden& hidden, const Floats& mix, double temperature,
                              const Floats* draws) const {
-  const Values outputs = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability"});
-  return {copied<std::int64_t>(outputs[0]), copied<float>(outputs[1])};
+  const Values outputs = run_head(head, hidden, mix, temperature, draws, {"token", "log_probability", "entropy"});
+  Prediction drawn{copied<std::int64_t>(outputs[0]), copied<float>(outputs[1])};
+  drawn.finite = all_finite(drawn.log_probability) && all_finite(copied<float>(outputs[2]));
+  return drawn;
 }
 
 Floats Denoiser::logits(Head head, const Hidden& hidden, const Floats& mix) const {
@@ -223,7 +321,7 @@ std::optional<Ort::Session>& Codec::opened(const char* name, std::optional<Ort::
   const std::lock_guard<std::mutex> lock(opening_);
   if (!slot) {
     check_unchanged(bundle_.path, bundle_.files);
-    slot.emplace(open_session(bundle_.path / *bundle_.graph(name), options_));
+    slot.emplace(open_graph(bundle_, name, options_));
   }
   return slot;
 }
@@ -231,13 +329,25 @@ std::optional<Ort::Session>& Codec::opened(const char* name, std::optional<Ort::
 Ids Codec::encode(const Floats& pixels) const {
   Values input;
   input.push_back(tensor(pixels, {1, 3, bundle_.resolution, bundle_.resolution}));
-  const Values outputs = run(opened("image_encoder", encoder_), {"pixels"}, input, {"codes"});
+  std::vector<const char*> wanted{"codes"};
+  const auto& given = bundle_.interfaces.at("image_encoder.outputs");
+  if (given.count("magnitude")) wanted.push_back("magnitude");
+  const Values outputs = run(opened("image_encoder", encoder_), {"pixels"}, input, wanted);
   const auto shape = shape_of(outputs[0], 3);
   if (shape[0] != 1 || shape[1] != grid() || shape[2] != grid()) {
     fail("the image encoder gives ", shape[1], " x ", shape[2], " codes where ", kManifest, " says ", grid(), "; ",
          kFetchAgain);
   }
-  return copied<std::int64_t>(outputs[0]);
+  if (outputs.size() > 1 && !all_finite(copied<float>(outputs[1]))) {
+    fail("the image encoder reads the picture as numbers that are not finite; ", kVerify);
+  }
+  Ids codes = copied<std::int64_t>(outputs[0]);
+  for (const auto code : codes) {
+    if (code < 0 || code >= bundle_.codebook_size) {
+      fail("the image encoder gives the code ", code, " and the codebook has ", bundle_.codebook_size, "; ", kFetchAgain);
+    }
+  }
+  return codes;
 }
 
 Floats Codec::decode(const Codes& codes) const {
@@ -250,7 +360,9 @@ Floats Codec::decode(const Codes& codes) const {
     fail("the image decoder gives ", shape[3], " x ", shape[2], " pixels where ", kManifest, " says ", width, " x ", height,
          "; ", kFetchAgain);
   }
-  return copied<float>(outputs[0]);
+  Floats pixels = copied<float>(outputs[0]);
+  if (!all_finite(pixels)) fail("the image decoder draws pixels that are not finite; ", kVerify);
+  return pixels;
 }
 
 }  // namespace mmada_lite::internal

@@ -45,6 +45,7 @@ struct Hidden {
 struct Prediction {
   Ids tokens;              // [Q]
   Floats log_probability;  // [Q], before any temperature
+  bool finite = true;      // whether these and the entropies are numbers
 };
 
 class Denoiser {

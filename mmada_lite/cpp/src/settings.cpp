@@ -13,12 +13,20 @@ namespace {
 
 const std::vector<std::string> kOrders{"low_confidence", "random"}, kCaches{"none", "prefix", "dual"}, kModes{"default"};
 
+constexpr std::int64_t kMostSteps = 1'000'000;
+constexpr double kSmallest = 1e-4, kLargest = 1000, kLeastProbability = 1e-6;  // as mmada_lite.decoding.settings has them
+
 void at_least_one(const char* name, std::int64_t value) {
-  if (value < 1) fail(name, " is ", value, "; use a whole number of at least 1");
+  if (value < 1 || value > kMostSteps) {
+    fail(name, " is ", value, "; use a whole number of at least 1 and at most ", kMostSteps);
+  }
 }
 
-void at_least_zero(const char* name, double value) {
-  if (!std::isfinite(value) || value < 0) fail(name, " is ", shown(value), "; use a number of at least 0");
+// smallest: the least number above 0 that it takes.
+void at_least_zero(const char* name, double value, double smallest = 0) {
+  if (value == 0 || (value >= smallest && value > 0 && value <= kLargest)) return;
+  fail(name, " is ", shown(value), "; use ", smallest > 0 ? "0, or a number of at least " : "a number of at least ",
+       shown(smallest), " and at most ", shown(kLargest));
 }
 
 void one_of(const char* name, const std::string& value, const std::vector<std::string>& choices) {
@@ -46,13 +54,14 @@ void check(const TextSettings& s) {
   at_least_one("answer_length", s.answer_length);
   at_least_one("steps", s.steps);
   at_least_one("block_length", s.block_length);
-  at_least_zero("temperature", s.temperature);
+  at_least_zero("temperature", s.temperature, kSmallest);
   at_least_zero("guidance", s.guidance);
   one_of("order", s.order, kOrders);
   check_mode(s.mode);
   check_cache(s.acceleration.cache);
-  if (threshold && !(*threshold > 0 && *threshold <= 1)) {
-    fail("threshold ", shown(*threshold), " is not a probability; use a number above 0 and at most 1");
+  if (threshold && !(*threshold >= kLeastProbability && *threshold <= 1)) {
+    fail("threshold ", shown(*threshold), " is not a probability; use a number of at least ", shown(kLeastProbability),
+         " and at most 1");
   }
   if (s.steps > s.answer_length) {
     fail(s.steps, " steps for ", s.answer_length, " tokens: a step writes at least one token; use at most ", s.answer_length,
@@ -68,7 +77,7 @@ void check(const ImageSettings& s) {
   at_least_one("steps", s.steps);
   at_least_zero("guidance", s.guidance);
   at_least_zero("temperature", s.temperature);
-  at_least_zero("sampling_temperature", s.sampling_temperature);
+  at_least_zero("sampling_temperature", s.sampling_temperature, kSmallest);
   check_mode(s.mode);
   schedule_of(s.schedule);
 }

@@ -90,9 +90,7 @@ void Tokenizer::read_pre_tokenizer(const Json& content) {
 void Tokenizer::read_model(const Json& model) {
   const std::string type = type_of(model);
   if (!type.empty() && type != "BPE") unknown("the model " + type);
-  for (const char* part : {"dropout", "unk_token"}) {
-    if (!absent(model, part)) unknown(part);
-  }
+  if (!absent(model, "unk_token")) unknown("unk_token");
   for (const char* part : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!absent(model, part) && !model.find(part)->string.empty()) unknown(part);
   }
@@ -102,6 +100,7 @@ void Tokenizer::read_model(const Json& model) {
   const Json *vocabulary = model.find("vocab"), *merges = model.find("merges");
   if (!vocabulary || !merges) unknown("a model without vocab or merges");
   for (const auto& [spelling, id] : vocabulary->members) {
+    if (!id.is(Json::Kind::integer)) fail(path_.string(), " is not a tokenizer.json: ", quoted(spelling), " has no id");
     vocabulary_[spelling] = id.integer;
     spelling_[id.integer] = spelling;
   }
@@ -131,7 +130,16 @@ void Tokenizer::read_added(const Json& added) {
   std::set<std::string> beyond;
   for (const auto& token : added.items) {
     const Json *content = token.find("content"), *id = token.find("id");
-    if (!content || !id) continue;
+    if (!content || !id || !content->is(Json::Kind::string) || !id->is(Json::Kind::integer)) {
+      fail(path_.string(), " is not a tokenizer.json: an added token has no content or no id");
+    }
+    const auto word = vocabulary_.find(content->string);
+    const auto other = spelling_.find(id->integer);
+    if ((word != vocabulary_.end() && word->second != id->integer) ||
+        (other != spelling_.end() && other->second != content->string)) {
+      fail(path_.string(), " is not a tokenizer.json that can be used: added_tokens has ", quoted(content->string),
+           " with the id ", id->integer, ", and the vocabulary says otherwise; write the file again with ids without a gap");
+    }
     if (!vocabulary_.count(content->string)) beyond.insert(content->string);
     spelling_[id->integer] = content->string;
     if (flag(token, "special", false)) {
@@ -144,9 +152,35 @@ void Tokenizer::read_added(const Json& added) {
     added_.push_back({content->string, id->integer, flag(token, "normalized", true)});
   }
   for (const char* header : {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}) {  // added where a file lacks them
-    if (!vocabulary_.count(header)) beyond.insert(header);
+    if (vocabulary_.count(header) || !beyond.insert(header).second) continue;
+    const auto next = static_cast<std::int64_t>(vocabulary_.size() + beyond.size()) - 1;
+    spelling_.emplace(next, header);
+    special_.insert(next);
   }
   length_ = static_cast<std::int64_t>(vocabulary_.size() + beyond.size());
+  for (const auto& [id, spelling] : spelling_) {
+    if (id < 0 || id >= length_ || static_cast<std::int64_t>(spelling_.size()) != length_) {
+      fail(path_.string(), " is not a tokenizer.json that can be used: the ids of its ", length_,
+           " tokens do not count from 0 to ", length_ - 1, "; write the file again with ids without a gap");
+    }
+    vocabulary_[spelling] = id;
+  }
+}
+
+void Tokenizer::check(const Special& special, std::int64_t code_offset) const {
+  static const std::vector<std::pair<const char*, const char*>> kSpellings{
+      {"bos", "<|startoftext|>"}, {"eos", "<|endoftext|>"}, {"soi", "<|soi|>"}, {"eoi", "<|eoi|>"},
+      {"t2i", "<|t2i|>"}, {"mmu", "<|mmu|>"}, {"ipad", "[iPAD]"}, {"r2i", "<|r2i|>"}, {"mask", "<|mdm_mask|>"},
+      {"start_header", "<|start_header_id|>"}, {"end_header", "<|end_header_id|>"}, {"eot", "<|eot_id|>"}};
+  for (const auto& [name, spelling] : kSpellings) {
+    const auto own = vocabulary_.find(spelling);
+    if (own == vocabulary_.end() || own->second == special.at(name)) continue;
+    fail("vocabulary: special token ", quoted(name), " is ", special.at(name), ", and ", spelling, " of tokenizer.json is ",
+         own->second);
+  }
+  if (length_ != code_offset) {
+    fail("vocabulary: image_code_offset is ", code_offset, ", and tokenizer.json has ", length_, " tokens");
+  }
 }
 
 // Cuts the added tokens out: the leftmost first, the longest of those that begin together.

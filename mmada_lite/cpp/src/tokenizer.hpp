@@ -11,6 +11,7 @@
 #include "common.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "rows.hpp"
 
 namespace mmada_lite::internal {
 
@@ -20,6 +21,8 @@ class Tokenizer {
  public:
   explicit Tokenizer(const fs::path& path);
 
+  // Throws Error where a special token has another id here, or picture codes begin elsewhere than behind the last token.
+  void check(const Special& special, std::int64_t code_offset) const;
   Ids encode(const std::string& text) const;
   std::string decode(const Ids& ids) const;
 
