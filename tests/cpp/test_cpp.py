@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 from bundles import golden_bundle, with_file
 from cpp_host import Host, Replayed, build, picture_json, settings_json
+from odd_texts import WORDS, odd_texts
 from PIL import Image
 from tokenizers import Regex, pre_tokenizers
 
@@ -39,25 +40,6 @@ QUIRKS = {
     "t2i/gqa_inpaint_cfg_stochastic",
     "t2i/mha_inpaint",
 }
-WORDS = (
-    "a",
-    "an",
-    "the",
-    "cat",
-    "dog",
-    "star",
-    "red",
-    "blue",
-    "7",
-    "12",
-    "on",
-    "background",
-    "what",
-    "is",
-    "this",
-    "?",
-    "moon",
-)
 
 
 @pytest.fixture(scope="session")
@@ -116,21 +98,6 @@ def test_letters_and_numbers_are_those_of_the_tokenizers_library(host: Host) -> 
     assert found.tolist() == list(expected.values())
 
 
-def texts(seed: int) -> list[str]:
-    """Sentences, signs, spaces and scripts in a mixture that no tokenizer was made for."""
-    chooser = random.Random(seed)
-    pieces = [
-        *WORDS,
-        *("don't", "it's", "I'll", "we've", "'S", "'", "''s", "<|eot_id|>", "<|mdm_mask|>", "[iPAD]"),
-        *(" ", "  ", "\n", "\n\n ", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "\u200b", "\x00", "\x1c", "\x7f"),
-        *("é", "e\u0301", "ß", "Ж", "日本語", "한국", "عربى", "हिन्दी", "𝔘", "😀", "👩‍👩‍👧", "½", "Ⅷ", "٣", "०", "²", "𐄇"),
-        *("!?", "...", "—", "«»", "+-*/=", "{[(", "_", "€", "2024", "3.14", "1,000"),
-    ]
-    made = ["".join(chooser.choices(pieces, k=chooser.randint(0, 30))) for _ in range(400)]
-    anything = ["".join(chr(c) for c in chooser.choices([*range(0xD800), *range(0xE000, 0x2FA20)], k=40)) for _ in range(100)]
-    return ["", " ", "a" * 3000, *pieces, *made, *anything]
-
-
 @pytest.mark.parametrize("which", ["embedded", "tokenizer", "tokenizer_noheader", "tiny"])
 def test_tokenizers(host: Host, tiny_bundle: Path, which: str) -> None:
     bundle = {"embedded": embedded_bundle(), "tiny": tiny_bundle}.get(which)
@@ -144,7 +111,7 @@ def same_tokens(host: Host, folder: Path, also: tuple[str, ...] = ()) -> None:
     assert not with_model or "error" not in host.call("load", folder=str(folder), threads=1)
     by = {} if with_model else {"tokenizer": str(folder / "tokenizer.json")}
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    given = [*also, *texts(3)]
+    given = [*also, *odd_texts(3)]
     ids = [tokenizer.encode(text) for text in given]
     assert host.call("encode", texts=given, **by)["ids"] == ids
     chooser = random.Random(4)

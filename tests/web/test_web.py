@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from browser import Page, serve
 from numpy.typing import NDArray
+from odd_texts import odd_texts
 from PIL import Image
 from web_agreement import agree, drawing_of, painted
 
@@ -71,8 +72,10 @@ def test_schedules_are_pythons(page: Page) -> None:
 
 
 def test_texts_become_the_same_ids(page: Page, model: mmada_lite.Model) -> None:
-    theirs = page.run(f"return {json.dumps(ODD_TEXTS)}.map((text) => model.vocabulary.encode(text))")
-    assert theirs == [model.tokenizer.encode(text) for text in ODD_TEXTS]
+    given = [*ODD_TEXTS, *odd_texts(3)]
+    theirs = page.run(f"return {json.dumps(given)}.map((text) => model.vocabulary.encode(text))")
+    assert len(given) > 500
+    assert theirs == [model.tokenizer.encode(text) for text in given]
     prompt = chat_ids(model.tokenizer, model.vocabulary, [{"role": "user", "content": "what is this?"}])
     assert page.run("return model.vocabulary.questionPrompt('what is this?')") == prompt
     back = [text for text in ODD_TEXTS if text]
