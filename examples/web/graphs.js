@@ -52,7 +52,8 @@ export class Graphs {
    */
   async predict(head, branches, guidance, temperature, draws) {
     const feeds = headFeeds(branches, guidance, temperature, draws);
-    const drawn = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability"]);
+    const drawn = await this.sessions[`${head}_head`].run(feeds, ["token", "log_probability", "entropy"]);
+    checkFinite(drawn.log_probability, drawn.entropy);
     return { token: Array.from(drawn.token.data, Number), logProbability: Float32Array.from(drawn.log_probability.data) };
   }
 
@@ -66,6 +67,7 @@ export class Graphs {
   /** Codes, row by row, to { data, width, height }: RGBA bytes, clamped and truncated as the document says. */
   async decodePicture(codes, [height, width]) {
     const { pixels } = await this.sessions.image_decoder.run({ codes: integers(codes, [1, height, width]) });
+    checkFinite(pixels);
     const [, , rows, columns] = pixels.dims;
     const plane = rows * columns;
     const data = new Uint8ClampedArray(plane * 4).fill(255);
@@ -78,9 +80,15 @@ export class Graphs {
     const [plane, f] = [width * height, Math.fround];
     const pixels = new Float32Array(plane * 3);
     for (let i = 0; i < plane; i++) for (let c = 0; c < 3; c++) pixels[c * plane + i] = f(f(f(data[i * 4 + c] / 255) - 0.5) / 0.5);
-    const { codes } = await this.sessions.image_encoder.run({ pixels: floats(pixels, [1, 3, height, width]) });
+    const { codes, magnitude } = await this.sessions.image_encoder.run({ pixels: floats(pixels, [1, 3, height, width]) });
+    if (magnitude) checkFinite(magnitude);
     return Array.from(codes.data, Number);
   }
+}
+
+function checkFinite(...tensors) {
+  if (tensors.every((tensor) => tensor.data.every(Number.isFinite))) return;
+  throw new Error("the model's numbers are not finite: its weights are damaged, or a setting is too large; copy the bundle again");
 }
 
 /** Everything of kept keys and values but the positions start .. stop - 1: what a window over those attends to. */

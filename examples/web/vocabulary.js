@@ -11,6 +11,7 @@ export class Vocabulary {
     [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
     const json = JSON.parse(new TextDecoder().decode(tokenizer));
     const settings = { clean_up_tokenization_spaces: false };
+    checkAdded(json);
     this.reader = new Tokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, settings);
     this.writer = new Tokenizer(json, settings);
     this.known = new Set(this.writer.get_vocab(true).values());
@@ -47,5 +48,15 @@ export class Vocabulary {
 
   #row(name, content) {
     return fillRow(this.rows, name, { special: this.special, encode: (text) => this.encode(text) }, content);
+  }
+}
+
+/** Throws where a reader that counts added tokens would give one another id than the file: Python's does. */
+function checkAdded({ added_tokens, model }) {
+  let next = Object.keys(model.vocab).length;
+  for (const { content, id } of added_tokens) {
+    const counted = model.vocab[content] ?? next++;
+    if (counted === id) continue;
+    throw new Error(`tokenizer.json: the added token "${content}" has the id ${id}, and counted it is ${counted}; copy it again`);
   }
 }
