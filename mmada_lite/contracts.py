@@ -9,12 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from mmada_lite.errors import Error, printable
-
-if TYPE_CHECKING:
-    from mmada_lite.bundle import Bundle
 
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
@@ -100,13 +97,13 @@ def _parts(item: Any) -> Iterator[Any]:
         yield from item
 
 
-def check_bundle(bundle: "Bundle", where: str) -> None:
-    """Raise Error for the first thing in which two parts of bundle.json do not agree."""
+def check_bundle(bundle: Any, where: str) -> None:
+    """Raise Error for the first thing in which two parts of bundle.json, as `mmada_lite.bundle.Bundle` has it, do not agree."""
     for fault in _faults(bundle):
         raise Error(f"{where}: {fault}; fetch the bundle again, or export it again")
 
 
-def _faults(bundle: "Bundle") -> Iterator[str]:
+def _faults(bundle: Any) -> Iterator[str]:
     shape, words, image = bundle.architecture, bundle.vocabulary, bundle.image
     if shape.n_heads % shape.n_kv_heads:
         yield f"architecture.n_heads {shape.n_heads} is not a multiple of n_kv_heads {shape.n_kv_heads}"

@@ -205,7 +205,7 @@ def test_a_damaged_bundle(refused: Refused, bundle: Path, verb: list[str]) -> No
     weights.write_bytes(whole)
     manifest = bundle / "bundle.json"
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**content, "format_version": 2}))
+    manifest.write_text(json.dumps({**content, "format_version": 3}))
     assert "newer mmada-lite" in refused(*words)
     manifest.write_text(json.dumps({**content, "achitecture": {}}))
     assert "did you mean 'architecture'" in refused(*words)
