@@ -11,34 +11,15 @@ from mmada_lite.errors import Error, printable
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
 # A number by its name, wherever a file says it: the least and the most that a model may have.
+_RANGES: tuple[tuple[float, float, str], ...] = (
+    *((1, 1 << 6, "ch_mult num_res_blocks bits"), (1, 1 << 10, "n_layers n_heads n_kv_heads downsample")),
+    *((1, 24, "z_channels"), (1, 1 << 12, "group_norm_groups"), (2, 1 << 12, "head_dim"), (1, 1 << 13, "ch")),
+    *((1, 1 << 14, "resolution"), (1, 1 << 16, "d_model"), (1, 1 << 20, "mlp_hidden_size block")),
+    (1, 1 << 24, "max_sequence_length vocab_size llm_vocab_size codebook_size num_vq_tokens"),
+    *((1, 1e12, "rope_theta"), (1e-12, 1, "rms_norm_eps group_norm_eps"), (0, 1 << 53, "bytes size")),
+)
 BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "d_model": (1, 1 << 16),
-        "n_layers": (1, 1 << 10),
-        "n_heads": (1, 1 << 10),
-        "n_kv_heads": (1, 1 << 10),
-        "head_dim": (2, 1 << 12),
-        "mlp_hidden_size": (1, 1 << 20),
-        "vocab_size": (2, 1 << 24),
-        "rope_theta": (1, 1e12),
-        "rms_norm_eps": (1e-12, 1),
-        "max_sequence_length": (1, 1 << 24),
-        "codebook_size": (1, 1 << 24),
-        "llm_vocab_size": (1, 1 << 24),
-        "num_vq_tokens": (1, 1 << 24),
-        "resolution": (1, 1 << 14),
-        "downsample": (1, 1 << 10),
-        "ch": (1, 1 << 13),
-        "ch_mult": (1, 1 << 6),
-        "num_res_blocks": (1, 1 << 6),
-        "z_channels": (1, 24),
-        "group_norm_groups": (1, 1 << 12),
-        "group_norm_eps": (1e-12, 1),
-        "bits": (1, 64),
-        "block": (1, 1 << 20),
-        "bytes": (0, 1 << 53),
-        "size": (0, 1 << 53),
-    }
+    {name: (least, most) for least, most, names in _RANGES for name in names.split()}
 )
 WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"target": TARGETS, "format": tuple(BITS), "scale": ("fp16", "fp32")})
 _DEEPEST = 32  # levels of what a file may hold

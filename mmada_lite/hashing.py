@@ -18,8 +18,7 @@ from mmada_lite.bundle import HASHED_UP_TO, Bundle
 def hash_in_background(bundle: Bundle) -> Callable[[], None]:
     """Begin to hash every file of a bundle that `Bundle.open` has not hashed; returns what waits for the end, and raises Error,
     every time, where a file is not what bundle.json says."""
-    remembered = _remembered(bundle)
-    if bundle.size <= HASHED_UP_TO or remembered.exists():
+    if bundle.size <= HASHED_UP_TO or (remembered := _remembered(bundle)).exists():
         return lambda: None
     done: Future[None] = Future()
 

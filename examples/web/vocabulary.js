@@ -11,6 +11,7 @@ export class Vocabulary {
     [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
     const json = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
     const settings = { clean_up_tokenization_spaces: false };
+    checkAdded(json);
     this.reader = new Tokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, settings);
     this.writer = new Tokenizer(json, settings);
     this.known = new Set(this.writer.get_vocab(true).values());
@@ -54,4 +55,14 @@ export class Vocabulary {
 function digitsOfAllScripts(key, value) {
   if (value?.type !== "Digits") return value;
   return { type: "Split", pattern: { Regex: value.individual_digits ? "\\p{N}" : "\\p{N}+" }, behavior: "Isolated", invert: false };
+}
+
+/** Throws where a reader that counts added tokens would give one another id than the file: Python's does. */
+function checkAdded({ added_tokens, model }) {
+  let next = Object.keys(model.vocab).length;
+  for (const { content, id } of added_tokens) {
+    const counted = model.vocab[content] ?? next++;
+    if (counted === id) continue;
+    throw new Error(`tokenizer.json: the added token "${content}" has the id ${id}, and counted it is ${counted}; copy it again`);
+  }
 }

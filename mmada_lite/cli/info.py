@@ -144,7 +144,10 @@ def as_text(content: Mapping[str, Any]) -> str:
         ("text", _settings(content["defaults"]["text"])),
         ("drawing", _settings(content["defaults"]["image"])),
         ("made", _provenance(content["provenance"])),
-        ("checked", "every sha256" if content["verified"] else "sizes; the sha256 too up to 256 MiB (--verify: always)"),
+        (
+            "checked",
+            "every sha256" if content["verified"] else "sizes; the sha256 too up to 256 MiB, of more at the first answer",
+        ),
         ("here", _here(here)),
         ("memory", _memory(here)),
         ("runs here", f"yes, on {here['device']}: {here['why']}" if here["runs"] else f"no: {here['why']}"),

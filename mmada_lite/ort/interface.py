@@ -5,6 +5,7 @@ It opens nothing and knows no device.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,87 +14,78 @@ from numpy.typing import NDArray
 from mmada_lite.bundle import MANIFEST, Bundle
 from mmada_lite.errors import Error, printable
 
-Axis = str | int  # a fixed length by the key of bundle.json that says it; free ones by a letter
-Values = Mapping[str, tuple[str, tuple[Axis, ...]]]  # name -> type, axes
 Run = Callable[[], list[NDArray]]
-_FLOAT, _INT = "tensor(float)", "tensor(int64)"
+# Graph -> its inputs, its outputs (docs/bundle.md): of each the name, the type and the axes. A letter is a free axis, a word a
+# length that bundle.json says under `architecture` or `vocabulary`; k is the type of keys and values, L every layer.
+_KEPT = "{0}key_L k B n_kv_heads P head_dim, {0}value_L k B n_kv_heads P head_dim"
+_HEAD = "hidden f R Q d_model, mix f N R, temperature f, uniform f N Q"
+_DRAWN = "token i N Q, log_probability f N Q, entropy f N Q, logits f N Q "
+_GRAPHS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "embedder": ("tokens i B W", "embeddings f B W d_model"),
+        "backbone": (
+            f"embeddings f B W d_model, positions i B W, rows i B Q, {_KEPT.format('past_')}",
+            f"hidden f B Q d_model, {_KEPT.format('')}",
+        ),
+        "text_head": (_HEAD, f"{_DRAWN}size"),
+        "image_head": (_HEAD, f"{_DRAWN}codebook_size"),
+        "image_encoder": ("pixels f B 3 H W", "codes i B H W"),
+        "image_decoder": ("codes i B H W", "pixels f B 3 H W"),
+    }
+)
+_LATER = {"magnitude"}  # outputs that older bundles lack
 
 
 def check_interface(bundle: Bundle, graph: str, session: Any) -> None:
     """Raise Error, with the key of bundle.json and the graph's file, where a session is not what bundle.json says of it."""
-    info = bundle.graphs[graph]
-    where = f"{bundle.path / MANIFEST}: graphs.{graph} is {info.file}"
-    inputs, outputs = _declared(bundle, graph)
-    lengths = _lengths(bundle)
-    sides = (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs()))
-    for side, declared, values in sides:
+    for fault in _faults(bundle, graph, session):
+        file = bundle.graphs[graph].file
+        raise Error(f"{bundle.path / MANIFEST}: graphs.{graph} is {file}, {printable(fault, '')}; export the bundle again")
+
+
+def _faults(bundle: Bundle, graph: str, session: Any) -> Iterator[str]:
+    info, layers = bundle.graphs[graph], bundle.architecture.n_layers
+    given = (("inputs", info.inputs, session.get_inputs()), ("outputs", info.outputs, session.get_outputs()))
+    for (side, said, values), declared in zip(given, _GRAPHS[graph], strict=True):
         found = {value.name: value for value in values}
-        _check_layers(bundle, graph, found, where)
-        optional = {"magnitude"} & set(found)
-        if (fault := _difference(set(declared) | optional, set(found))) is not None:
-            raise Error(f"{where}, whose {side} {fault}; export the bundle again")
-        if (fault := _difference(set(getattr(info, side)), set(found))) is not None:
-            raise Error(f"{where}, whose {side} beside graphs.{graph}.{side} {fault}; export the bundle again")
-        for name, (kind, axes) in declared.items():
-            for fault in _faults(found[name], kind, axes, lengths):
-                raise Error(f"{where}, whose {name} {fault}; export the bundle again")
+        if graph == "backbone" and (count := sum("key_" in name for name in found)) != layers:
+            yield f"which has {count} layers, and architecture.n_layers is {layers}"
+        wanted = {name: rest for part in declared.split(", ") for name, *rest in _of_layers(part, layers)}
+        for names, where in ((set(wanted) | (_LATER & set(found)), side), (set(said), f"{side} beside graphs.{graph}.{side}")):
+            if lacking := sorted(names - set(found)):
+                yield f"whose {where} lack {lacking[0]!r}"
+            if beyond := sorted(set(found) - names):
+                yield f"whose {where} have {beyond[0]!r}, which is not declared"
+        for name, (kind, *axes) in wanted.items():
+            yield from (f"whose {name} {fault}" for fault in _odd(found[name], _type(bundle, kind), axes, _lengths(bundle)))
 
 
-def _declared(bundle: Bundle, graph: str) -> tuple[Values, Values]:
-    """The inputs and the outputs that a graph must have (docs/bundle.md)."""
-    half = bundle.target != "cpu" and bundle.quantization["backbone"].format != "fp32"
-    kept, width = "tensor(float16)" if half else _FLOAT, "architecture.d_model"
-    states = ("architecture.n_kv_heads", "W", "architecture.head_dim")
-    layers = range(bundle.architecture.n_layers)
-    if graph == "embedder":
-        return {"tokens": (_INT, ("B", "W"))}, {"embeddings": (_FLOAT, ("B", "W", width))}
-    if graph == "backbone":
-        kinds = [f"{kind}_{layer}" for kind in ("key", "value") for layer in layers]
-        past = {f"past_{name}": (kept, ("B", *states)) for name in kinds}
-        given: Values = {"embeddings": (_FLOAT, ("B", "W", width)), "positions": (_INT, ("B", "W")), "rows": (_INT, ("B", "Q"))}
-        return {**given, **past}, {"hidden": (_FLOAT, ("B", "Q", width)), **dict.fromkeys(kinds, (kept, ("B", *states)))}
-    if graph in ("text_head", "image_head"):
-        columns = "vocabulary.size" if graph == "text_head" else "vocabulary.codebook_size"
-        drawn = dict.fromkeys(("log_probability", "entropy"), (_FLOAT, ("N", "Q")))
-        given = {"hidden": (_FLOAT, ("R", "Q", width)), "mix": (_FLOAT, ("N", "R"))}
-        return (
-            {**given, "temperature": (_FLOAT, ()), "uniform": (_FLOAT, ("N", "Q"))},
-            {"token": (_INT, ("N", "Q")), **drawn, "logits": (_FLOAT, ("N", "Q", columns))},
-        )
-    pixels, codes = {"pixels": (_FLOAT, ("B", 3, "H", "W"))}, {"codes": (_INT, ("B", "h", "w"))}
-    return (pixels, codes) if graph == "image_encoder" else (codes, pixels)
+def _of_layers(part: str, layers: int) -> list[list[str]]:
+    """Name, type and axes of a value, or of the values that every layer has."""
+    return [part.replace("_L ", f"_{layer} ").split() for layer in range(layers if "_L " in part else 1)]
 
 
-def _lengths(bundle: Bundle) -> Mapping[str, int]:
-    shape, words = bundle.architecture, bundle.vocabulary
-    named = {f"architecture.{name}": getattr(shape, name) for name in ("d_model", "n_kv_heads", "head_dim")}
-    return {**named, "vocabulary.size": words.size, "vocabulary.codebook_size": words.codebook_size}
+def _type(bundle: Bundle, kind: str) -> str:
+    half = kind == "k" and bundle.target != "cpu" and bundle.quantization["backbone"].format != "fp32"
+    return "tensor(float16)" if half else "tensor(int64)" if kind == "i" else "tensor(float)"
 
 
-def _check_layers(bundle: Bundle, graph: str, found: Mapping[str, Any], where: str) -> None:
-    count, said = sum("key_" in name for name in found), bundle.architecture.n_layers
-    if graph == "backbone" and count != said:
-        raise Error(f"{where}, which has {count} layers, and architecture.n_layers is {said}; export the bundle again")
+def _lengths(bundle: Bundle) -> Mapping[str, tuple[int, str]]:
+    """Word -> the length, and the key that says it."""
+    keys = [*(("architecture", name) for name in ("d_model", "n_kv_heads", "head_dim"))]
+    keys += [("vocabulary", name) for name in ("size", "codebook_size")]
+    return {name: (getattr(getattr(bundle, key), name), f"{key}.{name}") for key, name in keys} | {"3": (3, "what is needed")}
 
 
-def _difference(wanted: set[str], found: set[str]) -> str | None:
-    lacking, beyond = sorted(wanted - found), sorted(found - wanted)
-    if lacking:
-        return f"lack {lacking[0]!r}"
-    return f"have {beyond[0]!r}, which is not declared" if beyond else None
-
-
-def _faults(value: Any, kind: str, axes: Sequence[Axis], lengths: Mapping[str, int]) -> Iterator[str]:
+def _odd(value: Any, kind: str, axes: Sequence[str], lengths: Mapping[str, tuple[int, str]]) -> Iterator[str]:
     if value.type != kind:
-        yield f"is a {printable(value.type)} where a {kind} is needed"
+        yield f"is a {value.type} where a {kind} is needed"
     if len(value.shape) != len(axes):
         yield f"has {len(value.shape)} axes where {len(axes)} are needed"
     for place, (axis, length) in enumerate(zip(axes, value.shape, strict=False)):
-        if axis in lengths and length != lengths[str(axis)]:
-            yield f"has the length {length} on axis {place}, and {axis} is {lengths[str(axis)]}"
-        elif axis == 3 and length != 3:
-            yield f"has the length {length} on axis {place} where 3 is needed"
-        elif axis not in lengths and axis != 3 and isinstance(length, int):
+        if axis in lengths and length != lengths[axis][0]:
+            yield f"has the length {length} on axis {place}, and {lengths[axis][1]} is {lengths[axis][0]}"
+        if axis not in lengths and isinstance(length, int):
             yield f"has the fixed length {length} on axis {place}, which must be free"
 
 

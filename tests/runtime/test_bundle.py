@@ -100,10 +100,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "missing row": (lambda c: c["rows"].pop("chat"), "the row 'chat' is missing"),
     "no unconditional": (lambda c: c["rows"].pop("unconditional"), "the row 'unconditional' is missing"),
     "special of a row": (lambda c: c["rows"]["chat"].insert(0, "boss"), "unknown special id 'boss'; did you mean 'bos'"),
-    "slot of a row": (
-        lambda c: c["rows"]["paint"].remove("{prompt}"),
-        "'paint' must hold {prompt}, {codes}, each once, out",
-    ),
+    "slot of a row": (lambda c: c["rows"]["paint"].remove("{prompt}"), "'paint' must hold {prompt}, {codes}, each once"),
     "slot twice": (lambda c: c["rows"]["chat"].append("{masks}"), "'chat' must hold {messages}, {masks}, each once"),
     "mask within": (lambda c: c["rows"]["chat"].append("eos"), "the row 'chat' must end with {masks}"),
     "element": (lambda c: c["rows"]["chat"].insert(0, 7), "the row 'chat' has an element 7"),

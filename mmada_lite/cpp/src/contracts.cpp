@@ -18,7 +18,7 @@ const std::map<std::string, std::pair<double, double>> kBounds{{"d_model", {1, 1
                                                                {"n_kv_heads", {1, 1 << 10}},
                                                                {"head_dim", {2, 1 << 12}},
                                                                {"mlp_hidden_size", {1, 1 << 20}},
-                                                               {"vocab_size", {2, 1 << 24}},
+                                                               {"vocab_size", {1, 1 << 24}},
                                                                {"rope_theta", {1, 1e12}},
                                                                {"rms_norm_eps", {1e-12, 1}},
                                                                {"max_sequence_length", {1, 1 << 24}},

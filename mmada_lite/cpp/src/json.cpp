@@ -213,7 +213,7 @@ std::string quoted(const std::string& text) {
     if (letter == '"' || letter == '\\') {
       out += '\\';
       out += letter;
-    } else if (static_cast<unsigned char>(letter) < 0x20) {
+    } else if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F) {
       char code[8];
       std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(letter));
       out += code;

@@ -15,6 +15,7 @@
 #endif
 
 #include "common.hpp"
+#include "unicode.hpp"
 
 namespace mmada_lite::internal {
 namespace {
@@ -41,7 +42,14 @@ int usable_cores() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')).substr(0, 240); }
+// What an error says, short enough for a line, in letters that a terminal shows.
+std::string first_line(const std::string& text) {
+  std::string line = lossy_utf8(text.substr(0, text.find('\n')).substr(0, 240));
+  for (auto& letter : line) {
+    if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7F) letter = ' ';
+  }
+  return line;
+}
 
 // Whether onnxruntime's fast kernels add up products of int8 exactly on this processor: on x86 without VNNI they add pairs of
 // them in 16 bits, which can overflow. Where the system does not say: yes.

@@ -16,16 +16,21 @@
 
 namespace mmada_lite::internal {
 
+void Tokenizer::broken(const char* name, const Json& value) const {
+  fail(path_.string(), " is not a tokenizer.json: ", name, " is ", shown(value).substr(0, 80), ", which it cannot be");
+}
+
+bool Tokenizer::flag(const Json& object, const char* name, bool otherwise) const {
+  const Json* value = object.find(name);
+  if (value && !value->is(Json::Kind::boolean)) broken(name, *value);
+  return value ? value->boolean : otherwise;
+}
+
 void Tokenizer::unknown(const std::string& what) const {
   fail(path_.string(), " uses ", what, ", which this program does not know; tokenize elsewhere and give ids");
 }
 
 namespace {
-
-bool flag(const Json& object, const char* name, bool otherwise) {
-  const Json* value = object.find(name);
-  return value && value->is(Json::Kind::boolean) ? value->boolean : otherwise;
-}
 
 bool absent(const Json& object, const char* name) {
   const Json* value = object.find(name);
@@ -66,7 +71,9 @@ Tokenizer::Tokenizer(const fs::path& path) : path_(path) {
   }
   const Json* decoder = content.find("decoder");
   if (!decoder || type_of(*decoder) != "ByteLevel") unknown("another decoder than ByteLevel");
+  for (const char* part : {"add_prefix_space", "trim_offsets", "use_regex"}) flag(*decoder, part, true);
   const Json* added = content.find("added_tokens");
+  if (added && !added->is(Json::Kind::array)) broken("added_tokens", *added);
   read_added(added ? *added : Json{});
 }
 
@@ -92,13 +99,24 @@ void Tokenizer::read_model(const Json& model) {
   if (!type.empty() && type != "BPE") unknown("the model " + type);
   if (!absent(model, "unk_token")) unknown("unk_token");
   for (const char* part : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    if (!absent(model, part) && !model.find(part)->string.empty()) unknown(part);
+    if (absent(model, part)) continue;
+    if (!model.find(part)->is(Json::Kind::string)) broken(part, *model.find(part));
+    if (!model.find(part)->string.empty()) unknown(part);
+  }
+  if (!absent(model, "dropout")) {  // left undone
+    const Json& dropout = *model.find("dropout");
+    const double share = dropout.is(Json::Kind::integer) ? static_cast<double>(dropout.integer) : dropout.number;
+    if ((!dropout.is(Json::Kind::integer) && !dropout.is(Json::Kind::number)) || !(share >= 0 && share <= 1)) {
+      broken("dropout", dropout);
+    }
   }
   for (const char* part : {"byte_fallback", "ignore_merges"}) {
     if (flag(model, part, false)) unknown(part);
   }
   const Json *vocabulary = model.find("vocab"), *merges = model.find("merges");
   if (!vocabulary || !merges) unknown("a model without vocab or merges");
+  if (!vocabulary->is(Json::Kind::object)) broken("vocab", *vocabulary);
+  if (!merges->is(Json::Kind::array)) broken("merges", *merges);
   for (const auto& [spelling, id] : vocabulary->members) {
     if (!id.is(Json::Kind::integer)) fail(path_.string(), " is not a tokenizer.json: ", quoted(spelling), " has no id");
     vocabulary_[spelling] = id.integer;
@@ -133,9 +151,15 @@ void Tokenizer::read_added(const Json& added) {
     if (!content || !id || !content->is(Json::Kind::string) || !id->is(Json::Kind::integer)) {
       fail(path_.string(), " is not a tokenizer.json: an added token has no content or no id");
     }
+    for (const char* part : {"single_word", "lstrip", "rstrip", "normalized", "special"}) {
+      if (!token.find(part)) fail(path_.string(), " is not a tokenizer.json: an added token has no ", part);
+      flag(token, part, false);
+    }
     const auto word = vocabulary_.find(content->string);
+    const auto next = static_cast<std::int64_t>(vocabulary_.size() + beyond.size());
     const auto other = spelling_.find(id->integer);
-    if ((word != vocabulary_.end() && word->second != id->integer) ||
+    const bool again = beyond.count(content->string) != 0;
+    if (id->integer != (word != vocabulary_.end() ? word->second : again ? id->integer : next) ||
         (other != spelling_.end() && other->second != content->string)) {
       fail(path_.string(), " is not a tokenizer.json that can be used: added_tokens has ", quoted(content->string),
            " with the id ", id->integer, ", and the vocabulary says otherwise; write the file again with ids without a gap");

@@ -41,6 +41,8 @@ class Tokenizer {
     std::int64_t id;  // of an added token; -1: text
   };
 
+  [[noreturn]] void broken(const char* name, const Json& value) const;
+  bool flag(const Json& object, const char* name, bool otherwise) const;
   [[noreturn]] void unknown(const std::string& what) const;
   void read_pre_tokenizer(const Json& content);
   void read_model(const Json& model);
