@@ -1,5 +1,6 @@
 """Where the recorded numbers are, and the planted mock that the decoding laws are tested with."""
 
+import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
 GOLDEN = Path(__file__).parent / "golden"
 
 
