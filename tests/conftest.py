@@ -15,6 +15,8 @@ from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
+    from watched import Watch
+
     from mmada_lite.train.data.sequences import Sequences
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
@@ -84,6 +86,14 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     from mmada_lite.export.bundle import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tiny_checkpoint.parent / "bundle", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def watch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "Watch":
+    """Over files and look-ups of a process. Skips, with the reason, where it cannot be."""
+    from watched import Watch
+
+    return Watch(tmp_path_factory.mktemp("watch"), tiny_bundle / "text_head.onnx")
 
 
 @pytest.fixture(scope="session")
