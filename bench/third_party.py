@@ -20,7 +20,7 @@ from mmada_lite.errors import Error
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import threads_of
-from mmada_lite.ort.session import open_session
+from mmada_lite.ort.session import onnxruntime_package, open_session
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +115,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
     """onnxruntime.quantization's MatMulNBits quantizer, 4 bits, symmetric where it lets us choose. It is given a file, and so a
     copy of its own: it rewrites the model that it is given, and a second one on the same object would do nothing."""
     need("onnx_ir", "onnx-ir")
+    onnxruntime_package()  # with its telemetry off
     from onnxruntime.quantization import matmul_nbits_quantizer as own
 
     configs = {
@@ -135,6 +136,7 @@ def nbits(bundle: Path, scratch: Path, algorithm: str, block: int, threads: int)
 def optimum(bundle: Path, scratch: Path, threads: int) -> ThirdParty:
     """optimum's ORTQuantizer, dynamic int8 by its setting for AVX512-VNNI, a scale per column."""
     need("optimum.onnxruntime", "optimum-onnx")
+    onnxruntime_package()  # with its telemetry off
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 

@@ -1,5 +1,6 @@
 """Where the recorded numbers are, and the planted mock that the decoding laws are tested with."""
 
+import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
+    from watched import Watch
+
     from mmada_lite.train.data.sequences import Sequences
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -82,6 +86,14 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     from mmada_lite.export.bundle import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tiny_checkpoint.parent / "bundle", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def watch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "Watch":
+    """Over files and look-ups of a process. Skips, with the reason, where it cannot be."""
+    from watched import Watch
+
+    return Watch(tmp_path_factory.mktemp("watch"), tiny_bundle / "text_head.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, above_zero, add_output, at_least_one, execute, markdown
@@ -29,6 +29,9 @@ from mmada_lite.export.lowering import Weight, WeightSpec, linear
 from mmada_lite.export.synthetic import SIZES, RandomTensors, size_named
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session, usable_cores
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 ALONE = "int8 alone"
 FORMS = ("fp32", "int8", ALONE, "int8-b128", "int4-b32", "int4-b128")
@@ -129,7 +132,7 @@ def _products(
             yield about | {"threads": threads, "giga_per_s": spread(work / s for s in seconds)}
 
 
-def _product(folder: Path, source: RandomTensors, form: str, threads: int) -> onnxruntime.InferenceSession:
+def _product(folder: Path, source: RandomTensors, form: str, threads: int) -> "onnxruntime.InferenceSession":
     """A session that multiplies by the source's matrix as an exported graph does; ALONE: by the int8 product alone."""
     columns, inputs = source.shape("w")
     name = form.replace(" ", "-")

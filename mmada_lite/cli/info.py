@@ -80,6 +80,7 @@ def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
     """What this machine offers, and `runs` with the reason when that is false."""
     from mmada_lite.memory_plan import memory_available
     from mmada_lite.ort.loader import check_contracts, device_for
+    from mmada_lite.ort.session import onnxruntime_package
 
     needed, available = memory_needed(bundle), memory_available()
     machine: dict[str, Any] = {
@@ -96,9 +97,7 @@ def machine_json(bundle: "Bundle", device: str, threads: int) -> dict[str, Any]:
         chosen = device_for(bundle, device)
     except Error as error:
         return {**machine, "runs": False, "why": str(error)}
-    import onnxruntime
-
-    machine |= {"providers": onnxruntime.get_available_providers(), "device": chosen.name}
+    machine |= {"providers": onnxruntime_package().get_available_providers(), "device": chosen.name}
     try:
         check_contracts(bundle, chosen)
     except Error as error:

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are rais
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 _log = logging.getLogger("mmada_lite")
 
 Spinning = Literal["run", "always", "never"]
@@ -132,12 +134,29 @@ def open_session(
 
 
 def onnxruntime_package() -> Any:
-    """The package. Raises Error with the install line when it is absent."""
+    """The package, with its telemetry off: nothing else of ours imports it. Raises Error with the install line when it is
+    absent."""
     if find_spec("onnxruntime") is None:
         raise Error('onnxruntime is not installed; pip install "mmada-lite[cpu]" (or [cuda] for an NVIDIA GPU)')
+    _switch_telemetry_off()
     import onnxruntime
 
     return onnxruntime
+
+
+def _switch_telemetry_off() -> None:
+    """For this process and those that it starts, unless the user chose. Where a host program has loaded onnxruntime before, a
+    warning is all that is left; the variable keeps it from being said again."""
+    if _TELEMETRY in os.environ:
+        return
+    version = re.match(r"(\d+)\.(\d+)", str(getattr(sys.modules.get("onnxruntime"), "__version__", "")))
+    if version and sys.platform == "linux" and tuple(map(int, version.groups())) >= (1, 29):
+        _log.warning(
+            "onnxruntime was imported with its telemetry on, which cannot be changed in this process; to switch it off, "
+            "set %s=1 before the program starts, or import onnxruntime after mmada_lite.load",
+            _TELEMETRY,
+        )
+    os.environ[_TELEMETRY] = "1"
 
 
 def run_without_arena() -> "onnxruntime.RunOptions":

@@ -34,7 +34,7 @@ def test_a_mutation_is_refused_in_one_line_or_works(
     source = tiny_bundle if kind == "bundle" else tiny_checkpoint
     done = subprocess.run(
         [sys.executable, __file__, kind, str(source), str(tmp_path), "0", str(count)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "ORT_DISABLE_TELEMETRY": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
         errors="replace",

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -30,6 +31,11 @@ Runtime& runtime() {
     fail("this libonnxruntime (", OrtGetApiBase()->GetVersionString(),
          ") is older than the headers that the program was built with (interface ", ORT_API_VERSION, "); link a newer one");
   }
+#ifndef _WIN32
+  // onnxruntime reads it while its environment is made: telemetry is off, unless the user chose.
+  static const int silent = setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  (void)silent;
+#endif
   static Runtime* const kept = new Runtime;  // never taken down: sessions of static lifetime may outlive it otherwise
   return *kept;
 }
