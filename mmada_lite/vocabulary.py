@@ -71,7 +71,7 @@ class Vocabulary:
     image_code_offset: int
     codebook_size: int
     size: int
-    rows: Rows = field(default=FAMILIES["mmada"], hash=False)
+    rows: Rows = field(default=FAMILIES["mmada"], compare=False)
 
     def __post_init__(self) -> None:
         if self.image_code_offset < 1 or self.codebook_size < 1:

@@ -13,14 +13,14 @@ def test_tokens_are_those_of_the_rows_and_smaller_steps_have_fewer() -> None:
     rows = {(row["task"].split()[1], row["policy"]): row for row in overhead.rows(1, Instant(**SMALL))}
     assert sum(task == "picture" for task, _ in rows) == len(overhead.PICTURES)
     exact = rows["picture", "exact"]
-    assert exact["tokens"] == 8 * (64 + 2 + 10 + 64 + 2 + 3)  # eight steps, both rows whole: prompt, soi, codes, eoi
+    assert exact["tokens"] == 8 * (10 + 64 + 1 + 4 + 64 + 1)  # eight steps, both rows whole: prompt, codes, eoi
     assert rows["text", "exact"]["tokens"] == 16 * 26
     assert rows["text", "cache=dual"]["tokens"] == 26 + 15 * 16
     for (_, policy), row in rows.items():
         assert row["of_exact"] < 1 or policy == "exact"
         assert row["python_ms"]["median"] > 0
         assert f"| {policy} |" in overhead.table([row])
-    assert rows["picture", "unconditional_every=4"]["tokens"] == 8 * 76 + 2 * 69  # every fourth step has both rows
+    assert rows["picture", "unconditional_every=4"]["tokens"] == 8 * 75 + 2 * 69  # every fourth step has both rows
 
 
 def test_it_is_a_task_of_the_latency(tmp_path: Path) -> None:
