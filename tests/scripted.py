@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from conftest import MockDenoiser
+from mock_denoiser import MockDenoiser
 
 from mmada_lite import Model, TextSettings
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from conftest import MockDenoiser
+from mock_denoiser import MockDenoiser
 
 from mmada_lite.bench import record
 from mmada_lite.bench import timed as timing

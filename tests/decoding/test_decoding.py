@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import MockDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mock_denoiser import MockDenoiser
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas

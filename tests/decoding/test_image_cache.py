@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MockDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mock_denoiser import MockDenoiser
 
 from mmada_lite import Error, ImageSettings, load
 from mmada_lite.cli.main import main

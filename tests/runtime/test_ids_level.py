@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MockDenoiser
+from mock_denoiser import MockDenoiser
 from PIL import Image
 
 import mmada_lite
