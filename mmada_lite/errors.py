@@ -25,6 +25,15 @@ def did_you_mean(
     return f"did you mean {spell(near[0])}?" if near else otherwise
 
 
+def shown(value: object) -> str:
+    """A value that is wrong, short enough for a line, whatever it is."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except Exception:  # a whole number of too many digits, an object that cannot say itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def printable(text: str, keep: str = "\n\t") -> str:
     """A text that a terminal shows and does not obey: controls, but those to keep, and overrides of direction are escaped."""
     return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)

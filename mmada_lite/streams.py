@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmada_lite.calls import checked
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
@@ -117,6 +118,7 @@ class Answer(Stream):
         ids: Ints = self._decoding.ids[0]
         return ids
 
+    @checked
     def so_far(self, mark: str = "░") -> str:
         """The text as it stands up to its end, with `mark` for each mask that is left."""
         pieces, run = [], list[int]()
