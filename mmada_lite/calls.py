@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mmada_lite.errors import Error, did_you_mean, shown
@@ -22,6 +22,18 @@ _MENDING: Mapping[str, str] = MappingProxyType(
         "TextSettings": "TextSettings, or model.text_defaults.replace(steps=...) to change some of the model's own",
         "ImageSettings": "ImageSettings, or model.image_defaults.replace(steps=...) to change some of the model's own",
         "OpenBundle": "mmada_lite.load(path), which makes a model",
+    }
+)
+_PLAIN: Mapping[frozenset[Any], tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        frozenset({bool}): (lambda flag: isinstance(flag, bool), "True or False"),
+        frozenset({bool, str}): (lambda given: isinstance(given, (bool, str)), "True, False or a text"),
+        frozenset({float}): (lambda number: _is_number(number, (int, float)) and abs(number) < 1e300, "a number"),
+        frozenset({str}): (lambda text: isinstance(text, str), "a text"),
+        frozenset({str, Path}): (
+            lambda path: isinstance(path, (str, os.PathLike)) and "\0" not in str(path),
+            "a path, a str or a pathlib.Path",
+        ),
     }
 )
 
@@ -56,6 +68,10 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(type(value), "dtype") and getattr(value, "shape", None) == () else value
 
 
+def _is_number(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def text_of(value: Any, name: str) -> str:
     """A text that can be written down. Raises Error for lone surrogates, which stand for no character."""
     if not isinstance(value, str):
@@ -69,35 +85,28 @@ def text_of(value: Any, name: str) -> str:
 
 
 def read(name: str, value: Any, declared: Any) -> Any:
-    """An argument as a parameter declares it; one that is declared as something else than Python's own is left alone."""
-    words = get_args(declared) if get_origin(declared) is Literal else ()
-    kinds = {str} if words else set(get_args(declared) or (declared,))
-    value, (least, most) = plain(value), _RANGES.get(name, (0, 2**63 - 1))
+    """An argument as its parameter declares it; what is declared as neither Python's own nor a class of ours is left alone."""
+    value, kinds = plain(value), frozenset(get_args(declared) if isinstance(declared, UnionType) else (declared,))
     if value is None and NoneType in kinds:
         return None
     kinds -= {NoneType}
-    if kinds == {bool}:
-        fits, wanted = isinstance(value, bool), "True or False"
-    elif kinds == {bool, str}:
-        fits, wanted = isinstance(value, (bool, str)), "True, False or a text"
-    elif kinds == {int}:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fits, wanted = whole and least <= value <= most, f"a whole number from {least} to {most}"
-    elif kinds == {float}:
-        fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300, "a number"
-    elif kinds == {str, Path}:
-        fits, wanted = isinstance(value, (str, os.PathLike)) and "\0" not in str(value), "a path, a str or a pathlib.Path"
-    elif kinds == {str}:
+    (kind,) = kinds if len(kinds) == 1 else (None,)
+    if kinds in _PLAIN:
+        fits, wanted = _PLAIN[kinds]
+    elif get_origin(kind) is Literal:
+        fits, wanted = lambda word: isinstance(word, str) and word in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    elif kind is int:
+        least, most = _RANGES.get(name, (0, 2**63 - 1))
         fits, wanted = (
-            isinstance(value, str) and (not words or value in words),
-            f"one of {', '.join(words)}" if words else "a text",
+            lambda number: _is_number(number, int) and least <= number <= most,
+            f"a whole number from {least} to {most}",
         )
-    elif (kind := getattr(declared if len(kinds) != 1 else next(iter(kinds)), "__name__", "")) in _MENDING:
-        fits, wanted = kind in {each.__name__ for each in type(value).__mro__}, _MENDING[kind]
+    elif getattr(kind, "__name__", "") in _MENDING:
+        fits, wanted = lambda made: isinstance(made, kind), _MENDING[kind.__name__]
     else:
         return value
-    if not fits:
-        raise Error(f"{name} is {shown(value)}{', out of range' if kinds == {int} else ''}; use {wanted}")
+    if not fits(value):
+        raise Error(f"{name} is {shown(value)}; use {wanted}")
     return text_of(value, name) if isinstance(value, str) and Path not in kinds else value
 
 

@@ -76,8 +76,8 @@ class Model:
     """A loaded bundle. `chat`, `ask`, `paint`, `inpaint`, `extend`, `complete` and `draw` return a stream of steps at once and
     do their work as it is read; what is wrong with their arguments is raised at once.
 
-    A picture is a path, the bytes of a file, an open file, a pillow image or an array. settings: None takes `text_defaults`
-    or `image_defaults`; `model.text_defaults.replace(steps=8)` makes changed ones. seed: 0 .. 2**64 - 1; the same seed gives the same result.
+    A picture is a path, the bytes of a file, an open file, a pillow image or an array. settings: None takes `text_defaults` or
+    `image_defaults`; `model.text_defaults.replace(steps=8)` changes some. seed: 0 .. 2**64 - 1; the same gives the same result.
 
     bundle: what bundle.json says. device: where it runs, `name` and `reason`. vocabulary: special ids and how many there are.
     denoiser: what `mmada_lite.decoding.generate` decodes with, many rows at once.
@@ -112,8 +112,8 @@ class Model:
     def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
         """Answer a message, or a conversation of {"role": ..., "content": ...} mappings by "system", "user" and "assistant".
 
-        A content may be a list of parts, {"type": "text", "text": ...} and {"type": "image", "image": picture}; a conversation
-        with a picture is `ask`'s. Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer.
+        A content may be a list of {"type": "text", "text": ...} and {"type": "image", "image": picture}; with one, see `ask`.
+        Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer.
         """
         return self._answer(messages, None, settings, seed, "crop")
 
@@ -423,7 +423,7 @@ def _with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[St
         yield step, step.predicted_codes[0].reshape(shape)
 
 
-def _checked(numbers: ArrayLike, what: str, count: int, axes: int) -> Ints:
+def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
     """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
     array = _array(numbers, f"{what}s")
     if array.ndim != axes or (array.size and array.dtype.kind not in "iu") or (axes == 2 and not array.size):
