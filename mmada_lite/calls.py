@@ -90,7 +90,7 @@ def read(name: str, value: Any, declared: Any) -> Any:
     if value is None and NoneType in kinds:
         return None
     kinds -= {NoneType}
-    (kind,) = kinds if len(kinds) == 1 else (None,)
+    kind: Any = next(iter(kinds)) if len(kinds) == 1 else None
     if kinds in _PLAIN:
         fits, wanted = _PLAIN[kinds]
     elif get_origin(kind) is Literal:

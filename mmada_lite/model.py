@@ -245,11 +245,10 @@ class Model:
         """
         self._fingerprints.check()
         grid, cells = self._grid(codes), _array(unknown, "flags")
-        if cells.dtype != bool and not np.isin(cells, (0, 1)).all():
-            raise Error(f"what is unknown is {_size(cells)} of {cells.dtype}; give True or False for each code")
+        if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
+            given = f"what is unknown is {_size(cells)} of {cells.dtype}"
+            raise Error(f"the codes are {_size(grid)} and {given}; give True or False for each code")
         cells = cells.astype(bool)
-        if cells.shape != grid.shape:
-            raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
         row = paint_prompt(self._ids(words), self.vocabulary)
@@ -426,9 +425,12 @@ def _with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[St
 def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
     """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
     array = _array(numbers, f"{what}s")
-    if array.ndim != axes or (array.size and array.dtype.kind not in "iu") or (axes == 2 and not array.size):
+    whole = array.dtype.kind in "iu" or (axes == 1 and not array.size)
+    if array.ndim != axes or not whole or (axes == 2 and not array.size):
         form = "in a row" if axes == 1 else "row by row of a grid"
         raise Error(f"the {what}s are {_size(array)} of {array.dtype}; give whole numbers, {form}")
+    if not array.size:
+        return np.zeros(0, dtype=np.int64)
     outside = array[(array < 0) | (array >= count)]
     if outside.size:
         raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")

@@ -208,6 +208,7 @@ class TwoLayers:
             changed[_LAYER] = replace_fields(layer, **nested)
         return replace_fields(self, **changed)
 
+    @checked
     def flat(self) -> dict[str, Any]:
         """Every setting of both layers by its name."""
         layers = (self, getattr(self, _LAYER))
