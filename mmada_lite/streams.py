@@ -98,6 +98,7 @@ class Answer(Stream):
         super().__init__(decoding.steps)
         self._decoding, self._tokenizer, self._stop = decoding, tokenizer, stop
 
+    @checked
     def result(self) -> AnswerResult:
         """Run the answer to its end, however long that takes; at once when it is there already."""
         steps, model_calls, seconds = self._run()
@@ -207,6 +208,7 @@ class Drawing(Stream):
         for step, self.codes in steps:
             yield step
 
+    @checked
     def result(self) -> DrawingResult:
         """Run the drawing to its end, however long that takes, and decode it; at once when it is there already."""
         if self._result is None:
@@ -220,6 +222,7 @@ class Drawing(Stream):
         """`result().picture`: waits for the whole drawing."""
         return self.result().picture
 
+    @checked
     def preview(self) -> Image.Image:
         """The picture if everything still masked were taken as it is predicted now: one run of the image decoder. Raises Error
         before the picture's first step."""

@@ -188,7 +188,7 @@ def fault_of(call: Callable[..., Any], *given: Any, **named: Any) -> str | None:
             made.result()
     except Error as error:
         said = str(error)
-        if "\n" in said or not said or len(said) > 700:
+        if "\n" in said or not said or len(said) > 1000:
             return f"says {said[:300]!r}"
     except BaseException as error:
         return f"raises {error!r:.300}"
