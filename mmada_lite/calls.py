@@ -12,28 +12,16 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from mmada_lite.errors import Error, did_you_mean, shown
+from mmada_lite.errors import Error, shown
 
 Call = TypeVar("Call", bound=Callable[..., Any])
-_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType({"seed": (0, 2**64 - 1), "threads": (1, 2**31 - 1)})
+_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType({"seed": (0, 2**64 - 1), "threads": (1, 2**31 - 1), "amount": (0, 4)})
 # How an object that a caller cannot write down is come by.
 _MENDING: Mapping[str, str] = MappingProxyType(
     {
         "TextSettings": "TextSettings, or model.text_defaults.replace(steps=...) to change some of the model's own",
         "ImageSettings": "ImageSettings, or model.image_defaults.replace(steps=...) to change some of the model's own",
         "OpenBundle": "mmada_lite.load(path), which makes a model",
-    }
-)
-_PLAIN: Mapping[frozenset[Any], tuple[Callable[[Any], bool], str]] = MappingProxyType(
-    {
-        frozenset({bool}): (lambda flag: isinstance(flag, bool), "True or False"),
-        frozenset({bool, str}): (lambda given: isinstance(given, (bool, str)), "True, False or a text"),
-        frozenset({float}): (lambda number: _is_number(number, (int, float)) and abs(number) < 1e300, "a number"),
-        frozenset({str}): (lambda text: isinstance(text, str), "a text"),
-        frozenset({str, Path}): (
-            lambda path: isinstance(path, (str, os.PathLike)) and "\0" not in str(path),
-            "a path, a str or a pathlib.Path",
-        ),
     }
 )
 
@@ -58,18 +46,12 @@ def bind(signature: inspect.Signature, called: str, given: Sequence[Any], named:
         return signature.bind(*given, **named)
     except TypeError as fault:
         known = [name for name in signature.parameters if name != "self"]
-        unknown = next((name for name in named if name not in known), "")
-        hint = did_you_mean(unknown, known) or f"it takes {', '.join(known) or 'nothing'}"
-        raise Error(f"{called}: {fault}; {hint}") from None
+        raise Error(f"{called}: {fault}; it takes {', '.join(known) or 'nothing'}") from None
 
 
 def plain(value: Any) -> Any:
     """A number, flag or word of numpy's as Python's; anything else as it is."""
     return value.item() if hasattr(type(value), "dtype") and getattr(value, "shape", None) == () else value
-
-
-def _is_number(value: Any, kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def text_of(value: Any, name: str) -> str:
@@ -86,26 +68,27 @@ def text_of(value: Any, name: str) -> str:
 
 def read(name: str, value: Any, declared: Any) -> Any:
     """An argument as its parameter declares it; what is declared as neither Python's own nor a class of ours is left alone."""
-    value, kinds = plain(value), frozenset(get_args(declared) if isinstance(declared, UnionType) else (declared,))
+    value, kinds = plain(value), set(get_args(declared) if isinstance(declared, UnionType) else (declared,))
     if value is None and NoneType in kinds:
         return None
     kinds -= {NoneType}
     kind: Any = next(iter(kinds)) if len(kinds) == 1 else None
-    if kinds in _PLAIN:
-        fits, wanted = _PLAIN[kinds]
+    if kind is int or kind is float:
+        (least, most), form = _RANGES.get(name, (0, 2**63 - 1)), "whole number" if kind is int else "number"
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        fits, wanted = number and least <= value <= most, f"a {form} from {least} to {most}"
     elif get_origin(kind) is Literal:
-        fits, wanted = lambda word: isinstance(word, str) and word in get_args(kind), f"one of {', '.join(get_args(kind))}"
-    elif kind is int:
-        least, most = _RANGES.get(name, (0, 2**63 - 1))
-        fits, wanted = (
-            lambda number: _is_number(number, int) and least <= number <= most,
-            f"a whole number from {least} to {most}",
-        )
+        fits, wanted = isinstance(value, str) and value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    elif kinds == {str, Path}:
+        fits, wanted = isinstance(value, (str, os.PathLike)) and "\0" not in str(value), "a path, a str or a pathlib.Path"
+    elif kinds <= {bool, str}:
+        fits = isinstance(value, tuple(kinds))
+        wanted = " or ".join(word for each, word in ((bool, "True or False"), (str, "a text")) if each in kinds)
     elif getattr(kind, "__name__", "") in _MENDING:
-        fits, wanted = lambda made: isinstance(made, kind), _MENDING[kind.__name__]
+        fits, wanted = isinstance(value, kind), _MENDING[kind.__name__]
     else:
         return value
-    if not fits(value):
+    if not fits:
         raise Error(f"{name} is {shown(value)}; use {wanted}")
     return text_of(value, name) if isinstance(value, str) and Path not in kinds else value
 
@@ -136,11 +119,11 @@ def _joined(parts: Sequence[Any], where: str) -> tuple[str, list[Any]]:
     texts, pictures = list[str](), []
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or kind not in ("text", "image") or kind not in part:
+        if isinstance(kind, str) and kind == "text" and kind in part:
+            texts.append(text_of(part["text"], where))
+        elif isinstance(kind, str) and kind == "image" and kind in part:
+            pictures.append(part["image"])
+        else:
             forms = '{"type": "text", "text": ...} and {"type": "image", "image": picture}'
             raise Error(f"{where} holds {shown(part)}; its parts are {forms}")
-        if kind == "text":
-            texts.append(text_of(part["text"], where))
-        else:
-            pictures.append(part["image"])
     return "\n".join(texts), pictures

@@ -199,10 +199,7 @@ class Model:
         new part beside it. With `keep_pixels`, the square keeps the picture's own pixels. Raises Error as `paint` does, for
         what is no picture, for another side, and for an amount that is no code wide or above 4.
         """
-        if side not in SIDES:
-            raise Error(f"no side is called {side!r}; use one of {', '.join(SIDES)}")
-        new = round(float(amount) * self.codec.grid) if 0 < amount <= 4 else 0
-        if new < 1:
+        if (new := round(amount * self.codec.grid)) < 1:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
         original = images.open_picture(picture)
         image = images.fit(original, self.codec.resolution)
@@ -440,6 +437,8 @@ def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
 def _array(numbers: Any, what: str) -> NDArray[Any]:
     """What a caller calls an array, or an iterator, as one. Raises Error where it has no shape."""
     try:
+        if isinstance(numbers, range) and len(numbers) > 1 << 24:
+            raise ValueError("more numbers than a model reads")
         return np.asarray(list(numbers) if isinstance(numbers, Iterator) else numbers)
     except Exception as fault:  # rows of unequal length, and whatever an object of the caller's raises
         raise Error(f"the {what} are no array: {str(fault)[:80]}; give whole numbers in rows of one length") from None
