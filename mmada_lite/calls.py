@@ -6,6 +6,7 @@ It knows no function and no model. Pictures, ids and codes are read where they a
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from mmada_lite.errors import Error, shown
 
 Call = TypeVar("Call", bound=Callable[..., Any])
-_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType({"seed": (0, 2**64 - 1), "threads": (1, 2**31 - 1), "amount": (0, 4)})
+_RANGES: Mapping[str, tuple[int, int]] = MappingProxyType({"seed": (0, 2**64 - 1), "threads": (1, 2**31 - 1)})
+_LARGEST = sys.float_info.max
 # How an object that a caller cannot write down is come by.
 _MENDING: Mapping[str, str] = MappingProxyType(
     {
@@ -73,10 +75,13 @@ def read(name: str, value: Any, declared: Any) -> Any:
         return None
     kinds -= {NoneType}
     kind: Any = next(iter(kinds)) if len(kinds) == 1 else None
-    if kind is int or kind is float:
-        (least, most), form = _RANGES.get(name, (0, 2**63 - 1)), "whole number" if kind is int else "number"
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        fits, wanted = number and least <= value <= most, f"a {form} from {least} to {most}"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        least, most = _RANGES.get(name, (0, 2**63 - 1))
+        fits = number and isinstance(value, int) and least <= value <= most
+        wanted = f"a whole number from {least} to {most}"
+    elif kind is float:
+        fits, wanted = number and not abs(value) > _LARGEST, "a number"
     elif get_origin(kind) is Literal:
         fits, wanted = isinstance(value, str) and value in get_args(kind), f"one of {', '.join(get_args(kind))}"
     elif kinds == {str, Path}:

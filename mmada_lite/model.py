@@ -199,7 +199,8 @@ class Model:
         new part beside it. With `keep_pixels`, the square keeps the picture's own pixels. Raises Error as `paint` does, for
         what is no picture, for another side, and for an amount that is no code wide or above 4.
         """
-        if (new := round(amount * self.codec.grid)) < 1:
+        new = round(amount * self.codec.grid) if 0 < amount <= 4 else 0
+        if new < 1:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
         original = images.open_picture(picture)
         image = images.fit(original, self.codec.resolution)
@@ -243,8 +244,8 @@ class Model:
         self._fingerprints.check()
         grid, cells = self._grid(codes), _array(unknown, "flags")
         if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
-            given = f"what is unknown is {_size(cells)} of {cells.dtype}"
-            raise Error(f"the codes are {_size(grid)} and {given}; give True or False for each code")
+            given = f"what is unknown is {_size(cells)}"
+            raise Error(f"the codes are {_size(grid)} and {given}; give one flag for each code, True or False")
         cells = cells.astype(bool)
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
