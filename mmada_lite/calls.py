@@ -5,7 +5,6 @@ It knows no function and no model. Pictures, ids and codes are read where they a
 """
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -85,7 +84,7 @@ def read(name: str, value: Any, declared: Any) -> Any:
     elif get_origin(kind) is Literal:
         fits, wanted = isinstance(value, str) and value in get_args(kind), f"one of {', '.join(get_args(kind))}"
     elif kinds == {str, Path}:
-        fits, wanted = isinstance(value, (str, os.PathLike)) and "\0" not in str(value), "a path, a str or a pathlib.Path"
+        fits, wanted = isinstance(value, (str, Path)) and "\0" not in str(value), "a path, a str or a pathlib.Path"
     elif kinds <= {bool, str}:
         fits = isinstance(value, tuple(kinds))
         wanted = " or ".join(word for each, word in ((bool, "True or False"), (str, "a text")) if each in kinds)

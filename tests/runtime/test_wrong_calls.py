@@ -56,13 +56,20 @@ WRONG: dict[str, Callable[[], Any]] = {
     **{
         repr(value)[:40]: (lambda value=value: value)
         for value in [
-            *(None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**70), 0.0, 0.5, -0.5, 1e38, 1e308, math.nan, math.inf, -math.inf),
-            *("", " ", "x", "\0", "a\nb", "\ud800", "ok \udfff", "crop", "none", "nan", "é", "🙂", "../..", "/", "/dev/zero"),
-            *(b"", b"hi", b"\xff" * 9, bytearray(b"x"), 1j, Decimal("1.5"), Fraction(1, 2), ..., NotImplemented, Ellipsis),
-            *([], (), {}, set(), frozenset({1}), [None], [1], [-1], [2**70], [0.5], [math.nan], ["x"], [[1, 2], [3]], [[]], [b"x"]),
-            *([[0.5] * 4] * 4, [["x"] * 4] * 4, [[None] * 4] * 4, [[-1] * 4] * 4, [[10**9] * 4] * 4, [[[0]]], ("user", "x")),
-            *({"role": "user"}, {"content": "x"}, {"role": 5, "content": "x"}, {"role": "user", "content": 5}, {"": ""}, {1: 2}),
-            *({"role": [], "content": "x"}, [{"role": "user", "content": []}], [{"role": "user", "content": [5]}], [{}], ["a", "b"]),
+            *(None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**70), 0.0, 0.5, -0.5, 1e38, 1e308, math.nan,
+                math.inf, -math.inf),
+            *("", " ", "x", "\0", "a\nb", "\ud800", "ok \udfff", "crop", "none", "nan", "é", "🙂", "../..", "/",
+                "/dev/zero"),
+            *(b"", b"hi", b"\xff" * 9, bytearray(b"x"), 1j, Decimal("1.5"), Fraction(1, 2), ..., NotImplemented,
+                Ellipsis),
+            *([], (), {}, set(), frozenset({1}), [None], [1], [-1], [2**70], [0.5], [math.nan], ["x"], [[1, 2],
+                [3]], [[]], [b"x"]),
+            *([[0.5] * 4] * 4, [["x"] * 4] * 4, [[None] * 4] * 4, [[-1] * 4] * 4, [[10**9] * 4] * 4, [[[0]]],
+                ("user", "x")),
+            *({"role": "user"}, {"content": "x"}, {"role": 5, "content": "x"}, {"role": "user", "content": 5},
+                {"": ""}, {1: 2}),
+            *({"role": [], "content": "x"}, [{"role": "user", "content": []}], [{"role": "user",
+                "content": [5]}], [{}], ["a", "b"]),
             {"role": "user", "content": [{"type": "image"}]},
             {"role": "user", "content": [{"type": "image", "image": None}]},
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
@@ -95,11 +102,15 @@ WRONG: dict[str, Callable[[], Any]] = {
     **{
         f"an array {array.shape} of {array.dtype}": (lambda array=array: array)
         for array in [
-            *(np.zeros(shape, kind) for shape in [(), (0,), (3,), (0, 0), (4, 4), (1, 1, 1), (4, 4, 3), (0, 4, 3)] for kind in "?bBhHiIqQefdgFDSUOmM"),
+            *(np.zeros(shape, kind) for shape in [(), (0,), (3,), (0, 0), (4, 4), (1, 1, 1), (4, 4, 3), (0, 4,
+                3)] for kind in "?bBhHiIqQefdgFDSUOmM"),
             *(np.full((4, 4), value) for value in (-1, 2**40, 0.5, math.nan, 2**63, "x", None)),
-            *(np.zeros((1000, 1000), np.int64), np.zeros((1, 100_000), np.int64), np.zeros((2,) * 20), np.zeros(3, [("a", "i4")])),
-            *(np.broadcast_to(np.uint8(0), (10**5, 10**5, 3)), np.ma.masked_array([1, 2], [True, False]), np.asarray(-1), np.asarray([["a"]])),
-            *(np.int8(-1), np.uint64(2**64 - 1), np.float16("nan"), np.longdouble("1e4000"), np.str_("\ud800"), np.bytes_(b"x"), np.bool_(True)),
+            *(np.zeros((1000, 1000), np.int64), np.zeros((1, 100_000), np.int64), np.zeros((2,) * 20),
+                np.zeros(3, [("a", "i4")])),
+            *(np.broadcast_to(np.uint8(0), (10**5, 10**5, 3)), np.ma.masked_array([1, 2], [True, False]),
+                np.asarray(-1), np.asarray([["a"]])),
+            *(np.int8(-1), np.uint64(2**64 - 1), np.float16("nan"), np.longdouble("1e4000"), np.str_("\ud800"),
+                np.bytes_(b"x"), np.bool_(True)),
             *(np.datetime64("now"), np.timedelta64(3), np.complex64(1j)),
         ]
     },
