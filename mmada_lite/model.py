@@ -206,6 +206,8 @@ class Model:
         image = images.fit(original, self.codec.resolution)
         codes = self._codes(image)
         parts = _parts(new, max(1, self.codec.grid // 2))
+        if seed + len(parts) > 2**64:
+            raise Error(f"the seed is out of range; each of the {len(parts)} parts takes the next one, up to 2**64 - 1")
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
         self._paint(prompt, codes, smallest, settings, seed)  # for its errors, before any work
         upright = (image.width, image.height + new * self.codec.downsample)
@@ -376,7 +378,7 @@ class Model:
             unknown = np.zeros(window.shape, dtype=bool)
             unknown[:part] = True
             turned = np.rot90(window, -turns), np.rot90(unknown, -turns)
-            decoding = self._paint(prompt, *turned, settings, (seed + number) % 2**64)
+            decoding = self._paint(prompt, *turned, settings, seed + number)
             old, done = grid, 0
             for step, square in _with_codes(decoding, (width, width)):
                 grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls

@@ -63,7 +63,7 @@ class DrawingResult:
 
 class Stream(Iterator[Step]):
     """Steps as they happen, each a `mmada_lite.decoding.forward.Step`. `last` is the latest step, None before the first; `done`
-    is True once there are no more. A step raises Error for a seed out of range, and when memory runs out."""
+    is True once there are no more. A step raises Error when memory runs out."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = iter(steps)

@@ -300,8 +300,10 @@ def test_numbers_of_numpy_are_numbers(model: Model, picture: Image.Image) -> Non
     assert model.decode(iter(np.asarray(model.encode("a cat"), dtype=np.uint16))) == "a cat"
 
 
-def test_the_largest_seed_draws_every_part_of_a_long_picture(model: Model, picture: Image.Image) -> None:
-    assert model.extend(picture, "a cat", amount=2.0, seed=2**64 - 1).result().codes.shape == (4, 12)
+def test_each_part_of_a_long_picture_has_a_seed(model: Model, picture: Image.Image) -> None:
+    assert model.extend(picture, "a cat", amount=2.0, seed=2**64 - 4).result().codes.shape == (4, 12)
+    with pytest.raises(Error, match="each of the 4 parts takes the next one"):
+        model.extend(picture, "a cat", amount=2.0, seed=2**64 - 3)
 
 
 def test_a_message_is_a_text_a_mapping_or_a_list_of_either_kind_of_content(model: Model, picture: Image.Image) -> None:
