@@ -31,8 +31,7 @@ from mmada_lite.vocabulary import Tokenizer, with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Message = Mapping[str, Any]
-Messages = str | Message | Sequence[Message]
+Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: dict[str, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # quarter turns that bring the side to the top
 MOST_SQUARES = 16  # whole pictures of the model's that are decoded at once: a picture that grew is 5 at most
@@ -246,8 +245,7 @@ class Model:
         self._fingerprints.check()
         grid, cells = self._grid(codes), _array(unknown, "flags")
         if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
-            given = f"what is unknown is {_size(cells)}"
-            raise Error(f"the codes are {_size(grid)} and {given}; give one flag for each code, True or False")
+            raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
         cells = cells.astype(bool)
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
@@ -429,8 +427,7 @@ def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
     if array.ndim != axes or not whole or (axes == 2 and not array.size):
         form = "in a row" if axes == 1 else "row by row of a grid"
         raise Error(f"the {what}s are {_size(array)} of {array.dtype}; give whole numbers, {form}")
-    if not array.size:
-        return np.zeros(0, dtype=np.int64)
+    array = array if array.size else np.zeros(0, dtype=np.int64)
     outside = array[(array < 0) | (array >= count)]
     if outside.size:
         raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")
