@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from mmada_lite.contracts import check_value, shown
-from mmada_lite.errors import Error
+from mmada_lite.contracts import check_value
+from mmada_lite.errors import Error, shown
 from mmada_lite.export.safetensors_io import read_json
 
 

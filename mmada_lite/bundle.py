@@ -7,15 +7,15 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mmada_lite.contracts import BITS, check_value, check_words, read_json, shown
+from mmada_lite.contracts import BITS, check_value, check_words, read_json
 from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
-from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.errors import Error, did_you_mean, shown
 from mmada_lite.families import FAMILIES, Rows
 from mmada_lite.files import AtomicFolder, recover
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
@@ -139,7 +139,7 @@ class Bundle:
         path = Path(path)
         bundle = _parse(path, _read_manifest(path))
         _verify(bundle, hashes=verify == "full" or bundle.size <= HASHED_UP_TO)
-        return bundle
+        return replace(bundle, path=path.absolute())  # the process may go to another folder
 
     @property
     def size(self) -> int:

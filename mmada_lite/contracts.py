@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from mmada_lite.errors import Error, printable
+from mmada_lite.errors import Error, printable, shown
 
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
@@ -52,12 +52,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {shown(twice)} stands there twice")
     return content
-
-
-def shown(value: object) -> str:
-    """A value of a file, short enough for a line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_value(name: str, value: object, where: str) -> None:

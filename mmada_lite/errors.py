@@ -13,6 +13,10 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udf
 class Error(ValueError):
     """A fault in what the caller gave: its message says what is wrong, where, and how to mend it, in one line."""
 
+    def __init__(self, said: object = "") -> None:
+        line = printable(str(said), keep="")
+        super().__init__(line if len(line) <= 1000 else f"{line[:480]} ... {line[-480:]}")
+
 
 def did_you_mean(
     word: str, known: Iterable[str], otherwise: str = "", *, spell: Callable[[str], str] = repr, likeness: float = 0.6
@@ -23,6 +27,16 @@ def did_you_mean(
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"did you mean {spell(near[0])}?" if near else otherwise
+
+
+def shown(value: object) -> str:
+    """A value that is wrong, short enough for a line, whatever it is."""
+    try:
+        shape = getattr(value, "shape", ())  # an array is not said: one of many axes takes minutes
+        text = f"an array {shape} of {value.dtype}" if shape else repr(value).replace("\n", " ")  # type: ignore[attr-defined]
+    except Exception:  # a whole number of too many digits, an object that cannot say itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Array = NDArray[Any]
-Picture = Image.Image | Path | str | bytes | Array
+Picture = Image.Image | Path | str | bytes | IO[bytes] | Array
 Finishing = Callable[[Image.Image], Image.Image]
 Fit = Literal["crop", "squash"]
 _LARGEST = 64_000_000  # pixels; above, a picture is more likely an attack than a question
@@ -175,7 +175,7 @@ def pasted(image: Image.Image, side: str) -> Finishing:
 
 def _read(source: Picture, ground: int, mode: str) -> Image.Image:
     """A picture in 8 bits, upright, on a ground of that shade. Raises Error for whatever is wrong with it."""
-    name = "the picture" if isinstance(source, Image.Image) else "the given bytes" if isinstance(source, bytes) else str(source)
+    name = str(source) if isinstance(source, (str, Path)) else "the given bytes" if hasattr(source, "hex") else "the picture"
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source, flat=mode == "L").convert(mode)
@@ -238,14 +238,20 @@ def _mute() -> Iterator[None]:
             os.close(kept)
 
 
-def _opened(source: str | Path | bytes) -> IO[bytes]:
+def _opened(source: Any) -> IO[bytes]:
     """An open file of a sensible size. Raises Error for a folder, a pipe or a device, without waiting for it."""
-    if isinstance(source, bytes):
+    if hasattr(source, "read"):
+        source = source.read(LONGEST_FILE + 1)
+        if not isinstance(source, bytes):
+            raise Error('the open file gives texts; open it with open(path, "rb")')
+    if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) > LONGEST_FILE:
             raise Error(f"the given bytes are more than {LONGEST_FILE:,}; scale the picture below {_LARGEST:,} pixels")
         return io.BytesIO(source)
     if not isinstance(source, str | os.PathLike):
-        raise Error(f"a picture is a path, bytes, a pillow image or an array [H, W, 3], not a {type(source).__name__}")
+        raise Error(
+            f"a picture is a path, bytes, an open file, a pillow image or an array [H, W, 3], not a {type(source).__name__}"
+        )
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):
         raise Error(f"{source} is not a picture but a folder, a pipe or a device; give a file, or pipe it in and give -")

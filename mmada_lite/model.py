@@ -9,13 +9,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mmada_lite import images
+from mmada_lite.calls import checked, conversation
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding, TextTokens
@@ -24,14 +25,16 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
+from mmada_lite.ort.session import usable_cores
 from mmada_lite.streams import Answer, Drawing, Thinking
 from mmada_lite.vocabulary import Tokenizer, with_tags
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Messages = str | Sequence[Mapping[str, str]]
+Messages = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: dict[str, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # quarter turns that bring the side to the top
+MOST_SQUARES = 16  # whole pictures of the model's that are decoded at once: a picture that grew is 5 at most
 EMBEDDED = "emoji"
 _log = logging.getLogger("mmada_lite")
 
@@ -41,6 +44,7 @@ def embedded_bundle() -> Path:
     return Path(__file__).parent / "models" / EMBEDDED
 
 
+@checked
 def load(
     path: str | Path | None = None,
     *,
@@ -58,20 +62,27 @@ def load(
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     folder = Path(path) if path is not None else embedded_bundle()
-    return Model(open_bundle(folder, device=device, threads=threads, verify=verify, speed=speed))
+    if threads is not None and threads > (cores := usable_cores()):
+        _log.warning("threads %d is more than the %d cores that may be used, so it is %d", threads, cores, cores)
+        threads = cores
+    try:
+        return Model(open_bundle(folder, device=device, threads=threads, verify=verify, speed=speed))
+    except OSError as fault:
+        raise Error(f"{folder} cannot be read: {fault.strerror or fault}; check the path and who owns it") from fault
 
 
 class Model:
     """A loaded bundle. `chat`, `ask`, `paint`, `inpaint`, `extend`, `complete` and `draw` return a stream of steps at once and
     do their work as it is read; what is wrong with their arguments is raised at once.
 
-    A picture is a path, the bytes of a file, or a pillow image. settings: None takes `text_defaults` or `image_defaults`,
-    which may be replaced. seed: 0 .. 2**64 - 1; the same seed gives the same result.
+    A picture is a path, the bytes of a file, an open file, a pillow image or an array. settings: None takes `text_defaults` or
+    `image_defaults`; `model.text_defaults.replace(steps=8)` changes some. seed: 0 .. 2**64 - 1; the same gives the same result.
 
     bundle: what bundle.json says. device: where it runs, `name` and `reason`. vocabulary: special ids and how many there are.
     denoiser: what `mmada_lite.decoding.generate` decodes with, many rows at once.
     """
 
+    @checked
     def __init__(self, opened: OpenBundle) -> None:
         self.bundle, self.device, self.vocabulary = opened.bundle, opened.device, opened.bundle.vocabulary
         self.text_defaults, self.image_defaults = opened.text_defaults, opened.image_defaults
@@ -96,13 +107,16 @@ class Model:
             self._codec = open_codec(self.bundle, self.device, self._threads)
         return self._codec
 
+    @checked
     def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
         """Answer a message, or a conversation of {"role": ..., "content": ...} mappings by "system", "user" and "assistant".
 
+        A content may be a list of {"type": "text", "text": ...} and {"type": "image", "image": picture}; with one, see `ask`.
         Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer.
         """
-        return self._answer([], messages, settings, seed)
+        return self._answer(messages, None, settings, seed, "crop")
 
+    @checked
     def ask(
         self,
         picture: Picture,
@@ -116,8 +130,9 @@ class Model:
 
         Raises Error as `chat` does, for what is no picture, and where the bundle has no pictures.
         """
-        return self._answer(picture_prompt(self.codes_of(picture, fit), self.vocabulary), question, settings, seed)
+        return self._answer(question, [picture], settings, seed, fit)
 
+    @checked
     def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0, think: bool | str = False) -> Drawing:
         """Draw a picture from a sentence.
 
@@ -136,6 +151,7 @@ class Model:
         steps = self._think_and_draw(prompt, thinking, plain, blank, settings, seed)
         return Drawing(steps, self.codec.decode, thinking=thinking)
 
+    @checked
     def inpaint(
         self,
         picture: Picture,
@@ -164,6 +180,7 @@ class Model:
         _say_if_smaller(original.size, image.size)
         return self._drawing(decoding, codes.shape, finishing)
 
+    @checked
     def extend(
         self,
         picture: Picture,
@@ -181,8 +198,6 @@ class Model:
         new part beside it. With `keep_pixels`, the square keeps the picture's own pixels. Raises Error as `paint` does, for
         what is no picture, for another side, and for an amount that is no code wide or above 4.
         """
-        if side not in SIDES:
-            raise Error(f"no side is called {side!r}; use one of {', '.join(SIDES)}")
         new = round(amount * self.codec.grid) if 0 < amount <= 4 else 0
         if new < 1:
             raise Error(f"cannot extend by {amount}; use a share of the side from {1 / self.codec.grid:.3g} to 4")
@@ -190,6 +205,8 @@ class Model:
         image = images.fit(original, self.codec.resolution)
         codes = self._codes(image)
         parts = _parts(new, max(1, self.codec.grid // 2))
+        if seed + len(parts) > 2**64:
+            raise Error(f"the seed is out of range; each of the {len(parts)} parts takes the next one, up to 2**64 - 1")
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
         self._paint(prompt, codes, smallest, settings, seed)  # for its errors, before any work
         upright = (image.width, image.height + new * self.codec.downsample)
@@ -197,6 +214,7 @@ class Model:
         steps = self._grow(prompt, codes, settings, side, parts, seed)
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
+    @checked
     def complete(self, prompt: Sequence[int], settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
         """The text that follows a row of ids, for a host with a tokenizer of its own: the whole row before the answer, with
         headers and pictures. Masks in it are written too.
@@ -208,6 +226,7 @@ class Model:
         self._fits(len(ids) + chosen.answer_length, "the conversation with its answer")
         return self._write(ids, chosen, seed)
 
+    @checked
     def draw(
         self,
         words: Sequence[int],
@@ -224,36 +243,50 @@ class Model:
         than unknown codes. Many rows at once: `decoding.generate.draw`.
         """
         self._fingerprints.check()
-        grid, cells = self._grid(codes), np.asarray(unknown, dtype=bool)
-        if cells.shape != grid.shape:
+        grid, cells = self._grid(codes), _array(unknown, "flags")
+        if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
             raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
+        cells = cells.astype(bool)
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
         row = paint_prompt(self._ids(words), self.vocabulary)
         return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
 
+    @checked
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special spellings in it stay text. Raises Error where the bundle has no tokenizer."""
         return self.tokenizer.encode(text)
 
+    @checked
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens and picture codes are left out. Raises Error where the bundle has no tokenizer."""
-        return self.tokenizer.decode(ids)
+        return self.tokenizer.decode(self._ids(ids))
 
+    @checked
     def codes_of(self, picture: Picture, fit: images.Fit = "crop") -> Ints:
         """Codes int64 [h, w], 0 .. codebook_size - 1, of a picture that is made square and of the model's size first ("crop"
         or "squash"). Raises Error where the bundle has no pictures, or for what is no picture."""
         return self._codes(images.fit(images.open_picture(picture), self.codec.resolution, fit))
 
+    @checked
     def picture_of(self, codes: ArrayLike) -> Image.Image:
         """The picture of codes [h, w], `codec.downsample` pixels a side for each. Raises Error for codes that the model has
         not."""
+        grid, most = self._grid(codes), MOST_SQUARES * self.codec.grid**2
+        if grid.size > most:
+            raise Error(f"the codes are {_size(grid)} and at most {most} are decoded at once; cut them into parts")
         self._await_hashes()
-        return self.codec.decode(self._grid(codes))
+        return self.codec.decode(grid)
 
-    def _answer(self, before: list[int], messages: Messages, settings: TextSettings | None, seed: int) -> Answer:
-        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary, conversation), settings, seed=seed)
+    def _answer(
+        self, messages: Messages, given: list[Picture] | None, settings: TextSettings | None, seed: int, fit: images.Fit
+    ) -> Answer:
+        said, shown = conversation(messages)
+        pictures = [*(given or []), *shown]
+        if len(pictures) > 1:
+            raise Error(f"the conversation has {len(pictures)} pictures and the model sees one; leave the others out")
+        before = picture_prompt(self.codes_of(pictures[0], fit), self.vocabulary) if pictures else []
+        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary, said), settings, seed=seed)
 
     def _write(self, prompt: Sequence[int], chosen: TextSettings, seed: int) -> Answer:
         if (ahead := chosen.acceleration.speculative_steps) > 1 and self.device.name != "cpu":
@@ -356,7 +389,7 @@ class Model:
                 yield moved, np.rot90(grid, -turns)
             before += done
 
-    def _ids(self, ids: Sequence[int]) -> list[int]:
+    def _ids(self, ids: Iterable[int]) -> list[int]:
         known: list[int] = _checked(ids, "id", self.vocabulary.size, 1).tolist()
         return known
 
@@ -387,16 +420,28 @@ def _with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[St
         yield step, step.predicted_codes[0].reshape(shape)
 
 
-def _checked(numbers: ArrayLike, what: str, count: int, axes: int) -> Ints:
+def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
     """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
-    array = np.asarray(numbers)
-    if array.ndim != axes or (array.size and array.dtype.kind not in "iu") or (axes == 2 and not array.size):
+    array = _array(numbers, f"{what}s")
+    whole = array.dtype.kind in "iu" or (axes == 1 and not array.size)
+    if array.ndim != axes or not whole or (axes == 2 and not array.size):
         form = "in a row" if axes == 1 else "row by row of a grid"
         raise Error(f"the {what}s are {_size(array)} of {array.dtype}; give whole numbers, {form}")
+    array = array if array.size else np.zeros(0, dtype=np.int64)
     outside = array[(array < 0) | (array >= count)]
     if outside.size:
         raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")
     return array.astype(np.int64)
+
+
+def _array(numbers: Any, what: str) -> NDArray[Any]:
+    """What a caller calls an array, or an iterator, as one. Raises Error where it has no shape."""
+    try:
+        if isinstance(numbers, range) and len(numbers) > 1 << 24:
+            raise ValueError("more numbers than a model reads")
+        return np.asarray(list(numbers) if isinstance(numbers, Iterator) else numbers)
+    except Exception as fault:  # rows of unequal length, and whatever an object of the caller's raises
+        raise Error(f"the {what} are no array: {str(fault)[:80]}; give whole numbers in rows of one length") from None
 
 
 def _size(array: NDArray[np.generic]) -> str:

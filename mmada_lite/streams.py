@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmada_lite.calls import checked
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
@@ -62,7 +63,7 @@ class DrawingResult:
 
 class Stream(Iterator[Step]):
     """Steps as they happen, each a `mmada_lite.decoding.forward.Step`. `last` is the latest step, None before the first; `done`
-    is True once there are no more. A step raises Error for a seed out of range, and when memory runs out."""
+    is True once there are no more. A step raises Error when memory runs out."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         self._steps = iter(steps)
@@ -97,6 +98,7 @@ class Answer(Stream):
         super().__init__(decoding.steps)
         self._decoding, self._tokenizer, self._stop = decoding, tokenizer, stop
 
+    @checked
     def result(self) -> AnswerResult:
         """Run the answer to its end, however long that takes; at once when it is there already."""
         steps, model_calls, seconds = self._run()
@@ -117,6 +119,7 @@ class Answer(Stream):
         ids: Ints = self._decoding.ids[0]
         return ids
 
+    @checked
     def so_far(self, mark: str = "░") -> str:
         """The text as it stands up to its end, with `mark` for each mask that is left."""
         pieces, run = [], list[int]()
@@ -205,6 +208,7 @@ class Drawing(Stream):
         for step, self.codes in steps:
             yield step
 
+    @checked
     def result(self) -> DrawingResult:
         """Run the drawing to its end, however long that takes, and decode it; at once when it is there already."""
         if self._result is None:
@@ -218,6 +222,7 @@ class Drawing(Stream):
         """`result().picture`: waits for the whole drawing."""
         return self.result().picture
 
+    @checked
     def preview(self) -> Image.Image:
         """The picture if everything still masked were taken as it is predicted now: one run of the image decoder. Raises Error
         before the picture's first step."""

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from mmada_lite.contracts import read_json, shown
-from mmada_lite.errors import Error
+from mmada_lite.contracts import read_json
+from mmada_lite.errors import Error, shown
 from mmada_lite.families import FAMILIES, Rows
 
 # Spelling in a tokenizer file and the id that the published 8B model uses where its tokenizer file lacks the token.

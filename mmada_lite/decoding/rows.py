@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, shown
 from mmada_lite.families import Encoded, Slot, Special
 from mmada_lite.vocabulary import ROLES, Tokenizer, Vocabulary
 
@@ -66,8 +66,8 @@ def chat_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, messages: Sequence[Ma
     ids: list[int] = []
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise Error(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
+        if not isinstance(role, str) or role not in ROLES:
+            raise Error(f"message {number} has the role {shown(role)}; use one of {', '.join(ROLES)}")
         if not isinstance(content, str) or not content.strip():
             raise Error(f"message {number} ({role}) is empty; write something")
         ids += _around("message", "", vocabulary, {}, _worded(tokenizer, {"role": role, "content": content.strip()}))[0]

@@ -2,6 +2,7 @@
 reads that: the checker of values, and the two layers that change together. Which settings there are is none of its business.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
@@ -9,8 +10,9 @@ from functools import wraps
 from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
+from mmada_lite.calls import bind, checked, plain
 from mmada_lite.decoding.format_1 import RENAMED
-from mmada_lite.errors import Error, did_you_mean
+from mmada_lite.errors import Error, did_you_mean, shown
 
 Kind = Literal["whole", "number", "probability", "choice", "word", "flag"]
 Class = TypeVar("Class")
@@ -54,16 +56,18 @@ class Setting:
             return "yes" if self.default else "no"
         return "none" if self.default is None else f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
-    def accept(self, value: object) -> None:
-        """Raises Error for a value out of range."""
+    def accept(self, value: object) -> Any:
+        """The value, a number of numpy's as Python's. Raises Error for one out of range."""
+        value = plain(value)
         if value is None and self.optional:
-            return
+            return None
         if not self._takes(value):
             if self.kind == "probability":
-                raise Error(f"{self.name} {value} is not a probability; use {self._wanted()}")
-            raise Error(f"{self.name} is {value!r}; use {self._wanted()}")
+                raise Error(f"{self.name} {shown(value)} is not a probability; use {self._wanted()}")
+            raise Error(f"{self.name} is {shown(value)}; use {self._wanted()}")
         if self.check:
             self.check(str(value))
+        return value
 
     def _takes(self, value: Any) -> bool:
         if self.kind == "flag":
@@ -136,21 +140,27 @@ def _setting_of(declared: Any) -> Setting:
 
 
 def check_fields(settings: object) -> None:
-    """Raises Error for the first setting whose value is out of its range."""
+    """Raises Error for the first setting whose value is out of its range; numbers of numpy's become Python's."""
     for each in settings_of(type(settings)):
-        each.accept(getattr(settings, each.name))
-    layer = layer_of(type(settings))
-    if layer is not None and not isinstance(getattr(settings, _LAYER), layer):
-        raise Error(f"{_LAYER} is {getattr(settings, _LAYER)!r}; use mmada_lite.{layer.__name__}(...)")
+        object.__setattr__(settings, each.name, each.accept(getattr(settings, each.name)))
+    if layer := layer_of(type(settings)):
+        _check_layer(getattr(settings, _LAYER), layer)
+
+
+def _check_layer(value: object, layer: type[Any]) -> None:
+    if not isinstance(value, layer):
+        raise Error(f"{_LAYER} is {shown(value)}; use mmada_lite.{layer.__name__}(...)")
 
 
 def known_names_only(cls: type[Class]) -> type[Class]:
     """A decorator of a dataclass: a keyword that it does not have is an Error that says the right one, not a TypeError."""
     construct = cls.__init__
+    signature = inspect.signature(construct)
 
     @wraps(construct)
     def refuse_or_construct(self: Any, *args: Any, **names: Any) -> None:
         check_names(names, [each.name for each in fields(cls)], layer_of(cls))  # type: ignore[arg-type]
+        bind(signature, cls.__name__, (self, *args), names)
         construct(self, *args, **names)
 
     cls.__init__ = refuse_or_construct  # type: ignore[method-assign]
@@ -182,6 +192,7 @@ def check_names(names: Iterable[str], known: Collection[str], layer: type[Any] |
 class TwoLayers:
     """Settings with more of them in a field `acceleration`: both layers are changed, and looked at, as one."""
 
+    @checked
     def replace(self, **changes: Any) -> Self:
         """The same settings with some changed, by the names of either layer. Raises Error for a name that is in neither, and
         where a change contradicts what is set."""
@@ -192,9 +203,12 @@ class TwoLayers:
         nested = {name: value for name, value in changes.items() if name in nested_names}
         changed = {name: value for name, value in changes.items() if name not in nested_names}
         if nested:
-            changed[_LAYER] = replace_fields(changed.get(_LAYER, getattr(self, _LAYER)), **nested)
+            layer = changed.get(_LAYER, getattr(self, _LAYER))
+            _check_layer(layer, layer_of(cls))  # type: ignore[arg-type]
+            changed[_LAYER] = replace_fields(layer, **nested)
         return replace_fields(self, **changed)
 
+    @checked
     def flat(self) -> dict[str, Any]:
         """Every setting of both layers by its name."""
         layers = (self, getattr(self, _LAYER))

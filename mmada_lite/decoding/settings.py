@@ -11,6 +11,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
+from mmada_lite.calls import checked
 from mmada_lite.decoding.setting_fields import (
     TwoLayers,
     check_fields,
@@ -217,6 +218,7 @@ class TextSettings(TwoLayers):
         """Whether the candidates decide how many tokens a step writes, and so how many steps there are."""
         return self.acceleration.threshold is not None or self.acceleration.entropy_bound is not None
 
+    @checked
     def blocks(self, start: int) -> list[Block]:
         """The blocks of an answer that begins at canvas position `start`. The last may be shorter. Steps are shared evenly,
         the rest first."""
@@ -294,6 +296,7 @@ class ImageSettings(TwoLayers):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def guided(self, k: int) -> bool:
         """Whether step k (from 0) mixes in the unconditional row."""
         saving = self.acceleration

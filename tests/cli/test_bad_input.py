@@ -97,7 +97,7 @@ def test_an_unknown_word_names_the_nearest(refused: Refused, words: str, said: s
         (["paint", "x", "--schedule", "cubic"], "cosine"),
         (["paint", "x", "--guidance", "-1"], "at least 0"),
         (["paint", "x", "--temperature", "nan"], "at least 0"),
-        (["paint", "x", "--seed", "-1"], "out of range"),
+        (["paint", "x", "--seed", "-1"], "seed is -1; use a whole number from 0 to"),
         (["paint", "x", "--threads", "0"], "use 1 or more"),
         (["paint", "x", "--device", "tpu"], "use one of auto, cpu"),
         (["chat", "x", "--answer-length", "8", "--steps", "9"], "at most 8 steps"),

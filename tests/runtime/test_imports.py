@@ -20,7 +20,7 @@ HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
 WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
 MOST_FLAT, MOST_LINES = 16, 450
 # Wing or module -> what it may import beside itself. Decoding knows ids and settings alone, and ort no user of it.
-IDS = {"errors", "families", "vocabulary"}
+IDS = {"calls", "errors", "families", "vocabulary"}
 OPENING = {"bundle", "contracts", "decoding", "files", "hashing", "images", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,

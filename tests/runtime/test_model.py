@@ -174,7 +174,7 @@ def test_extending_keeps_the_picture_and_grows_one_side(model, picture, side, am
 
 
 def test_impossible_extensions(model, picture):
-    for side, amount, word in (("up", 0.5, "no side"), ("left", 0.0, "cannot extend"), ("left", 5.0, "cannot extend")):
+    for side, amount, word in (("up", 0.5, "side is"), ("left", 0.0, "cannot extend"), ("left", 5.0, "cannot extend")):
         with pytest.raises(Error, match=word):
             model.extend(picture, "a cat", side=side, amount=amount)
     with pytest.raises(Error, match="9 steps for 8 codes"):
