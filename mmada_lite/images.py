@@ -175,7 +175,8 @@ def pasted(image: Image.Image, side: str) -> Finishing:
 
 def _read(source: Picture, ground: int, mode: str) -> Image.Image:
     """A picture in 8 bits, upright, on a ground of that shade. Raises Error for whatever is wrong with it."""
-    name = str(source) if isinstance(source, (str, Path)) else "the given bytes" if hasattr(source, "hex") else "the picture"
+    shown = str(source) if isinstance(source, (str, Path)) else "the given bytes" if hasattr(source, "hex") else "the picture"
+    name = _short(shown)
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source, flat=mode == "L").convert(mode)
@@ -203,8 +204,12 @@ def _read(source: Picture, ground: int, mode: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise Error(f"{name} is not a picture that pillow can read; convert it to PNG or JPEG") from error
     except Exception as error:  # damaged files make pillow raise nearly everything that there is
-        said = "".join(mark if mark.isprintable() else " " for mark in str(error) or type(error).__name__)
+        said = _short("".join(mark if mark.isprintable() else " " for mark in str(error) or type(error).__name__))
         raise Error(f"{name} is not a picture that pillow can read ({said}); convert it to PNG or JPEG") from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 @contextmanager
