@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from cpp_host import build
 from watched import Watch
 
 
+@pytest.mark.slow
 def test_the_host_sends_nothing(watch: Watch, tiny_bundle: Path, tmp_path: Path) -> None:
     jobs = [{"op": "load", "folder": str(tiny_bundle), "threads": 1}, {"op": "paint", "prompt": "a cat"}]
     said = "".join(json.dumps(job) + "\n" for job in jobs)

@@ -5,7 +5,6 @@ import faulthandler
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from mutations import BUNDLE_FILES, CHECKPOINT_FILES, answers, mutate
+from peak_memory import peak_memory
 
 from mmada_lite import Error
 from mmada_lite.export.bundle import export_checkpoint
@@ -71,7 +71,7 @@ def run(kind: str, source: Path, work: Path, first: int, count: int) -> dict[str
         faulthandler.cancel_dump_traceback_later()
         for done in (folder, made):
             shutil.rmtree(done, ignore_errors=True)
-    return {**counted, "faults": faults, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {**counted, "faults": faults, "peak": peak_memory()}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peak_memory import peak_memory
 from PIL import Image
 
 from mmada_lite import Error, images
@@ -133,7 +134,7 @@ def main(count: int, file: Path) -> None:
             print(f"picture {number}:", file=sys.stderr)
             raise
     faulthandler.cancel_dump_traceback_later()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     print(json.dumps({"refused": counts[0], "read": counts[1], "originals": len(files), "peak": peak}))
 
 

@@ -37,10 +37,12 @@ def silent_uses(bundle: Path, folder: Path, *, every: int) -> list[tuple[str, st
     return silent
 
 
+@pytest.mark.slow
 def test_no_damage_of_the_packaged_model_is_silent(tmp_path: Path) -> None:
     assert silent_uses(embedded_bundle(), tmp_path / "damaged", every=1) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_no_damage_of_codes_scales_is_silent(precision: Any, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     bundle = export_checkpoint(SHIPPED / "emoji", tmp_path / "bundle", precision=precision)

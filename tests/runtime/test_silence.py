@@ -17,10 +17,12 @@ SESSION = (
 )
 
 
+@pytest.mark.slow
 def test_a_python_program_sends_nothing(watch: Watch, tiny_bundle: Path, tmp_path: Path) -> None:
     assert watch.run(tmp_path, [sys.executable, "-c", SESSION, tiny_bundle]) == "done\n"
 
 
+@pytest.mark.slow
 def test_a_verb_sends_nothing(watch: Watch, tiny_bundle: Path, tmp_path: Path) -> None:
     words = ["-m", "mmada_lite", "paint", "a cat", "-m", tiny_bundle, "-o", "cat.png", "--device", "cpu"]
     answer = watch.run(tmp_path, [sys.executable, *words])
