@@ -5,14 +5,14 @@ The words are each side's own; both are one line and name the same file, key and
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bundles import with_file
-from cpp_host import Host, both_name, build, picture_json
+from cpp_host import Host, both_name, picture_json
 from PIL import Image
 
 import mmada_lite
@@ -20,19 +20,6 @@ from mmada_lite import Error
 from mmada_lite.model import Model
 
 Change = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def host(tiny_bundle: Path) -> Iterator[Host]:
-    running = Host(build(Path(__file__).parent / "host.cpp"))
-    assert "error" not in running.call("load", folder=str(tiny_bundle), threads=1)
-    yield running
-    assert running.close() == 0
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> Model:
-    return mmada_lite.load(tiny_bundle, device="cpu", threads=1)
 
 
 def refused(host: Host, folder: Path, *names: str, **more: Any) -> None:

@@ -4,13 +4,12 @@ both sides have the same names and defaults.
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundles import in_format_1
-from cpp_host import Host, both_name, build
+from cpp_host import Host, both_name
 
 import mmada_lite
 from mmada_lite import Error, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
@@ -27,19 +26,6 @@ KINDS: tuple[tuple[Any, Any, str, dict[str, Any]], ...] = (
     (ImageSettings, ImageAcceleration, "paint", {"prompt": "a cat"}),
 )
 DECODED = {"chat": {"cache", "threshold"}, "paint": set[str]()}  # of the acceleration, by this host
-
-
-@pytest.fixture(scope="module")
-def host(tiny_bundle: Path) -> Iterator[Host]:
-    running = Host(build(Path(__file__).parent / "host.cpp"))
-    assert "error" not in running.call("load", folder=str(tiny_bundle), threads=1)
-    yield running
-    assert running.close() == 0
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> Model:
-    return mmada_lite.load(tiny_bundle, device="cpu", threads=1)
 
 
 @pytest.mark.parametrize(
