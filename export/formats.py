@@ -35,26 +35,30 @@ class Format:
 
     block: inputs that share a scale; None, one scale for a whole column. symmetric: code 0 means 0; else every block has
     a zero point. int8 by columns is the format whose activations may be quantized too (dynamically, per token); every
-    other one stores weights only. Raises Error for a combination that is no format of ours.
+    other one stores weights only. narrow: its codes stay within 63, so that two products of them and of uint8 activations
+    fit 16 bits. Raises Error for a combination that is no format of ours.
     """
 
     family: Family
     block: int | None = None
     symmetric: bool = True
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         allowed: dict[Family, tuple[int | None, ...]] = {"int8": (None, *BLOCKS), "int4": BLOCKS}
         right = self.family in _BITS and self.block in allowed.get(self.family, (None,))
-        if not right or not (self.symmetric or self.family == "int4"):
+        columns = self.family == "int8" and self.block is None
+        if not right or not (self.symmetric or self.family == "int4") or (self.narrow and not columns):
             raise Error(f"{self!r} is no format; use one of {', '.join(FORMATS)}")
 
     @property
     def name(self) -> str:
         block = f"-b{self.block}" if self.block else ""
-        return f"{self.family}{block}{'' if self.symmetric else '-asym'}"
+        return f"{self.family}{block}{'' if self.symmetric else '-asym'}{'-7bit' if self.narrow else ''}"
 
     @property
     def bits(self) -> int:
+        """Of a stored weight or code."""
         return _BITS[self.family]
 
     @property
@@ -74,6 +78,8 @@ class Format:
     @property
     def range(self) -> tuple[int, int]:
         """The lowest and the highest code."""
+        if self.narrow:
+            return -63, 63
         return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
 
     def blocks(self, inputs: int) -> int:
@@ -82,7 +88,7 @@ class Format:
 
 
 _ALL = (
-    *(Format("fp32"), Format("fp16"), Format("int8")),
+    *(Format("fp32"), Format("fp16"), Format("int8"), Format("int8", narrow=True)),
     *(Format("int8", block) for block in BLOCKS),
     *(Format("int4", block, symmetric) for symmetric in (True, False) for block in BLOCKS),
 )

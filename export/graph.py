@@ -107,6 +107,7 @@ class Graph:
         self._made: dict[tuple[str, str], tuple[str, ...]] = {}
         self._domains = {""}
         self._count = [0]
+        self.metadata: dict[str, str] = {}  # what a host reads of the whole graph before it opens it
 
     def input(self, name: str, dtype: str, axes: Axes) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], list(axes)))
@@ -204,7 +205,7 @@ class Graph:
         """A subgraph that sees every value of this graph; its constants live in this graph."""
         inner = Graph(self._fresh("branch"), self._weights)
         inner._initializers, inner._constants, inner._count = self._initializers, self._constants, self._count
-        inner._domains = self._domains
+        inner._domains, inner.metadata = self._domains, self.metadata
         return inner
 
     def choose(self, condition: str, then: "Graph", otherwise: "Graph", *, to: str) -> str:
@@ -217,6 +218,7 @@ class Graph:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid(domain, CONTRIB_OPSET if domain else OPSET) for domain in sorted(self._domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmada-lite")
+        helper.set_model_props(model, self.metadata)
         onnx.save(model, str(path))
         return tuple(value.name for value in self._inputs), tuple(value.name for value in self._outputs)
 

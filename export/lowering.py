@@ -26,6 +26,7 @@ from mmada_lite.export.formats import (
     rounded,
 )
 from mmada_lite.export.graph import CONTRIB, Graph
+from mmada_lite.ort.session import NARROW_CODES
 
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -239,6 +240,8 @@ def _integer_product(graph: Graph, x: str, weight: Weight, spec: WeightSpec) -> 
     matrix = graph.weight(weight.name, weight.shape, "int8", codes, transposed=True)
     scale = graph.weight(f"{weight.name}.scale", (weight.shape[0],), "float32", [np.concatenate(scales)[:, 0]])
     counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x))
+    if spec.format.narrow:
+        graph.metadata[NARROW_CODES] = str(spec.format.range[1])
     of_product = counted, matrix, graph.constant(1.0, "float32"), scale, graph.constant(128, "uint8")
     return graph.op("MatMulIntegerToFloat", *of_product, domain=CONTRIB), unit
 

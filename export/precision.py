@@ -2,7 +2,8 @@
 
 It knows the groups and what each may be stored as, and no graph; the formats of each precision are
 `mmada_lite.memory_plan.PRECISIONS`, which plans with them too. Reasons for them, at 8B: the embedder lies on the CPU and is
-read row by row, so int8 rows halve the file and cost no quality that was measured; `int8` is the fastest format on a CPU,
+read row by row, so int8 rows halve the file and cost no quality that was measured; `int8` is the fastest format on a CPU
+(`int8-7bit` where it has no VNNI: with codes within 63 the fast kernels' sums of pairs fit their 16 bits),
 its image head in half precision (guidance multiplies what rounding does to states before that head, and codes of pictures
 are near ties: it lost more there than in all layers together, and costs 34 MB); `int4` is the smallest, its backbone in
 blocks of 128 (4.1 bits a weight), its text head in blocks of 64 (the logits are what is read out, and it costs 9 MB; blocks
@@ -21,7 +22,7 @@ from mmada_lite.export.formats import format_named
 from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
 from mmada_lite.memory_plan import PRECISIONS
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int8-7bit", "int4"]
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
 _ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType({"embedder": ("fp32", "fp16", "int8"), "codec": ("fp32", "fp16")})
 
@@ -54,7 +55,7 @@ def weight_group(group: str, spec: WeightSpec, size: int) -> WeightGroup:
     stored = spec.format
     return WeightGroup(
         format=stored.family,
-        bits=stored.bits,
+        bits=7 if stored.narrow else stored.bits,
         block=stored.block,
         symmetric=None if stored.floating else stored.symmetric,
         scale=None if stored.floating else {"float16": "fp16", "float32": "fp32"}[stored.scale_dtype],

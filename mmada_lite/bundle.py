@@ -76,9 +76,9 @@ class GraphInfo:
 class WeightGroup:
     """How the matrices of one group are stored.
 
-    format: fp32, fp16, int8 or int4; of the integers, bits a weight, block (weights along the inputs that share a
-    scale; None, a whole column), symmetric (no zero points), scale (how the scales are stored). activation: how the graph
-    rounds what is multiplied, None when it does not. bytes: what the group takes on disk. Bundles of before
+    format: fp32, fp16, int8 or int4; of the integers, bits a weight (7: codes within 63), block (weights along the inputs that
+    share a scale; None, a whole column), symmetric (no zero points), scale (how the scales are stored). activation: how the
+    graph rounds what is multiplied, None when it does not. bytes: what the group takes on disk. Bundles of before
     quantization say the format alone.
     """
 
@@ -336,7 +336,9 @@ def _faults(bundle: Bundle) -> Iterator[str]:
             yield f"the file {graph.file!r} of graph {name!r} is not listed under files"
     for key, group in bundle.quantization.items():
         described = (group.block, group.symmetric, group.scale, group.activation)
-        if group.bits not in (None, BITS[group.format]) or (BITS[group.format] > 8 and described != (None,) * 4):
+        narrow = group.bits == 7 and group.format == "int8" and group.block is None
+        other = not narrow and group.bits not in (None, BITS[group.format])
+        if other or (BITS[group.format] > 8 and described != (None,) * 4):
             yield f"quantization.{key} is {group.format}, and its other keys are not those of this format"
     for key, tensors in bundle.tensors.items():
         if key not in bundle.graphs:

@@ -55,6 +55,10 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
         "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
         "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
+        "int8-7bit": {
+            **{"embedder": "int8", "backbone": "int8-7bit", "text_head": "int8-7bit"},
+            **{"image_head": "fp16", "codec": "fp16"},
+        },
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
 )  # precision -> group -> format, as `mmada-lite export --precision` stores them, largest first
@@ -287,8 +291,8 @@ def _rounds(groups: Mapping[str, WeightGroup], target: str) -> bool:
 
 
 def _group(name: str, size: int) -> WeightGroup:
-    family, _, block = name.partition("-b")
-    bits = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[family]
+    family, _, block = name.removesuffix("-7bit").partition("-b")
+    bits = 7 if name.endswith("-7bit") else {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[family]
     scale = {"int4": "fp16", "int8": "fp32"}.get(family)
     return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
 

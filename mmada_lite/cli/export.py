@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
     parser.add_argument(
-        "--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp16", help="how weights are stored (default: fp16)"
+        "--precision",
+        choices=["fp32", "fp16", "int8", "int8-7bit", "int4"],
+        default="fp16",
+        help="how weights are stored (default: fp16)",
     )
     options.add_target(parser)
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")

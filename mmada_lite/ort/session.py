@@ -31,6 +31,7 @@ _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are rais
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
+NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 _log = logging.getLogger("mmada_lite")
 
@@ -214,7 +215,7 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
+    if not exact_int8() and isinstance(graph, Path) and _can_overflow(graph):
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
 
@@ -253,9 +254,11 @@ def _plugin_devices(runtime: Any) -> list[Any]:
     return cards[:1]
 
 
-def _multiplies_integers(path: Path) -> bool:
-    """Only such a graph is opened for exact sums: onnxruntime 1.32 then fails at a DequantizeLinear without zero points."""
+def _can_overflow(path: Path) -> bool:
+    """Whether a graph multiplies integers, and not by narrow codes alone. Only such a one is opened for exact sums: onnxruntime
+    1.32 then fails at a DequantizeLinear without zero points."""
     try:
-        return b"MatMulInteger" in path.read_bytes()
+        content = path.read_bytes()
+        return b"MatMulInteger" in content and NARROW_CODES.encode() not in content
     except OSError:
         return False  # the session says what is wrong with the file

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -260,6 +261,26 @@ def test_a_token_of_zeros_gives_zeros(tmp_path: Path) -> None:
     product = multiplied(values, x, WeightSpec(FORMATS["int8"]), tmp_path)
     assert (product[0, 0] == 0).all()
     np.testing.assert_allclose(product[0, 1], 1e-20, rtol=0.02)
+
+
+def test_narrow_codes_cannot_overflow_the_sums_of_two_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels without VNNI add two products in 16 bits. Such a graph is opened for them on every processor."""
+    low, high = FORMATS["int8-7bit"].range
+    assert 2 * 255 * max(high, -low) < 1 << 15
+    monkeypatch.setattr("mmada_lite.ort.session.exact_int8", lambda: False)
+    options = onnxruntime.SessionOptions.add_session_config_entry
+    entries: list[str] = []
+    monkeypatch.setattr(
+        "onnxruntime.SessionOptions.add_session_config_entry",
+        lambda self, key, value: (entries.append(key), options(self, key, value)),
+    )
+    values, x = np.full((64, 256), -3, np.float32), np.full((1, 5, 256), 2, np.float32)
+    values[::2] *= -1
+    for name, exact in (("int8-7bit", False), ("int8", True)):
+        entries.clear()
+        product = multiplied(values, x, WeightSpec(FORMATS[name]), tmp_path)
+        np.testing.assert_allclose(product, x @ values.T, rtol=0.01)
+        assert ("session.x64quantprecision" in entries) is exact
 
 
 def test_activations_are_rounded_once_for_all_that_read_them(tmp_path: Path) -> None:

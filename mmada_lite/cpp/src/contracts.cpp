@@ -89,7 +89,9 @@ void check_stored(const Json& content, const Bundle& bundle, const std::string& 
       return value && !value->is(Json::Kind::null);
     };
     const bool described = said("block") || said("symmetric") || said("scale") || said("activation");
-    if ((said("bits") && group.find("bits")->integer != bits) || (bits > 8 && described)) {
+    const bool narrow = bits == 8 && !said("block");  // such codes may say that 7 bits hold them
+    const auto right = [bits = bits, narrow](std::int64_t number) { return number == bits || (narrow && number == 7); };
+    if ((said("bits") && !right(group.find("bits")->integer)) || (bits > 8 && described)) {
       fail(where, ": quantization.", name, " is ", group.find("format")->string,
            ", and its other keys are not those of this format; ", kFetchAgain);
     }

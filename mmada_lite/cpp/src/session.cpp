@@ -78,9 +78,14 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
   // Waiting threads sleep: the host's other work needs the cores.
   settings.AddConfigEntry("session.intra_op.allow_spinning", "0");
   settings.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);  // errors are thrown, and said by us
-  // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them.
-  if (!exact_int8() && read_file(path).find("MatMulInteger") != std::string::npos) {
-    settings.AddConfigEntry("session.x64quantprecision", "1");
+  // Slower kernels whose sums do not overflow; only such a graph needs them, and others may not open with them. Codes within 63
+  // need none.
+  if (!exact_int8()) {
+    const std::string graph = read_file(path);
+    const bool narrow = graph.find("codes_within") != std::string::npos;
+    if (!narrow && graph.find("MatMulInteger") != std::string::npos) {
+      settings.AddConfigEntry("session.x64quantprecision", "1");
+    }
   }
   try {
     if (options.device == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
