@@ -214,7 +214,7 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not exact_int8() and isinstance(graph, Path) and _multiplies_integers(graph):
+    if not exact_int8() and _multiplies_integers(graph):
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
 
@@ -253,9 +253,9 @@ def _plugin_devices(runtime: Any) -> list[Any]:
     return cards[:1]
 
 
-def _multiplies_integers(path: Path) -> bool:
+def _multiplies_integers(graph: Path | bytes) -> bool:
     """Only such a graph is opened for exact sums: onnxruntime 1.32 then fails at a DequantizeLinear without zero points."""
     try:
-        return b"MatMulInteger" in path.read_bytes()
+        return b"MatMulInteger" in (graph.read_bytes() if isinstance(graph, Path) else graph)
     except OSError:
         return False  # the session says what is wrong with the file
