@@ -86,7 +86,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The tokenizer of a bundle that has one. Raises Error where bundle.json says other ids."""
     if bundle.tokenizer_path is None:
         return None
-    tokenizer = Tokenizer.from_file(bundle.tokenizer_path)
+    tokenizer = Tokenizer.from_file(bundle.tokenizer_path, lower_case=bundle.knowledge.case == "lower")
     try:
         bundle.vocabulary.check_tokenizer(tokenizer)
     except Error as fault:
