@@ -64,5 +64,5 @@ def say_form(folder: Path, *, may_measure: bool) -> None:
     if bundle.target != "cpu":
         return
     speeds = examined(anew=False)[0] if may_measure else measured.kept()
-    if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
+    if speeds is not None and speeds.quiet and (slow := measured.slowness(bundle, speeds)) is not None:
         terminal.note(f"mmada-lite: {slow}")
