@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
 from mmada_lite.bench.speed import advice, ceiling, overhead, pairs
 from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     add("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
     add("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
     add("--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)")
-    add("--threads", type=number, default=usable_cores(), help="default: the cores of this machine")
+    add("--threads", type=thread_count, default=usable_cores(), help="default: the cores of this machine")
     add("--prompt", type=number, help="tokens of a text's prompt (default 64; a question where it can be told)")
     add("--answer", type=number, help="tokens of an answer (default: the bundle's own)")
     add("--block", type=number, help="tokens of a block (default: the bundle's own)")
