@@ -4,13 +4,15 @@ What a model was taught is `mmada_lite.knowledge`; nothing here is said of a mod
 """
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from mmada_lite.bundle import Bundle
+if TYPE_CHECKING:
+    from mmada_lite.bundle import Bundle
 
 _SHOWN = 3  # words that are named
 
 
-def of_texts(bundle: Bundle, *texts: str | bool | None) -> Iterator[str]:
+def of_texts(bundle: "Bundle", *texts: str | bool | None) -> Iterator[str]:
     """The line about words. What is no text is passed over."""
     known = bundle.knowledge
     outside = list(dict.fromkeys(word for text in texts if isinstance(text, str) for word in known.words_outside(text)))
@@ -23,7 +25,7 @@ def of_texts(bundle: Bundle, *texts: str | bool | None) -> Iterator[str]:
         )
 
 
-def of_picture(bundle: Bundle, size: tuple[int, int]) -> Iterator[str]:
+def of_picture(bundle: "Bundle", size: tuple[int, int]) -> Iterator[str]:
     """The line about a picture of another size than the model's, of so many pixels across and down."""
     side = bundle.knowledge.picture_size
     if side is not None and size != (side, side):
