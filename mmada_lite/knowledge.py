@@ -33,6 +33,8 @@ class Knowledge:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Knowledge":
         """Of all keys those that are here. Raises Error for one that is not what it should be."""
+        if not isinstance(content, Mapping):
+            raise Error(f"knows is {shown(content)}; give an object")
         return cls(
             **{each.name: _value(each.name, each.type, content[each.name]) for each in fields(cls) if each.name in content}
         )

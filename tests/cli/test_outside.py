@@ -181,3 +181,8 @@ def test_other_keys_are_the_makers_own() -> None:
 def test_what_cannot_be_read_is_named(content: dict[str, Any], says: str) -> None:
     with pytest.raises(Error, match=re.escape(says)):
         Knowledge.from_json(content)
+
+
+def test_a_bundle_that_is_quantized_knows_what_it_knew(tmp_path: Path) -> None:
+    assert main(["quantize", str(embedded_bundle()), "-o", str(tmp_path / "b"), "--format", "int8", "--method", "rtn"]) == 0
+    assert Bundle.open(tmp_path / "b").knows == Bundle.open(embedded_bundle()).knows
