@@ -180,7 +180,7 @@ def kept() -> Speeds | None:
         forms, threads = content["forms"], content["threads"]
         counts = thread_counts(usable_cores())
         return Speeds({form: _times(forms[form]) for form in FORMS}, {count: _times(threads[str(count)]) for count in counts})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
 
 

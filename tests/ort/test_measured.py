@@ -98,17 +98,19 @@ def test_what_is_kept_is_read_as_it_was(cache: Path, monkeypatch: pytest.MonkeyP
             assert measured.kept() is None
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"forms": 3}', "\x00", "cut", "zero", "word", "lacking"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"forms": 3}', "\x00", "cut", "zero", "huge", "word", "lacking"])
 def test_a_damaged_cache_is_as_if_there_were_none(cache: Path, damage: str) -> None:
     measured.keep(AVX2)
     (file,) = cache.iterdir()
     whole = file.read_text()
     content = json.loads(whole)
-    if damage in ("zero", "word"):
-        content["forms"]["int8"]["8"] = 0 if damage == "zero" else "x"
+    if damage in ("zero", "word", "huge"):
+        content["forms"]["int8"]["8"] = {"zero": 0, "word": "x", "huge": 10**400}[damage]
     if damage == "lacking":
         del content["threads"]["1"]
-    file.write_text({"cut": whole[:90]}.get(damage, json.dumps(content) if damage in ("zero", "word", "lacking") else damage))
+    file.write_text(
+        {"cut": whole[:90]}.get(damage, json.dumps(content) if damage in ("zero", "word", "huge", "lacking") else damage)
+    )
     assert measured.kept() is None
     assert measured.keep(AVX2) is None
     assert measured.kept() == AVX2
