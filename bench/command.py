@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmada_lite.arguments import Parser, exit_code
+from mmada_lite.arguments import Parser, exit_code, within_cores
 from mmada_lite.bench.record import FRESH, say
 from mmada_lite.errors import Error
 
@@ -23,6 +23,11 @@ def at_least_one(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} cannot be measured; give whole numbers of at least 1")
     return value
+
+
+def thread_count(text: str) -> int:
+    """A type of options: threads, at least 1 and at most as many as cores."""
+    return within_cores(at_least_one(text))
 
 
 def above_zero(text: str) -> float:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mmada_lite import TextSettings, memory_plan
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run
 from mmada_lite.bench.timed import forget_peak, peak, run_module
 from mmada_lite.bundle import Bundle
@@ -164,7 +164,7 @@ def build_parser() -> Parser:
     add("--steps", type=number, default=16, help="of the timed answers of 128 tokens (default: 16)")
     add("--cache", default="dual", choices=("none", "prefix", "dual"), help="of the timed answers (default: dual)")
     add("--prompts", type=number, default=1, help="of each task that GPTQ is calibrated on (default: 1)")
-    add("--threads", type=number, default=2, help="of loading and answering (default: 2)")
+    add("--threads", type=thread_count, default=2, help="of loading and answering (default: 2)")
     add_output(parser, NAME, f"{NAME}.json in the folder of --work")
     return parser
 

@@ -24,6 +24,7 @@ from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, Transfo
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
 from mmada_lite.export.precision import Precision, specs_for, weight_group
+from mmada_lite.knowledge import Knowledge
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
@@ -86,8 +87,8 @@ def export_checkpoint(
     backbone, text_head, image_head or codec. target: the kind of device that graphs are written for.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
-    "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a group cannot be
-    stored as asked, when `output` exists and `force` is not set, or the disk is full.
+    "knows", "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a
+    group cannot be stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
     specs = specs_for(precision, target, formats)
     checkpoint = open_checkpoint(Path(source), vocabulary)
@@ -194,6 +195,10 @@ def _sidecar(folder: Path) -> dict[str, Any]:
     for place, keys in ((content, ("name", "defaults", "knows")), (content.get("defaults", {}), ("text", "image"))):
         if unknown := sorted(set(place) - set(keys)):
             raise Error(f"{folder / SIDECAR}: unknown key {unknown[0]!r}; the keys are {', '.join(keys)}")
+    try:
+        Knowledge.from_json(content.get("knows", {}))
+    except Error as fault:
+        raise Error(f"{folder / SIDECAR}: {fault}") from None
     return content
 
 

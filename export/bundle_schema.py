@@ -14,6 +14,7 @@ from mmada_lite.contracts import BOUNDS, WORDS
 from mmada_lite.decoding.setting_fields import Setting, layer_of, settings_of
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.families import FAMILIES, SLOTS
+from mmada_lite.knowledge import CASES, MOST, Knowledge
 from mmada_lite.vocabulary import SpecialTokens
 
 Schema = dict[str, Any]
@@ -38,7 +39,7 @@ def bundle_schema() -> Schema:
         "name": _KINDS[str],
         "family": {"enum": list(FAMILIES)},
         "needs": {"type": "array", "items": {"enum": list(bundle.NEEDS)}} if bundle.NEEDS else {"type": "array", "maxItems": 0},
-        "knows": {"type": "object"},
+        "knows": _knows(),
         "architecture": _record(bundle.Architecture),
         "vocabulary": _object({"special": _object(special), **counts}),
         "rows": _rows(),
@@ -53,6 +54,13 @@ def bundle_schema() -> Schema:
     }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "bundle.json of mmada-lite"}
     return head | _object(keys)
+
+
+def _knows() -> Schema:
+    """What this program reads of it; whatever else stands there is the maker's own."""
+    number = {"type": "integer", "minimum": 1, "maximum": MOST}
+    kinds = {each.name: number if int in get_args(each.type) else _NAMES for each in fields(Knowledge)}
+    return {"type": "object", "properties": kinds | {"case": {"enum": list(CASES)}}, "additionalProperties": True}
 
 
 def setting_schema(setting: Setting) -> Schema:

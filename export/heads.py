@@ -3,9 +3,9 @@ the device.
 
 Guidance is linear, so it is applied (`mix`) before the head, which then runs once. Drawing a token stands in an If,
 so that greedy decoding does not pay for it. Columns are searched and summed in runs, first the run and then the
-column in it: onnxruntime's reductions over a row are an order of magnitude faster than its ArgMax and CumSum, and the
-rounding error of a sum does not grow with the vocabulary. Which rows of the output matrix a head holds is the
-caller's choice.
+column in it: onnxruntime's reductions over a row are two to three times as fast as its ArgMax and sixteen times as
+fast as its CumSum, and the rounding error of a sum does not grow with the vocabulary. Which rows of the output matrix
+a head holds is the caller's choice.
 """
 
 import math

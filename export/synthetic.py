@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -157,10 +158,11 @@ def cached_bundle(name: str, form: str, work: Path, *, target: str = "cpu") -> B
     return bundle
 
 
-def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
-    """Embedder, backbone and heads of a size, through the exporter as every model is. Returns the bundle, opened."""
+def write_bundle(size: Size, folder: Path, form: str, target: str, formats: Mapping[str, str] = MappingProxyType({})) -> Bundle:
+    """Embedder, backbone and heads of a size, through the exporter as every model is; formats: of single groups. Returns the
+    bundle, opened."""
     config = config_of(size)
-    narrow = {"backbone": "int4-b64", "text_head": "int4-b64"} if form == "int4" and config.d_model < 128 else None
+    narrow = {"backbone": "int4-b64", "text_head": "int4-b64"} if form == "int4" and config.d_model < 128 else {}
     text = {"answer_length": size.answer, "steps": size.answer // 2, "block_length": size.block}
     checkpoint = exporting.Checkpoint(
         folder=Path(os.devnull),  # nothing lies beside these weights
@@ -175,7 +177,7 @@ def write_bundle(size: Size, folder: Path, form: str, target: str) -> Bundle:
         },
         origin=(_RANDOM, exporter()),
     )
-    return Bundle.open(exporting.write_bundle(checkpoint, precision.specs_for(form, target, narrow), folder))
+    return Bundle.open(exporting.write_bundle(checkpoint, precision.specs_for(form, target, narrow | dict(formats)), folder))
 
 
 def exporter() -> str:

@@ -53,6 +53,16 @@ def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
     return did_you_mean(word, known, otherwise, spell=str, likeness=0.5)
 
 
+def within_cores(threads: int) -> int:
+    """So many threads, or as many as there are cores to use, which a note says: more only wait for each other."""
+    from mmada_lite.ort.session import usable_cores
+
+    if threads <= (cores := usable_cores()):
+        return threads
+    print(f"mmada-lite: --threads {threads} is more than the {cores} cores that may be used, so it is {cores}", file=sys.stderr)
+    return cores
+
+
 def exit_code(command: Callable[[], int], page: str = "") -> int:
     """Run a command. Returns its exit code; every fault of the user, and Ctrl-C, is one line `mmada-lite: ...` and a code.
 

@@ -18,6 +18,7 @@ from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, 
 from mmada_lite.errors import Error, did_you_mean, shown
 from mmada_lite.families import FAMILIES, Rows
 from mmada_lite.files import AtomicFolder, recover
+from mmada_lite.knowledge import Knowledge
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 MANIFEST = "bundle.json"
@@ -128,7 +129,8 @@ class Bundle:
     target: str  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
     tensors: Mapping[str, Mapping[str, str]]  # graph -> tensor -> name of its format
     family: str
-    knows: Mapping[str, Any]  # what the model was taught, in words of its maker's
+    knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds
+    knowledge: Knowledge  # of `knows`, what this program reads
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -244,6 +246,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
     try:
         rows = Rows.from_json(_mapping(content["rows"], "rows"), [each.name for each in fields(SpecialTokens)])
         vocabulary = Vocabulary.from_json(_mapping(content["vocabulary"], "vocabulary"), rows)
+        knows = MappingProxyType(dict(_mapping(content["knows"], "knows")))
+        knowledge = Knowledge.from_json(knows)
     except Error as fault:
         raise Error(f"{where}: {fault}") from None
     image = content["image"]
@@ -262,7 +266,8 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         target=_value(content["target"], str, f"{where}: target"),
         tensors=_formats(content["tensors"], f"{where}: tensors"),
         family=content["family"],
-        knows=MappingProxyType(dict(_mapping(content["knows"], f"{where}: knows"))),
+        knows=knows,
+        knowledge=knowledge,
     )
     _check_files(bundle, where)
     check_value("target", bundle.target, f"{where}: target")

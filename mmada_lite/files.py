@@ -17,6 +17,11 @@ from mmada_lite.errors import Error
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again, in the user's cache. It may not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mmada-lite"
+
+
 class AtomicFolder:
     """Use as a context: write into `folder`, then `commit`. Leaving without a commit removes everything that was written.
 

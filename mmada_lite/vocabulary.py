@@ -16,6 +16,7 @@ import tokenizers
 from mmada_lite.contracts import read_json
 from mmada_lite.errors import Error, shown
 from mmada_lite.families import FAMILIES, Rows
+from mmada_lite.knowledge import in_lower_case
 
 # Spelling in a tokenizer file and the id that the published 8B model uses where its tokenizer file lacks the token.
 _SPELLINGS: dict[str, tuple[str, int]] = {
@@ -124,10 +125,11 @@ class Vocabulary:
 
 class Tokenizer:
     """A `tokenizers` file. The three chat-header tokens are added where the file lacks them, as the reference does. What
-    training cuts, pads and drops is left undone. Raises Error where ids do not count from 0 to the last without a gap."""
+    training cuts, pads and drops is left undone. lower_case: A to Z of a text are read as a to z, for a model that was taught
+    no capitals. Raises Error where ids do not count from 0 to the last without a gap."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        self._inner = inner
+    def __init__(self, inner: tokenizers.Tokenizer, *, lower_case: bool = False) -> None:
+        self._inner, self._lower_case = inner, lower_case
         inner.no_truncation()
         inner.no_padding()
         if getattr(inner.model, "dropout", None):
@@ -143,14 +145,14 @@ class Tokenizer:
                 raise Error(f"{shown(spelling)} has the id {token}{taken}, and ids count from 0 to {len(ids) - 1}")
 
     @classmethod
-    def from_file(cls, path: Path) -> "Tokenizer":
+    def from_file(cls, path: Path, *, lower_case: bool = False) -> "Tokenizer":
         """Raises Error when the file is absent or is not a tokenizer.json."""
         if not path.is_file():
             raise Error(f"no tokenizer at {path}; a checkpoint or bundle that chats needs its tokenizer.json")
         try:
             content = read_json(path)
             with _silent():  # where the library panics, it also prints
-                tokenizer = _asked(lambda: cls(tokenizers.Tokenizer.from_file(str(path))))
+                tokenizer = _asked(lambda: cls(tokenizers.Tokenizer.from_file(str(path)), lower_case=lower_case))
                 tokenizer.decode(tokenizer.encode(_TRIAL))
             tokenizer._check_added(content.get("added_tokens") or [])
             return tokenizer
@@ -174,6 +176,8 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text. With `special` false, `<|eot_id|>` typed by a user is text and not the end of a turn."""
         self._inner.encode_special_tokens = not special
+        if self._lower_case and not special:
+            text = in_lower_case(text)
         return list(_asked(lambda: self._inner.encode(text, add_special_tokens=False)).ids)
 
     def decode(self, ids: Iterable[int]) -> str:

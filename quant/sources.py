@@ -172,6 +172,7 @@ def _open_bundle(folder: Path) -> Checkpoint:
         image=None if bundle.image is None else asdict(bundle.image),
         sidecar={
             "name": bundle.name,
+            "knows": dict(bundle.knows),
             "defaults": {"text": plain(bundle.text_defaults), "image": plain(bundle.image_defaults)},
         },
         origin=(bundle.provenance.source, bundle.provenance.source_sha256),

@@ -1,6 +1,7 @@
 """Where the recorded numbers are, and what tests share that is made once."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,20 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", action="store_true", help="all mutations of tests/fuzz, not a tenth of them")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_speeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, in which a measurement of this machine lies that finds all forms equally fast: no test
+    waits for one, and none is warned."""
+    from mmada_lite.ort import measured
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        even = dict.fromkeys(measured.ROWS, 1.0)
+        counts = measured.thread_counts(measured.usable_cores())
+        assert measured.keep(measured.Speeds(dict.fromkeys(measured.FORMS, even), dict.fromkeys(counts, even))) is None
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -247,6 +247,7 @@ def _adopt(workspace: Workspace, start: Path) -> None:
 def export(workspace: Workspace, arguments: argparse.Namespace) -> None:
     """Write averaged weights as a checkpoint in the Hugging Face layout, half precision: of the last stage, or of --stage."""
     from mmada_lite.export.checkpoint import SIDECAR
+    from mmada_lite.train.data.knowledge import knows
     from mmada_lite.train.grow import average
     from mmada_lite.train.recipe import IMAGE, TEXT, new_model
     from mmada_lite.train.stages import load_trained
@@ -261,7 +262,8 @@ def export(workspace: Workspace, arguments: argparse.Namespace) -> None:
         MagViT.load(workspace.best_vq).save(writer.folder / "vq", "float16")
         shutil.copyfile(workspace.tokenizer, writer.folder / "tokenizer.json")
         defaults = {"text": plain(TEXT), "image": plain(IMAGE)}
-        (writer.folder / SIDECAR).write_text(json.dumps({"name": "emoji", "defaults": defaults}, indent=1) + "\n")
+        beside = {"name": "emoji", "knows": knows(), "defaults": defaults}
+        (writer.folder / SIDECAR).write_text(json.dumps(beside, indent=1) + "\n")
         for file in arguments.carry:  # licence notices and the model card, which the bundle carries on
             shutil.copyfile(file, writer.folder / file.name)
         writer.commit()

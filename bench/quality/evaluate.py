@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.quality import frontier
 from mmada_lite.bench.quality import quantization as along
 from mmada_lite.bench.quality.models import is_model, open_model
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     add("--few-steps", action="store_true", help="decode in a quarter of the steps")
     add("--prompts", type=number, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)")
     add("--states", type=number, default=4, help="of each decoding, to follow with --against (%(default)s)")
-    add("--threads", type=number, default=1, help="of a step that --against times (%(default)s)")
+    add("--threads", type=thread_count, default=1, help="of a step that --against times (%(default)s)")
     add("--policies", nargs="+", default=[], metavar="WORD", help="of a frontier, those with WORD in the name")
     add("--rounds", type=number, default=3, help="times that each prompt is timed (%(default)s)")
     add("--checkpoint", type=Path, help="of the same model: the published loops in torch are timed too")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import mmada_lite
 from mmada_lite.arguments import Parser
 from mmada_lite.bench import third_party
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, new_figure
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, new_figure, thread_count
 from mmada_lite.bench.quality.trajectories import Answers, State, compare, thinks, trajectories
 from mmada_lite.bench.record import Row, Run, fingerprint
 from mmada_lite.bundle import Bundle
@@ -277,7 +277,7 @@ def build_parser() -> Parser:
     add("--states", type=number, default=4, help="of each decoding (default 4)")
     add("--calibrate-on", type=number, default=32, help="prompts of each task (default 32)")
     add("--peers", action="store_true", help="run others' quantizers too")
-    add("--threads", type=number, default=1)
+    add("--threads", type=thread_count, default=1)
     add("--plot", type=Path, metavar="PNG", help="draw it with matplotlib")
     add_output(parser, "quantization")
     return parser

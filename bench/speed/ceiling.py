@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, above_zero, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, above_zero, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, spread
 from mmada_lite.bundle import Architecture
 from mmada_lite.export.formats import format_named
@@ -212,7 +212,7 @@ def build_parser() -> Parser:
     parser.add_argument("--tokens", type=at_least_one, nargs="+", default=TOKENS, help=f"default {' '.join(map(str, TOKENS))}")
     parser.add_argument("--forms", nargs="+", default=FORMS, help=f"default {' '.join(FORMS)}; any format of docs/bundle.md")
     parser.add_argument(
-        "--threads", type=at_least_one, nargs="+", default=[usable_cores()], help="default: the cores of this machine"
+        "--threads", type=thread_count, nargs="+", default=[usable_cores()], help="default: the cores of this machine"
     )
     parser.add_argument(
         "--rounds", type=at_least_one, default=5, help="turns of every form, after one that does not count (default 5)"

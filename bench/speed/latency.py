@@ -4,6 +4,7 @@
     mmada-lite bench latency --shape s --precision int8          # random weights
     mmada-lite bench latency --shape 8b --device cuda            # a GPU
     mmada-lite bench latency --tasks overhead startup            # what decoding costs beside the model; the wait of a user
+    mmada-lite bench latency --tasks advice                      # whether doctor's advice is what decodes measure here
     mmada-lite bench latency --against ../other --pairs 15       # this tree against another checkout, in turns
 
 On a CPU the ceiling of the machine is measured first. Within a task all decodes take turns in one process. docs/benchmarks.md
@@ -20,9 +21,9 @@ from itertools import product
 from pathlib import Path
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
-from mmada_lite.bench.speed import ceiling, overhead, pairs
+from mmada_lite.bench.speed import advice, ceiling, overhead, pairs
 from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, agreement, apart
 from mmada_lite.bench.timed import forget_peak, peak, run_module
@@ -49,7 +50,7 @@ def build_parser() -> Parser:
     add("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
     add("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
     add("--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)")
-    add("--threads", type=number, default=usable_cores(), help="default: the cores of this machine")
+    add("--threads", type=thread_count, default=usable_cores(), help="default: the cores of this machine")
     add("--prompt", type=number, help="tokens of a text's prompt (default 64; a question where it can be told)")
     add("--answer", type=number, help="tokens of an answer (default: the bundle's own)")
     add("--block", type=number, help="tokens of a block (default: the bundle's own)")
@@ -111,7 +112,11 @@ def startup(rounds: int) -> Iterator[Row]:
     }
 
 
-BESIDE: dict[str, Callable[[int], Iterable[Row]]] = {"overhead": overhead.rows, "startup": startup}  # without a model of choice
+BESIDE: dict[str, Callable[[int], Iterable[Row]]] = {  # without a model of choice
+    "overhead": overhead.rows,
+    "startup": startup,
+    "advice": advice.rows,
+}
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
@@ -176,6 +181,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[object]:
+    if row["task"] == "advice":
+        return [row["task"], *[""] * 11, advice.in_words(row)]
     if "agreement" in row:
         return [row["task"], *[""] * 11, f"{100 * row['agreement']:.1f}% of the tokens that a CPU writes"]
     seconds, top, held = row["seconds"], row.get("matrix_share") or row.get("ceiling_share"), row.get("peak_bytes")

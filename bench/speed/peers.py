@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown
+from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import FRESH, Row, Run, say, spread
 from mmada_lite.bench.speed.contestants import REFERENCES, Contest, Plan, TaskRun, Tasks
 from mmada_lite.bench.speed.latency_cases import TARGETS
@@ -202,7 +202,7 @@ def build_parser() -> Parser:
     add("--steps", type=number, default=3, help="timed steps of a loop of equal steps (default 3)")
     add("--only", nargs="+", metavar="TASK", help='such as text understanding drawing "forward 32"')
     add("--contestants", nargs="+", default=[], metavar="NAME", help='whose names begin so, such as torch "ours int8"')
-    add("--threads", type=number, default=usable_cores(), help="of every contestant (default: usable cores)")
+    add("--threads", type=thread_count, default=usable_cores(), help="of every contestant (default: usable cores)")
     add_output(parser, "peers")
     return parser
 

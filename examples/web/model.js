@@ -11,7 +11,8 @@ import { Vocabulary } from "./vocabulary.js";
 export class Model {
   constructor({ manifest, files }, graphs) {
     [this.manifest, this.graphs] = [manifest, graphs];
-    this.vocabulary = new Vocabulary(manifest.vocabulary, manifest.rows, files.get("tokenizer.json"));
+    const lowerCase = manifest.knows.case === "lower";
+    this.vocabulary = new Vocabulary(manifest.vocabulary, manifest.rows, files.get("tokenizer.json"), lowerCase);
     const { resolution, downsample } = manifest.image;
     [this.resolution, this.grid] = [resolution, resolution / downsample];
     const { text, image } = manifest.defaults;

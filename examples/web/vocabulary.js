@@ -6,8 +6,9 @@ import { Tokenizer } from "@huggingface/tokenizers";
 import { fillRow } from "./rows.js";
 
 export class Vocabulary {
-  /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes. */
-  constructor(numbers, rows, tokenizer) {
+  /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes; lowerCase: no capitals. */
+  constructor(numbers, rows, tokenizer, lowerCase = false) {
+    this.lowerCase = lowerCase;
     [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
     const json = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
     const settings = { clean_up_tokenization_spaces: false };
@@ -19,7 +20,8 @@ export class Vocabulary {
 
   /** Ids of a text. A special spelling that a user typed, such as <|eot_id|>, is text here and never the token. */
   encode(text) {
-    return this.reader.encode(text, { add_special_tokens: false }).ids;
+    const read = this.lowerCase ? text.replace(/[A-Z]+/g, (capitals) => capitals.toLowerCase()) : text;
+    return this.reader.encode(read, { add_special_tokens: false }).ids;
   }
 
   /** Text of ids; special tokens and ids beyond the tokenizer are left out. */

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmada_lite.cli import options, terminal
+from mmada_lite.cli import options, outside, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +17,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Answer."""
     from mmada_lite.cli.answering import not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
+    from mmada_lite.images import open_picture
 
     terminal.only_one_stdin({"PICTURE": arguments.picture, "QUESTION": arguments.question})
     question = not_empty(terminal.text_of(arguments.question, "question"), "question")
-    picture = terminal.picture_of(arguments.picture)
+    picture = open_picture(terminal.picture_of(arguments.picture))
     model, settings = open_for_text(arguments)
-    print_answer(model.ask(picture, question, settings, seed=arguments.seed, fit=arguments.fit), settings, arguments)
+    answer = model.ask(picture, question, settings, seed=arguments.seed, fit=arguments.fit)
+    for line in (*outside.of_picture(model.bundle, picture.size), *outside.of_texts(model.bundle, question)):
+        terminal.note(line)
+    print_answer(answer, settings, arguments)
     return 0

@@ -4,7 +4,7 @@ import argparse
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mmada_lite.cli import options, terminal
+from mmada_lite.cli import options, outside, terminal
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     text = terminal.text_of(arguments.message if arguments.message is not None else terminal.STDIN, "message")
     message = not_empty(text, "message")
     model, settings = open_for_text(arguments)
-    print_answer(model.chat(message, settings, seed=arguments.seed), settings, arguments)
+    answer = model.chat(message, settings, seed=arguments.seed)
+    for line in outside.of_texts(model.bundle, message):
+        terminal.note(line)
+    print_answer(answer, settings, arguments)
     return 0
 
 
@@ -43,7 +46,7 @@ def _converse(arguments: argparse.Namespace) -> int:
 
     _line_editing()
     model, settings = open_for_text(arguments)
-    terminal.note(f"Say something; {_ANEW} begins anew, {_LEAVE[0]} or Ctrl-D ends.")
+    terminal.note(_greeting(model.bundle.knowledge.turns))
     conversation: Messages = []
     while True:
         try:
@@ -63,13 +66,29 @@ def _turn(model: "Model", before: Messages, line: str, settings: "TextSettings",
     """One exchange of a conversation; after an Error the conversation is what it was before."""
     from mmada_lite.cli.answering import print_answer
 
-    asked = [*before, {"role": "user", "content": terminal.text_of(line, "message")}]
+    asked = [*_remembered(before, model.bundle.knowledge.turns), {"role": "user", "content": terminal.text_of(line, "message")}]
     try:
-        answer = print_answer(model.chat(asked, settings, seed=arguments.seed), settings, arguments)
+        begun = model.chat(asked, settings, seed=arguments.seed)
+        for note in outside.of_texts(model.bundle, line):
+            terminal.note(note)
+        answer = print_answer(begun, settings, arguments)
     except Error as error:
         terminal.note(f"mmada-lite: {error} ({_ANEW} begins anew)")
         return before
     return [*asked, {"role": "assistant", "content": answer}] if answer else before
+
+
+def _greeting(turns: int | None) -> str:
+    """How to go on; of a model that was taught so many turns, what it remembers."""
+    if turns == 1:
+        return f"Say something; this model knows single turns, so each line begins anew. {_LEAVE[0]} or Ctrl-D ends."
+    minds = f" this model minds the last {turns} lines," if turns else ""
+    return f"Say something;{minds} {_ANEW} begins anew, {_LEAVE[0]} or Ctrl-D ends."
+
+
+def _remembered(before: Messages, turns: int | None) -> Messages:
+    """The exchanges that still count beside the next one."""
+    return before if turns is None else before[max(0, len(before) - 2 * (turns - 1)) :]
 
 
 def _line_editing() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmada_lite.cli import output, terminal
+from mmada_lite.cli import output, outside, terminal
 from mmada_lite.cli.model_options import image_settings, load_model
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.settings import ImageSettings
@@ -24,14 +24,17 @@ def prompt_of(arguments: argparse.Namespace) -> str:
     return prompt
 
 
-def draw(arguments: argparse.Namespace, begin: Begin, default_name: str) -> int:
-    """Open the model, begin the drawing, show and save its steps, write the picture. Returns the exit code."""
+def draw(arguments: argparse.Namespace, begin: Begin, default_name: str, *texts: str | bool) -> int:
+    """Open the model, begin the drawing, show and save its steps, write the picture. texts: what is said to the model, of which
+    words that it was not taught are noted. Returns the exit code."""
     if arguments.json and arguments.output == output.STDOUT:
         raise Error("standard output cannot carry both the picture and JSON; give -o a file")
     target = output.Target.check(default_name if arguments.output is None else arguments.output, force=arguments.force)
     with terminal.Progress(quiet=arguments.json) as progress:
         model = load_model(arguments, progress)
         drawing = begin(model, _settings(model, arguments))
+        for line in outside.of_texts(model.bundle, *texts):
+            progress.keep(line)
         folder = output.StepFolder(Path(arguments.save_steps), force=arguments.force) if arguments.save_steps else None
         thinking = False
         for step in drawing:  # those of a thought first

@@ -12,6 +12,9 @@ from mmada_lite.ort import nvidia
 
 if TYPE_CHECKING:
     from mmada_lite.export.lowering import Target
+    from mmada_lite.export.precision import Precision
+
+FOR_WEB: "Precision" = "int8"  # the fastest of whole rows in WebAssembly, and half of fp16 to fetch (docs/browser.md)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=["fp32", "fp16", "int8", "int8-7bit", "int4"],
-        default="fp16",
-        help="how weights are stored (default: fp16)",
+        help=f"how weights are stored (default: fp16; {FOR_WEB} with --target web)",
     )
-    options.add_target(parser)
+    options.add_target(parser, also=("web",))
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
     parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
     parser.add_argument(
@@ -53,13 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out -o, --target and --store")
     if not ready and arguments.output is None:
         raise Error("the following arguments are required: -o/--output, the folder of the bundle")
+    if arguments.target == "web" and engines:
+        raise Error("--target web is for browsers, which have no engines; leave --engine out")
     if engines:
         _engines_can_be_built()
     folder = Path(arguments.checkpoint) if ready else _write_bundle(arguments)
     if engines:
         _build_engines(arguments, folder)
-    about = {} if ready else {"precision": arguments.precision, "target": _target(arguments)}
+    about = {} if ready else {"precision": _precision(arguments), "target": _target(arguments)}
     terminal.print_folder(folder, about, as_json=arguments.json)
+    if not ready:
+        _say_where_slow(arguments, folder)
     return 0
 
 
@@ -70,7 +76,7 @@ def _write_bundle(arguments: argparse.Namespace) -> Path:
         return export_checkpoint(
             arguments.checkpoint,
             arguments.output,
-            precision=arguments.precision,
+            precision=_precision(arguments),
             target=_target(arguments),
             formats=options.formats_of(arguments.store),
             force=arguments.force,
@@ -79,8 +85,26 @@ def _write_bundle(arguments: argparse.Namespace) -> Path:
 
 
 def _target(arguments: argparse.Namespace) -> "Target":
+    """What graphs are written for: a browser runs those of a CPU."""
     default: Target = "tensorrt" if arguments.engine else "cpu"
-    return arguments.target or default
+    return "cpu" if arguments.target == "web" else arguments.target or default
+
+
+def _precision(arguments: argparse.Namespace) -> "Precision":
+    return arguments.precision or (FOR_WEB if arguments.target == "web" else "fp16")
+
+
+def _say_where_slow(arguments: argparse.Namespace, folder: Path) -> None:
+    """A note where another form of no more memory is clearly faster: in a browser as docs/browser.md has it, else as it was
+    measured on this machine."""
+    from mmada_lite.bundle import Bundle
+    from mmada_lite.cli import speeds
+
+    if arguments.target != "web":
+        speeds.say_form(folder, may_measure=True)
+    elif in_blocks := [group for group, stored in Bundle.open(folder).quantization.items() if stored.block]:
+        terminal.note(f"mmada-lite: a browser unpacks weights in blocks at every run ({', '.join(in_blocks)}); "
+                      f"--precision {FOR_WEB} is faster there")  # fmt: skip
 
 
 def _engines_can_be_built() -> None:

@@ -30,4 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
             picture, prompt, settings, side=arguments.side, amount=arguments.amount, seed=arguments.seed
         ),
         named_after(Path(arguments.picture).stem, "-extended"),
+        prompt,
     )

@@ -14,6 +14,7 @@ from mmada_lite import __version__
 from mmada_lite.cli import PAGES, compile_cpp, options, terminal
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
+from mmada_lite.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from mmada_lite.bundle import Bundle
@@ -136,6 +137,7 @@ def as_text(content: Mapping[str, Any]) -> str:
         ("name", f"{content['name']}, {size_in_words(content['bytes'])} in {_short(content['path'])}"),
         ("model", _model(content["architecture"])),
         ("words", _words(content)),
+        ("knows", _knows(content["knows"])),
         ("pictures", _pictures(content)),
         ("stored as", _stored(content)),
         ("graphs", ", ".join(content["graphs"])),
@@ -160,6 +162,21 @@ def _model(shape: Mapping[str, Any]) -> str:
         f"{shape['n_layers']} layers of width {shape['d_model']}, {shape['n_heads']} heads ({shape['n_kv_heads']} for keys), "
         f"feed-forward {shape['mlp_hidden_size']}, reads {shape['max_sequence_length']} tokens"
     )
+
+
+def _knows(knows: Mapping[str, Any]) -> str:
+    """What is said of it, short; the maker's own keys are in the JSON alone."""
+    known = Knowledge.from_json(knows)
+    facts = []
+    if known.things:
+        shown = ", ".join(known.things[:3]) + (f" and {len(known.things) - 3} more" if len(known.things) > 3 else "")
+        facts.append(f"{len(known.things)} things ({shown})")
+    facts += [f"{len(known.words)} words"] if known.words else []
+    facts += [f"of {', '.join(known.languages)}"] if known.languages else []
+    facts += [f"in {known.case} case"] if known.case else []
+    facts += ["single turns" if known.turns == 1 else f"{known.turns} turns"] if known.turns else []
+    facts += [f"{known.picture_size} x {known.picture_size} pictures"] if known.picture_size else []
+    return "; ".join(facts)
 
 
 def _words(content: Mapping[str, Any]) -> str:

@@ -25,4 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
         arguments,
         lambda model, settings: model.inpaint(picture, mask, prompt, settings, seed=arguments.seed),
         named_after(Path(arguments.picture).stem, "-inpainted"),
+        prompt,
     )

@@ -1,22 +1,23 @@
 """What this machine offers: device by device and library by library, what mends each gap, the best settings.
 
-It looks and says; it installs nothing. What works is found out by `mmada_lite.ort.devices`, in the way of `--device auto`.
+It looks and says; it installs nothing. What works is found out by `mmada_lite.ort.devices`, in the way of `--device auto`, and
+how fast the forms are on its processor by `mmada_lite.ort.measured`.
 """
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mmada_lite import __version__
-from mmada_lite.cli import PAGES
+from mmada_lite.cli import PAGES, speeds
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import memory_available
-from mmada_lite.ort import devices, nvidia
+from mmada_lite.ort import devices, measured, nvidia
 from mmada_lite.ort.session import PROVIDERS, exact_int8, usable_cores
 
 # Package -> the extra of ours that brings it, and what for. Looked up by name, imported never.
@@ -44,10 +45,11 @@ _SHARED: Mapping[str, str] = {
 _NEEDED = ("numpy", "tokenizers", "pillow")
 
 
-def examine() -> dict[str, Any]:
+def examine(measure_anew: bool = False) -> dict[str, Any]:
     """Everything as plain data."""
     devices = _devices()
     cards = nvidia.cards()
+    speed = speeds.as_json(*speeds.examined(measure_anew)) if _works("cpu", devices) else None
     return {
         "mmada_lite": __version__,
         "python": platform.python_version(),
@@ -59,17 +61,18 @@ def examine() -> dict[str, Any]:
         "libraries": [_library(name) for name in _LIBRARIES],
         "shared": [_shared(name) for name in _SHARED],
         "conflicts": _conflicts(),
-        "best": _best(devices, cards),
+        "speed": speed,
+        "best": _best(devices, cards, speed),
     }
 
 
 def as_text(machine: Mapping[str, Any]) -> str:
     """The same for a person; every gap with its mend."""
     processor, memory = machine["processor"], machine["memory"]
-    vnni = "int8 is exact and fast" if processor["exact_int8"] else "int8 sums can overflow (no VNNI): use int8-b128 or int4"
+    vnni = "" if processor["exact_int8"] else "; without VNNI, so int8 runs on kernels whose sums cannot overflow"
     lines = [
         f"mmada-lite {machine['mmada_lite']}, Python {machine['python']}, {machine['system']}",
-        f"processor  {processor['cores']} cores; {vnni}",
+        f"processor  {processor['cores']} cores{vnni}",
         f"memory     {_size(memory['free'])} free of {_size(memory['total'])}",
         f"driver     {_driver(machine['driver'])}",
         "",
@@ -81,6 +84,7 @@ def as_text(machine: Mapping[str, Any]) -> str:
         *(_shared_line(library) for library in machine["shared"]),
         *(f"  !  {conflict}" for conflict in machine["conflicts"]),
         "",
+        *([*speeds.lines(machine["speed"]), ""] if machine["speed"] else []),
         f"best here  {machine['best']['why']}",
         *(f"           {line}" for line in machine["best"]["settings"]),
         f"manual     {PAGES['doctor']}",
@@ -153,26 +157,32 @@ def _conflicts() -> list[str]:
     return ['onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall both, then pip install "mmada-lite[cuda]"']
 
 
-def _best(devices: list[dict[str, Any]], cards: tuple[nvidia.Card, ...]) -> dict[str, Any]:
-    """The device that is likely the fastest, and how to export and run for it."""
-    works = [device["name"] for device in devices if device["works"]]
+def _works(name: str, devices: Sequence[Mapping[str, Any]]) -> bool:
+    return any(device["works"] for device in devices if device["name"] == name)
+
+
+def _best(
+    devices: Sequence[Mapping[str, Any]], cards: tuple[nvidia.Card, ...], speed: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The device that is likely the fastest, and how to export and run for it; of a CPU, as it was measured."""
     for name, target in (("rtx", "tensorrt"), ("tensorrt", "tensorrt"), ("cuda", "cuda")):
-        if name in works:
+        if _works(name, devices):
             card = cards[0]
             settings = [f"mmada-lite export CHECKPOINT -o BUNDLE --precision {_precision(card.memory)} --target {target}"]
             if name == "rtx":
                 settings.append(f"mmada-lite export BUNDLE --engine rtx --compute-capability {card.compute_capability}")
             settings += [f"mmada-lite plan -m 8b --device {name}", f"run with --device {name} --cache dual"]
             return {"device": name, "why": f"{name}, on {card.name}", "settings": settings}
-    if "cpu" not in works:
+    if speed is None:
         return {"device": None, "why": "nothing runs here yet; begin with onnxruntime above", "settings": []}
-    form = "--precision int8" if exact_int8() else "--precision int8 --store backbone=int8-b128 --store text_head=int8-b128"
+    form, threads = speed["order"][0], speed["thread_order"][0]
+    smallest = "and the smallest" if form == "int4-b128" else "--precision int4 is the smallest"
     settings = [
-        f"mmada-lite export CHECKPOINT -o BUNDLE {form}  (the fastest; --precision int4 is the smallest)",
+        f"mmada-lite export CHECKPOINT -o BUNDLE {measured.EXPORTS[form]}  (the fastest here; {smallest})",
         "mmada-lite plan -m 8b",
-        f"run with --threads {usable_cores()} --cache dual",
+        f"run with --threads {threads} --cache dual",
     ]
-    return {"device": "cpu", "why": f"cpu, {usable_cores()} threads", "settings": settings}
+    return {"device": "cpu", "why": f"cpu, {threads} threads, in {measured.form_in_words(form)}", "settings": settings}
 
 
 def _precision(memory: int) -> str:

@@ -13,8 +13,8 @@ from mmada_lite.model import Model
 
 def load_model(arguments: argparse.Namespace, progress: Progress) -> Model:
     """Open the model, saying so."""
-    progress.show("loading the model")
     threads = threads_of(arguments.threads)
+    progress.show("loading the model")
     model = models.load(arguments.model, device=arguments.device, threads=threads, speed=arguments.speed)
     progress.show(f"on {model.device.name}: {model.device.reason}")
     return model

@@ -121,11 +121,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target(parser: argparse.ArgumentParser, also: Sequence[str] = ()) -> None:
     """Which device a bundle is written for, and formats of single groups of its tensors."""
     parser.add_argument(
         "--target",
-        choices=["cpu", "cuda", "tensorrt"],
+        choices=["cpu", "cuda", "tensorrt", *also],
         help="the kind of device to write for (default: cpu; with --engine tensorrt)",
     )
     parser.add_argument(

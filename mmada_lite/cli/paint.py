@@ -26,4 +26,5 @@ def run(arguments: argparse.Namespace) -> int:
         arguments,
         lambda model, settings: model.paint(prompt, settings, seed=arguments.seed, think=think),
         named_after(prompt),
+        *(prompt, think),
     )

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize."""
+    from mmada_lite.cli.speeds import say_form
+
     with needs("quant"):
         from mmada_lite.quant.convert import Request, quantize_model
         from mmada_lite.quant.prompts import from_file
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     about = {"format": request.format, "method": request.method, "target": request.target}
     terminal.print_folder(folder, about, as_json=arguments.json)
+    say_form(folder, may_measure=False)
     return 0
 
 

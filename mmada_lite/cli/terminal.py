@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from mmada_lite.arguments import within_cores
 from mmada_lite.errors import Error, printable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def bytes_from_stdin(most: int = -1) -> bytes:
 def threads_of(given: int | None) -> int | None:
     if given is not None and given < 1:
         raise Error(f"--threads {given} leaves nobody to work; use 1 or more")
-    return given
+    return given if given is None else within_cores(given)
 
 
 def json_line(content: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.hashing import hash_in_background
 from mmada_lite.images import Codec
-from mmada_lite.ort import devices, engines, nvidia
+from mmada_lite.ort import devices, engines, measured, nvidia
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.device_denoiser import DeviceDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
@@ -31,7 +31,6 @@ from mmada_lite.ort.session import (
     Device,
     OutOfMemory,
     Tuning,
-    exact_int8,
     first_line,
     is_out_of_memory,
     open_session,
@@ -87,7 +86,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
     """The tokenizer of a bundle that has one. Raises Error where bundle.json says other ids."""
     if bundle.tokenizer_path is None:
         return None
-    tokenizer = Tokenizer.from_file(bundle.tokenizer_path)
+    tokenizer = Tokenizer.from_file(bundle.tokenizer_path, lower_case=bundle.knowledge.case == "lower")
     try:
         bundle.vocabulary.check_tokenizer(tokenizer)
     except Error as fault:
@@ -114,20 +113,20 @@ def device_for(bundle: Bundle, name: str) -> Device:
 
 
 def warn_where_slow(bundle: Bundle, device: Device) -> None:
-    """Say aloud where a bundle will be slow on this device."""
+    """Say aloud where a bundle will be slow on this device, by what was measured here before; nothing is measured now."""
     rounds = _rounds_activations(bundle)
     fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.name == "cpu"
     if not fits:
+        target = "tensorrt" if device.name == "rtx" else device.name
+        speeds = measured.kept() if target == "cpu" else None
         _log.warning(
-            "%s is made for %s and will be slow on %s; export it with --target %s",
-            *(bundle.path.name, bundle.target, device.name, "tensorrt" if device.name == "rtx" else device.name),
+            "%s is made for %s and will be slow on %s; export it with --target %s%s",
+            *(bundle.path.name, bundle.target, device.name, target, f" {measured.EXPORTS[speeds.best]}" if speeds else ""),
         )
-    elif rounds and not exact_int8():
-        _log.warning(
-            "%s multiplies in int8, for which this processor (it has no VNNI) needs kernels of half the speed; "
-            "--precision int4, or --store backbone=int8-b128 and the same for the heads, may be faster here",
-            bundle.path.name,
-        )
+    elif device.name == "cpu" and measured.form_of(bundle) not in (None, "fp32"):
+        speeds = measured.kept()
+        if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
+            _log.warning("%s", slow)
 
 
 def open_denoiser(

@@ -215,7 +215,7 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not exact_int8() and isinstance(graph, Path) and _can_overflow(graph):
+    if not exact_int8() and _can_overflow(graph):
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
 
@@ -254,11 +254,11 @@ def _plugin_devices(runtime: Any) -> list[Any]:
     return cards[:1]
 
 
-def _can_overflow(path: Path) -> bool:
+def _can_overflow(graph: Path | bytes) -> bool:
     """Whether a graph multiplies integers, and not by narrow codes alone. Only such a one is opened for exact sums: onnxruntime
     1.32 then fails at a DequantizeLinear without zero points."""
     try:
-        content = path.read_bytes()
+        content = graph.read_bytes() if isinstance(graph, Path) else graph
         return b"MatMulInteger" in content and NARROW_CODES.encode() not in content
     except OSError:
         return False  # the session says what is wrong with the file

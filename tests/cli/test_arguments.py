@@ -1,13 +1,18 @@
 """Every command line of the project refuses what it cannot read in one line, with exit code 2, before any work; and Ctrl-C is
 one line too."""
 
+import json
 import signal
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from mmada_lite.cli.main import main
+from mmada_lite.ort.session import usable_cores
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {  # the module of a command line -> arguments that it cannot do without
@@ -98,3 +103,22 @@ def test_an_interrupt_is_one_line_and_its_own_exit_code(tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("chat", "hello", "--answer-length", "8", "--json"),
+        ("info", "--json"),
+        ("bench", "ceiling", "--quick", "--shapes", "tiny", "--forms", "fp32", "--tokens", "1"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_threads_are_at_most_the_cores_which_is_noted_once(words: tuple[str, ...], tmp_path: Path, capsys: Any) -> None:
+    more = ("-o", str(tmp_path / "out.json")) if words[0] == "bench" else ()
+    assert main([*words, *more, "--threads", "4000"]) == 0
+    printed, cores = capsys.readouterr(), usable_cores()
+    assert printed.err.count(f"--threads 4000 is more than the {cores} cores that may be used, so it is {cores}") == 1
+    last = json.loads(printed.out.splitlines()[-1])
+    assert words[0] != "info" or last["here"]["threads"] == cores
+    assert words[0] != "bench" or {row["threads"] for row in last["rows"]} == {cores}

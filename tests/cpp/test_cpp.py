@@ -22,6 +22,7 @@ from tokenizers import Regex, pre_tokenizers
 import mmada_lite
 from mmada_lite import ImageSettings, TextSettings
 from mmada_lite.bench.parity import replay
+from mmada_lite.bundle import Bundle
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.sampling import Stream, gumbel, uniform
 from mmada_lite.decoding.schedules import masked_after, noise_temperatures
@@ -110,7 +111,8 @@ def same_tokens(host: Host, folder: Path, also: tuple[str, ...] = ()) -> None:
     with_model = (folder / "bundle.json").is_file()
     assert not with_model or "error" not in host.call("load", folder=str(folder), threads=1)
     by = {} if with_model else {"tokenizer": str(folder / "tokenizer.json")}
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    lower_case = with_model and Bundle.open(folder).knowledge.case == "lower"
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", lower_case=lower_case)
     given = [*also, *odd_texts(3)]
     ids = [tokenizer.encode(text) for text in given]
     assert host.call("encode", texts=given, **by)["ids"] == ids

@@ -156,6 +156,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "mmada_lite.json").write_text('{"defaults": {"image": {"steps": 0}}}'),
         r"mmada_lite\.json: defaults\.image: steps is 0",
     ),
+    "unreadable knowledge": (
+        lambda f: (f / "mmada_lite.json").write_text('{"knows": {"turns": "one"}}'),
+        r"mmada_lite\.json: knows\.turns is",
+    ),
     "no image tokenizer weights": (lambda f: (f / "vq" / "model.safetensors").unlink(), "vq"),
     "truncated weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "fetch the file again"),
     "no half precision": (break_weights, "is the most that can be stored"),

@@ -243,19 +243,16 @@ def test_a_quantized_model_paints_and_chats(tiny_checkpoint: Path, tmp_path: Pat
     assert isinstance(model.chat("hello", TextSettings(answer_length=8, steps=4)).text, str)
 
 
-def test_what_will_be_slow_or_inexact_is_said(
+def test_what_will_be_slow_is_said(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mmada_lite.ort.loader.exact_int8", lambda: True)
+    monkeypatch.setattr("mmada_lite.ort.measured.kept", lambda: None)
     for target in ("cpu", "tensorrt"):
         export_checkpoint(tiny_checkpoint, tmp_path / target, precision="int8", target=target)  # type: ignore[arg-type]
     mmada_lite.load(tmp_path / "cpu", threads=1, device="cpu")
     assert not caplog.messages
     mmada_lite.load(tmp_path / "tensorrt", threads=1, device="cpu")
     assert caplog.messages == ["tensorrt is made for tensorrt and will be slow on cpu; export it with --target cpu"]
-    monkeypatch.setattr("mmada_lite.ort.loader.exact_int8", lambda: False)
-    mmada_lite.load(tmp_path / "cpu", threads=1, device="cpu")
-    assert "cpu multiplies in int8, for which this processor (it has no VNNI)" in caplog.messages[-1]
 
 
 def test_a_processor_without_vnni_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

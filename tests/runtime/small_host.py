@@ -43,7 +43,7 @@ class Host:
         if unknown := {key: bundle.get(key) for key in known if bundle.get(key) != known[key]}:
             raise ValueError(f"this host cannot open a bundle of {unknown}")
         self._settings("text", None), self._settings("image", None)  # refuses those that it cannot decode with
-        graphs, model, options = bundle["graphs"], bundle["architecture"], ort.SessionOptions()
+        graphs, model, case, options = bundle["graphs"], bundle["architecture"], "case" in bundle["knows"], ort.SessionOptions()
         options.add_session_config_entry("session.x64quantprecision", "1")  # matters without VNNI
         self.graphs = {name: ort.InferenceSession(Path(folder, graphs[name]["file"]), options) for name in graphs}
         self.names = graphs["backbone"]["outputs"]  # "hidden", then keys and values
@@ -52,7 +52,7 @@ class Host:
         text["added_tokens"] = [token for token in text["added_tokens"] if not token["special"]]
         self.tokenizer = Tokenizer.from_str(json.dumps(text | {"post_processor": None}))
         self.special, self.offset = bundle["vocabulary"]["special"], bundle["vocabulary"]["image_code_offset"]
-        self.mask, self.longest = self.special["mask"], model["max_sequence_length"]
+        self.mask, self.longest, self.upper = self.special["mask"], model["max_sequence_length"], range(65, 91 if case else 65)
 
     def chat(self, messages: list[dict], settings: dict | None = None, seed: int = 0) -> list[int]:
         """The ids of an answer to messages of `role` and `content`, masks where decoding ended early."""
@@ -125,7 +125,7 @@ class Host:
                 part = re.sub(r"\{(role|content)\}", lambda match: slots[match[1]], element["text"])
             else:
                 part = [self.special[element]] if element in self.special else slots[element[1:-1]]
-            part = self.tokenizer.encode(part).ids if isinstance(part, str) else part
+            part = self.tokenizer.encode(part.translate({c: c + 32 for c in self.upper})).ids if isinstance(part, str) else part
             ids += part[1:] if ids[-1:] == part[:1] == [self.special["bos"]] else part
         if len(ids) > self.longest:
             raise ValueError(f"a row of {len(ids)} tokens is longer than this model takes")

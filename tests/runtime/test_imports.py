@@ -21,7 +21,7 @@ WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every modul
 MOST_FLAT, MOST_LINES = 16, 450
 # Wing or module -> what it may import beside itself. Decoding knows ids and settings alone, and ort no user of it.
 IDS = {"calls", "errors", "families", "vocabulary"}
-OPENING = {"bundle", "contracts", "decoding", "files", "hashing", "images", "memory_plan", *IDS}
+OPENING = {"bundle", "contracts", "decoding", "files", "hashing", "images", "knowledge", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,
     "ort": OPENING,

@@ -290,7 +290,10 @@ void check_host(const Json& content, std::int64_t format, const std::string& whe
   if (!needs.items.empty()) {
     fail(where, ": the model needs ", shown(needs.items.front()), ", which this program does not have; ", kUpgrade);
   }
-  object_at(*content.find("knows"), where + ": knows");
+  const Json& knows = object_at(*content.find("knows"), where + ": knows");
+  if (const Json* said = knows.find("case"); said && said->string != "lower") {
+    fail(where, ": knows.case is ", shown(*said), "; it can be lower; ", kFetchAgain);
+  }
 }
 
 Bundle parse_bundle(const fs::path& path, const Json& content) {
@@ -315,6 +318,7 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
                                  [&](const Json& settings) { return read_text_settings(settings, format); });
   bundle.image_defaults = read_at(*defaults.find("image"), where + ": defaults.image",
                                   [&](const Json& settings) { return read_image_settings(settings, format); });
+  if (const Json* knows = content.find("knows")) bundle.lower_case = knows->find("case") != nullptr;
   read_files(content, where, bundle);
   check_provenance(content, where);
   check_bundle(bundle, content, where);

@@ -26,6 +26,7 @@ struct Bundle {
   std::vector<std::pair<std::string, std::string>> graphs;  // each graph's file
   std::map<std::string, std::set<std::string>> interfaces;   // "backbone.inputs": the names that bundle.json says
   bool half = false;                                         // whether keys and values are float16
+  bool lower_case = false;                                   // whether the model was taught no capitals
   std::vector<FileInfo> files;
 
   const std::string* graph(const std::string& name) const;  // its file, or nothing

@@ -19,7 +19,7 @@ Model::Impl::Impl(Bundle opened, const Options& options)
     return;
   }
   try {
-    tokenizer.emplace(bundle.path / "tokenizer.json");
+    tokenizer.emplace(bundle.path / "tokenizer.json", bundle.lower_case);
   } catch (const Error& error) {
     no_tokenizer = error.what();
     if (no_tokenizer.find(" is not a tokenizer.json") != std::string::npos) throw;

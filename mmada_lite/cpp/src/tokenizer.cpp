@@ -44,7 +44,7 @@ std::string type_of(const Json& object) {
 
 }  // namespace
 
-Tokenizer::Tokenizer(const fs::path& path) : path_(path) {
+Tokenizer::Tokenizer(const fs::path& path, bool lower_case) : path_(path), lower_case_(lower_case) {
   // Bytes that print stand for themselves, the others for the letters from 256 on.
   char32_t next = 256;
   for (int byte = 0; byte < 256; ++byte) {
@@ -274,8 +274,9 @@ void Tokenizer::merge(std::string_view word, Ids& ids) const {
   }
 }
 
-Ids Tokenizer::encode(const std::string& text) const {
+Ids Tokenizer::encode(const std::string& given) const {
   Ids ids;
+  const std::string text = lower_case_ ? in_lower_case(given) : given;
   for (const auto& piece : without_added(without_added({{text, -1}}, false), true)) {
     if (piece.id >= 0) {
       ids.push_back(piece.id);

@@ -19,7 +19,7 @@ namespace mmada_lite::internal {
 // Whatever else a file asks for is named in an Error, and ids are the way out.
 class Tokenizer {
  public:
-  explicit Tokenizer(const fs::path& path);
+  explicit Tokenizer(const fs::path& path, bool lower_case = false);  // lower_case: A to Z of a text are read as a to z
 
   // Throws Error where a special token has another id here, or picture codes begin elsewhere than behind the last token.
   void check(const Special& special, std::int64_t code_offset) const;
@@ -54,6 +54,7 @@ class Tokenizer {
   }
 
   fs::path path_;
+  bool lower_case_;
   std::array<std::string, 256> letter_of_byte_;
   std::unordered_map<char32_t, std::uint8_t> byte_of_letter_;
   std::array<std::int64_t, 256> id_of_byte_{};  // -1: the vocabulary lacks it

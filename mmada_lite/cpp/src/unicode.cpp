@@ -190,6 +190,13 @@ std::string stripped(const std::string& text) {
   return first < last ? text.substr(first, last - first) : "";
 }
 
+std::string in_lower_case(std::string text) {
+  for (auto& byte : text) {
+    if (byte >= 'A' && byte <= 'Z') byte = static_cast<char>(byte - 'A' + 'a');
+  }
+  return text;
+}
+
 bool is_letter(char32_t code) {
   static const CodePoints letters(kLetters);
   return letters.has(code);

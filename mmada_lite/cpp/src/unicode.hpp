@@ -18,6 +18,7 @@ std::size_t first_wrong_byte(std::string_view text);  // the first that is not U
 const std::string& require_utf8(const std::string& text, const char* what);
 std::string lossy_utf8(std::string_view bytes);  // U+FFFD for what is not UTF-8
 std::string stripped(const std::string& text);   // without whitespace at either end
+std::string in_lower_case(std::string text);     // A to Z as a to z, every other character as it is
 
 bool is_space(char32_t code);
 bool is_letter(char32_t code);

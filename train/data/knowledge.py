@@ -1,0 +1,33 @@
+"""What the small model is taught, as its bundle says it (`knows` of bundle.json): from the same sentences as its tokenizer.
+Knows nothing of tokens, pixels or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmada_lite.train.data import arithmetic, scenes, texts
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.pictures import RESOLUTION
+
+
+def knows() -> dict[str, Any]:
+    """Single turns in lower case, the things by name, and every word of a sentence."""
+    return {
+        "turns": 1,
+        "case": "lower",
+        "things": list(CONCEPT_NAMES),
+        "words": sorted({word for sentence in _sentences() for word in re.findall(r"[^\W\d_]+", sentence)}),
+        "languages": ["en"],
+        "picture_size": RESOLUTION,
+    }
+
+
+def _sentences() -> Iterator[str]:
+    yield from texts.corpus()
+    yield from scenes.corpus()
+    yield from arithmetic.QUESTIONS
+    yield scenes.drawing_thought(Layout(1, 1, CONCEPT_NAMES[:1]), COLOURS[0])
