@@ -23,9 +23,8 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.synthetic import SIZES, write_bundle
-from mmada_lite.ort.measured import thread_counts
+from mmada_lite.ort.measured import forms_here, thread_counts
 from mmada_lite.ort.session import usable_cores
-from mmada_lite.ort.trial_layer import FORMS
 
 LAYERS, WORDS, CODES = 4, 4096, 1024  # of the model: heads are small, since their form is not in question
 PROMPT, ANSWER, STEPS = 64, 32, 8
@@ -34,6 +33,7 @@ SHIPPED = Path(mmada_lite.__file__).parents[1] / "train" / "shipped" / "emoji"
 STORED: Mapping[str, tuple[str, Mapping[str, str]]] = {  # form -> precision, and what is stored in another format
     "fp32": ("fp32", {}),
     "int8": ("int8", {}),
+    "int8-7bit": ("int8-7bit", {}),
     "int8-b128": ("int8", {"backbone": "int8-b128", "text_head": "int8-b128"}),
     "int4-b128": ("int4", {}),
 }
@@ -52,15 +52,15 @@ def _compared(
     model: str, make: Callable[[str, Path], Bundle], scratch: Path, doctor: Mapping[str, Any], rounds: int
 ) -> Iterator[Row]:
     cores, measured = usable_cores(), list[Row]()
-    bundles = {form: make(form, scratch / f"{model}-{form}") for form in FORMS}
-    asked = [(form, cores) for form in FORMS]
+    bundles = {form: make(form, scratch / f"{model}-{form}") for form in forms_here()}
+    asked = [(form, cores) for form in forms_here()]
     asked += [(doctor["order"][0], threads) for threads in thread_counts(cores) if threads != cores]
     for form, threads in asked:
         say(f"{model} in {form} on {threads} threads")
         opened = OpenModel.open(bundles[form], "cpu", form, threads, None)
         measured += opened.measured(_cases(bundles[form]), rounds)
     yield from measured
-    by_form = {form: _seconds(measured, precision=form, threads=cores) for form in FORMS}
+    by_form = {form: _seconds(measured, precision=form, threads=cores) for form in forms_here()}
     by_threads = {n: _seconds(measured, precision=doctor["order"][0], threads=n) for n in thread_counts(cores)}
     told = {form: list(times.values()) for form, times in doctor["forms"].items()}
     told_threads = {int(count): list(times.values()) for count, times in doctor["threads"].items()}

@@ -109,6 +109,8 @@ def form_of(bundle: Bundle, name: str) -> str:
     group = bundle.quantization[name]
     if group.format in ("fp32", "fp16"):
         return "fp32"
+    if group.bits == 7:
+        return "int8-7bit"
     return group.format if group.block is None else f"{group.format}-b{group.block}"
 
 

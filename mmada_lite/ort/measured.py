@@ -24,8 +24,8 @@ import numpy as np
 from mmada_lite.bundle import Bundle
 from mmada_lite.contracts import read_json
 from mmada_lite.files import cache_folder
-from mmada_lite.ort.session import Device, onnxruntime_package, open_session, usable_cores
-from mmada_lite.ort.trial_layer import FORMS, layer_graph
+from mmada_lite.ort.session import Device, exact_int8, onnxruntime_package, open_session, usable_cores
+from mmada_lite.ort.trial_layer import FORMS, NARROW, layer_graph
 
 WIDTH, INNER = 1024, 3072  # of size S
 ROWS = (8, 32, 128)  # tokens of a step: few of a block, a block, a whole row
@@ -38,11 +38,12 @@ SLOW = 1.5  # times as long as another form that takes no more memory: worth a w
 EXPORTS: Mapping[str, str] = {
     "int4-b128": "--precision int4",
     "int8": "--precision int8",
+    NARROW: f"--precision {NARROW}",
     "int8-b128": "--precision int8 --store backbone=int8-b128 --store text_head=int8-b128",
     "fp32": "--precision fp16",
 }
 NAMES: Mapping[str, str] = {"int4-b128": "int4", "fp32": "fp16 and fp32"}  # of forms, where a user knows another
-_BITS: Mapping[str, int] = {"int4-b128": 4, "int8": 8, "int8-b128": 8, "fp32": 16}
+_BITS: Mapping[str, int] = {"int4-b128": 4, "int8": 8, NARROW: 8, "int8-b128": 8, "fp32": 16}
 _KEPT = "speed"
 Times = dict[int, float]
 
@@ -75,8 +76,10 @@ class Speeds:
         return sorted(self.forms, key=lambda form: self.forms[form][tokens])
 
     def ratio(self, form: str, other: str) -> float:
-        """How many times as long as `other` a form takes: the geometric mean over all steps."""
-        logs = [math.log(self.forms[form][tokens] / self.forms[other][tokens]) for tokens in ROWS]
+        """How many times as long as `other` a form takes: the geometric mean over all steps. Narrow codes that were not
+        measured count as int8."""
+        times = self.forms.get(form, self.forms["int8"])
+        logs = [math.log(times[tokens] / self.forms[other][tokens]) for tokens in ROWS]
         return math.exp(sum(logs) / len(logs))
 
     def faster(self, form: str) -> str | None:
@@ -101,7 +104,14 @@ def form_of(bundle: Bundle) -> str | None:
         return "fp32"
     if group.format == "int4":
         return "int4-b128"
-    return "int8" if group.block is None else "int8-b128"
+    if group.block is not None:
+        return "int8-b128"
+    return NARROW if group.bits == 7 else "int8"
+
+
+def forms_here() -> tuple[str, ...]:
+    """The forms worth a measurement: narrow codes are as fast as others where no sum can overflow."""
+    return tuple(form for form in FORMS if form != NARROW or not exact_int8())
 
 
 def form_in_words(form: str) -> str:
@@ -124,7 +134,7 @@ def slowness(bundle: Bundle, speeds: Speeds) -> str | None:
 def measure(rounds: int = ROUNDS, turn: float = TURN, limit: float = LIMIT) -> Speeds:
     """Every form on all cores, then the fastest on fewer threads. Raises Error where onnxruntime is absent."""
     cores, cpu = usable_cores(), Device("cpu", "a measurement")
-    graphs = {form: layer_graph(form, WIDTH, INNER) for form in FORMS}
+    graphs = {form: layer_graph(form, WIDTH, INNER) for form in forms_here()}
     sessions = {form: open_session(graph, cpu, cores) for form, graph in graphs.items()}
     forms, _ = _in_turns(sessions, rounds, turn, limit)
     best = Speeds(forms, {}).best
@@ -179,7 +189,8 @@ def kept() -> Speeds | None:
         content = read_json(_file())
         forms, threads = content["forms"], content["threads"]
         counts = thread_counts(usable_cores())
-        return Speeds({form: _times(forms[form]) for form in FORMS}, {count: _times(threads[str(count)]) for count in counts})
+        there = [form for form in FORMS if form != NARROW or form in forms]
+        return Speeds({form: _times(forms[form]) for form in there}, {count: _times(threads[str(count)]) for count in counts})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
 

@@ -21,13 +21,17 @@ def model(
     outputs: Sequence[bytes],
     constants: Sequence[bytes],
     domains: Sequence[str] = ("",),
+    metadata: Mapping[str, str] | None = None,
 ) -> bytes:
-    """ModelProto: ir_version 1, graph 7, opset_import 8 { domain 1, version 2 }. GraphProto: node 1, name 2, initializer 5,
-    input 11, output 12."""
+    """ModelProto: ir_version 1, graph 7, opset_import 8 { domain 1, version 2 }, metadata_props 14 { key 1, value 2 }.
+    GraphProto: node 1, name 2, initializer 5, input 11, output 12."""
     parts = [_message(1, each) for each in nodes] + [_message(2, b"ops")] + [_message(5, each) for each in constants]
     parts += [_message(11, each) for each in inputs] + [_message(12, each) for each in outputs]
     opsets = [_message(1, name.encode()) + _number(2, 1) if name else _number(2, OPSET) for name in domains]
-    return _number(1, IR_VERSION) + _message(7, b"".join(parts)) + b"".join(_message(8, each) for each in opsets)
+    parts = [_number(1, IR_VERSION), _message(7, b"".join(parts)), *(_message(8, each) for each in opsets)]
+    return b"".join(parts) + b"".join(
+        _message(14, _message(1, key.encode()) + _message(2, text.encode())) for key, text in (metadata or {}).items()
+    )
 
 
 def node(

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
 from mmada_lite.ort.onnx_bytes import CONTRIB, FLOAT, constant, model, node, value
+from mmada_lite.ort.session import NARROW_CODES
 
-FORMS = ("fp32", "int8", "int8-b128", "int4-b128")
+NARROW = "int8-7bit"  # codes within 63, which pays where sums of pairs of products could overflow
+FORMS = ("fp32", "int8", NARROW, "int8-b128", "int4-b128")
 BLOCK = 128
 _ACCURACY = 4  # of MatMulNBits: it may round activations to int8
 
@@ -41,13 +43,15 @@ class _Layer:
         if form not in FORMS:
             raise Error(f"no form is called {form!r}; use one of {', '.join(FORMS)}")
         self._form, self._random, self._numbers = form, np.random.default_rng(0), count()
+        self._metadata = {NARROW_CODES: "63"} if form == NARROW else {}
         self._nodes, self._constants = list[bytes](), list[bytes]()
         self._rounded: dict[str, tuple[str, str]] = {}
         self._nothing: dict[str, str] = {}
 
     def graph(self, result: str) -> bytes:
         self._nodes.append(node("Identity", [result], "y"))
-        return model(self._nodes, [value("x", FLOAT, 2)], [value("y", FLOAT, 2)], self._constants, ("", CONTRIB))
+        x, y = value("x", FLOAT, 2), value("y", FLOAT, 2)
+        return model(self._nodes, [x], [y], self._constants, ("", CONTRIB), self._metadata)
 
     def linear(self, x: str, inputs: int, outputs: int) -> str:
         """x [M, inputs] times a matrix of its own -> [M, outputs], numbers of the size of x."""
@@ -55,8 +59,8 @@ class _Layer:
         if self._form == "fp32":
             codes = self._random.integers(-127, 128, (inputs, outputs), np.int8)
             return self.op("MatMul", x, self._constant(codes.astype(np.float32) * (unit / 64)))
-        if self._form == "int8":
-            return self._integers(x, inputs, outputs, unit)
+        if self._form in ("int8", NARROW):
+            return self._integers(x, inputs, outputs, unit, 63 if self._form == NARROW else 127)
         bits = 4 if self._form.startswith("int4") else 8
         blocks = inputs // BLOCK
         packed = self._random.integers(0, 256, (outputs, blocks, BLOCK * bits // 8), np.uint8)
@@ -75,11 +79,11 @@ class _Layer:
         self._nodes.append(node(kind, inputs, output, integers, domain))
         return output
 
-    def _integers(self, x: str, inputs: int, outputs: int, unit: np.float32) -> str:
+    def _integers(self, x: str, inputs: int, outputs: int, unit: np.float32, largest: int) -> str:
         if x not in self._rounded:
             self._rounded[x] = self._per_token(x)
         counted, scale = self._rounded[x]
-        matrix = self._constant(self._random.integers(-127, 128, (inputs, outputs), np.int8))
+        matrix = self._constant(self._random.integers(-largest, largest + 1, (inputs, outputs), np.int8))
         scales = self._constant(np.full(outputs, unit / 64, np.float32))
         given = counted, matrix, self._number(1.0), scales, self._constant(np.array(128, np.uint8))
         return self.op("Mul", self.op("MatMulIntegerToFloat", *given, domain=CONTRIB), scale)
