@@ -28,7 +28,7 @@ from typing import Any
 from mmada_lite import __version__
 from mmada_lite.arguments import say as say  # a line of progress, off a terminal too
 from mmada_lite.errors import Error
-from mmada_lite.files import write_whole
+from mmada_lite.files import require_readable, write_whole
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.session import usable_cores
 
@@ -180,7 +180,10 @@ def save(content: Mapping[str, Any], path: Path, *, into: Path | None = None) ->
 def load(path: Path) -> dict[str, Any]:
     """Read a record back. Raises Error when it is none, cannot be read, or is of a later version."""
     try:
+        require_readable(path)
         content = json.loads(path.read_text(encoding="utf-8"))
+    except Error:
+        raise
     except (OSError, ValueError, RecursionError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a file that a benchmark wrote") from fault
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]

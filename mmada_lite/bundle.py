@@ -7,6 +7,7 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean, shown
 from mmada_lite.families import FAMILIES, Rows
-from mmada_lite.files import AtomicFolder, recover
+from mmada_lite.files import AtomicFolder, recover, require_readable
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 MANIFEST = "bundle.json"
@@ -207,6 +208,8 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
             f"{path}: no such bundle folder; check the name, or write one with `mmada-lite export CHECKPOINT -o {path}`"
         )
     manifest = path / MANIFEST
+    with suppress(FileNotFoundError):
+        require_readable(manifest)
     if not manifest.is_file():
         if (path / "config.json").is_file():
             raise Error(
@@ -357,8 +360,10 @@ def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) ->
 def _verify(bundle: Bundle, *, hashes: bool) -> None:
     for name, info in bundle.files.items():
         path = bundle.path / name
-        if not path.is_file():
-            raise Error(f"{path}: this file of the bundle is missing; {_AGAIN}")
+        try:
+            require_readable(path)
+        except FileNotFoundError:
+            raise Error(f"{path}: this file of the bundle is missing; {_AGAIN}") from None
         if (size := path.stat().st_size) != info.size:
             what = "truncated" if size < info.size else "altered"
             raise Error(f"{path} is {what}: {size} bytes, and {MANIFEST} says {info.size}; {_AGAIN}")

@@ -265,12 +265,19 @@ class Lock:
             return None
         except OSError:
             return cls(handle, exact=False)
-        return cls(handle, exact=True)
+        lock = cls(handle, exact=True)
+        try:
+            same = os.path.samestat(os.fstat(handle), folder.stat())
+        except FileNotFoundError:
+            same = False
+        return lock if same else lock.release()  # another process has put it in its place, or removed it
 
     def release(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+    __del__ = release
 
 
 def recover(target: Path, aside: Path | None = None) -> None:
