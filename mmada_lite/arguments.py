@@ -7,6 +7,7 @@ It knows no verb and no option. The command line, the benchmarks and the trainin
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Error(f"{message.replace('argument ', '', 1)}; see {self.prog} --help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but for an option whose value is `--`, of which it makes an empty list."""
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--|-[^-]=?--", word):
+                self.error(f"argument {word}: -- is no value")
+        return super().parse_known_args(args, namespace)  # type: ignore[no-any-return, call-overload]
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
