@@ -30,6 +30,12 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK,
 _unfinished: dict[Path, Callable[[], None]] = {}  # temporary names of this process -> what takes them away
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again, in the user's cache. It may not be there, nor able to be made."""
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(cache if os.path.isabs(cache) else os.devnull) / "mmada-lite"  # of a user without a home there is none
+
+
 def discard_unfinished() -> None:
     """Take away all that this process has begun to write and has not put in its place, as it ends before its time."""
     for undo in list(_unfinished.values()):

@@ -5,7 +5,6 @@ hashes of all files. One that is missing, or a folder that cannot be written, me
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from mmada_lite.bundle import HASHED_UP_TO, Bundle
+from mmada_lite.files import cache_folder
 
 
 def hash_in_background(bundle: Bundle) -> Callable[[], None]:
@@ -43,5 +43,4 @@ def _remembered(bundle: Bundle) -> Path:
     for name, info in bundle.files.items():
         status = (bundle.path / name).stat()
         facts.append((name, info.sha256, info.size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return cache / "mmada-lite" / "hashed" / hashlib.sha256(repr(facts).encode()).hexdigest()
+    return cache_folder() / "hashed" / hashlib.sha256(repr(facts).encode()).hexdigest()

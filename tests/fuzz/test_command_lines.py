@@ -284,7 +284,8 @@ def run(folder: Path, numbers: Iterator[int]) -> dict[str, Any]:
     before = seen(folder)
     for number in numbers:
         line = lines.line(random.Random(number))
-        faulthandler.dump_traceback_later(3 * LONGEST, exit=True)
+        patience = LONGEST * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others may be at work here
+        faulthandler.dump_traceback_later(3 * patience, exit=True)
         started = time.monotonic()
         code, out, error = (alone if number % ALONE == ALONE - 1 else in_process)(line)
         took = time.monotonic() - started
@@ -292,7 +293,7 @@ def run(folder: Path, numbers: Iterator[int]) -> dict[str, Any]:
         slowest, now = max(slowest, took), seen(folder)
         counted[line[0] if line and line[0] in VERBS else "no verb"] += 1
         right = code == 2 and out == "" and error.startswith("mmada-lite: ") and error.count("\n") == 1 and error.endswith("\n")
-        if not right or not error[:-1].isprintable() or took > LONGEST or now != before:
+        if not right or not error[:-1].isprintable() or took > patience or now != before:
             left = [each[0] for each in now if each not in before]
             faults.append(f"{number}: {line!r:.300} -> {code} {out!r:.200} {error!r:.500} {took:.1f} s {left}")
             before = now
