@@ -27,8 +27,8 @@ def run() -> int:
     """Run the command line. Returns its exit code."""
     code = 128 + signal.SIGINT
     try:
+        _open_streams()  # before anything else is opened
         _heed()
-        _open_streams()
         from mmada_lite.cli.main import main
 
         code = main()

@@ -65,7 +65,7 @@ def test_closed_streams(closed: tuple[int, ...], tiny_bundle: Path, tmp_path: Pa
 
 
 def test_a_picture_on_standard_output_holds_no_note(tiny_bundle: Path, tmp_path: Path) -> None:
-    words = f'paint "a cat" -o - --thought "" --steps 2 -m "{tiny_bundle}" --threads 999 2>&-'
+    words = f'paint "a cat" -o - --thought "a thought" --steps 2 -m "{tiny_bundle}" --threads 999 2>&-'
     done = subprocess.run(["bash", "-c", f"{sys.executable} -m mmada_lite {words}"], capture_output=True, env=environment())
     assert done.returncode == 0
     assert done.stdout.startswith(b"\x89PNG")
