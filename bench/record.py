@@ -12,12 +12,10 @@ nothing of models, or of what a row means.
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite import __version__
+from mmada_lite.arguments import say as say  # a line of progress, off a terminal too
 from mmada_lite.errors import Error
+from mmada_lite.files import require_readable, write_whole
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.session import usable_cores
 
@@ -147,11 +147,6 @@ class Run:
         say(f"{number}{task}" + (f" ({', '.join(parts)})" if parts else ""))
 
 
-def say(line: str) -> None:
-    """A line of progress, off a terminal too."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def default_output(bench: str) -> Path | None:
     """bench/results/NAME.json of the checkout that this file lies in; None where it is installed."""
     return _HERE / "results" / f"{bench}.json" if (_HERE.parent / "setup.cfg").is_file() else None
@@ -175,21 +170,20 @@ def require_replaceable(path: Path | None) -> None:
 def save(content: Mapping[str, Any], path: Path, *, into: Path | None = None) -> None:
     """Write JSON whole or not at all, to `path`, or to another file on its way there. Raises Error."""
     target = into or path
-    written = target.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        written.replace(target)
+        write_whole(target, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as fault:
-        with suppress(OSError):
-            written.unlink()
         raise Error(f"{path}: cannot be written ({fault.strerror or fault}); choose another --output") from fault
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a record back. Raises Error when it is none, cannot be read, or is of a later version."""
     try:
+        require_readable(path)
         content = json.loads(path.read_text(encoding="utf-8"))
+    except Error:
+        raise
     except (OSError, ValueError, RecursionError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a file that a benchmark wrote") from fault
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]

@@ -24,6 +24,7 @@ from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, Transfo
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
 from mmada_lite.export.precision import Precision, specs_for, weight_group
+from mmada_lite.files import require_readable
 from mmada_lite.knowledge import Knowledge
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -113,6 +114,7 @@ def write_bundle(
         graphs = _write_graphs(plans, specs, writer.folder, progress)
         for name in _COPIED:
             if (checkpoint.folder / name).is_file():
+                require_readable(checkpoint.folder / name)
                 shutil.copyfile(checkpoint.folder / name, writer.folder / name)
         _undo_training(writer.folder / "tokenizer.json")
         return writer.finish(description | {"graphs": graphs})
@@ -165,7 +167,7 @@ def open_checkpoint(folder: Path, vocabulary: Vocabulary | None = None) -> Check
 
 
 def _vocabulary(folder: Path, config: TransformerConfig) -> Vocabulary:
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").exists():
         raise Error(f"{folder} holds no tokenizer.json; put the one that was published with the weights beside them")
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     vocabulary = Vocabulary.from_tokenizer(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmada_lite import contracts
 from mmada_lite.errors import Error
+from mmada_lite.files import require_readable
 
 _NUMPY_OF = {
     "F64": "<f8",
@@ -74,9 +75,9 @@ class TensorSource:
         if not folder.is_dir():
             raise Error(f"{folder}: no such folder; give the one that holds config.json and model.safetensors")
         for name in _SINGLE_FILES:
-            if (folder / name).is_file():
+            if (folder / name).exists():
                 return cls(folder, _read_header(folder / name))
-            if (folder / f"{name}.index.json").is_file():
+            if (folder / f"{name}.index.json").exists():
                 return cls(folder, _read_index(folder / f"{name}.index.json"))
         raise Error(_no_weights(folder))
 
@@ -138,9 +139,11 @@ class TensorSource:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from disk; Error when the file is absent, is no JSON or holds something else than an object."""
     try:
-        content = contracts.read_json(path)
+        require_readable(path)
     except FileNotFoundError:
         raise Error(f"{path}: no such file; a checkpoint folder needs it") from None
+    try:
+        content = contracts.read_json(path)
     except (OSError, ValueError) as fault:
         raise Error(f"{path}: cannot be read as JSON ({fault}); fetch the file again") from None
     if not isinstance(content, dict):
@@ -185,6 +188,7 @@ def save_tensors(
 
 def _read_header(path: Path) -> dict[str, _Entry]:
     """The tensors of one safetensors file: 8 bytes little-endian length, a JSON header, then the data."""
+    require_readable(path)
     broken = f"{path}: not a readable safetensors file ({{}}); fetch the file again"
     try:
         size = path.stat().st_size
@@ -222,7 +226,7 @@ def _read_index(path: Path) -> dict[str, _Entry]:
         shard = path.parent / name
         if Path(name).name != name:
             raise Error(f"{path}: names the shard {name!r}, which is no plain file name; fetch the file again")
-        if not shard.is_file():
+        if not shard.exists():
             raise Error(f"{shard}: this shard is absent although {path.name} names it; fetch the missing file")
         entries_of_shard = _read_header(shard)
         if absent := [tensor for tensor, home in weight_map.items() if home == name and tensor not in entries_of_shard]:
@@ -302,7 +306,7 @@ def _write_shard(folder: Path, number: int, shard: list[_Encoded], written: dict
     with temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, _, _, stored in shard:
-            stored.tofile(stream)
+            stream.write(stored.reshape(-1).view(np.uint8).data)  # tofile does not say why a disk takes no more
     written[temporary] = ""
     return temporary, [name for name, *_ in shard], end
 

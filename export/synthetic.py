@@ -249,7 +249,7 @@ def _write_weights(folder: Path, source: RandomTensors, code: str, limit: int, r
                 report(name)
                 for piece in source.pieces(name):  # bfloat16 by cutting off: random numbers lose nothing by it
                     cut = (piece.view(np.uint32) >> np.uint32(16)).astype(np.uint16) if code == "BF16" else piece
-                    cut.tofile(stream)
+                    stream.write(np.ascontiguousarray(cut).reshape(-1).view(np.uint8).data)
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = sum(sum(shard.values()) for shard in shards)

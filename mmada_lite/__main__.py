@@ -1,5 +1,16 @@
-"""`python -m mmada_lite` is the command `mmada-lite`."""
+"""The command `mmada-lite`, also as `python -m mmada_lite`. From its first line on Ctrl-C ends it without a traceback."""
 
-from mmada_lite.cli.main import main
+import os
 
-raise SystemExit(main())
+
+def main() -> int:
+    """Run the command line as a process. Returns the exit code."""
+    try:
+        from mmada_lite.cli import process
+    except KeyboardInterrupt:  # not in an import alone: what is imported may turn it into something else
+        os._exit(130)
+    return process.run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,5 +1,5 @@
 """What every command line of the project has in common: a parser whose faults are one line that names the nearest option, and
-the exit codes (0 done, 1 a check fell short, 2 a fault of the user, 130 interrupted).
+the exit codes (0 done, 1 a check fell short, 2 a fault of the user, 130 interrupted, 143 terminated).
 
 It knows no verb and no option. The command line, the benchmarks and the training import it; nothing that computes does.
 """
@@ -7,12 +7,24 @@ It knows no verb and no option. The command line, the benchmarks and the trainin
 import argparse
 import errno
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from mmada_lite.errors import Error, did_you_mean, printable
+from mmada_lite.files import FULL, full
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        words = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+        super().__init__(words.get(signal.Signals(number), "the terminal was closed"))
+        self.number = number
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +36,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Error(f"{message.replace('argument ', '', 1)}; see {self.prog} --help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, but for an option whose value is `--`, of which it makes an empty list."""
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[^=]+=--|-[^-]=?--", word):
+                self.error(f"argument {word}: -- is no value")
+        return super().parse_known_args(args, namespace)  # type: ignore[no-any-return, call-overload]
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -70,13 +91,15 @@ def exit_code(command: Callable[[], int], page: str = "") -> int:
     """
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader went away, as `head` does: nothing to complain about
         _drop_stdout()
         return 128 + 13
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as end:
+        end = end if isinstance(end, Ended) else Ended(signal.SIGINT)
+        return _complain(str(end), 128 + end.number)
     except Error as error:
         see = "" if not page or "docs/" in str(error) or "--help" in str(error) else f" (see {page})"
         return _complain(f"{error}{see}", 2)
@@ -90,16 +113,15 @@ def exit_code(command: Callable[[], int], page: str = "") -> int:
 
 def _complain(message: str, code: int) -> int:
     line = printable(" ".join(message.split()))
-    with suppress(OSError):  # nobody may be left to read it
-        print(f"mmada-lite: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    say(f"mmada-lite: {line}")
     _drop_stdout_if_stuck()
     return code
 
 
 def _explain(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; make room or write elsewhere"
+    if error.errno in FULL:
+        return f"{full(error)}{where}; make room or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed{where}: {error.strerror}; check who owns it, or choose another place"
     return f"{error.strerror or error}{where}"
@@ -108,9 +130,17 @@ def _explain(error: OSError) -> str:
 def _drop_stdout_if_stuck() -> None:
     """What could not be written stays in the buffer, and Python would complain about it once more at exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError):
         _drop_stdout()
+
+
+def say(line: str) -> None:
+    """A line for a person, on standard error. Where that is closed, or nobody is left to read, it is lost; the work is not."""
+    if sys.stderr is not None:  # print would take standard output for None
+        with suppress(OSError):
+            print(line.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:

@@ -4,9 +4,9 @@ written, and watched for changes while it is in use.
 It knows what bundle.json holds and says in one line what is wrong with a folder; it opens no graph and no tokenizer.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean, shown
 from mmada_lite.families import FAMILIES, Rows
-from mmada_lite.files import AtomicFolder, recover
+from mmada_lite.files import AtomicFolder, recover, require_readable, sha256_of
 from mmada_lite.knowledge import Knowledge
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
@@ -194,7 +194,7 @@ class BundleWriter(AtomicFolder):
         place."""
         files = {}
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            files[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description, "files": files}
         _parse(self.folder, content)  # what is written must be what can be read
         (self.folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -209,6 +209,8 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
             f"{path}: no such bundle folder; check the name, or write one with `mmada-lite export CHECKPOINT -o {path}`"
         )
     manifest = path / MANIFEST
+    with suppress(FileNotFoundError):
+        require_readable(manifest)
     if not manifest.is_file():
         if (path / "config.json").is_file():
             raise Error(
@@ -364,18 +366,15 @@ def _differences(key: str, given: Mapping[str, Any], needed: tuple[str, ...]) ->
 def _verify(bundle: Bundle, *, hashes: bool) -> None:
     for name, info in bundle.files.items():
         path = bundle.path / name
-        if not path.is_file():
-            raise Error(f"{path}: this file of the bundle is missing; {_AGAIN}")
+        try:
+            require_readable(path)
+        except FileNotFoundError:
+            raise Error(f"{path}: this file of the bundle is missing; {_AGAIN}") from None
         if (size := path.stat().st_size) != info.size:
             what = "truncated" if size < info.size else "altered"
             raise Error(f"{path} is {what}: {size} bytes, and {MANIFEST} says {info.size}; {_AGAIN}")
-        if hashes and _sha256(path) != info.sha256:
+        if hashes and sha256_of(path) != info.sha256:
             raise Error(f"{path} was edited or damaged: its sha256 is not the one in {MANIFEST}; {_AGAIN}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_settings(cls: type[Settings], content: Any, where: str) -> Settings:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from mmada_lite.errors import Error, printable, shown
+from mmada_lite.files import require_readable
 
 TARGETS = ("cpu", "cuda", "tensorrt")  # the kinds of device that graphs are written for
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
@@ -27,7 +28,8 @@ _LONGEST = 48 << 20  # bytes of JSON; a tokenizer of 126,349 tokens has some 10 
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON says. Raises OSError, and ValueError as `json_of` does."""
+    """What a file of JSON says. Raises OSError, and ValueError as `json_of` does, or as `require_readable`."""
+    require_readable(path)
     if path.stat().st_size > _LONGEST:
         raise ValueError(f"it is longer than {_LONGEST:,} bytes")
     return json_of(path.read_text(encoding="utf-8"))

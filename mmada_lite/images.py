@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mmada_lite.errors import Error
+from mmada_lite.files import is_pointer, pointer_line, require_readable
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -252,17 +253,20 @@ def _opened(source: Any) -> IO[bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) > LONGEST_FILE:
             raise Error(f"the given bytes are more than {LONGEST_FILE:,}; scale the picture below {_LARGEST:,} pixels")
+        if is_pointer(bytes(source[:200])):
+            raise Error(pointer_line("what was given"))
         return io.BytesIO(source)
     if not isinstance(source, str | os.PathLike):
         raise Error(
             f"a picture is a path, bytes, an open file, a pillow image or an array [H, W, 3], not a {type(source).__name__}"
         )
-    status = os.stat(source)
-    if not stat.S_ISREG(status.st_mode):
+    path = Path(source)
+    if not stat.S_ISREG((status := path.stat()).st_mode):
         raise Error(f"{source} is not a picture but a folder, a pipe or a device; give a file, or pipe it in and give -")
     if status.st_size > LONGEST_FILE:
         raise Error(f"{source} has {status.st_size:,} bytes; scale it below {_LARGEST:,} pixels")
-    return open(source, "rb")
+    require_readable(path)
+    return path.open("rb")
 
 
 def _check_size(size: tuple[int, ...], name: str, most: int = _LARGEST) -> None:

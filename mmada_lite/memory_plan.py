@@ -187,10 +187,12 @@ def memory_available() -> int | None:
 
 
 def bytes_of(text: str) -> int:
-    """`8GB`, `7.5 GiB`, `900MB` or plain bytes. Raises Error when it is none of them."""
+    """`8GB`, `7.5 GiB`, `900MB`, or a million and more plain bytes. Raises Error when it is none of them."""
     amount = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if amount is None or amount[2].lower() not in _UNITS or float(amount[1]) <= 0:
+    if amount is None or amount[2].lower() not in _UNITS or not 0 < float(amount[1]) < 1e18:
         raise Error(f"--memory {text} is no amount of memory; write it like 8GB or 7.5GiB")
+    if not amount[2] and float(amount[1]) < 1e6:
+        raise Error(f"--memory {text} would be {text} bytes; say the unit, as in {text}GB")
     return round(float(amount[1]) * _UNITS[amount[2].lower()])
 
 

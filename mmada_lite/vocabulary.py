@@ -16,6 +16,7 @@ import tokenizers
 from mmada_lite.contracts import read_json
 from mmada_lite.errors import Error, shown
 from mmada_lite.families import FAMILIES, Rows
+from mmada_lite.files import require_readable
 from mmada_lite.knowledge import in_lower_case
 
 # Spelling in a tokenizer file and the id that the published 8B model uses where its tokenizer file lacks the token.
@@ -147,8 +148,10 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: Path, *, lower_case: bool = False) -> "Tokenizer":
         """Raises Error when the file is absent or is not a tokenizer.json."""
-        if not path.is_file():
-            raise Error(f"no tokenizer at {path}; a checkpoint or bundle that chats needs its tokenizer.json")
+        try:
+            require_readable(path)
+        except FileNotFoundError:
+            raise Error(f"no tokenizer at {path}; a checkpoint or bundle that chats needs its tokenizer.json") from None
         try:
             content = read_json(path)
             with _silent():  # where the library panics, it also prints

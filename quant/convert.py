@@ -10,6 +10,7 @@ calibration rows, and they alone need torch.
 import difflib
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,19 +85,20 @@ def quantize_model(
     transforms = transforms_for(method, checkpoint.config, request.seed)
     transformed = TransformedTensors(checkpoint.tensors, checkpoint.config, transforms)
 
-    work = None
-    if method.calibrated:
-        work = _calibrate_and_round(source, output, checkpoint, transformed, method, specs, request, given, report)
-
-    tensors = transformed if method.layerwise else checkpoint.tensors
-    written = write_bundle(
-        *(_with_codes(checkpoint, tensors, method, work), specs, output),
-        force=force,
-        progress=lambda done, total, name: report(f"{100 * done // total:3d}% written  {name}"),
-        method=_description(method, request),
-    )
-    if work is not None:
-        work.remove()
+    with ExitStack() as held:
+        work = None
+        if method.calibrated:
+            work = held.enter_context(_work_folder(source, output, checkpoint, request, given))
+            _calibrate_and_round(work, checkpoint, transformed, method, specs, request, given, report)
+        tensors = transformed if method.layerwise else checkpoint.tensors
+        written = write_bundle(
+            *(_with_codes(checkpoint, tensors, method, work), specs, output),
+            force=force,
+            progress=lambda done, total, name: report(f"{100 * done // total:3d}% written  {name}"),
+            method=_description(method, request),
+        )
+        if work is not None:
+            work.remove()
     return written
 
 
@@ -139,9 +141,17 @@ def _check_output(output: Path, checkpoint: Checkpoint, specs: dict[str, WeightS
         pass  # left without `finish`, it removes nothing but its own folder
 
 
+def _work_folder(
+    source: Path, output: Path, checkpoint: Checkpoint, request: Request, given: list[Prompt] | None
+) -> WorkFolder:
+    """For this process alone. The request and the prompts are refused before there is one."""
+    prompts_by_task(given, request.calibration(), pictures=bool(checkpoint.image))
+    folder = request.work or output.absolute().with_name(f".{output.name}.quantizing")
+    return WorkFolder(folder, _key(source, checkpoint, request, given))
+
+
 def _calibrate_and_round(
-    source: Path,
-    output: Path,
+    work: WorkFolder,
     checkpoint: Checkpoint,
     transformed: TransformedTensors,
     method: Method,
@@ -149,17 +159,12 @@ def _calibrate_and_round(
     request: Request,
     given: list[Prompt] | None,
     report: Report,
-) -> WorkFolder:
-    """The work folder, filled with the codes of every layer and head from where it stands."""
+) -> None:
+    """Fill the work folder with the codes of every layer and head, from where it stands."""
     from mmada_lite.quant.layer_pipeline import LayerPipeline
 
-    calibration = request.calibration()  # this and the prompts are refused before there is a work folder
-    prompts_by_task(given, calibration, pictures=bool(checkpoint.image))
-    folder = request.work or output.absolute().with_name(f".{output.name}.quantizing")
-    work = WorkFolder(folder, _key(source, checkpoint, request, given))
-    samples = _samples(work, checkpoint, calibration, request.record_with, given, report)
+    samples = _samples(work, checkpoint, request.calibration(), request.record_with, given, report)
     LayerPipeline(transformed, method, specs, checkpoint.image_rows, work, samples, report).run()
-    return work
 
 
 def _samples(

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmada_lite.contracts import json_of
 from mmada_lite.errors import Error
+from mmada_lite.files import require_readable
 
 Task = Literal["chat", "ask", "paint", "think"]  # think: a thought, then the picture that it describes
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -49,8 +50,9 @@ def built_in(task: Task, count: int, seed: int = 0) -> list[Prompt]:
 def from_file(path: Path) -> list[Prompt]:
     """The prompts of a file. Raises Error that names the line which is none."""
     try:
+        require_readable(path)
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
+    except (FileNotFoundError, UnicodeDecodeError) as fault:
         raise Error(f"{path}: cannot be read ({fault}); give a UTF-8 file with a JSON object a line") from None
     prompts = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:

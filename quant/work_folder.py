@@ -9,30 +9,50 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from mmada_lite.errors import Error
-from mmada_lite.files import sync
+from mmada_lite.files import Lock, sync
 
 KEY = "conversion.json"
 
 
 class WorkFolder:
-    """`key` says of which conversion the units are: what of it differs makes them worthless, and they are removed."""
+    """`key` says of which conversion the units are: what of it differs makes them worthless, and they are removed. Use as a
+    context: one process works in a folder at a time."""
 
     def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
         self.folder = folder
-        content = json.dumps(key, indent=1, sort_keys=True) + "\n"
-        marker = folder / KEY
         if folder.exists() and not folder.is_dir():
             raise Error(f"{folder} is a file, and a folder is needed to work in; choose another with --work")
-        others = [path for path in folder.iterdir() if path.name != f"{KEY}.new"] if folder.is_dir() else []
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock.of(folder)
+        if lock is None:
+            raise Error(f"another process works in {folder}; wait for it, or choose another output or --work")
+        self._lock = lock
+        try:
+            self._prepare(key)
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._lock.release()
+
+    def _prepare(self, key: Mapping[str, object]) -> None:
+        folder = self.folder
+        content = json.dumps(key, indent=1, sort_keys=True) + "\n"
+        marker = folder / KEY
+        others = [path for path in folder.iterdir() if path.name != f"{KEY}.new"]
         if others and not marker.is_file():
             raise Error(f"{folder} holds other things than a conversion in progress; choose another folder with --work")
         if marker.is_file() and marker.read_text(encoding="utf-8") != content:
             self._clear()
-        folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
         _write(marker, content)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.errors import Error
+from mmada_lite.files import require_readable
 
 LEFT_OUT = ("step", "seconds", "norm", "loss")
 Series = dict[str, tuple[list[float], list[float]]]  # name -> steps and values
@@ -23,7 +24,10 @@ def read(file: Path) -> Series:
     """Every value of a log by name. Raises Error where it is missing or is no log."""
     series: Series = {}
     try:
+        require_readable(file)
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except Error:
+        raise
     except (OSError, ValueError) as error:
         raise Error(f"{file} cannot be read as a training's log ({error}); give the --folder of a training") from error
     for record in records:

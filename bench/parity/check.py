@@ -20,9 +20,11 @@ from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.parity import passes, training
 from mmada_lite.bench.parity.replay import Case, Comparison, replay_cache, replay_image, replay_text
 from mmada_lite.bundle import Bundle
+from mmada_lite.contracts import read_json
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint, export_codec
+from mmada_lite.files import require_readable
 from mmada_lite.images import Codec
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
@@ -80,7 +82,7 @@ class _Models:
 
     def _vocabulary(self, name: str) -> Vocabulary:
         """From case.json; ids that decoding never reads (chat headers) are not recorded and stand as the end of text."""
-        info = json.loads((self.folder / name / "case.json").read_text())
+        info = read_json(self.folder / name / "case.json")
         ids = info["token_ids"]
         special = {key: ids.get(key, ids["eos"]) for key in SpecialTokens.__dataclass_fields__}
         return Vocabulary(SpecialTokens(**special), info["image_code_offset"], ids["codebook"], info["vocab_size"])
@@ -96,6 +98,9 @@ def check_folder(folder: Path, engines: Sequence[str] = ENGINES) -> Iterator[Che
         raise Error(f"no folder at {folder}; give one in the format of tests/golden/README.md")
     if not sections:
         raise Error(f"{folder} holds none of {', '.join(SECTIONS)}; give a folder in the format of tests/golden/README.md")
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            require_readable(path)  # a pipe would be waited for
     if "torch" in engines and find_spec("torch") is None:
         raise Error('the torch reference needs torch; pip install "mmada-lite[train]", or check with --engine onnx')
     with tempfile.TemporaryDirectory(prefix="mmada-lite-check-") as scratch:
@@ -156,7 +161,9 @@ def _guarded(recording: Path, compare: Callable[[], Iterator[Checked]]) -> Itera
     """A broken recording is the user's to mend, so it becomes one line that names it."""
     try:
         yield from compare()
-    except (KeyError, IndexError, OSError, json.JSONDecodeError, SafetensorError) as error:
+    except Error:
+        raise
+    except (KeyError, IndexError, TypeError, OSError, ValueError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise Error(
             f"the recording {recording} is not complete ({reason}); see tests/golden/README.md for its format"

@@ -3,7 +3,6 @@
 Pads are dropped where the project drops them: removing left pads equals masking them, which is itself compared here.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file
 
 from mmada_lite import images
 from mmada_lite.bench.parity.replay import Arrays, Comparison, Ints, differing
+from mmada_lite.contracts import read_json
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Window
 from mmada_lite.decoding.schedules import masked_after
 
@@ -118,7 +118,7 @@ def compare_graph_vq(name: str, folder: Path, codec: images.Codec) -> Iterator[C
 def compare_pictures(name: str, folder: Path) -> Iterator[Comparison]:
     """The laws of resizing, cutting and rounding, which are the runtime's own code."""
     recorded = load_file(folder / "expected.safetensors")
-    listed = json.loads((folder / "case.json").read_text())["images"]
+    listed = read_json(folder / "case.json")["images"]
     files = {Path(entry["file"]).stem: folder / entry["file"] for entry in listed}
     for key, expected in recorded.items():
         stem, resize, resolution = key.rsplit(".", 2)
@@ -141,7 +141,7 @@ def compare_pictures(name: str, folder: Path) -> Iterator[Comparison]:
 
 def compare_schedules(name: str, folder: Path) -> Iterator[Comparison]:
     """How many codes stay masked after each step, for every schedule and size that the table holds."""
-    for entry in json.loads((folder / TABLE).read_text())["table"]:
+    for entry in read_json(folder / TABLE)["table"]:
         schedule, tokens, steps = entry["schedule"], entry["seq_len"], entry["timesteps"]
         counts = masked_after(schedule, tokens, steps)
         wrong = differing(counts, np.array(entry["floor_N_times_ratio"]))

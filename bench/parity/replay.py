@@ -4,7 +4,6 @@ It takes any denoiser: the torch reference and the exported graphs go through th
 draws come in as samplers. Nothing here knows how a result is shown.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from mmada_lite.contracts import read_json
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.denoiser import Denoiser, Floats, Head, Prediction, Window
 from mmada_lite.decoding.forward import Step
@@ -50,7 +50,7 @@ class Case:
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "Case":
-        return cls(name, json.loads((folder / "case.json").read_text()), load_file(folder / "trace.safetensors"))
+        return cls(name, read_json(folder / "case.json"), load_file(folder / "trace.safetensors"))
 
 
 def differing(a: NDArray, b: NDArray) -> float:

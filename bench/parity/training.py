@@ -4,7 +4,6 @@ It reads the recordings and calls `train.prompting`, `train.objectives` and `tra
 decoded here.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmada_lite.bench.parity.replay import Comparison
+from mmada_lite.contracts import read_json
 from mmada_lite.decoding.rows import chat_ids, picture_prompt
 from mmada_lite.train import prompting
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
@@ -28,7 +28,7 @@ LOG_PROBABILITY = 1e-4  # absolute, natural log
 
 def compare_prompts(name: str, folder: Path) -> Iterator[Comparison]:
     """Every recorded builder's rows, the tokenizer's ids behind them, and the chat template. Exact."""
-    for number, case in enumerate(json.loads((folder / "prompting.json").read_text())["cases"]):
+    for number, case in enumerate(read_json(folder / "prompting.json")["cases"]):
         tokenizer = Tokenizer.from_file(folder / case["tokenizer"] / "tokenizer.json")
         vocabulary = Vocabulary.from_tokenizer(tokenizer, codebook_size=8192, size=134656)
         label = f"{name}/{number:02d} {case['task']} {case['tokenizer']} {case['max_text_len']}"
@@ -97,7 +97,7 @@ def compare_losses(name: str, folder: Path, models: Path) -> Iterator[Comparison
 
     from mmada_lite.train.model import MMaDA
 
-    case = json.loads((folder / "case.json").read_text())
+    case = read_json(folder / "case.json")
     model, data = MMaDA.load(models / case["model"]), load_file(folder / "inputs.safetensors")
     for run, expected in case["expected"].items():
         if run.startswith("forward"):
@@ -148,7 +148,7 @@ def _maskings(name: str, folder: Path, mask_id: int) -> Iterator[Comparison]:
     from mmada_lite.train import objectives
 
     tensors = load_file(folder / "masking.safetensors")
-    for given in json.loads((folder / "masking.json").read_text()):
+    for given in read_json(folder / "masking.json"):
         prefix = given["prefix"]
         recorded = {key.split(".")[1]: t for key, t in tensors.items() if key.startswith(prefix + ".")}
         everything = given.get("predict_all_tokens", False)
@@ -176,7 +176,7 @@ def compare_policy(name: str, folder: Path, models: Path) -> Iterator[Comparison
     from mmada_lite.train.model import MMaDA
     from mmada_lite.train.policy import Objective, group_advantages
 
-    info = json.loads((folder / "case.json").read_text())
+    info = read_json(folder / "case.json")
     model, tensors = MMaDA.load(models / info["model"]), load_file(folder / "case.safetensors")
     for case in info["cases"]:
         label, prefix = f"{name}/{case['prefix']} {case['method']}", case["prefix"] + "."

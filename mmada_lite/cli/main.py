@@ -46,11 +46,21 @@ def _run(argv: list[str]) -> int:
     if argv and argv[0] in _HANDED_ON:
         return _module(argv[0]).run(argparse.Namespace(arguments=argv[1:]))
     called = next((word for word in argv if word in VERBS), None)  # no option before it takes a value
+    if called and argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version"):
+        raise Error(f"{argv[0]} stands before the verb; write mmada-lite {called} ... {argv[0]}")
     parser, subparsers = build_parser([] if called is None else [called])
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         subparsers[arguments.verb].refuse(unknown[0])
+    if sys.__stdout__ is None and _answers_there(arguments):
+        raise Error("standard output is closed, and the answer goes there; send it somewhere, as with > answer.txt")
     return _module(arguments.verb).run(arguments)
+
+
+def _answers_there(arguments: argparse.Namespace) -> bool:
+    """Whether the result goes to standard output, and not to a file whose name is said there."""
+    files = ("paint", "inpaint", "extend", "export", "quantize")
+    return arguments.verb not in files or arguments.json or arguments.output == "-"
 
 
 class _Verb(Protocol):

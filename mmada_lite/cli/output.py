@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmada_lite.errors import Error
+from mmada_lite.files import write_whole
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 STDOUT = "-"
@@ -58,36 +59,16 @@ class Target:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         else:
-            if self.path.is_file() and not self.force:
-                raise Error(f"{self.path} has appeared meanwhile; choose another name with -o")
-            write_whole(self.path, data)
+            try:
+                write_whole(self.path, data, force=self.force)
+            except FileExistsError:
+                raise Error(f"{self.path} has appeared meanwhile; choose another name with -o") from None
 
 
 def encode(image: Image.Image, file_format: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=file_format)
     return buffer.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the file and rename. A pipe or a device is written to as it is."""
-    if path.exists() and not path.is_file():
-        with path.open("wb") as stream:
-            stream.write(data)
-        return
-    path = path.resolve()  # a link stays a link
-    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
 
 
 class StepFolder:

@@ -6,6 +6,7 @@ Progress goes to standard error and only to a terminal; results go to standard o
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mmada_lite.arguments import within_cores
+from mmada_lite.arguments import say, within_cores
 from mmada_lite.errors import Error, printable
 
 if TYPE_CHECKING:
@@ -129,15 +130,14 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.on = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self.on = not quiet and is_terminal("stderr") and os.environ.get("TERM") != "dumb"
         self._warnings = _Warnings(self)
 
     def show(self, line: str) -> None:
         if self.on:
             width = shutil.get_terminal_size().columns - 1
             text = printable(" ".join(line.split()))
-            sys.stderr.write("\r\x1b[K" + (text if len(text) <= width else text[: width - 1] + "…"))
-            sys.stderr.flush()
+            self._write(text if len(text) <= width else text[: width - 1] + "…")
 
     def keep(self, message: str) -> None:
         """A note in place of the line, which goes on below it."""
@@ -154,8 +154,14 @@ class Progress:
 
     def _clear(self) -> None:
         if self.on:
-            sys.stderr.write("\r\x1b[K")
+            self._write("")
+
+    def _write(self, line: str) -> None:
+        try:
+            sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
+        except OSError:  # the terminal has gone; the work goes on
+            self.on = False
 
 
 class _Warnings(logging.Handler):
@@ -171,12 +177,19 @@ class _Warnings(logging.Handler):
 
 def note(message: str) -> None:
     """Something a person should know that is not the result."""
-    print(printable(message), file=sys.stderr)
+    say(printable(message))
 
 
 def dimmed(text: str) -> str:
-    """Faint on standard output where that is a terminal, else as it is."""
-    return f"\x1b[2m{text}\x1b[22m" if is_terminal("stdout") else text
+    """Faint on standard output where that is wanted, else as it is."""
+    return f"\x1b[2m{text}\x1b[22m" if colours() else text
+
+
+def colours() -> bool:
+    """Whether standard output is coloured: never with NO_COLOR, always with FORCE_COLOR, else on a terminal that can."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (is_terminal("stdout") and os.environ.get("TERM") != "dumb")
 
 
 def is_terminal(*streams: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from mmada_lite.bundle import HASHED_UP_TO, Bundle
 from mmada_lite.contracts import read_json
 from mmada_lite.errors import Error
+from mmada_lite.files import sha256_of
 
 FOLDER = "engines"
 ABSENT = "is not there"
@@ -105,13 +106,13 @@ def fault(bundle: Bundle, key: EngineKey, *, thorough: bool = False) -> str | No
         return "is corrupt (a file of it is missing)"
     if path.stat().st_size != record.size:
         return f"is corrupt ({path.stat().st_size} bytes, and {record.size} were built)"
-    if (thorough or record.size <= HASHED_UP_TO) and _sha256(path) != record.sha256:
+    if (thorough or record.size <= HASHED_UP_TO) and sha256_of(path) != record.sha256:
         return "is corrupt (its sha256 is not that of what was built)"
     return None
 
 
 def record_of(key: EngineKey, engine: Path) -> EngineRecord:
-    return EngineRecord(key, engine.stat().st_size, _sha256(engine))
+    return EngineRecord(key, engine.stat().st_size, sha256_of(engine))
 
 
 def write_record(path: Path, record: EngineRecord) -> None:
@@ -243,8 +244,3 @@ def _all(bundle: Bundle) -> list[Profile]:
         pictures = {"W": (codes, likeliest, longest), "P": (0, 0, 0), "Q": (1, codes, codes), "R": (1, 2, 2)}
         profiles.append(Profile("picture", rows | pictures))
     return profiles
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,7 +20,7 @@ DIARY = (
     r"told|asked for|beside (?:the )?other work|a trial without|(?:one|a|in) trial\b|we tried|was tried|were tried|turned out"
     r"|no longer|used to be|at that time|yesterday|last (?:week|month|time)|not measured again|the issue asks?"
 )
-FOREIGN = {"--depth", "--extra-index-url", "--index-url", "--prefix", "--bind", "--no-build-isolation"}
+FOREIGN = {"--depth", "--extra-index-url", "--index-url", "--prefix", "--bind", "--collect-all", "--no-build-isolation"}
 OTHERS = {  # names that look like ours and are another program's
     *("clear_page_erms", "nproc_per_node", "save_external_prepacked_constant_initializers", "SkipSimplifiedLayerNormalization"),
     *("main.cpp", "SharedArrayBuffer"),

@@ -104,7 +104,7 @@ def test_a_removal_killed_at_any_moment_leaves_nothing_to_trip_over(tmp_path: Pa
         for name in ("first", "second"):
             if not work.has(name):
                 work.save(name, unit)
-        with monkeypatch.context() as patch:
+        with work, monkeypatch.context() as patch:
             for name in kept:
                 patch.setattr(os, name, partial(until, name))
             try:
@@ -113,9 +113,9 @@ def test_a_removal_killed_at_any_moment_leaves_nothing_to_trip_over(tmp_path: Pa
             except KeyboardInterrupt:
                 pass
         for again in (key, {"a": 2}):
-            taken_up = WorkFolder(tmp_path / "work", again)
-            for name in ("first", "second"):
-                assert not taken_up.has(name) or set(taken_up.load(name)) == set(unit)
+            with WorkFolder(tmp_path / "work", again) as taken_up:
+                for name in ("first", "second"):
+                    assert not taken_up.has(name) or set(taken_up.load(name)) == set(unit)
         taken_up.remove()
         assert not (tmp_path / "work").exists()
         if done:

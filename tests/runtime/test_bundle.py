@@ -290,8 +290,19 @@ def test_an_interrupted_replacement_is_undone(bundle: Path, pristine: Path, gone
 
 def test_another_process_at_work_is_left_alone(bundle: Path, pristine: Path) -> None:
     (bundle.parent / f".b.partial-{os.getppid()}").mkdir()
-    writing(bundle, pristine, force=True)
+    with pytest.raises(Error, match="is being written by another process"):
+        writing(bundle, pristine, force=True)
     assert (bundle.parent / f".b.partial-{os.getppid()}").is_dir()
+    assert Bundle.open(bundle, verify="full").name == "mha"
+
+
+def test_a_number_does_not_make_a_process(bundle: Path, pristine: Path) -> None:
+    """A leftover of long ago whose process's number another one has now, as after a restart in a container."""
+    left = bundle.parent / f".b.partial-{os.getppid()}"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    writing(bundle, pristine, force=True)
+    assert not left.exists()
 
 
 def test_a_failing_second_rename_brings_the_old_back(bundle: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,9 +196,9 @@ def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
         assert advice in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["8", "8GB", "7.5 GiB", "900mb", "1kB"])
+@pytest.mark.parametrize("text", ["8000000", "8GB", "7.5 GiB", "900mb", "1kB"])
 def test_amounts_of_memory(text: str) -> None:
-    known = {"8": 8, "8GB": 8 * 10**9, "7.5 GiB": 15 << 29, "900mb": 9 * 10**8, "1kB": 1000}
+    known = {"8000000": 8_000_000, "8GB": 8 * 10**9, "7.5 GiB": 15 << 29, "900mb": 9 * 10**8, "1kB": 1000}
     assert bytes_of(text) == known[text]
 
 
@@ -206,6 +206,11 @@ def test_amounts_of_memory(text: str) -> None:
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(Error, match="is no amount of memory; write it like 8GB"):
         bytes_of(text)
+
+
+def test_a_number_without_a_unit_is_no_handful_of_bytes() -> None:
+    with pytest.raises(Error, match="would be 8 bytes; say the unit, as in 8GB"):
+        bytes_of("8")
 
 
 def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
