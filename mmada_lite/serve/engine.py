@@ -255,6 +255,10 @@ class Engine:
     def _lost(self, refused: str, code: int) -> None:
         """The worker is gone: say so, and put its task in front once more, or say to its client that it is lost."""
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if refused and not self.model:  # said by whoever started the server
+            self.why = refused
+            self._known.set()
+            raise Broken(refused)
         note("worker ended", how=how, message=refused or None, task=self._running.number if self._running else None)
         self._watch("deaths", 1)
         task, self._running = self._running, None

@@ -19,6 +19,7 @@ from mmada_lite.serve.limits import MEGABYTE, Options
 from mmada_lite.serve.metrics import Metrics
 from mmada_lite.serve.refusals import Refused
 
+_LONGEST_HEADERS = 32_000  # bytes
 OPEN_TO_ALL = ("/healthz", "/readyz")  # they tell nothing but that the server lives
 
 
@@ -78,6 +79,8 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         """Raise Refused for who may not ask."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _LONGEST_HEADERS:
+            raise Refused(431, f"the headers are longer than {_LONGEST_HEADERS:,} bytes; send fewer")
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._loopback and not is_loopback(_name_of(host)):
             raise Refused(403, "this server answers on loopback alone, under its own name", code="host")

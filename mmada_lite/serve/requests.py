@@ -295,7 +295,7 @@ def _stops(body: Body) -> list[str]:
     fine = isinstance(stops, list) and len(stops) <= MOST_STOPS and all(isinstance(each, str) and each for each in stops)
     if not fine or any(len(each) > 1000 for each in stops):
         raise Refused(400, f"stop is {shown(stop)}; send a text or at most {MOST_STOPS} of them", "stop")
-    return list(stops)
+    return [_text(each, "stop") for each in stops]
 
 
 def _whole(body: Body, name: str, least: int, most: int) -> int | None:

@@ -96,9 +96,9 @@ class Worker:
             self._desk.begin(number)
             for event in self._text(task) if task["task"] == "text" else self._picture(task):
                 begun += [event["event"]]
-                self._say({"id": number, **event})
+                self.say({"id": number, **event})
         except Exception as error:  # whatever a request causes, the next one is to be answered
-            self._say({"id": number, **self._failure(error, bool(begun))})
+            self.say({"id": number, **self._failure(error, bool(begun))})
         finally:
             self._desk.end()
 
@@ -118,7 +118,7 @@ class Worker:
         fault("task failed", error)
         return {"event": "error", "kind": "internal", "message": message if isinstance(error, Error) else ""}
 
-    def _say(self, event: Event) -> None:
+    def say(self, event: Event) -> None:
         self._out.write(json.dumps(event).encode() + b"\n")
         self._out.flush()
 
@@ -299,8 +299,8 @@ def main() -> None:
         out.write(json.dumps({"event": "failed", "message": f"{kind}{error}"}).encode() + b"\n")
         out.flush()
         raise SystemExit(2) from None
-    worker._say(describe(model))
     note("model opened", device=model.device.name, pid=os.getpid())
+    worker.say(describe(model))
     worker.run(source)
 
 
