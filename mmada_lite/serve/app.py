@@ -152,7 +152,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _say(request: Request, error: Exception) -> Response:
     """What we refuse."""
     assert isinstance(error, Refused)
-    request.scope["mmada"]["refused"] = error.code or error.param or error.status
+    request.scope["mmada"]["refused"] = error.code or error.status
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 

@@ -22,7 +22,7 @@ from mmada_lite.serve.limits import Options
 
 Event = dict[str, Any]
 LONGEST_LINE = 256 << 20  # bytes of an event: a picture that grew, as PNG
-PATIENCE = 10.0  # seconds that a task may take to end once it is told to; its worker is killed then
+PATIENCE = 60.0  # seconds that a task may take to end once it is told to, as in one run of a codec; its worker is killed then
 LAST = ("done", "error", "stopped")
 _STARTS = 3  # of a worker that dies before it has ever been ready
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a start, by how many failed before it

@@ -64,7 +64,7 @@ class Guard:
             if not status:
                 body = json.dumps(refused.body).encode()
                 await _respond(sending, refused.status, body, {"content-type": "application/json", **refused.headers})
-            scope["mmada"]["refused"] = refused.message if self._options.prompts else refused.code or refused.param
+            scope["mmada"]["refused"] = refused.code or refused.status
         except Exception as error:
             fault("fault", error, request=identity)
             if not status:

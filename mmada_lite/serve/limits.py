@@ -12,7 +12,7 @@ class Options:
 
     api_key: what a client must send, None for nothing. origins: pages of other hosts that may call (CORS). waiting: requests
     that wait at most; seconds: what a request may take, waiting included; grace: what running requests may take when the server
-    stops. body: bytes of a request at most; pixels: of a picture at most. prompts: whether logs hold what was asked.
+    stops. body: bytes of a request at most; pixels: of a picture at most.
     """
 
     model: str | None = None
@@ -28,4 +28,3 @@ class Options:
     grace: float = 30.0
     body: int = 20 * MEGABYTE
     pixels: int = 16 * MEGABYTE
-    prompts: bool = False

@@ -59,6 +59,7 @@ async def _serve(options: Options, ear: socket.socket, started: float) -> int:
         import uvicorn
 
         from mmada_lite.serve.app import application
+        from mmada_lite.serve.guard import is_loopback
         from mmada_lite.serve.metrics import Metrics
         from mmada_lite.serve.protocol import Protocol, Server
 
@@ -79,6 +80,8 @@ async def _serve(options: Options, ear: socket.socket, started: float) -> int:
             timeout_graceful_shutdown=max(1, round(options.grace)),
         )
         server = Server(config)
+        if options.api_key is None and not is_loopback(options.host):
+            note("warning", message=f"whoever reaches {options.host} may ask this server; start it with --api-key")
         keeper = asyncio.create_task(engine.run())
         keeper.add_done_callback(lambda _: setattr(server, "should_exit", True))
         _on_signals(server, engine)

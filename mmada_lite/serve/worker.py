@@ -264,6 +264,16 @@ def _written(image: Any, name: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _open_all(model: "Model") -> None:
+    """Open now what the library opens at first use, so that no request waits for it."""
+    from mmada_lite.ort.lazy import LazyDenoiser
+
+    if isinstance(model.denoiser, LazyDenoiser):
+        _ = model.denoiser.opened
+    if model.bundle.image is not None and "image_decoder" in model.bundle.graphs:
+        _ = model.codec
+
+
 def describe(model: "Model") -> Event:
     """What a server must know of its model: its name, what it reads and draws, and which settings a request may change."""
     image = model.bundle.image
@@ -291,8 +301,7 @@ def main() -> None:
         from mmada_lite.model import load
 
         model = load(options["model"], device=options["device"], threads=options["threads"], speed=options["speed"])
-        if model.bundle.image is not None and "image_decoder" in model.bundle.graphs:
-            _ = model.codec  # opened now, so that the first picture need not wait
+        _open_all(model)
         worker = Worker(model, options["pixels"], out)
     except Exception as error:
         kind = "" if isinstance(error, Error) else f"{type(error).__name__}: "
