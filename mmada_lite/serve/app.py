@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,6 +30,9 @@ from mmada_lite.serve.reply import Reply
 
 _SLOWEST = 60.0  # seconds for the body of a request
 _FIELDS = 64  # of a form
+_PAGE = Path(__file__).parent / "page"
+_FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
 class Routes:
@@ -37,6 +41,12 @@ class Routes:
     def __init__(self, engine: Engine, options: Options, metrics: Metrics) -> None:
         self._engine, self._options, self._metrics = engine, options, metrics
         self._created = int(time.time())
+
+    async def page(self, request: Request) -> Response:
+        """The page for a browser, which runs nothing but what came with it."""
+        name, kind = _FILES[request.url.path]
+        headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
+        return Response((_PAGE / name).read_bytes(), media_type=kind, headers=headers)
 
     async def health(self, request: Request) -> Response:
         """The server lives, whatever its worker does."""
@@ -170,6 +180,7 @@ def application(engine: Engine, options: Options, metrics: Metrics) -> ASGIApp:
     """The whole server as an ASGI application."""
     does = Routes(engine, options, metrics)
     routes = [
+        *(Route(path, does.page) for path in _FILES),
         Route("/healthz", does.health),
         Route("/readyz", does.readiness),
         Route("/metrics", does.metrics),

@@ -20,7 +20,7 @@ from mmada_lite.serve.metrics import Metrics
 from mmada_lite.serve.refusals import Refused
 
 _LONGEST_HEADERS = 32_000  # bytes
-OPEN_TO_ALL = ("/healthz", "/readyz")  # they tell nothing but that the server lives
+OPEN_TO_ALL = ("/healthz", "/readyz", "/", "/page.js", "/page.css")  # they tell nothing but that the server lives
 
 
 class Guard:

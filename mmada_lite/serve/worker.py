@@ -191,7 +191,8 @@ class Worker:
         yield {"event": "done", "first": first, "model_calls": calls, "seconds": seconds}
 
     def _drawing(self, task: Event, seed: int) -> "Drawing":
-        model, settings = self._model, self._model.image_defaults.replace(**task["settings"])
+        model, given = self._model, task["settings"]
+        settings = model.image_defaults.replace(**given) if given else None  # the default's steps are cut for a small mask
         if task["kind"] == "paint":
             return model.paint(task["prompt"], settings, seed=seed, think=task["think"])
         picture = self._opened(task["image"], "the picture")
