@@ -352,8 +352,9 @@ def _steps_for(defaults: TextSettings, given: Mapping[str, Any]) -> int:
     length, block = given.get("answer_length", defaults.answer_length), given.get("block_length", defaults.block_length)
     if not all(isinstance(each, int) and each > 0 for each in (length, block)):
         return defaults.steps
+    blocks: int = math.ceil(length / block)
     as_dense: int = round(defaults.steps * length / defaults.answer_length)
-    return max(1, min(int(length), max(math.ceil(length / block), as_dense)))
+    return max(1, min(int(length), max(blocks, as_dense)))
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:

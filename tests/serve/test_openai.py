@@ -204,3 +204,21 @@ def test_what_it_cannot_honour_is_refused_by_name(client: openai.OpenAI, model: 
         client.images.generate(model=model.bundle.name, prompt="a cat", response_format="url")
     neutral = {"top_p": 1, "n": 1, "presence_penalty": 0, "response_format": {"type": "text"}, "user": "me", "tools": []}
     assert client.chat.completions.create(**given, max_tokens=8, extra_body=neutral).choices
+
+
+def test_metrics_count_what_was_done(client: openai.OpenAI, server: Server, model: Model) -> None:
+    def figures() -> dict[str, float]:
+        lines = server.ask("GET", "/metrics").body.decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+    before = figures()
+    whole = client.chat.completions.create(model=model.bundle.name, messages=HELLO, max_tokens=16, extra_body={"steps": 16})
+    after = figures()
+    assert whole.usage is not None
+    assert after["mmada_tokens_total"] - before["mmada_tokens_total"] == whole.usage.completion_tokens
+    assert after["mmada_model_calls_total"] > before["mmada_model_calls_total"]
+    for name in ("mmada_queue_seconds_count", "mmada_first_step_seconds_count"):
+        assert after[name] - before[name] == 1
+    answered = 'mmada_requests_total{route="/v1/chat/completions",status="200"}'
+    assert after[answered] - before.get(answered, 0) == 1
+    assert after['mmada_resident_bytes{process="worker"}'] > after['mmada_resident_bytes{process="server"}'] > 1e6
