@@ -119,6 +119,11 @@ class Answer(Stream):
         ids: Ints = self._decoding.ids[0]
         return ids
 
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens stand before the answer: a step's position counts from the first of them."""
+        return self._decoding.canvas.start
+
     @checked
     def so_far(self, mark: str = "░") -> str:
         """The text as it stands up to its end, with `mark` for each mask that is left."""

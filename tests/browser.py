@@ -72,6 +72,20 @@ class Page:
                 )
             time.sleep(0.05)
 
+    def press(self, key: str) -> None:
+        """A key of the keyboard, as a person presses it: Tab, ArrowLeft, a space or a letter."""
+        named = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        pressed: dict[str, Any] = {"key": key, "code": key if key in named else "Space" if key == " " else f"Key{key.upper()}"}
+        pressed["windowsVirtualKeyCode"] = named.get(key) or ord(key.upper())
+        self._call("Input.dispatchKeyEvent", type="keyDown", **pressed, **({} if key in named else {"text": key}))
+        self._call("Input.dispatchKeyEvent", type="keyUp", **pressed)
+
+    def heard(self) -> list[tuple[str, str]]:
+        """What a screen reader is told of the page, in its order: (role, name) of what is not ignored."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        told = [(node.get("role", {}), node.get("name", {})) for node in nodes if not node.get("ignored")]
+        return [(str(role.get("value", "")), str(name.get("value", ""))) for role, name in told]
+
     def photograph(self) -> Image.Image:
         """What a person would see of the page."""
         return Image.open(io.BytesIO(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))).convert(

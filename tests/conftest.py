@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often tests/serve kills the process of a model under load")
     parser.addoption("--fuzz", action="store_true", help="all mutations of tests/fuzz, not a tenth of them")
 
 

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {  # verb -> what it does; each is a module of this pack
     "paint": "draw a picture from a sentence",
     "inpaint": "draw anew the part of a picture that a mask covers",
     "extend": "grow a picture beyond one border",
+    "serve": "answer over HTTP, by OpenAI's routes, so that other programs can ask",
     "export": "turn a checkpoint into a bundle that this program runs",
     "quantize": "turn a checkpoint into a smaller bundle, by a method that minds what it loses",
     "check": "replay recorded cases of the reference and compare",

@@ -1,13 +1,11 @@
 """Which model the options of a command ask for, and with which settings. It opens models; it runs none and prints nothing."""
 
 import argparse
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from mmada_lite import model as models
 from mmada_lite.cli.terminal import Progress, threads_of
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_changes
 from mmada_lite.model import Model
 
 
@@ -28,17 +26,8 @@ def open_for_text(arguments: argparse.Namespace) -> tuple[Model, TextSettings]:
 
 
 def text_settings(defaults: TextSettings, arguments: argparse.Namespace) -> TextSettings:
-    """The defaults with what the options change. Steps that are not given follow the answer's length."""
-    given = _given(arguments, defaults)
-    if "entropy_bound" in given and "threshold" not in given:  # one rule takes the place of the other
-        given["threshold"] = None
-    elif "threshold" in given and "entropy_bound" not in given:
-        given["entropy_bound"] = None
-    if given.get("cache") == "none":  # what a speed would renew is not there
-        given = {"refresh": None, "refresh_drift": None} | given
-    if "steps" not in given:
-        given["steps"] = _steps_for(defaults, given)
-    return defaults.replace(**given)
+    """The defaults with what the options change."""
+    return with_changes(defaults, _given(arguments, defaults))
 
 
 def image_settings(defaults: ImageSettings, arguments: argparse.Namespace) -> ImageSettings:
@@ -49,9 +38,3 @@ def image_settings(defaults: ImageSettings, arguments: argparse.Namespace) -> Im
 def _given(arguments: argparse.Namespace, defaults: TextSettings | ImageSettings) -> dict[str, Any]:
     """The options that were given and are settings of that kind."""
     return {name: value for name, value in vars(arguments).items() if name in defaults.flat()}
-
-
-def _steps_for(defaults: TextSettings, given: Mapping[str, int]) -> int:
-    length = given.get("answer_length", defaults.answer_length)
-    blocks = math.ceil(length / max(1, given.get("block_length", defaults.block_length)))
-    return max(1, min(length, max(blocks, round(defaults.steps * length / defaults.answer_length))))

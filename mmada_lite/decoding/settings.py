@@ -332,6 +332,31 @@ def _names_of(cls: type[Any]) -> list[str]:
     return [each.name for each in settings_of(cls)]
 
 
+def with_changes(defaults: TextSettings, given: Mapping[str, Any]) -> TextSettings:
+    """The defaults with some settings of either layer changed, and with what follows from these: one rule of acceptance takes
+    the place of the other, what renews a cache goes with it, and steps that are not given follow the answer's length."""
+    changes = dict(given)
+    if "entropy_bound" in changes and "threshold" not in changes:
+        changes["threshold"] = None
+    elif "threshold" in changes and "entropy_bound" not in changes:
+        changes["entropy_bound"] = None
+    if changes.get("cache") == "none":  # what a speed would renew is not there
+        changes = {"refresh": None, "refresh_drift": None} | changes
+    if "steps" not in changes:
+        changes["steps"] = _steps_for(defaults, changes)
+    return defaults.replace(**changes)
+
+
+def _steps_for(defaults: TextSettings, given: Mapping[str, Any]) -> int:
+    """Steps as dense as the defaults'. A length that is no whole number is left to the settings to refuse."""
+    length, block = given.get("answer_length", defaults.answer_length), given.get("block_length", defaults.block_length)
+    if not all(isinstance(each, int) and each > 0 for each in (length, block)):
+        return defaults.steps
+    blocks: int = math.ceil(length / block)
+    as_dense: int = round(defaults.steps * length / defaults.answer_length)
+    return max(1, min(int(length), max(blocks, as_dense)))
+
+
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
     """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". The suffix window is a block where
     that is more; caches are renewed after a quarter of a block where that is more. Raises Error for another name, and where

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
 from mmada_lite.decoding.kv_cache import KeyValues
+from mmada_lite.ort.session import onnxruntime_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,7 +41,8 @@ class OnnxDenoiser:
     ) -> None:
         """guard: runs something of a graph and turns its failures into ours; most_logits: bytes of logits that a head makes in
         one run, which further rows then wait for (None: all rows in one, which is a tenth faster); options: of every run."""
-        self._sessions, self._guard, self._most_logits, self._options = sessions, guard, most_logits, options
+        self._sessions, self._guard, self._most_logits = sessions, guard, most_logits
+        self._options = onnxruntime_package().RunOptions() if options is None else options
         self._shape = (layers, heads, head_dim)
         types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
         self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
@@ -78,6 +80,11 @@ class OnnxDenoiser:
         (logits,) = self._run(f"{head}_head", ["logits"], head_feeds(hidden, mix, 0.0, None))
         return logits
 
+    def interrupt(self, on: bool) -> None:
+        """From another thread: end the run in flight, between two of its nodes, by an Error, and so any to come until it is
+        switched off."""
+        self._options.terminate = on
+
     def _columns(self, head: Head) -> int:
         shapes: dict[str, Any] = {value.name: value.shape for value in self._sessions[f"{head}_head"].get_outputs()}
         return int(shapes["logits"][-1])
@@ -96,7 +103,7 @@ class _Binding:
         session: "onnxruntime.InferenceSession",
         past: KeyValues,
         outputs: dict[str, NDArray],
-        options: "onnxruntime.RunOptions | None",
+        options: "onnxruntime.RunOptions",
     ) -> None:
         self._session, self._outputs, self._options = session, outputs, options  # a binding keeps no array alive
         self._binding = session.io_binding()

@@ -15,6 +15,7 @@ from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.ort.denoiser import HEAD_OUTPUTS, PAST_TYPES, head_feeds
 from mmada_lite.ort.device_graphs import FLOAT, HALF, cut_graph, join_graph, pick_graph
+from mmada_lite.ort.session import onnxruntime_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -85,6 +86,7 @@ class _Runner:
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
         self._memory, self._open, self._guard = memory, open_graph, guard
         self._opened: dict[bytes, onnxruntime.InferenceSession] = {}
+        self.options = onnxruntime_package().RunOptions()  # of every run
 
     def run(self, session: Any, feeds: Mapping[str, Any], outputs: Sequence[str], *, home: bool) -> list[Any]:
         """Arrays for `home`, else handles. feeds: handles and arrays."""
@@ -96,7 +98,7 @@ class _Runner:
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in outputs:
             binding.bind_output(name, "cpu" if home else self._memory)
-        self._guard(lambda: session.run_with_iobinding(binding), f"that gives {outputs[0]}")
+        self._guard(lambda: session.run_with_iobinding(binding, self.options), f"that gives {outputs[0]}")
         values = binding.get_outputs()
         return [value.numpy() for value in values] if home else [Handle(value, self) for value in values]
 
@@ -154,7 +156,7 @@ class DeviceDenoiser:
         layers, heads, size = self._shape
         past = window.past or KeyValues.empty(layers, window.tokens.shape[0], heads, size, self._past_type)
         (embeddings,) = self._guard(
-            lambda: self._sessions["embedder"].run(["embeddings"], {"tokens": window.tokens}), "embedder"
+            lambda: self._sessions["embedder"].run(["embeddings"], {"tokens": window.tokens}, self._runner.options), "embedder"
         )
         feeds: dict[str, Any] = {
             "embeddings": embeddings,
@@ -175,3 +177,7 @@ class DeviceDenoiser:
         feeds = head_feeds(hidden, mix, 0.0, None)
         logits: Floats = self._runner.run(self._sessions[f"{head}_head"], feeds, ["logits"], home=True)[0]
         return logits
+
+    def interrupt(self, on: bool) -> None:
+        """As `OnnxDenoiser.interrupt`."""
+        self._runner.options.terminate = on

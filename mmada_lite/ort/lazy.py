@@ -34,6 +34,11 @@ class LazyDenoiser:
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
         return self.opened.logits(head, hidden, mix)
 
+    def interrupt(self, on: bool) -> None:
+        """As `OnnxDenoiser.interrupt`; while it is being opened, nothing is interrupted."""
+        if self._opened is not None:
+            self._opened.interrupt(on)  # type: ignore[attr-defined]
+
     @property
     def opened(self) -> Denoiser:
         if self._opened is None:

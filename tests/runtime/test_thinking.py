@@ -96,7 +96,7 @@ def test_properties_call_no_model(thinker: Model) -> None:
     decode = thinker.codec.decoder.run
     object.__setattr__(thinker.codec, "decoder", Counting(decode, decoded))
     answer, drawing = thinker.chat(CAPTION, WRITTEN), thinker.paint(CAPTION, FEW, think=True)
-    assert set(properties_of(answer)) == {"done", "ids", "last"}
+    assert set(properties_of(answer)) == {"done", "ids", "last", "prompt_length"}
     assert set(properties_of(drawing)) == {"codes", "done", "last", "thought", "thought_fault", "thought_so_far"}
     assert (drawing.thought, drawing.thought_fault, drawing.last, drawing.done) == (None, None, None, False)
     assert (answer.last, answer.so_far()) == (None, "░" * WRITTEN.answer_length)

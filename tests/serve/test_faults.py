@@ -1,0 +1,313 @@
+"""What the world does to a server: its worker killed under load, clients that vanish, requests that are none."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from serving import Answered, Server
+
+CHAT, PAINT, EDIT = "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"
+HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 48, "steps": 48, "seed": 1, "temperature": 0.8}
+LONG = {**HELLO, "max_tokens": 200, "steps": 200, "stream": True, "stream_mode": "denoise"}
+
+
+def events(body: bytes) -> list[str]:
+    return [part.partition(b"data: ")[2].decode() for part in body.split(b"\n\n") if part]
+
+
+def joined(body: bytes) -> str:
+    chunks = [json.loads(each) for each in events(body) if each != "[DONE]"]
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk.get("choices", ()))
+
+
+def test_a_worker_that_is_killed_under_load_loses_nobody_elses_request(server: Server, request: pytest.FixtureRequest) -> None:
+    kills = request.config.getoption("--kills")
+    right = server.post(CHAT, HELLO).json["choices"][0]["message"]["content"]
+    over = threading.Event()
+
+    def ask(number: int) -> list[str]:
+        fates = []
+        while not over.is_set():
+            stream = len(fates) % 2 == 1
+            answer = server.post(CHAT, {**HELLO, "stream": stream})
+            if answer.status == 503:
+                assert answer.json["error"]["code"] == "worker"
+                fates.append("refused")
+            elif not stream:
+                assert answer.json["choices"][0]["message"]["content"] == right
+                fates.append("right")
+            else:
+                said = events(answer.body)
+                errors = [each for each in said if "error" in json.loads(each)] if said[-1] != "[DONE]" else []
+                assert len(errors) == (said[-1] != "[DONE]")
+                assert not errors or said[-1] == errors[0]  # one, and nothing behind it
+                assert errors or joined(answer.body) == right
+                fates.append("broken off" if errors else "right")
+        return fates
+
+    with ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(ask, number) for number in range(6)]
+        try:
+            for _ in range(kills):
+                before = len(server.log("model opened"))
+                time.sleep(0.2)
+                os.kill(server.worker, signal.SIGKILL)
+                deadline = time.monotonic() + 60
+                while len(server.log("model opened")) == before:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+        finally:
+            time.sleep(0.2)
+            over.set()
+    fates = [fate for each in asking for fate in each.result()]
+    assert fates.count("right") >= 6
+    assert len(fates) - fates.count("right") <= kills
+    assert server.post(CHAT, HELLO).json["choices"][0]["message"]["content"] == right
+
+
+def test_clients_that_vanish_free_their_slot(server: Server) -> None:
+    """A dozen begin long answers and leave after the first step; the next answer does not wait for the rest of theirs."""
+    server.settle()
+    begun = time.monotonic()
+    assert events(server.post(CHAT, LONG).body)[-1] == "[DONE]"
+    whole = time.monotonic() - begun
+    before, begun = len(server.log("request")), time.monotonic()
+    for _ in range(12):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        connection.request("POST", CHAT, json.dumps(LONG), {"content-type": "application/json"})
+        assert connection.getresponse().read(64)
+        connection.sock.close() if connection.sock else None
+        connection.close()
+    waiting = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)  # this one leaves without a word
+    waiting.request(
+        "POST", CHAT, json.dumps({**LONG, "stream": False, "stream_mode": "text"}), {"content-type": "application/json"}
+    )
+    waiting.close()
+    assert server.post(CHAT, {**HELLO, "max_tokens": 8, "steps": 8}).status == 200
+    assert time.monotonic() - begun < 6 * whole + 1
+    server.settle()
+    left = [each for each in server.log("request")[before:] if each.get("left") or each["status"] == 499]
+    assert len(left) == 13
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that says it has this size, and holds one byte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def seeing(data: bytes | str) -> dict[str, Any]:
+    url = data if isinstance(data, str) else "data:image/png;base64," + base64.b64encode(data).decode()
+    return {**HELLO, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+def form(parts: list[tuple[str, str | None, bytes]]) -> tuple[bytes, str]:
+    body = b""
+    for name, file, data in parts:
+        named = f'; filename="{file}"' if file else ""
+        body += f'--cut\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + data + b"\r\n"
+    return body + b"--cut--\r\n", "multipart/form-data; boundary=cut"
+
+
+def _photo() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PHOTO = _photo()
+
+
+def raw(server: Server, data: bytes) -> Answered:
+    """What the server says to bytes that may be no HTTP."""
+    host, port = urlsplit(server.url).netloc.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(data)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return Answered(response.status, dict(response.getheaders()), response.read())
+
+
+def bad_fields(rng: random.Random) -> dict[str, Any]:
+    wrong: list[Any] = [-1, 1.5, "x", [], {}, True, 10**400, -(2**70), "\ud800", [[[]]], 2**64]
+    name = rng.choice(["max_tokens", "seed", "n", "stop", "messages", "stream", "stream_mode", "model", "steps", "temperature"])
+    fine = {"max_tokens": (), "seed": (), "n": (True,), "stop": ("x",), "steps": (), "temperature": (1.5,), "stream": (True,)}
+    value = rng.choice([each for each in wrong if each not in fine.get(name, ())])
+    return {**HELLO, name: value if value != [] or name != "stop" else [""]}
+
+
+def bad_message(rng: random.Random) -> dict[str, Any]:
+    content = rng.choice(
+        [None, 3, "", "  ", [], [3], [{"type": "audio"}], {"text": "x"}, "a" * 100_000, "\ud800", [{"type": "text"}]]
+    )
+    return {
+        **HELLO,
+        "messages": [rng.choice([3, None, "hi", {}, {"role": rng.choice(["user", "god", 3]), "content": content}])],
+    }
+
+
+def bad_paint(rng: random.Random) -> dict[str, Any]:
+    one = [("size", "9x9"), ("n", 0), ("n", 99), ("prompt", ""), ("prompt", 3), ("steps", -1), ("steps", 10**9), ("think", 3)]
+    more = [
+        ("side", "left"),
+        ("schedule", "nonsense"),
+        ("guidance", -1),
+        ("partial_images", 2),
+        ("output_format", "exe"),
+        ("nope", 1),
+    ]
+    name, value = rng.choice(one + more)
+    return {"prompt": "a cat", name: value}
+
+
+def bad_picture(rng: random.Random) -> dict[str, Any]:
+    noise = rng.randbytes(rng.randrange(200))
+    sizes = [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (5000, 5000), (0, 5), (1, 1 << 30)]
+    given = [noise, png_of(*rng.choice(sizes)), PHOTO[: rng.randrange(40)], b"GIF89a", b"%!PS-Adobe-3.0", b"<svg/>"]
+    return seeing(
+        rng.choice([*given, "http://127.0.0.1:1/x", "file:///etc/passwd", "data:image/png;base64,@@@", "data:,", "\\\\host\\x"])
+    )
+
+
+def bad_json(rng: random.Random) -> bytes:
+    text = json.dumps(HELLO).encode()
+    cut = text[: rng.randrange(len(text))]
+    odd = [b"", b"null", b"[]", b"3", b"NaN", b"[" * 90_000, b'{"a":' * 9_000, b'{"seed":1,"seed":2}', b"\xff\xfe", b"9" * 5000]
+    return rng.choice([cut, rng.randbytes(50), *odd])
+
+
+def bad_edit(rng: random.Random) -> tuple[bytes, str]:
+    image, mask = ("image", "a.png", PHOTO), ("mask", "m.png", PHOTO)  # a mask that is black covers nothing
+    words = ("prompt", None, b"a cat")
+    return form(
+        rng.choice(
+            [
+                *([image, words], [image, mask, words], [mask, words], [words], [image, image, mask, words]),
+                *([image, mask], [image, mask, words, words], [image, ("other", "a.png", PHOTO), words], []),
+                *(
+                    [("image", "a.png", rng.randbytes(64)), mask, words],
+                    [("image", "a.png", png_of(60_000, 60_000)), mask, words],
+                ),
+                *([image, words, ("side", None, b"up")], [image, words, ("side", None, b"left"), ("amount", None, b"9")]),
+                *(
+                    [image, words, ("amount", None, b"nan")],
+                    [image, mask, words, ("size", None, b"3x3")],
+                    [("image", None, b"x"), words],
+                ),
+            ]
+        )
+    )
+
+
+def bad_bytes(rng: random.Random) -> bytes:
+    lines = [
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"G\xe9T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 tls\r\n\r\n",
+        b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /%2e%2e/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/models/%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: \xff\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: \xff\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ]
+    return rng.choice(lines)
+
+
+def test_three_hundred_bad_requests_are_refused_in_a_line(server: Server) -> None:
+    server.settle()
+    rng, before = random.Random(2), resident(server)
+    made: list[Callable[[], Answered]] = [
+        *(lambda: server.post(CHAT, bad_fields(rng)),) * 80,
+        *(lambda: server.post(CHAT, bad_message(rng)),) * 45,
+        *(lambda: server.post(PAINT, bad_paint(rng)),) * 45,
+        *(lambda: server.post(CHAT, bad_picture(rng)),) * 45,
+        *(lambda: server.post(CHAT, bad_json(rng)),) * 35,
+        *(lambda: server.post(EDIT, (made := bad_edit(rng))[0], **{"content-type": made[1]}),) * 30,
+        *(lambda: raw(server, bad_bytes(rng)),) * 28,
+        *(lambda: server.post(CHAT, b" " * 2_100_000),) * 2,
+    ]
+    rng.shuffle(made)
+    assert len(made) >= 300
+    for send in made:
+        answer = send()
+        assert 400 <= answer.status < 500, (answer.status, answer.body[:300])
+        assert str(Path(__file__).parents[2]) not in answer.said
+        assert "Traceback" not in answer.said
+        assert "/tmp" not in answer.said
+    assert server.post(CHAT, HELLO).status == 200
+    assert not server.log("fault"), server.log("fault")
+    assert not server.log("task failed"), server.log("task failed")
+    assert resident(server) < before + 40e6
+    assert server.process.poll() is None
+
+
+def resident(server: Server) -> int:
+    """Bytes of the server and its worker."""
+    return sum(
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for pid in (server.process.pid, server.worker)
+    )
+
+
+def test_logs_hold_no_prompt(server: Server) -> None:
+    secret = "xyzzyplugh"
+    for content in ({**HELLO, "messages": [{"role": "user", "content": secret}]}, {"model": secret}, {**HELLO, secret: 1}):
+        server.post(CHAT, content)
+    server.post(PAINT, {"prompt": secret, "steps": 2, "think": "<think>"})
+    server.ask("GET", f"/{secret}")
+    server.settle()
+    assert len(server.log("request")) >= 5
+    assert secret not in server.everything
+
+
+def test_what_runs_is_finished_when_the_server_is_stopped(tiny_bundle: Path, tmp_path: Path) -> None:
+    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1") as own:
+        connection = http.client.HTTPConnection(urlsplit(own.url).netloc, timeout=60)
+        connection.request("POST", CHAT, json.dumps(LONG), {"content-type": "application/json"})
+        response = connection.getresponse()
+        first = response.read(64)
+        worker = own.worker
+        own.process.send_signal(signal.SIGTERM)
+        assert events(first + response.read())[-1] == "[DONE]"
+        connection.close()
+        assert own.process.wait(timeout=60) == 0
+        assert not Path(f"/proc/{worker}/statm").exists()
+        with pytest.raises(ConnectionRefusedError):
+            own.ask("GET", "/healthz")
+
+
+def test_no_worker_outlives_its_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1") as own:
+        worker = own.worker
+        own.process.kill()
+        own.process.wait()
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
