@@ -134,7 +134,8 @@ def test_a_signal_ends_it_and_leaves_nothing(
         if pause == "write":  # stands still in the middle of its writing
             patched += "os.fsync = lambda handle: (os.write(1, b'now'), time.sleep(60))\n"
         else:
-            patched += "os.write(1, b'now')\n"  # Python itself has begun
+            patched += "from mmada_lite.cli import process\nheed = process._heed\n"
+            patched += "process._heed = lambda: (heed(), os.write(1, b'now'))\n"  # Python itself has begun, and we
         patched += "from mmada_lite.__main__ import main\nsys.argv[0] = 'mmada-lite'\nsys.exit(main())"
         process = subprocess.Popen(
             [sys.executable, "-c", patched, *map(str, words[verb])],

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 KILLS, FORCED, PAIRS = 40, 10, 10
 VERBS: Mapping[str, tuple[str, ...]] = {  # how each writes, from a checkpoint to a bundle of its own kind
     "export": ("export", "{checkpoint}", "-o", "{output}", "--precision", "int8"),
-    "quantize": ("quantize", "{checkpoint}", "-o", "{output}", "--method", "gptq", "--prompt-count", "1", "--format", "int8"),
+    "quantize": ("quantize", "{checkpoint}", "-o", "{output}", "--method", "rtn", "--format", "int8"),
 }
 LOADED = "import sys\nfrom mmada_lite import load\nload(sys.argv[1], device='cpu', threads=1).chat('a b').result()"
 
