@@ -6,7 +6,7 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,8 @@ MANIFEST = "bundle.json"
 FORMAT = "mmada-lite-bundle"
 FORMAT_VERSION = 2
 HASHED_UP_TO = 256 << 20  # bytes; opening hashes larger bundles only when asked, `hashing` while they work
+LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
+LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time: 31 rows of the published vocabulary
 _AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
 _KEYS_1 = (
     *("format", "format_version", "name", "architecture", "vocabulary", "image"),
@@ -34,6 +36,17 @@ _KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
 NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
+
+_RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
+    {
+        int: lambda value: type(value) is int and value >= 0,
+        str: lambda value: isinstance(value, str),
+        str | None: lambda value: value is None or isinstance(value, str),
+        int | None: lambda value: value is None or (type(value) is int and value >= 0),
+        bool | None: lambda value: value is None or type(value) is bool,
+        dict[str, str]: lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+    }
+)  # type of a field -> whether a value of JSON is one
 
 Record = TypeVar("Record")
 Fingerprint = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
@@ -405,15 +418,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return tuple(value)
     if kind is float and type(value) in (int, float):
         return float(max(-1e300, min(value, 1e300)))  # `check_value` says which there can be
-    right = {
-        int: type(value) is int and value >= 0,
-        str: isinstance(value, str),
-        str | None: value is None or isinstance(value, str),
-        int | None: value is None or (type(value) is int and value >= 0),
-        bool | None: value is None or type(value) is bool,
-        dict[str, str]: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
-    }
-    if not right.get(kind, False):
+    if not _RIGHT.get(kind, lambda _: False)(value):
         raise Error(f"{where} is {shown(value)}, which it cannot be; {_AGAIN}")
     return value
 
