@@ -22,7 +22,7 @@ READ_BY = {
     **{"image_encoder": ("ask",), "image_decoder": ("paint",)},
 }
 SHIPPED = Path(__file__).parents[1] / "train" / "shipped" / "emoji"
-_BLOCKS = dict.fromkeys(("embedder", "backbone", "text_head", "image_head"), "int8-b128")
+_BLOCKS = dict.fromkeys(("backbone", "text_head", "image_head"), "int8-b128")
 # Precision of the packaged model -> what `export_checkpoint` is told; nothing, it is packaged so.
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "fp16": {},
