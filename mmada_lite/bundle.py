@@ -5,7 +5,7 @@ It knows what bundle.json holds and says in one line what is wrong with a folder
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +25,8 @@ MANIFEST = "bundle.json"
 FORMAT = "mmada-lite-bundle"
 FORMAT_VERSION = 2
 HASHED_UP_TO = 256 << 20  # bytes; opening hashes larger bundles only when asked, `hashing` while they work
+LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
+LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time: 31 rows of the published vocabulary
 _AGAIN = "fetch the bundle again, or write it with `mmada-lite export CHECKPOINT -o FOLDER`"
 _KEYS_1 = (
     *("format", "format_version", "name", "architecture", "vocabulary", "image"),
@@ -36,8 +38,18 @@ _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
 NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
 
+_RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
+    {
+        int: lambda value: type(value) is int and value >= 0,
+        str: lambda value: isinstance(value, str),
+        str | None: lambda value: value is None or isinstance(value, str),
+        int | None: lambda value: value is None or (type(value) is int and value >= 0),
+        bool | None: lambda value: value is None or type(value) is bool,
+        dict[str, str]: lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+    }
+)  # type of a field -> whether a value of JSON is one
+
 Record = TypeVar("Record")
-Fingerprint = tuple[int, int, int]  # size, time of change in nanoseconds, number of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +173,6 @@ class Bundle:
         if name not in self.graphs:
             raise Error(f"{self.path} has no graph {name!r}; it has {', '.join(self.graphs)}")
         return self.path / self.graphs[name].file
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
-    """The files of a bundle as they were when it was opened. Sessions map them, so that a change would be read mid-way."""
-
-    path: Path
-    files: Mapping[str, Fingerprint | None]
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> "Fingerprints":
-        return cls(bundle.path, {name: _fingerprint(bundle.path / name) for name in (MANIFEST, *bundle.files)})
-
-    def check(self) -> None:
-        """Raise Error when a file was replaced, altered or removed since."""
-        for name, before in self.files.items():
-            now = _fingerprint(self.path / name)
-            if now != before:
-                what = "is gone" if now is None else "has changed on disk"
-                raise Error(f"{self.path / name} {what} since the model was loaded; load the model again")
 
 
 class BundleWriter(AtomicFolder):
@@ -411,15 +403,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
         return tuple(value)
     if kind is float and type(value) in (int, float):
         return float(max(-1e300, min(value, 1e300)))  # `check_value` says which there can be
-    right = {
-        int: type(value) is int and value >= 0,
-        str: isinstance(value, str),
-        str | None: value is None or isinstance(value, str),
-        int | None: value is None or (type(value) is int and value >= 0),
-        bool | None: value is None or type(value) is bool,
-        dict[str, str]: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
-    }
-    if not right.get(kind, False):
+    if not _RIGHT.get(kind, lambda _: False)(value):
         raise Error(f"{where} is {shown(value)}, which it cannot be; {_AGAIN}")
     return value
 
@@ -438,11 +422,3 @@ def _check_keys(content: Mapping[str, Any], known: Collection[str], required: Co
     for key in required:
         if key not in content:
             raise Error(f"{where}: the key {key!r} is missing; {_AGAIN}")
-
-
-def _fingerprint(path: Path) -> Fingerprint | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino

@@ -7,7 +7,7 @@ It knows no function and no model. Pictures, ids and codes are read where they a
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -29,16 +29,19 @@ _MENDING: Mapping[str, str] = MappingProxyType(
 
 def checked(call: Call) -> Call:
     """A decorator of a public function: its arguments are what it declares when it runs, and else raise Error."""
-    signature = inspect.signature(call)
 
     @wraps(call)
     def read_and_call(*given: Any, **named: Any) -> Any:
+        signature = _signature(call)
         bound = bind(signature, call.__name__, given, named)
         for name, value in bound.arguments.items():
             bound.arguments[name] = read(name, value, signature.parameters[name].annotation)
         return call(*bound.args, **bound.kwargs)
 
     return read_and_call  # type: ignore[return-value]
+
+
+_signature = cache(inspect.signature)  # at the first call: to read it takes longer than the rest of an import
 
 
 def bind(signature: inspect.Signature, called: str, given: Sequence[Any], named: Mapping[str, Any]) -> inspect.BoundArguments:

@@ -70,10 +70,10 @@ def check_words(content: Any, where: str, keep: str = "") -> None:
     """Raise Error where a text, a key or a value, holds what a terminal would obey, but for `keep`, or nests too deeply."""
     level: list[Any] = [content]
     for _ in range(_DEEPEST):
-        for text in (item for item in level if isinstance(item, str)):
+        for text in (item for item in level if isinstance(item, str) and not item.isprintable()):
             if text != printable(text, keep):
                 raise Error(f"{where}: {shown(text)} holds a control character; fetch the file again")
-        level = [part for item in level for part in _parts(item)]
+        level = [part for item in level if not isinstance(item, str) for part in _parts(item)]
     if level:
         raise Error(f"{where}: it nests deeper than {_DEEPEST} levels; fetch the file again")
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from mmada_lite.bundle import Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.bundle import LARGE, LOGITS, Architecture, Bundle, ImageInfo, WeightGroup
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 
@@ -41,8 +41,6 @@ Task = Literal["answer", "drawing"]
 TASKS: tuple[Task, ...] = get_args(Task)
 MB = 10**6
 RUNTIME, CONTEXT, SESSION = 79 * MB, 350 * MB, 6_500_000
-LARGE = 1 << 30  # bytes of weights from which a CPU's memory decides what is open at a time
-LOGITS = 1 << 24  # bytes of logits that a head of such a model makes at a time: 31 rows of the published vocabulary
 _PROMPT = 32  # tokens of a question or a caption with its special tokens, when nothing is said
 _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where its scale takes `_SCALE` on disk
 _SCALE = {"fp16": 2, "fp32": 4}

@@ -126,13 +126,14 @@ class Vocabulary:
 
 class Tokenizer:
     """A `tokenizers` file. The three chat-header tokens are added where the file lacks them, as the reference does. What
-    training cuts, pads and drops is left undone. lower_case: A to Z of a text are read as a to z, for a model that was taught
-    no capitals. Raises Error where ids do not count from 0 to the last without a gap."""
+    training cuts, pads, drops and puts around a text is left undone. lower_case: A to Z of a text are read as a to z, for a
+    model that was taught no capitals. Raises Error where ids do not count from 0 without a gap."""
 
     def __init__(self, inner: tokenizers.Tokenizer, *, lower_case: bool = False) -> None:
         self._inner, self._lower_case = inner, lower_case
         inner.no_truncation()
         inner.no_padding()
+        inner.post_processor = tokenizers.processors.Sequence([])  # a template may double a text, or leave it out
         if getattr(inner.model, "dropout", None):
             inner.model.dropout = None
         missing = [_SPELLINGS[name][0] for name in _HEADERS if inner.token_to_id(_SPELLINGS[name][0]) is None]

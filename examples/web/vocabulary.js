@@ -10,7 +10,8 @@ export class Vocabulary {
   constructor(numbers, rows, tokenizer, lowerCase = false) {
     this.lowerCase = lowerCase;
     [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
-    const json = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
+    const file = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
+    const json = { ...file, post_processor: null }; // what training puts around a text is left undone
     const settings = { clean_up_tokenization_spaces: false };
     checkAdded(json);
     this.reader = new Tokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, settings);

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_fields
-from functools import wraps
+from functools import cache, wraps
 from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -127,6 +127,11 @@ def setting(
 
 def settings_of(cls: Any) -> tuple[Setting, ...]:
     """The settings that a class declares, in order."""
+    return _settings_of(cls)
+
+
+@cache
+def _settings_of(cls: Any) -> tuple[Setting, ...]:
     return tuple(_setting_of(each) for each in fields(cls) if each.name != _LAYER)
 
 
@@ -155,12 +160,12 @@ def _check_layer(value: object, layer: type[Any]) -> None:
 def known_names_only(cls: type[Class]) -> type[Class]:
     """A decorator of a dataclass: a keyword that it does not have is an Error that says the right one, not a TypeError."""
     construct = cls.__init__
-    signature = inspect.signature(construct)
 
     @wraps(construct)
     def refuse_or_construct(self: Any, *args: Any, **names: Any) -> None:
         check_names(names, [each.name for each in fields(cls)], layer_of(cls))  # type: ignore[arg-type]
-        bind(signature, cls.__name__, (self, *args), names)
+        if args:  # names that are known do not fail
+            bind(inspect.signature(construct), cls.__name__, (self, *args), names)
         construct(self, *args, **names)
 
     cls.__init__ = refuse_or_construct  # type: ignore[method-assign]

@@ -12,8 +12,6 @@ from types import MappingProxyType
 import numpy as np
 
 from mmada_lite.errors import Error
-from mmada_lite.ort import nvidia
-from mmada_lite.ort.device_graphs import FLOAT, join_graph
 from mmada_lite.ort.session import PROVIDERS, RTX_PLUGIN, Device, first_line, onnxruntime_package, open_session
 
 DEVICES = ("auto", *PROVIDERS)
@@ -52,6 +50,8 @@ def fault(device: str) -> str | None:
         return None
     if (lacking := not_installed(device)) is not None:
         return lacking
+    from mmada_lite.ort import nvidia  # a CPU does without, and is found sooner
+
     if nvidia.version() is None:
         return f"there is no NVIDIA driver here ({nvidia.LIBRARY}), which {provider.what} needs; {DRIVER}"
     if not nvidia.cards():
@@ -75,6 +75,8 @@ def not_installed(device: str) -> str | None:
 
 def trial(device: str) -> None:
     """Open the smallest graph on the device and run it. Raises whatever goes wrong."""
+    from mmada_lite.ort.device_graphs import FLOAT, join_graph
+
     session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1)
     one = np.ones((1, 1, 1), dtype=np.float32)
     (joined,) = session.run(None, {"a": one, "b": one})

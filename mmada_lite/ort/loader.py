@@ -6,7 +6,6 @@ graphs mean is `denoiser`'s and `device_denoiser`'s.
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,17 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite import memory_plan
-from mmada_lite.bundle import MANIFEST, Bundle, Fingerprints
+from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.hashing import hash_in_background
+from mmada_lite.hashing import Fingerprints, hash_in_background
 from mmada_lite.images import Codec
-from mmada_lite.ort import devices, engines, measured, nvidia
+from mmada_lite.ort import devices
 from mmada_lite.ort.denoiser import OnnxDenoiser
-from mmada_lite.ort.device_denoiser import DeviceDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
 from mmada_lite.ort.session import (
@@ -116,6 +113,11 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
     """Say aloud where a bundle will be slow on this device, by what was measured here before; nothing is measured now."""
     rounds = _rounds_activations(bundle)
     fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.name == "cpu"
+    group = bundle.quantization.get("backbone")
+    if fits and (device.name != "cpu" or group is None or group.format not in ("int8", "int4")):
+        return
+    from mmada_lite.ort import measured  # other bundles load sooner without
+
     if not fits:
         target = "tensorrt" if device.name == "rtx" else device.name
         speeds = measured.kept() if target == "cpu" else None
@@ -123,7 +125,7 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
             "%s is made for %s and will be slow on %s; export it with --target %s%s",
             *(bundle.path.name, bundle.target, device.name, target, f" {measured.EXPORTS[speeds.best]}" if speeds else ""),
         )
-    elif device.name == "cpu" and measured.form_of(bundle) not in (None, "fp32"):
+    else:
         speeds = measured.kept()
         if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
             _log.warning("%s", slow)
@@ -142,10 +144,11 @@ def open_denoiser(
 def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap) -> Denoiser:
     sessions = {name: wrap(name, session) for name, session in _open_graphs(bundle, device, threads).items()}
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
-    if device.name == "cpu":
-        sparing = (memory_plan.LOGITS, run_without_arena()) if large else ()
-        return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim, guard, *sparing)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
+    if device.name == "cpu":
+        return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
+    from mmada_lite.ort.device_denoiser import DeviceDenoiser  # most machines do without, and load sooner
+
     return DeviceDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 
 
@@ -174,17 +177,19 @@ def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> Co
 
 def is_large(bundle: Bundle, device: Device) -> bool:
     """Whether memory decides what is open at a time."""
-    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= memory_plan.LARGE
+    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
 
 
 def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
     """One graph of a bundle on a device, by its engine where one fits."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
-    by_engine = _ENGINES.get(device.name) if graph in engines.ENGINES_OF else None
-    if by_engine is not None:
-        engine: onnxruntime.InferenceSession = _guard(bundle, device)(lambda: by_engine(bundle, graph, device, threads), graph)
-        return engine
-    session: onnxruntime.InferenceSession = _guard(bundle, device)(lambda: open_session(path, device, threads), graph)
+    session: onnxruntime.InferenceSession
+    if device.name in ("rtx", "tensorrt") and graph not in ("embedder", *_CODEC):
+        from mmada_lite.ort.engine_sessions import open_engine
+
+        session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
+        return session
+    session = _guard(bundle, device)(lambda: open_session(path, device, threads), graph)
     check_interface(bundle, graph, session)
     return session
 
@@ -192,45 +197,6 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
 def threads_of(graph: str, threads: int | None) -> int | None:
     """The threads of one graph's session: the embedder looks a table up, and other threads would only be woken for it."""
     return 1 if graph == "embedder" else threads
-
-
-def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """The engine that was built ahead of time; without one the provider builds its own, which is said."""
-    key, why = engines.find(bundle, graph, nvidia.cards()[0].compute_capability, version=devices.rtx_version())
-    if key is not None:
-        several = {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
-        return open_session(engines.host_graph_path(bundle, key), device, threads, several)
-    _log.warning("%s: it is built now, which takes a while; `mmada-lite export %s --engine rtx` keeps it", why, bundle.path)
-    return open_session(bundle.graph_path(graph), device, threads, engines.shape_options(bundle, graph, "nv_profile_{}_shapes"))
-
-
-def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
-    capability = nvidia.cards()[0].compute_capability
-    key, _ = engines.find(bundle, graph, capability, "tensorrt")
-    if key is not None:
-        return open_session(engines.host_graph_path(bundle, key), device, threads)
-    cache = engines.provider_folder(bundle, graph, capability)
-    settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
-    settings |= {"trt_timing_cache_path": str(cache), "trt_fp16_enable": "1"}
-    settings |= engines.shape_options(bundle, graph, "trt_profile_{}_shapes")
-    fresh = not any(cache.iterdir())
-    if fresh:
-        _log.warning("%s: TensorRT builds its engine for compute capability %s now, which takes a while", graph, capability)
-    try:
-        return open_session(bundle.graph_path(graph), device, threads, settings)
-    except OutOfMemory:
-        raise
-    except Error as error:
-        if fresh:
-            raise
-        _log.warning("the engines in %s are corrupt or of another TensorRT (%s): building them anew", cache, error)
-        shutil.rmtree(cache)
-        engines.provider_folder(bundle, graph, capability)
-        return open_session(bundle.graph_path(graph), device, threads, settings)
-
-
-_ENGINES: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}
 
 
 def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str], Any]:
@@ -251,6 +217,9 @@ def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str],
 
 def _plan(bundle: Bundle, device: Device) -> str:
     """What the plan counts, what there is, and what to do."""
+    from mmada_lite import memory_plan
+    from mmada_lite.ort import nvidia
+
     counted = memory_plan.need(
         memory_plan.Shape.of(bundle),
         bundle.quantization,

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from cpp_host import Host, build
 from numpy.typing import NDArray
+from odd_pictures import odd_pictures
 from PIL import Image
 
+import mmada_lite
 from mmada_lite import Error, images
 
 SIDE = 64
@@ -38,6 +40,18 @@ def test_pictures_are_fitted_to_the_same_bytes(host: Host) -> None:
         for how in ("crop", "squash"):
             found = host.call("fitted", picture=raster(array), side=SIDE, **({"squash": True} if how == "squash" else {}))
             assert bytes(found["bytes"]) == images.fit(Image.fromarray(array), SIDE, how).tobytes(), (width, height, how)
+
+
+def test_odd_pictures_have_the_same_codes(host: Host) -> None:
+    """As Python reads their files, since the host takes pixels."""
+    model = mmada_lite.load(device="cpu", threads=1)
+    host.call("load", folder=str(model.bundle.path), threads=1)
+    for name, file in odd_pictures():
+        pixels = raster(np.asarray(images.open_picture(file)))
+        for how, squash in (("crop", {}), ("squash", {"squash": True})):
+            square = {"width": SIDE, "height": SIDE, "bytes": host.call("fitted", picture=pixels, side=SIDE, **squash)["bytes"]}
+            found = host.call("codes_of", picture=square)["codes"]
+            assert found == model.codes_of(file, how).reshape(-1).tolist(), (name, how)
 
 
 def test_masks_lose_nothing_and_cover_the_same_cells(host: Host) -> None:

@@ -24,7 +24,7 @@ from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import Model
-from mmada_lite.ort import devices, engines, lazy, loader, nvidia, session
+from mmada_lite.ort import devices, engine_sessions, engines, lazy, loader, nvidia, session
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.device_denoiser import DeviceDenoiser, DeviceKeyValues, Handle
 from mmada_lite.ort.device_graphs import FLOAT, HALF, cut_graph, join_graph, pick_graph
@@ -321,7 +321,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, world: Callable[..., None]) -> list[
         calls.append((graph, dict(settings or {})))
         return "a session"
 
-    monkeypatch.setattr(loader, "open_session", record)
+    monkeypatch.setattr(engine_sessions, "open_session", record)
     return calls
 
 
@@ -372,14 +372,14 @@ def test_a_corrupt_cache_of_tensorrt_is_built_anew_and_that_is_said(
     cache = Path(opened[-1][1]["trt_engine_cache_path"])
     assert cache == lowered.path / "engines" / "tensorrt-sm89" / "backbone"
     (cache / "x_sm89.engine").write_bytes(b"rubbish")
-    record = loader.open_session
+    record = engine_sessions.open_session
 
     def refuses(graph: Any, device: Device, threads: int | None = None, settings: Any = None) -> Any:
         if (cache / "x_sm89.engine").exists():
             raise Error("onnxruntime cannot load backbone.onnx: could not deserialize engine")
         return record(graph, device, threads, settings)
 
-    monkeypatch.setattr(loader, "open_session", refuses)
+    monkeypatch.setattr(engine_sessions, "open_session", refuses)
     assert loader.open_graph(lowered, "backbone", Device("tensorrt", "a test")) == "a session"
     assert "are corrupt or of another TensorRT" in caplog.text
     assert "building them anew" in caplog.text

@@ -174,6 +174,7 @@ def test_what_training_cuts_pads_and_drops_is_undone(tiny_checkpoint: Path, tmp_
     inner.enable_truncation(2)
     inner.enable_padding(length=64)
     inner.model.dropout = 0.5
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single="$A $A", pair="$A $B $A", special_tokens=[])
     inner.save(str(source / "tokenizer.json"))
     assert Tokenizer.from_file(source / "tokenizer.json").encode("a longer text") == plain
     written = json.loads((export_checkpoint(source, tmp_path / "b") / "tokenizer.json").read_text(encoding="utf-8"))

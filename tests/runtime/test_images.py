@@ -2,6 +2,7 @@
 
 It needs numpy, pillow and safetensors alone, so that it runs on the lowest and on the newest pillow (.ci/run)."""
 
+import hashlib
 import io
 import json
 import struct
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from made_pictures import noise, png, saved
 from numpy.typing import NDArray
+from odd_pictures import SQUARE, odd_pictures
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -92,6 +94,16 @@ def test_every_pillow_gives_the_bytes_of_the_law() -> None:
         for how in ("crop", "squash"):
             fitted = np.asarray(images.fit(Image.fromarray(array), 64, how))
             assert np.array_equal(fitted, by_the_law(array, 64, how)), (width, height, how)
+
+
+def test_odd_pictures_have_the_recorded_bytes_with_every_pillow() -> None:
+    recorded = json.loads((Path(__file__).parent / "recorded" / "odd_pictures.json").read_text())
+    found = {}
+    for name, file in odd_pictures():
+        fitted = [images.fit(images.open_picture(file), SQUARE, how).tobytes() for how in ("crop", "squash")]
+        found[name] = [hashlib.sha256(content).hexdigest()[:16] for content in fitted]
+    assert len(found) > 60
+    assert found == recorded
 
 
 def test_a_way_to_fit_that_is_none_is_refused() -> None:

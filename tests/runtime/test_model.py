@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import mmada_lite
-from mmada_lite import Error, ImageSettings, TextSettings, memory_plan
+from mmada_lite import Error, ImageSettings, TextSettings
 from mmada_lite.decoding.denoiser import Window
 from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.ort import loader
@@ -44,7 +44,7 @@ def test_a_large_model_reads_the_picture_before_its_weights_come(
     answer, drawn = model.ask(picture, "what is this?").text, model.paint("a cat", FEW, seed=3).picture
     opened: list[str] = []
     open_session = loader.open_session
-    monkeypatch.setattr(memory_plan, "LARGE", 0)
+    monkeypatch.setattr(loader, "LARGE", 0)
     monkeypatch.setattr(loader, "open_session", lambda path, *rest: opened.append(path.stem) or open_session(path, *rest))
     large = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
     assert not opened

@@ -82,6 +82,23 @@ def test_texts_become_the_same_ids(page: Page, model: mmada_lite.Model) -> None:
     assert page.run(f"return {json.dumps(back)}.map((text) => model.vocabulary.decode(model.vocabulary.encode(text)))") == back
 
 
+def test_what_training_cuts_pads_and_puts_around_is_undone(page: Page, model: mmada_lite.Model) -> None:
+    assert model.bundle.tokenizer_path is not None
+    content = json.loads(model.bundle.tokenizer_path.read_text(encoding="utf-8"))
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    twice = [{"Sequence": {"id": "A", "type_id": 0}}] * 2
+    content["post_processor"] = {"type": "TemplateProcessing", "single": twice, "pair": twice, "special_tokens": {}}
+    content["model"]["dropout"] = 0.9
+    script = (
+        f"const {{ Vocabulary }} = await import('./vocabulary.js'); const file = {json.dumps(content)}; "
+        "const numbers = { special: model.vocabulary.special, image_code_offset: model.vocabulary.codeOffset }; "
+        "const bytes = new TextEncoder().encode(JSON.stringify(file)); "
+        "return new Vocabulary(numbers, model.vocabulary.rows, bytes).encode('a longer text')"
+    )
+    assert page.run(script) == model.encode("a longer text")
+
+
 def test_the_page_draws_what_python_draws(page: Page, model: mmada_lite.Model) -> None:
     """A caption and a seed are typed, the button is pressed, and the canvas is looked at: each step, and the end."""
     steps = _draw_on_the_page(page, CAPTIONS[0], seed=11)

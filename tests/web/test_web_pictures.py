@@ -1,12 +1,14 @@
 """Pictures in the browser against Python's: the same bytes of every size and transparency, the same masks, the same codes."""
 
 import base64
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 from browser import Page
 from numpy.typing import NDArray
+from odd_pictures import odd_pictures
 from PIL import Image
 
 import mmada_lite
@@ -65,6 +67,16 @@ def test_pictures_of_any_size_have_the_same_codes(page: Page, model: mmada_lite.
         for how in ("crop", "squash"):
             found = page.run(f"{TOOLS} return await model.codesOf({held(np.asarray(picture))}, '{how}')")
             assert found == model.codes_of(picture, how).reshape(-1).tolist(), (size, how)
+
+
+def test_odd_pictures_have_the_same_codes(page: Page, model: mmada_lite.Model) -> None:
+    """From RGBA, as a canvas has it: of files with transparency their own, of the others what Python reads."""
+    for name, file in odd_pictures():
+        opened = Image.open(io.BytesIO(file))
+        pixels = opened if opened.mode == "RGBA" else images.open_picture(file).convert("RGBA")
+        for how in ("crop", "squash"):
+            found = page.run(f"{TOOLS} return await model.codesOf({held(np.asarray(pixels))}, '{how}')")
+            assert found == model.codes_of(file, how).reshape(-1).tolist(), (name, how)
 
 
 @pytest.mark.parametrize(

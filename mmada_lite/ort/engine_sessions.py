@@ -1,0 +1,65 @@
+"""A transformer's graph on a card by its TensorRT engine: built ahead of time where one fits, else by the provider, aloud.
+
+It knows the providers' options for it; which engines a bundle has is `engines`' business.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mmada_lite.bundle import Bundle
+from mmada_lite.errors import Error
+from mmada_lite.ort import devices, engines, nvidia
+from mmada_lite.ort.session import Device, OutOfMemory, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_log = logging.getLogger("mmada_lite")
+
+
+def open_engine(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+    """The session of a graph in `engines.ENGINES_OF` on rtx or tensorrt. Raises Error when it does not load, OutOfMemory when
+    there is no room."""
+    engine: onnxruntime.InferenceSession = _OPENERS[device.name](bundle, graph, device, threads)
+    return engine
+
+
+def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+    """The engine that was built ahead of time; without one the provider builds its own, which is said."""
+    key, why = engines.find(bundle, graph, nvidia.cards()[0].compute_capability, version=devices.rtx_version())
+    if key is not None:
+        several = {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
+        return open_session(engines.host_graph_path(bundle, key), device, threads, several)
+    _log.warning("%s: it is built now, which takes a while; `mmada-lite export %s --engine rtx` keeps it", why, bundle.path)
+    return open_session(bundle.graph_path(graph), device, threads, engines.shape_options(bundle, graph, "nv_profile_{}_shapes"))
+
+
+def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+    """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
+    capability = nvidia.cards()[0].compute_capability
+    key, _ = engines.find(bundle, graph, capability, "tensorrt")
+    if key is not None:
+        return open_session(engines.host_graph_path(bundle, key), device, threads)
+    cache = engines.provider_folder(bundle, graph, capability)
+    settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
+    settings |= {"trt_timing_cache_path": str(cache), "trt_fp16_enable": "1"}
+    settings |= engines.shape_options(bundle, graph, "trt_profile_{}_shapes")
+    fresh = not any(cache.iterdir())
+    if fresh:
+        _log.warning("%s: TensorRT builds its engine for compute capability %s now, which takes a while", graph, capability)
+    try:
+        return open_session(bundle.graph_path(graph), device, threads, settings)
+    except OutOfMemory:
+        raise
+    except Error as error:
+        if fresh:
+            raise
+        _log.warning("the engines in %s are corrupt or of another TensorRT (%s): building them anew", cache, error)
+        shutil.rmtree(cache)
+        engines.provider_folder(bundle, graph, capability)
+        return open_session(bundle.graph_path(graph), device, threads, settings)
+
+
+_OPENERS: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}
