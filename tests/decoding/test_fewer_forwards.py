@@ -281,6 +281,14 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
     assert saved > 0
 
 
+@pytest.mark.parametrize(("sure", "written"), [(1.0, [[*range(3, 9)], [9, 10]]), (0.5, [[p] for p in range(3, 11)])])
+def test_the_threshold_counts_alike_within_a_block_and_beyond_it(sure, written):
+    """Exactly as probable as the threshold is probable enough; `lookahead` reaches so many tokens and no more."""
+    chosen = TextSettings(8, 8, 4).replace(threshold=1.0, lookahead=2)
+    steps = text(chosen, certainty=dict.fromkeys(range(20), sure))[2]
+    assert [step.positions.tolist() for step in steps] == written
+
+
 @pytest.mark.parametrize("closing", [[8], [7, 8]])
 def test_what_follows_a_thought_waits_for_it(closing):
     """All is as sure as can be and would be written at once; 8 stands at position 8, 7 before it."""
