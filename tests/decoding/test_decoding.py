@@ -102,8 +102,10 @@ def test_a_masked_prompt_position_is_filled_too():
 
 def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
     chosen = TextSettings(answer_length=4, steps=2, block_length=4)
-    canvas, _, _ = text(chosen, planted=dict.fromkeys(range(20), SPECIAL.mask))
+    canvas, _, steps = text(chosen, planted=dict.fromkeys(range(20), SPECIAL.mask))
     assert canvas.tokens[0, 3:].tolist() == [7, 7, 7, 7]
+    among_the_others = 2 - np.log(np.exp(2) + 142)  # logits of the mock: 2 for that token, 0 for every other but the mask
+    assert [step.log_probabilities.tolist() for step in steps] == [pytest.approx([among_the_others] * 2)] * 2
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():
