@@ -269,7 +269,7 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
     saved = 0
     for prompt in prompts(60):
         for cache in ("none", "prefix", "dual"):
-            _, steps, _ = decoded(chosen.replace(cache=cache), prompt)
+            _, steps, model = decoded(chosen.replace(cache=cache), prompt)
             done: set[int] = set(range(len(prompt)))
             for step in steps:
                 done |= set(step.positions.tolist())
@@ -277,6 +277,9 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
                 stop = len(prompt) + ((min(set(range(99)) - (done - set(step.positions.tolist()))) - len(prompt)) // 4 + 1) * 4
                 assert last < stop or set(range(last + 1)) <= done
                 assert last < stop + 6
+                _, first, end = model.windows[step.model_calls - 1]
+                assert first <= min(step.positions)
+                assert last < end  # what no call computed is not written
         saved += len(decoded(chosen.replace(lookahead=0), prompt)[1]) - len(decoded(chosen, prompt)[1])
     assert saved > 0
 
