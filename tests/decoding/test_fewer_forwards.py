@@ -161,11 +161,19 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     assert drafted < alone
 
 
-def test_a_draft_that_holds_saves_all_that_it_foresaw():
-    chosen = TextSettings(answer_length=9, steps=9, block_length=9).replace(speculative_steps=4)
+@pytest.mark.parametrize(
+    ("change", "calls", "drafts"),
+    [
+        ({}, [1, 2, 2, 2, 2, 3, 3, 3, 3], [1, 4, 4]),
+        ({"order": "random"}, [1, 2, 2, 2, 2, 3, 3, 3, 3], [1, 4, 4]),
+        ({"steps": 7}, [1, 2, 2, 2, 2, 3, 3], [1, 4, 2]),  # two tokens at each of the first two steps; no draft beyond the end
+    ],
+)
+def test_a_draft_that_holds_saves_all_that_it_foresaw(change, calls, drafts):
+    chosen = TextSettings(answer_length=9, steps=9, block_length=9).replace(speculative_steps=4, **change)
     _, denoiser, steps = text(chosen, certainty={p: 0.9 - p / 50 for p in range(20)})  # this mock never changes its mind
-    assert [step.model_calls for step in steps] == [1, 2, 2, 2, 2, 3, 3, 3, 3]
-    assert [len(window.tokens) for window in denoiser.windows] == [1, 4, 4]
+    assert [step.model_calls for step in steps] == calls
+    assert [len(window.tokens) for window in denoiser.windows] == drafts
 
 
 def test_a_cache_that_is_renewed_at_every_step_equals_none():
