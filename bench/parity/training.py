@@ -5,6 +5,7 @@ decoded here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,16 +255,14 @@ def _policy_step(
 
 
 def _size_of_terms(new: "Tensor", old: "Tensor", copies: "MaskedCopies", rewards: "Tensor", objective: "Objective") -> float:
-    """The policy loss with the terms of every copy taken by their size. Gains and losses of a group nearly cancel, and what is
-    left of them has the rounding of the terms, which is another on every processor."""
+    """The policy loss with every gain, and every log-probability that a divergence is a difference of, taken by its size. Both
+    nearly cancel, and what is left has the rounding of the terms, which is another on every processor."""
     from mmada_lite.train.policy import policy_loss
 
-    size = 0.0
-    for copy in range(len(new)):
-        one = slice(copy, copy + 1)
-        terms = policy_loss(new[one], old[one], copies.chosen[one], rewards[one], objective)
-        size += abs(float(terms.policy)) + objective.beta * abs(float(terms.divergence))
-    return size / len(new)
+    chosen, plain = copies.chosen, replace(objective, estimator="difference")
+    lost, won = (policy_loss(new, old, chosen, part, objective).policy for part in (rewards.clamp(max=0), rewards.clamp(min=0)))
+    apart = policy_loss(new.abs(), -old.abs(), chosen, rewards, plain).divergence
+    return float(lost - won + objective.beta * apart)
 
 
 def _unequal(ours: "Tensor", recorded: "Tensor") -> float:

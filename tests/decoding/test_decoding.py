@@ -96,14 +96,27 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
 def test_a_masked_prompt_position_is_filled_too():
     chosen = TextSettings(answer_length=4, steps=4, block_length=2)
     for cache in ("none", "prefix", "dual", "prompt"):
-        canvas, _, _ = text(chosen.replace(cache=cache), prompt=(1, SPECIAL.mask, 3))
-        assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
+        for sure in (0.1, 0.9):  # last of its block, where a window must hold it, and first
+            canvas, _, _ = text(chosen.replace(cache=cache), prompt=(1, SPECIAL.mask, 3), certainty={1: sure})
+            assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
+    steps = text(chosen, prompt=(SPECIAL.mask, 2, 3))[2]
+    assert [step.tokens.size for step in steps] == [2, 1, 1, 1]  # it is shared out with the first block, and takes no step more
+
+
+@pytest.mark.parametrize(("cache", "calls"), [("none", 2), ("prefix", 4), ("dual", 4)])
+def test_the_reference_wastes_a_call_a_block_where_it_caches(cache, calls):
+    """Though the first call of a block has written all of it (docs/lab/parity.md)."""
+    chosen = TextSettings(answer_length=8, steps=8, block_length=4, mode="reference").replace(cache=cache, threshold=0.4)
+    assert len(text(chosen)[1].windows) == calls
+    assert len(text(chosen.replace(mode="default"))[1].windows) == 2
 
 
 def test_a_model_that_wants_to_write_masks_writes_its_second_choice():
     chosen = TextSettings(answer_length=4, steps=2, block_length=4)
-    canvas, _, _ = text(chosen, planted=dict.fromkeys(range(20), SPECIAL.mask))
+    canvas, _, steps = text(chosen, planted=dict.fromkeys(range(20), SPECIAL.mask))
     assert canvas.tokens[0, 3:].tolist() == [7, 7, 7, 7]
+    among_the_others = 2 - np.log(np.exp(2) + 142)  # logits of the mock: 2 for that token, 0 for every other but the mask
+    assert [step.log_probabilities.tolist() for step in steps] == [pytest.approx([among_the_others] * 2)] * 2
 
 
 def test_rows_of_a_batch_do_not_touch_each_other():

@@ -161,11 +161,19 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
     assert drafted < alone
 
 
-def test_a_draft_that_holds_saves_all_that_it_foresaw():
-    chosen = TextSettings(answer_length=9, steps=9, block_length=9).replace(speculative_steps=4)
+@pytest.mark.parametrize(
+    ("change", "calls", "drafts"),
+    [
+        ({}, [1, 2, 2, 2, 2, 3, 3, 3, 3], [1, 4, 4]),
+        ({"order": "random"}, [1, 2, 2, 2, 2, 3, 3, 3, 3], [1, 4, 4]),
+        ({"steps": 7}, [1, 2, 2, 2, 2, 3, 3], [1, 4, 2]),  # two tokens at each of the first two steps; no draft beyond the end
+    ],
+)
+def test_a_draft_that_holds_saves_all_that_it_foresaw(change, calls, drafts):
+    chosen = TextSettings(answer_length=9, steps=9, block_length=9).replace(speculative_steps=4, **change)
     _, denoiser, steps = text(chosen, certainty={p: 0.9 - p / 50 for p in range(20)})  # this mock never changes its mind
-    assert [step.model_calls for step in steps] == [1, 2, 2, 2, 2, 3, 3, 3, 3]
-    assert [len(window.tokens) for window in denoiser.windows] == [1, 4, 4]
+    assert [step.model_calls for step in steps] == calls
+    assert [len(window.tokens) for window in denoiser.windows] == drafts
 
 
 def test_a_cache_that_is_renewed_at_every_step_equals_none():
@@ -269,7 +277,7 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
     saved = 0
     for prompt in prompts(60):
         for cache in ("none", "prefix", "dual"):
-            _, steps, _ = decoded(chosen.replace(cache=cache), prompt)
+            _, steps, model = decoded(chosen.replace(cache=cache), prompt)
             done: set[int] = set(range(len(prompt)))
             for step in steps:
                 done |= set(step.positions.tolist())
@@ -277,8 +285,19 @@ def test_nothing_beyond_a_block_is_written_unless_all_before_it_is():
                 stop = len(prompt) + ((min(set(range(99)) - (done - set(step.positions.tolist()))) - len(prompt)) // 4 + 1) * 4
                 assert last < stop or set(range(last + 1)) <= done
                 assert last < stop + 6
+                _, first, end = model.windows[step.model_calls - 1]
+                assert first <= min(step.positions)
+                assert last < end  # what no call computed is not written
         saved += len(decoded(chosen.replace(lookahead=0), prompt)[1]) - len(decoded(chosen, prompt)[1])
     assert saved > 0
+
+
+@pytest.mark.parametrize(("sure", "written"), [(1.0, [[*range(3, 9)], [9, 10]]), (0.5, [[p] for p in range(3, 11)])])
+def test_the_threshold_counts_alike_within_a_block_and_beyond_it(sure, written):
+    """Exactly as probable as the threshold is probable enough; `lookahead` reaches so many tokens and no more."""
+    chosen = TextSettings(8, 8, 4).replace(threshold=1.0, lookahead=2)
+    steps = text(chosen, certainty=dict.fromkeys(range(20), sure))[2]
+    assert [step.positions.tolist() for step in steps] == written
 
 
 @pytest.mark.parametrize("closing", [[8], [7, 8]])
