@@ -1,5 +1,5 @@
-"""The bundle, the folder that is deployed: bundle.json, tokenizer.json, the graphs and their weights. Opened, verified,
-written, and watched for changes while it is in use.
+"""The bundle, the folder that is deployed: bundle.json, tokenizer.json, the graphs and their weights. Opened, verified and
+written.
 
 It knows what bundle.json holds and says in one line what is wrong with a folder; it opens no graph and no tokenizer.
 """
