@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from numpy.typing import ArrayLike
 
 from mmada_lite.decoding.canvas import Canvas, Ints, image_canvas, text_canvas
+from mmada_lite.decoding.constraint import Constraint
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
@@ -17,6 +18,7 @@ from mmada_lite.decoding.rows import unconditional_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler, Sampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
+from mmada_lite.errors import Error
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, closing_ids
 
 
@@ -62,15 +64,19 @@ def complete(
     *,
     seed: int = 0,
     sampler: Sampler | None = None,
+    constraint: Constraint | None = None,
 ) -> Decoding:
     """Write `settings.answer_length` ids behind prompts [P] or [B, P]; masks inside a prompt are written too.
 
-    sampler: where the random numbers come from, in place of the seed's own. Raises Error for an answer of no length, and, once
-    the steps are read, for drafts of several rows and for a seed outside 0 .. 2**64 - 1.
+    sampler: where the random numbers come from, in place of the seed's own. constraint: the form of the answer. Raises Error
+    for an answer of no length, for a constraint in mode reference, and, once the steps are read, for drafts of several rows and
+    for a seed outside 0 .. 2**64 - 1.
     """
+    if constraint is not None and settings.mode == "reference":
+        raise Error("mode reference writes masks and stops in the middle, so no form can be kept; use mode default")
     canvas = text_canvas(prompts, settings.answer_length, tokens.mask, guided=settings.guidance > 0)
     numbers = sampler or PhiloxSampler(seed, settings.temperature, canvas.start)
-    return Decoding(canvas, decode_text(denoiser, canvas, settings, numbers, tokens.stop, tokens.closing))
+    return Decoding(canvas, decode_text(denoiser, canvas, settings, numbers, tokens.stop, tokens.closing, constraint))
 
 
 def draw(

@@ -1,0 +1,130 @@
+"""A pattern, or a JSON schema, as an automaton over bytes: made by outlines-core, in a process of its own whose memory and time
+are bounded, since a short pattern can ask for more of both than any machine has.
+
+It knows nothing of tokens.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from mmada_lite.errors import Error, shown
+from mmada_lite.forms.tokens import ByteAutomaton
+
+MOST_MEMORY, MOST_SECONDS = 1 << 30, 10  # of that process: bytes; seconds of a processor
+MOST_STATES = 1 << 14  # of an automaton over bytes: 16 MiB
+LONGEST = 1 << 16  # of a pattern or a schema, in characters
+
+# What the process runs: the request as JSON comes in, a line of JSON and the table go out. It imports nothing of ours.
+_MAKER = """
+import json, resource, sys
+asked = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = asked["path"]
+resource.setrlimit(resource.RLIMIT_AS, (asked["memory"],) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (asked["seconds"],) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from array import array
+from outlines_core import Index, Vocabulary
+from outlines_core.json_schema import build_regex_from_schema
+answer, table = {}, b""
+try:
+    pattern = asked["pattern"] if "pattern" in asked else build_regex_from_schema(asked["schema"])
+    answer["pattern"] = pattern
+    index = Index(asked["before"] + "(?:" + pattern + ")", Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+    edges = index.get_transitions()
+    names = {state: number for number, state in enumerate(edges)}
+    for own in list(edges.values()):
+        for state in own.values():
+            names.setdefault(state, len(names))
+    answer |= {"states": len(names), "start": names[index.get_initial_state()]}
+    answer["final"] = [names[state] for state in index.get_final_states() if state in names]
+    if len(names) <= asked["states"]:
+        rows = [array("i", [-1]) * 256 for _ in names]
+        for state, own in edges.items():
+            for byte, after in own.items():
+                if byte < 256:
+                    rows[names[state]][byte] = names[after]
+        table = b"".join(row.tobytes() for row in rows)
+except Exception as fault:
+    answer["fault"] = str(fault)
+sys.stdout.buffer.write(json.dumps(answer).encode() + b"\\n" + table)
+"""
+
+
+def pattern_automaton(pattern: str, before: str = "") -> ByteAutomaton:
+    """The automaton of the texts that a regular expression matches from their first to their last character, behind `before`,
+    which they begin with.
+
+    The syntax is that of Rust's regex crate: no look-around, no references back. Raises Error, in one line, for what is no
+    pattern or cannot be an automaton, for one that no text ends, one that is too large, and where outlines-core is missing.
+    """
+    if len(pattern) > LONGEST:
+        raise Error(f"the pattern has {len(pattern)} characters; use at most {LONGEST}")
+    return _made({"pattern": without_anchors(pattern)}, f"the pattern {shown(pattern)}", before, pattern)
+
+
+def schema_automaton(schema: str, before: str = "") -> ByteAutomaton:
+    """The automaton of a JSON schema that `mmada_lite.forms.schema` has read. Raises Error as `pattern_automaton` does."""
+    return _made({"schema": schema}, "the schema", before)
+
+
+def without_anchors(pattern: str) -> str:
+    """A pattern without ^ at its begin and $ at its end: it covers the whole text anyway."""
+    flags = re.match(r"\(\?[a-zA-Z]+\)", pattern)
+    begin = flags.end() if flags else 0
+    begun = begin + 1 if pattern.startswith("^", begin) else begin + 2 if pattern.startswith("\\A", begin) else begin
+    pattern = pattern[:begin] + pattern[begun:]
+    last = re.search(r"(\\*)(\$|[zZ])\Z", pattern)
+    if last and last[2] == "$" and len(last[1]) % 2 == 0:
+        return pattern[:-1]
+    return pattern[:-2] if last and last[2] != "$" and len(last[1]) % 2 == 1 else pattern
+
+
+def _made(asked: dict[str, Any], named: str, before: str, pattern: str | None = None) -> ByteAutomaton:
+    if find_spec("outlines_core") is None:
+        raise Error('a pattern or a schema needs outlines-core, which is not installed; pip install "mmada-lite[forms]"')
+    limits = {"memory": MOST_MEMORY, "seconds": MOST_SECONDS, "states": MOST_STATES}
+    request = json.dumps({**asked, **limits, "before": re.escape(before), "path": sys.path})
+    process = [sys.executable, "-I", "-S", "-c", _MAKER]
+    done = subprocess.run(process, input=request.encode() + b"\n", capture_output=True, env={**os.environ})
+    line, _, table = done.stdout.partition(b"\n")
+    too_large = f"{named} takes more than {MOST_MEMORY >> 20} MiB or {MOST_SECONDS} s to be made an automaton"
+    if done.returncode:
+        if done.returncode > 0 and b"MemoryError" not in done.stderr:  # neither killed nor out of memory
+            raise Error(f"outlines-core cannot be used: {done.stderr.decode(errors='replace').strip().splitlines()[-1][:200]}")
+        raise Error(f"{too_large}; make it simpler or its repeats fewer")
+    answer = json.loads(line)
+    if fault := answer.get("fault"):
+        raise Error(_in_words(fault, named, pattern))
+    if answer["states"] > MOST_STATES:
+        states = f"{named} is an automaton of {answer['states']} states over bytes, and {MOST_STATES} are the most"
+        raise Error(f"{states}; make it simpler, its repeats fewer, or say [a-z] in place of \\w")
+    following = np.frombuffer(table, dtype=np.int32).reshape(-1, 256)
+    final = np.zeros(len(following), dtype=bool)
+    final[answer["final"]] = True
+    if not final.any():
+        raise Error(f"{named} cannot end: no text matches all of it")
+    return ByteAutomaton(following, answer["start"], final)
+
+
+def _in_words(fault: str, named: str, pattern: str | None) -> str:
+    if "incompatible with the regex" in fault or "start state" in fault:
+        if pattern is not None and re.search(r"(?<![\\[])[$^]|\\[AzZ]", without_anchors(pattern)):
+            return f"{named} cannot end: ^ or $ stands inside it; it covers the whole text, so leave them out"
+        return f"{named} cannot end: nothing matches what stands at one place of it"
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        return f"{named} is no regular expression: {error}"
+    except (RecursionError, OverflowError):
+        return f"{named} is no regular expression that can be read"
+    if "word boundaries" in fault or "building NFA" in fault:
+        what = "look-around, references back, borders of words and anchors are what none has"
+        return f"{named} cannot be made an automaton: {what}"
+    return f"{named} cannot be made an automaton: {shown(fault)}"
