@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +22,9 @@ MOST_MEMORY, MOST_SECONDS = 1 << 30, 10  # of that process: bytes; seconds of a 
 MOST_STATES = 1 << 14  # of an automaton over bytes: 16 MiB
 LONGEST = 1 << 16  # of a pattern or a schema, in characters
 
-# What the process runs: the request as JSON comes in, a line of JSON and the table go out. It imports nothing of ours.
+# What the process runs: the request as JSON comes in, a line of JSON and the table go out. It imports nothing of ours. To it
+# every text ends in the byte 0, which none of ours has: Index loses what leads from a state that may end a text to one that may
+# not (findings/outlines-core-lost-edges.sh).
 _MAKER = """
 import json, resource, sys
 asked = json.loads(sys.stdin.buffer.readline())
@@ -36,7 +39,7 @@ answer, table = {}, b""
 try:
     pattern = asked["pattern"] if "pattern" in asked else build_regex_from_schema(asked["schema"])
     answer["pattern"] = pattern
-    index = Index(asked["before"] + "(?:" + pattern + ")", Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+    index = Index(asked["before"] + "(?:" + pattern + ")\\x00", Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
     edges = index.get_transitions()
     names = {state: number for number, state in enumerate(edges)}
     for own in list(edges.values()):
@@ -61,17 +64,35 @@ def pattern_automaton(pattern: str, before: str = "") -> ByteAutomaton:
     """The automaton of the texts that a regular expression matches from their first to their last character, behind `before`,
     which they begin with.
 
-    The syntax is that of Rust's regex crate: no look-around, no references back. Raises Error, in one line, for what is no
-    pattern or cannot be an automaton, for one that no text ends, one that is too large, and where outlines-core is missing.
+    The syntax is what Python's re and Rust's regex crate share: no look-around, no references back. Raises Error, in one line,
+    for what is no pattern or cannot be an automaton, for one that no text ends, for one that is too large, and where
+    outlines-core is missing.
     """
     if len(pattern) > LONGEST:
         raise Error(f"the pattern has {len(pattern)} characters; use at most {LONGEST}")
-    return _made({"pattern": without_anchors(pattern)}, f"the pattern {shown(pattern)}", before, pattern)
+    named = f"the pattern {shown(pattern)}"
+    _check_syntax(pattern, named)
+    return _made({"pattern": without_anchors(pattern)}, named, before, pattern)
 
 
 def schema_automaton(schema: str, before: str = "") -> ByteAutomaton:
     """The automaton of a JSON schema that `mmada_lite.forms.schema` has read. Raises Error as `pattern_automaton` does."""
     return _made({"schema": schema}, "the schema", before)
+
+
+def _check_syntax(pattern: str, named: str) -> None:
+    """Raise Error for what Python does not read, or reads in another way than Rust: what follows would be another pattern."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of sets whose meaning is to change, and which Rust takes as they are to be
+            re.compile(pattern)
+    except (re.error, Warning) as fault:
+        raise Error(f"{named} is no regular expression: {fault}") from None
+    except (RecursionError, OverflowError) as fault:
+        raise Error(f"{named} is no regular expression that can be read: {str(fault)[:80]}") from None
+    signs = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "a", pattern, flags=re.DOTALL)
+    if greedy := re.search(r"[*+?}]\+|\(\?>", signs):
+        raise Error(f"{named} has {greedy[0]!r}, which gives nothing back; an automaton has no such thing, so leave it out")
 
 
 def without_anchors(pattern: str) -> str:
@@ -105,9 +126,9 @@ def _made(asked: dict[str, Any], named: str, before: str, pattern: str | None = 
     if answer["states"] > MOST_STATES:
         states = f"{named} is an automaton of {answer['states']} states over bytes, and {MOST_STATES} are the most"
         raise Error(f"{states}; make it simpler, its repeats fewer, or say [a-z] in place of \\w")
-    following = np.frombuffer(table, dtype=np.int32).reshape(-1, 256)
-    final = np.zeros(len(following), dtype=bool)
-    final[answer["final"]] = True
+    following = np.frombuffer(table, dtype=np.int32).reshape(-1, 256).copy()
+    final = np.isin(following[:, 0], answer["final"])
+    following[:, 0] = -1
     if not final.any():
         raise Error(f"{named} cannot end: no text matches all of it")
     return ByteAutomaton(following, answer["start"], final)
@@ -118,12 +139,6 @@ def _in_words(fault: str, named: str, pattern: str | None) -> str:
         if pattern is not None and re.search(r"(?<![\\[])[$^]|\\[AzZ]", without_anchors(pattern)):
             return f"{named} cannot end: ^ or $ stands inside it; it covers the whole text, so leave them out"
         return f"{named} cannot end: nothing matches what stands at one place of it"
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        return f"{named} is no regular expression: {error}"
-    except (RecursionError, OverflowError):
-        return f"{named} is no regular expression that can be read"
     if "word boundaries" in fault or "building NFA" in fault:
         what = "look-around, references back, borders of words and anchors are what none has"
         return f"{named} cannot be made an automaton: {what}"
