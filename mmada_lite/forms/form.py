@@ -51,37 +51,37 @@ class Forms:
     def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._spellings: list[bytes | None] | None = None
-        self._kept: dict[tuple[str | None, str | None, str], TokenAutomaton] = {}
+        self._kept: dict[tuple[str | None, str | None, bool], TokenAutomaton] = {}
 
-    def form(self, holes: Sequence[tuple[int, int, str]], *, pattern: str | None = None, schema: str | None = None) -> Form:
-        """A form for holes: from and to which place of an answer, and the white space that the text of each begins with.
+    def form(self, holes: Sequence[tuple[int, int, bool]], *, pattern: str | None = None, schema: str | None = None) -> Form:
+        """A form for holes: from and to which place of an answer, and whether a space before it belongs to it.
 
         Raises Error where there is no automaton (see `automaton`), and where a hole is too short for every text of it."""
-        laid = [(start, stop, self.automaton(pattern, schema, before)) for start, stop, before in holes]
+        laid = [(start, stop, self.automaton(pattern, schema, space)) for start, stop, space in holes]
         for start, stop, automaton in laid:
             if (shortest := automaton.shortest() or 0) > stop - start:
                 what = f"the pattern {shown(pattern)}" if pattern is not None else "the schema"
                 raise Error(f"{what} takes {shortest} tokens or more and the hole has {stop - start}; make the hole longer")
         return Form(laid, self._vocabulary.special.mask)
 
-    def automaton(self, pattern: str | None, schema: str | None, before: str = "") -> TokenAutomaton:
-        """Of texts that match a pattern or satisfy a schema, behind the white space that they begin with.
+    def automaton(self, pattern: str | None, schema: str | None, space: bool = False) -> TokenAutomaton:
+        """Of texts that match a pattern or satisfy a schema, with `space` also behind a space.
 
         Raises Error for what is neither, for both, for one that is too large or cannot end, for one that the tokens cannot
         spell, where the tokenizer is not one of bytes, and where outlines-core is missing."""
-        key = pattern, schema, before
+        key = pattern, schema, space
         if key not in self._kept:
             if (pattern is None) == (schema is None):
                 raise Error("give a pattern or a schema, and not both")
             if len(self._kept) >= _REMEMBERED:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = self._made(pattern, schema, before)
+            self._kept[key] = self._made(pattern, schema, space)
         return self._kept[key]
 
-    def _made(self, pattern: str | None, schema: str | None, before: str) -> TokenAutomaton:
+    def _made(self, pattern: str | None, schema: str | None, space: bool) -> TokenAutomaton:
         special = self._vocabulary.special
         if pattern is not None:
-            letters = pattern_automaton(pattern, before)
+            letters = pattern_automaton(pattern)
         else:
             assert schema is not None
             text, patterns = ready(schema)
@@ -91,12 +91,13 @@ class Forms:
                         "a quote, a backslash or a control, which JSON spells otherwise; name what it may match, as in [a-z ]"
                     )
                     raise Error(f"the pattern {shown(each)} of the schema matches {held}")
-            letters = schema_automaton(text, before)
+            letters = schema_automaton(text)
         if self._spellings is None:
             own = self._tokenizer.spellings()
             self._spellings = [*own, *[None] * (self._vocabulary.size - len(own))][: self._vocabulary.size]
             for token in asdict(special).values():
                 self._spellings[token] = None
+        letters = letters.behind_a_space() if space else letters
         automaton = token_automaton(letters, self._spellings, sorted({special.eos, special.eot}))
         if automaton.shortest() is None:
             what = f"the pattern {shown(pattern)}" if pattern is not None else "the schema"

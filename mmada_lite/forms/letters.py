@@ -5,7 +5,6 @@ It knows nothing of tokens.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,43 +25,45 @@ LONGEST = 1 << 16  # of a pattern or a schema, in characters
 # every text ends in the byte 0, which none of ours has: Index loses what leads from a state that may end a text to one that may
 # not (findings/outlines-core-lost-edges.sh).
 _MAKER = """
-import json, resource, sys
-asked = json.loads(sys.stdin.buffer.readline())
-sys.path[:] = asked["path"]
-resource.setrlimit(resource.RLIMIT_AS, (asked["memory"],) * 2)
-resource.setrlimit(resource.RLIMIT_CPU, (asked["seconds"],) * 2)
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 from array import array
-from outlines_core import Index, Vocabulary
-from outlines_core.json_schema import build_regex_from_schema
-answer, table = {}, b""
-try:
-    pattern = asked["pattern"] if "pattern" in asked else build_regex_from_schema(asked["schema"])
-    answer["pattern"] = pattern
-    index = Index(asked["before"] + "(?:" + pattern + ")\\x00", Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+
+def made(asked):
+    from outlines_core import Index, Vocabulary
+    from outlines_core.json_schema import build_regex_from_schema
+    try:
+        pattern = asked["pattern"] if "pattern" in asked else build_regex_from_schema(asked["schema"])
+        index = Index("(?:" + pattern + ")\\x00", Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+    except Exception as fault:
+        return {"fault": str(fault)}, b""
     edges = index.get_transitions()
     names = {state: number for number, state in enumerate(edges)}
     for own in list(edges.values()):
         for state in own.values():
             names.setdefault(state, len(names))
-    answer |= {"states": len(names), "start": names[index.get_initial_state()]}
+    answer = {"states": len(names), "start": names[index.get_initial_state()]}
     answer["final"] = [names[state] for state in index.get_final_states() if state in names]
-    if len(names) <= asked["states"]:
-        rows = [array("i", [-1]) * 256 for _ in names]
-        for state, own in edges.items():
-            for byte, after in own.items():
-                if byte < 256:
-                    rows[names[state]][byte] = names[after]
-        table = b"".join(row.tobytes() for row in rows)
-except Exception as fault:
-    answer["fault"] = str(fault)
+    if len(names) > asked["states"]:
+        return answer, b""
+    rows = [array("i", [-1]) * 256 for _ in names]
+    for state, own in edges.items():
+        for byte, after in own.items():
+            if byte < 256:
+                rows[names[state]][byte] = names[after]
+    return answer, b"".join(row.tobytes() for row in rows)
+"""
+_LIMITED = """
+import json, resource, sys
+asked = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = asked["path"]
+for limit, most in ((resource.RLIMIT_AS, asked["memory"]), (resource.RLIMIT_CPU, asked["seconds"]), (resource.RLIMIT_CORE, 0)):
+    resource.setrlimit(limit, (most, most))
+answer, table = made(asked)
 sys.stdout.buffer.write(json.dumps(answer).encode() + b"\\n" + table)
 """
 
 
-def pattern_automaton(pattern: str, before: str = "") -> ByteAutomaton:
-    """The automaton of the texts that a regular expression matches from their first to their last character, behind `before`,
-    which they begin with.
+def pattern_automaton(pattern: str) -> ByteAutomaton:
+    """The automaton of the texts that a regular expression matches from their first to their last character.
 
     The syntax is what Python's re and Rust's regex crate share: no look-around, no references back. Raises Error, in one line,
     for what is no pattern or cannot be an automaton, for one that no text ends, for one that is too large, and where
@@ -72,12 +73,12 @@ def pattern_automaton(pattern: str, before: str = "") -> ByteAutomaton:
         raise Error(f"the pattern has {len(pattern)} characters; use at most {LONGEST}")
     named = f"the pattern {shown(pattern)}"
     _check_syntax(pattern, named)
-    return _made({"pattern": without_anchors(pattern)}, named, before, pattern)
+    return _made({"pattern": without_anchors(pattern)}, named, pattern)
 
 
-def schema_automaton(schema: str, before: str = "") -> ByteAutomaton:
+def schema_automaton(schema: str) -> ByteAutomaton:
     """The automaton of a JSON schema that `mmada_lite.forms.schema` has read. Raises Error as `pattern_automaton` does."""
-    return _made({"schema": schema}, "the schema", before)
+    return _made({"schema": schema}, "the schema")
 
 
 def _check_syntax(pattern: str, named: str) -> None:
@@ -107,20 +108,10 @@ def without_anchors(pattern: str) -> str:
     return pattern[:-2] if last and last[2] != "$" and len(last[1]) % 2 == 1 else pattern
 
 
-def _made(asked: dict[str, Any], named: str, before: str, pattern: str | None = None) -> ByteAutomaton:
+def _made(asked: dict[str, Any], named: str, pattern: str | None = None) -> ByteAutomaton:
     if find_spec("outlines_core") is None:
         raise Error('a pattern or a schema needs outlines-core, which is not installed; pip install "mmada-lite[forms]"')
-    limits = {"memory": MOST_MEMORY, "seconds": MOST_SECONDS, "states": MOST_STATES}
-    request = json.dumps({**asked, **limits, "before": re.escape(before), "path": sys.path})
-    process = [sys.executable, "-I", "-S", "-c", _MAKER]
-    done = subprocess.run(process, input=request.encode() + b"\n", capture_output=True, env={**os.environ})
-    line, _, table = done.stdout.partition(b"\n")
-    too_large = f"{named} takes more than {MOST_MEMORY >> 20} MiB or {MOST_SECONDS} s to be made an automaton"
-    if done.returncode:
-        if done.returncode > 0 and b"MemoryError" not in done.stderr:  # neither killed nor out of memory
-            raise Error(f"outlines-core cannot be used: {done.stderr.decode(errors='replace').strip().splitlines()[-1][:200]}")
-        raise Error(f"{too_large}; make it simpler or its repeats fewer")
-    answer = json.loads(line)
+    answer, table = _run({**asked, "states": MOST_STATES}, named)
     if fault := answer.get("fault"):
         raise Error(_in_words(fault, named, pattern))
     if answer["states"] > MOST_STATES:
@@ -132,6 +123,22 @@ def _made(asked: dict[str, Any], named: str, before: str, pattern: str | None = 
     if not final.any():
         raise Error(f"{named} cannot end: no text matches all of it")
     return ByteAutomaton(following, answer["start"], final)
+
+
+def _run(asked: dict[str, Any], named: str) -> tuple[dict[str, Any], bytes]:
+    """What `made` answers, in a process that may not have more than its limits."""
+    request = json.dumps({**asked, "memory": MOST_MEMORY, "seconds": MOST_SECONDS, "path": sys.path}).encode()
+    process = [sys.executable, "-I", "-S", "-c", _MAKER + _LIMITED]
+    done = subprocess.run(process, input=request + b"\n", capture_output=True)
+    if done.returncode > 0 and b"MemoryError" not in done.stderr:  # neither killed nor out of memory
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+        raise Error(f"outlines-core cannot be used: {said[:200]}")
+    if done.returncode:
+        limits = f"{MOST_MEMORY >> 20} MiB or {MOST_SECONDS} s to be made an automaton"
+        raise Error(f"{named} takes more than {limits}; make it simpler or its repeats fewer")
+    line, _, table = done.stdout.partition(b"\n")
+    answer: dict[str, Any] = json.loads(line)
+    return answer, table
 
 
 def _in_words(fault: str, named: str, pattern: str | None) -> str:

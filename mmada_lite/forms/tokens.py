@@ -26,6 +26,13 @@ class ByteAutomaton:
     start: int
     final: Bools
 
+    def behind_a_space(self) -> "ByteAutomaton":
+        """That of the same texts of which each may have a space more at its begin, and those that begin with one must."""
+        begin = self.next[self.start].copy()
+        begin[ord(" ")] = self.start
+        following = np.vstack([self.next, begin[None]])
+        return ByteAutomaton(following, len(self.next), np.append(self.final, self.final[self.start]))
+
 
 @dataclass(slots=True)
 class TokenAutomaton:
@@ -117,7 +124,7 @@ def token_automaton(letters: ByteAutomaton, spellings: Sequence[bytes | None], s
     for token, spelling in enumerate(spellings):
         if spelling:
             word_of[token] = words.setdefault(spelling.translate(table), len(words))
-    after, states = _reached(columns, letters.start, _Words(list(words)))
+    after, states = _reached(columns, letters.start, _Words(list(words), columns.shape[1]))
     final, ended, nothing = letters.final[states], len(states), len(states) + 1
     after[~np.append(_leading_on(after, final), False)[after]] = -1
     kinds, kind_of = _distinct(after)
@@ -134,7 +141,8 @@ def token_automaton(letters: ByteAutomaton, spellings: Sequence[bytes | None], s
 class _Words:
     """Words of byte classes, sorted by length, as an array that one state after another runs through."""
 
-    def __init__(self, words: Sequence[bytes]) -> None:
+    def __init__(self, words: Sequence[bytes], classes: int) -> None:
+        self.classes = classes
         lengths = np.array([len(word) for word in words], dtype=np.int64)
         self.order = np.argsort(-lengths, kind="stable")
         self.count = len(words)
@@ -142,23 +150,26 @@ class _Words:
         self.columns = []  # the bytes at each place, of the words that are so long
         for place in range(longest):
             at = [words[number][place] for number in self.order[: int((lengths > place).sum())]]
-            self.columns.append(np.array(at, dtype=np.uint8))
+            self.columns.append(np.array(at, dtype=np.int32))
 
     def run(self, step: NDArray[np.int32], state: int) -> NDArray[np.int32]:
-        """The state behind every word, from one state: [words], -1 where there is none."""
-        now = np.full(self.count, state, dtype=np.int32)
+        """The state behind every word, from one state: [words]. step [S, byte classes], flat, holds states times classes."""
+        classes = self.classes
+        now = np.full(self.count, state * classes, dtype=np.int32)
         for column in self.columns:
-            now[: len(column)] = step[now[: len(column)], column]
+            now[: len(column)] = step[now[: len(column)] + column]
         after = np.empty_like(now)
-        after[self.order] = now
+        after[self.order] = now // classes
         return after
 
 
 def _reached(columns: NDArray[np.int32], start: int, words: _Words) -> tuple[NDArray[np.integer], list[int]]:
     """The states between tokens that some text comes through, from the start, and by their numbers what follows each: [S,
     words], -1 where nothing does. columns [bytes' states, byte classes]."""
-    step = np.vstack([columns, np.full((1, columns.shape[1]), -1, dtype=np.int32)])  # the last is nothing, and so is -1
-    states, rows, number = [start], list[NDArray[np.int16]](), np.full(len(step), -1, dtype=np.int16)
+    nothing = len(columns)
+    step = np.vstack([np.where(columns < 0, nothing, columns), np.full((1, columns.shape[1]), nothing)])
+    step = (step * columns.shape[1]).astype(np.int32).reshape(-1)
+    states, rows, number = [start], list[NDArray[np.int16]](), np.full(nothing + 1, -1, dtype=np.int16)
     number[start] = 0
     while len(rows) < len(states):
         if len(states) > MOST_STATES or len(states) * words.count > MOST_CELLS:
@@ -166,10 +177,11 @@ def _reached(columns: NDArray[np.int32], start: int, words: _Words) -> tuple[NDA
             over = f"more than {most} states over the {words.count} different words that this vocabulary is to it"
             raise Error(f"the pattern has {over}; make it simpler or its repeats fewer")
         row = words.run(step, states[len(rows)])
-        for state in np.unique(row[row >= 0]):
-            if number[state] < 0 and len(states) <= MOST_STATES:
-                number[state] = len(states)
-                states.append(int(state))
+        came = np.zeros(nothing + 1, dtype=bool)
+        came[row] = True
+        for state in np.flatnonzero(came[:-1] & (number[:-1] < 0)):
+            number[state] = min(len(states), MOST_STATES)
+            states.append(int(state))
         rows.append(number[row])
     return np.stack(rows), states
 
