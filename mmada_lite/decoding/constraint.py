@@ -5,6 +5,7 @@ rest possible.
 What a form is, and how it finds out, is written elsewhere.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -62,12 +63,14 @@ class ConstrainedHead:
         return Prediction(token, chosen.astype(np.float32), entropy.astype(np.float32))
 
 
-def constrained(denoiser: Denoiser, constraint: Constraint | None, canvas: Canvas, forward: Forward) -> Denoiser:
-    """The denoiser with its text head constrained at the positions of a forward over a canvas."""
-    if constraint is None:
+def constrained(denoiser: Denoiser, constraints: Sequence[Constraint], canvas: Canvas, forward: Forward) -> Denoiser:
+    """The denoiser with its text head constrained at the positions of a forward over a canvas. constraints: one for each row;
+    one for all rows, which are its drafts; or none."""
+    if not constraints:
         return denoiser
     rows = []
-    for tokens, positions in zip(canvas.tokens, forward.positions, strict=True):
+    for row, (tokens, positions) in enumerate(zip(canvas.tokens, forward.positions, strict=True)):
+        constraint = constraints[row % len(constraints)]
         inside = (positions >= canvas.start) & (positions < canvas.stop)
         places = np.where(inside, positions - canvas.start, 0)
         allowed = constraint.allowed(tokens[canvas.region], places)
@@ -75,10 +78,12 @@ def constrained(denoiser: Denoiser, constraint: Constraint | None, canvas: Canva
     return ConstrainedHead(denoiser, np.stack(rows))
 
 
-def still_possible(constraint: Constraint | None, candidates: Candidates, chosen: Bools, tokens: Ints, canvas: Canvas) -> Bools:
+def still_possible(
+    constraints: Sequence[Constraint], candidates: Candidates, chosen: Bools, tokens: Ints, canvas: Canvas
+) -> Bools:
     """Of the chosen candidates [B, Q] for rows of tokens [B, L], the most confident first, those after which everything can
     still be filled. The first of a row always is one."""
-    if constraint is None:
+    if not constraints:
         return chosen
     kept = np.zeros_like(chosen)
     for row in range(len(chosen)):
@@ -90,7 +95,7 @@ def still_possible(constraint: Constraint | None, candidates: Candidates, chosen
                 kept[row, slot] = True
                 continue
             answer[place] = candidates.token[row, slot]
-            kept[row, slot] = constraint.possible(answer)
+            kept[row, slot] = constraints[row].possible(answer)
             if not kept[row, slot]:
                 answer[place] = canvas.mask
     return kept

@@ -28,15 +28,15 @@ def decode_text(
     sampler: Sampler,
     stop: Iterable[int] = (),
     closing: Sequence[int] = (),
-    constraint: Constraint | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> Iterator[Step]:
     """Fill the canvas's answer block by block, the most confident positions first, and yield every step.
 
     The blocks are cut from what is masked when it begins, so that so many masks take the steps of an answer of that length,
     wherever they stand. Ends after a block in which every row has one of the tokens `stop` (in mode reference: as its last
     token), with `early_stop` as soon as every row's text can no longer change. With `thought_first` what stands behind the
-    tokens `closing` waits for what stands before them. With a constraint no id is written that it does not allow, and
-    no step writes so much that what is left cannot be; so there may be more steps. Raises Error for drafts of several rows.
+    tokens `closing` waits for what stands before them. With constraints, one a row, no id is written that they do not allow,
+    and no step writes so much that what is left cannot be; so there may be more steps. Raises Error for drafts of several rows.
     """
     acceleration = settings.acceleration
     if (ahead := acceleration.speculative_steps) > 1 and canvas.batch > 1:
@@ -47,13 +47,22 @@ def decode_text(
     places = canvas.start + np.flatnonzero(canvas.masked()[:, canvas.region].any(axis=0))
     settings = settings.for_length(len(places))
     blocks = [Block(int(places[b.start]), int(places[b.stop - 1]) + 1, b.steps) for b in settings.blocks(0)]
-    total = None if settings.adaptive or acceleration.thought_first or constraint else sum(block.steps for block in blocks)
+    total = None if settings.adaptive or acceleration.thought_first or constraints else sum(block.steps for block in blocks)
     stop_tokens, closing_tokens = np.array(sorted(stop), dtype=np.int64), np.array(closing, dtype=np.int64)
     buffers, spare = (KVBuffer(), KVBuffer()), (KVBuffer(), KVBuffer())
     prompt: CachedContext | None = None
     for block in blocks:
         state = BlockState(
-            canvas, block, settings, sampler, stop_tokens, buffers, spare, closing_tokens, prompt=prompt, constraint=constraint
+            canvas,
+            block,
+            settings,
+            sampler,
+            stop_tokens,
+            buffers,
+            spare,
+            closing_tokens,
+            prompt=prompt,
+            constraints=constraints,
         )
         while not state.finished():
             computes_all = state.computes_all()
@@ -61,7 +70,7 @@ def decode_text(
             drafts = canvas if computes_all else state.drafts(step)
             queried, context = state.queried(drafts, computes_all), state.context_of(computes_all)
             forward = run_forward(denoiser, drafts, queried, settings.guidance, context, computes_all or commits, state.end)
-            head = constrained(denoiser, constraint, drafts, forward)
+            head = constrained(denoiser, constraints, drafts, forward)
             candidates = candidates_of(head, forward, settings, sampler, step, canvas.mask)
             model_calls += 1
             if computes_all:

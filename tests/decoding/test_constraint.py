@@ -86,7 +86,7 @@ def test_what_is_written_satisfies_the_pattern(changes: dict[str, Any]) -> None:
     for seed, pattern in enumerate(["(ab|ba)c", "[abc]{2,3}", "a{3}(b|é)*1", "1(a1)*", "(c|é){4,8}"]):
         model = SmallAttention(vocabulary=SIZE, mask=MASK, seed=seed)
         form = Form([(0, 8, automaton(pattern))], MASK)
-        decoding = complete(model, [3, 1, 4], settings, TextTokens(MASK, frozenset(STOP)), seed=seed, constraint=form)
+        decoding = complete(model, [3, 1, 4], settings, TextTokens(MASK, frozenset(STOP)), seed=seed, constraints=[form])
         steps = list(decoding.steps)
         ids = tuple(int(token) for token in decoding.ids[0])
         end = next((n for n, token in enumerate(ids) if token in STOP), 8)
@@ -100,7 +100,7 @@ def test_the_written_tokens_are_the_law_renormalized() -> None:
     model, pattern = SmallAttention(vocabulary=SIZE, mask=MASK, seed=3), "[abc]{2,3}"
     form = Form([(0, 4, automaton(pattern))], MASK)
     settings = TextSettings(answer_length=4, steps=4, block_length=4)
-    decoding = complete(model, [3, 1], settings, TextTokens(MASK, frozenset(STOP)), constraint=form)
+    decoding = complete(model, [3, 1], settings, TextTokens(MASK, frozenset(STOP)), constraints=[form])
     step = next(decoding.steps)
     place = int(step.positions[0]) - 2
     from mmada_lite.decoding.denoiser import Window
@@ -141,4 +141,4 @@ def test_mode_reference_keeps_no_form() -> None:
     settings = TextSettings(answer_length=8, steps=8, block_length=4, mode="reference")
     form = Form([(0, 8, automaton("a*"))], MASK)
     with pytest.raises(Error, match="mode reference"):
-        complete(SmallAttention(), [1], settings, TextTokens(MASK), constraint=form)
+        complete(SmallAttention(), [1], settings, TextTokens(MASK), constraints=[form])

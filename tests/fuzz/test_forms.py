@@ -109,7 +109,7 @@ def one_form(rng: random.Random, kind: str) -> None:
     tokens = TextTokens(mask, frozenset(stop), (rng.randrange(len(spelled)),))
     prompt = [rng.randrange(len(spelled)) for _ in range(rng.randint(1, 4))]
     prompt = [token for token in prompt if token != mask] or [stop[0]]
-    decoding = complete(model, prompt, settings, tokens, answer=answer, seed=rng.randrange(99), constraint=form)
+    decoding = complete(model, prompt, settings, tokens, answer=answer, seed=rng.randrange(99), constraints=[form])
     for step in decoding.steps:
         assert (step.log_probabilities <= 1e-6).all()
     written = decoding.ids[0]
@@ -129,9 +129,10 @@ def one_choice(rng: random.Random, kind: str) -> None:
     known = [number for number, word in enumerate(spelled) if word is not None]
     answer = [*answer[:last], *(token for token in answer[last:] if token != mask)]
     choices = [rng.choices(known, k=rng.randint(1, 4)) for _ in range(rng.randint(1, 6))]
-    grows = rng.random() < 0.5
+    own = [[*answer[:start], *[mask] * len(choice), *answer[last:]] for choice in choices]
+    answers = [answer] if rng.random() < 0.5 else own
     model, guidance, rows = a_model(rng, spelled, mask), rng.choice([0.0, 0.0, 1.0]), rng.randint(1, 8)
-    chosen = choose(model, [1], answer, choices, mask, frozenset(stop), guidance=guidance, grows=grows, rows=rows)
+    chosen = choose(model, [1], answers, choices, mask, frozenset(stop), guidance=guidance, rows=rows)
     ids = choices[chosen.index]
     assert list(chosen.answer[start : start + len(ids)]) == ids
     assert list(chosen.answer[:start]) == answer[:start], "a given token was changed"
