@@ -45,7 +45,7 @@ class Filling:
     def read(self, number: int, decode: Decode, mark: str = "") -> tuple[str, tuple[Span, ...]]:
         """The text of a row as it stands, with `mark` for each mask that is left, and what stands in its holes."""
         row, numbers = self._rows[number], self._log_probabilities[number]
-        return row.read(self._ids[number], numbers, decode, self._stop, self.mask, mark)
+        return row.read(self._ids[number], numbers, decode, self.stop, self.mask, mark)
 
     @property
     def ids(self) -> Ints:
