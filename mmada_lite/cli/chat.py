@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 _LEAVE = ("/exit", "/quit")
 _ANEW = "/new"
+_OF_ONE = ("answer", "choices", "pattern", "schema")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,22 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
     )
     options.add_answer(parser)
+    options.add_form(parser)
     options.add_text_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, or converse."""
     if arguments.message is None and not arguments.json and terminal.is_terminal("stdin", "stdout"):
-        if arguments.answer is not None:
-            raise Error("--answer gives a part of one answer; give the MESSAGE that it answers, too")
+        if option := next((name for name in _OF_ONE if getattr(arguments, name) is not None), None):
+            raise Error(f"--{option} is about one answer; give the MESSAGE that it answers, too")
         return _converse(arguments)
-    from mmada_lite.cli.answering import given_answer, not_empty, print_answer
+    from mmada_lite.cli.answering import form_of, given_answer, not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
 
     text = terminal.text_of(arguments.message if arguments.message is not None else terminal.STDIN, "message")
     message = not_empty(text, "message")
+    given = {"answer": given_answer(arguments), **form_of(arguments)}
     model, settings = open_for_text(arguments)
-    print_answer(model.chat(message, settings, answer=given_answer(arguments), seed=arguments.seed), settings, arguments)
+    print_answer(model.chat(message, settings, seed=arguments.seed, **given), settings, arguments)
     return 0
 
 
