@@ -14,6 +14,12 @@ const LEAST = Math.fround(Math.log(Math.fround(1e-20)));
 export class Canvas {
   constructor(body, branches, mask) {
     [this.body, this.branches, this.mask] = [body, branches, mask];
+    this.given = body.map((token) => token !== mask);
+  }
+
+  /** Where what stands behind the last given token begins. */
+  get tail() {
+    return this.given.lastIndexOf(true) + 1;
   }
 
   /** Positions of the body that are still masks, below `stop`. */
@@ -79,14 +85,15 @@ async function predictCodes(graphs, canvas, settings, seed, k, open, tokens, con
 }
 
 /**
- * Write an answer block by block, the most confident positions first, until a block holds one of the tokens `stops`. Yields
- * { index, positions, remaining, seconds } a step; the answer as it stands is canvas.body.
+ * Write the masks of an answer block by block, the most confident positions first, until a block holds one of the tokens
+ * `stops` behind the last given one. Yields { index, positions, logProbabilities, remaining, seconds } a step; the answer as
+ * it stands is canvas.body.
  */
 export async function* writeText(graphs, canvas, settings, seed, stops) {
   const started = performance.now();
   const { cache } = settings.acceleration;
   let index = 0;
-  for (const block of schedules.blocks(settings)) {
+  for (const block of schedules.blocks(settings, canvas.masked())) {
     const quota = schedules.transfers(canvas.masked(block.stop).length, block.steps);
     let context = null;
     for (let stepsDone = 0; ; stepsDone++, index++) {
@@ -98,10 +105,27 @@ export async function* writeText(graphs, canvas, settings, seed, stops) {
       const chosen = choose(candidates, open, settings, seed, index, quota[stepsDone] ?? open.length);
       for (const q of chosen) canvas.body[open[q]] = candidates.token[q];
       if (computesAll) context = cachedContext(canvas, kept, block, cache);
-      const positions = chosen.map((q) => open[q]);
-      yield { index, positions, remaining: canvas.masked().length, seconds: seconds(started) };
+      const written = new Map(chosen.map((q) => [open[q], candidates.logProbability[q]]));
+      closeHoles(canvas, stops, written);
+      const positions = Array.from(written.keys()).sort((a, b) => a - b);
+      const logProbabilities = positions.map((place) => written.get(place));
+      yield { index, positions, logProbabilities, remaining: canvas.masked().length, seconds: seconds(started) };
     }
-    if (canvas.body.slice(0, block.stop).some((token) => stops.includes(token))) return;
+    if (canvas.body.slice(canvas.tail, block.stop).some((token) => stops.includes(token))) return;
+  }
+}
+
+/**
+ * A stop token that was written between two given tokens ends its hole: the masks behind it in the hole become that token, for
+ * certain. `written`: log probabilities by position, ascending.
+ */
+function closeHoles(canvas, stops, written) {
+  for (const place of [...written.keys()].filter((place) => place < canvas.tail && stops.includes(canvas.body[place]))) {
+    for (let behind = place + 1; !canvas.given[behind]; behind++) {
+      if (canvas.body[behind] !== canvas.mask) continue;
+      canvas.body[behind] = canvas.body[place];
+      written.set(behind, 0);
+    }
   }
 }
 

@@ -47,24 +47,46 @@ export class Model {
 
   /** Answer a question, about a picture (ImageData of any size) if given: steps with `text` so far. */
   async *ask(question, picture = null, given = this.defaults.text, seed = 0n) {
-    const { special } = this.vocabulary;
     if (!question.trim()) throw new Error("the question is empty; ask something");
     const settings = complete("text", given);
     const codes = picture && (await this.codesOf(picture));
-    const before = this.vocabulary.questionPrompt(question.trim(), codes);
+    yield* this.#write(this.vocabulary.questionPrompt(question.trim(), codes), null, settings, seed);
+  }
+
+  /**
+   * What follows a row of ids, which holds no masks: steps with `ids` and `text` so far. `answer`: ids of any length of which
+   * the masks alone are written, in as many steps as an answer of so many tokens takes; null is `answer_length` masks.
+   */
+  async *complete(prompt, answer = null, given = this.defaults.text, seed = 0n) {
+    const settings = complete("text", given);
+    for (const id of [...prompt, ...(answer ?? [])]) {
+      if (Number.isInteger(id) && id >= 0 && id < this.vocabulary.size) continue;
+      throw new Error(`the id ${id} is none of the model's 0 to ${this.vocabulary.size - 1}`);
+    }
+    if (prompt.includes(this.vocabulary.special.mask)) throw new Error("a mask stands before the answer; put it into the answer");
+    yield* this.#write(prompt, answer, settings, seed);
+  }
+
+  async *#write(before, answer, settings, seed) {
+    const { special } = this.vocabulary;
+    const body = [...(answer ?? new Array(settings.answer_length).fill(special.mask))];
+    if (!body.includes(special.mask)) {
+      const mend = "put masks where something is to be written";
+      throw new Error(`an answer of ${body.length} tokens without a mask leaves nothing to write; ${mend}`);
+    }
     const hidden = new Array(before.length).fill(special.mask);
     const branches = [before, ...(settings.guidance > 0 ? [hidden] : [])].map((prompt) => ({ before: prompt, after: [] }));
-    const canvas = new Canvas(new Array(settings.answer_length).fill(special.mask), branches, special.mask);
-    this.#fits(canvas, "the question with its answer");
+    const canvas = new Canvas(body, branches, special.mask);
+    this.#fits(canvas, "the conversation with its answer");
     const stops = [special.eos, special.eot];
     for await (const step of writeText(this.graphs, canvas, settings, seed, stops)) {
-      yield { ...step, ids: [...canvas.body], text: this.#text(canvas.body, stops) };
+      yield { ...step, ids: [...canvas.body], text: this.#text(canvas, stops) };
     }
   }
 
   /** An answer up to its end, with a mark where masks are left. */
-  #text(ids, stops) {
-    const end = ids.findIndex((id) => stops.includes(id));
+  #text({ body: ids, tail }, stops) {
+    const end = ids.findIndex((id, place) => place >= tail && stops.includes(id));
     const runs = [[]];
     for (const id of end < 0 ? ids : ids.slice(0, end)) {
       if (id === this.vocabulary.special.mask) runs.push([]);

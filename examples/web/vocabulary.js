@@ -8,7 +8,7 @@ import { fillRow } from "./rows.js";
 export class Vocabulary {
   /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes. */
   constructor(numbers, rows, tokenizer) {
-    [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
+    [this.special, this.codeOffset, this.size, this.rows] = [numbers.special, numbers.image_code_offset, numbers.size, rows];
     const json = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
     const settings = { clean_up_tokenization_spaces: false };
     checkAdded(json);

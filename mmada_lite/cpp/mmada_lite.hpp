@@ -150,10 +150,11 @@ class Model {
                  Side side = Side::right, double amount = 0.5, std::uint64_t seed = 0, const OnStep& on_step = {},
                  bool keep_pixels = true) const;
 
-  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer. Of a picture: the
-  // ids of the words alone; codes are given where `unknown` is 0 and never change.
+  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer; with `answer`, ids
+  // of any length, its masks alone are written, in as many steps as an answer of so many tokens takes. Of a picture: the ids
+  // of the words alone; codes are given where `unknown` is 0 and never change.
   Answer complete(const Ids& prompt, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
-                  const OnStep& on_step = {}) const;
+                  const OnStep& on_step = {}, const Ids& answer = {}) const;
   Drawing draw(const Ids& words, const Codes& codes, const std::vector<std::uint8_t>& unknown,
                const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0, const OnStep& on_step = {}) const;
 

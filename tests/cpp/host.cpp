@@ -333,7 +333,9 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
                        positions);
   }
   if (op == "complete")
-    return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
+    return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
+                                      job.find("answer") ? ids_of(*job.find("answer")) : Ids{}),
+                       positions);
   if (op == "paint") return drawing_json(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {
     const Codes codes{static_cast<int>(integer_in(job, "rows")), static_cast<int>(integer_in(job, "columns")),

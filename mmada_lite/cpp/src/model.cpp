@@ -84,22 +84,30 @@ Ids Model::Impl::chat_ids(const std::vector<Message>& messages) const {
   return row("chat", "masks", {{"messages", ids}}).before;
 }
 
-Answer Model::Impl::complete(const Ids& prompt, const TextSettings& s, std::uint64_t seed, const OnStep& on_step) const {
-  check_length(prompt.size(), s.answer_length, "the conversation with its answer");
-  Canvas canvas = text_canvas(prompt, s.answer_length, bundle.special.at("mask"), s.guidance > 0);
+Answer Model::Impl::complete(const Ids& prompt, Ids answer, const TextSettings& s, std::uint64_t seed,
+                             const OnStep& on_step) const {
+  const auto mask = bundle.special.at("mask");
+  if (answer.empty()) answer.assign(static_cast<std::size_t>(s.answer_length), mask);
+  if (std::find(answer.begin(), answer.end(), mask) == answer.end()) {
+    fail("an answer of ", answer.size(), " tokens without a mask leaves nothing to write; put masks where something is to be ",
+         "written");
+  }
+  check_length(prompt.size(), static_cast<std::int64_t>(answer.size()), "the conversation with its answer");
+  Canvas canvas = text_canvas(prompt, answer, mask, s.guidance > 0);
   PhiloxSampler sampler(seed, s.temperature, canvas.start);
   const Ids ends{bundle.special.at("eos"), bundle.special.at("eot")};
-  Answer answer;
-  answer.stopped = !decode_text(denoiser, canvas, s, sampler, ends, [&](Step&& step) {
-    answer.steps = step.index + 1;
-    answer.seconds = step.seconds;
+  Answer written;
+  written.stopped = !decode_text(denoiser, canvas, s, sampler, ends, [&](Step&& step) {
+    written.steps = step.index + 1;
+    written.seconds = step.seconds;
     return !on_step || on_step(step);
   });
-  answer.ids.assign(canvas.tokens.begin() + canvas.start, canvas.tokens.end());
-  const auto end = std::find_first_of(answer.ids.begin(), answer.ids.end(), ends.begin(), ends.end());
-  answer.complete = end != answer.ids.end();
-  if (tokenizer) answer.text = stripped(tokenizer->decode(Ids(answer.ids.begin(), end)));
-  return answer;
+  written.ids.assign(canvas.tokens.begin() + canvas.start, canvas.tokens.end());
+  const auto tail = written.ids.begin() + (canvas.tail() - canvas.start);
+  const auto end = std::find_first_of(tail, written.ids.end(), ends.begin(), ends.end());
+  written.complete = end != written.ids.end();
+  if (tokenizer) written.text = stripped(tokenizer->decode(Ids(written.ids.begin(), end)));
+  return written;
 }
 
 namespace {
@@ -128,7 +136,7 @@ Answer Model::chat(const std::vector<Message>& messages, const std::optional<Tex
                    const OnStep& on_step) const {
   const auto& model = require(impl_);
   const TextSettings s = checked(settings, model);
-  return model.complete(model.chat_ids(messages), s, seed, on_step);
+  return model.complete(model.chat_ids(messages), {}, s, seed, on_step);
 }
 
 Answer Model::chat(const std::string& message, const std::optional<TextSettings>& settings, std::uint64_t seed,
@@ -144,15 +152,16 @@ Answer Model::ask(const Picture& picture, const std::string& question, const std
   Ids codes = model.encode(fitted(raster_of(picture), model.bundle.resolution, fit)).ids;
   for (auto& code : codes) code += model.bundle.code_offset;
   const Ids prompt = model.row("ask", "", {{"codes", codes}, {"chat", model.chat_ids({{"user", question}})}}).before;
-  return model.complete(prompt, s, seed, on_step);
+  return model.complete(prompt, {}, s, seed, on_step);
 }
 
 Answer Model::complete(const Ids& prompt, const std::optional<TextSettings>& settings, std::uint64_t seed,
-                       const OnStep& on_step) const {
+                       const OnStep& on_step, const Ids& answer) const {
   const auto& model = require(impl_);
   const TextSettings s = checked(settings, model);
   model.check_ids(prompt);
-  return model.complete(prompt, s, seed, on_step);
+  model.check_ids(answer);
+  return model.complete(prompt, answer, s, seed, on_step);
 }
 
 Ids Model::encode(const std::string& text) const { return require(impl_).need_tokenizer().encode(require_utf8(text, "text")); }

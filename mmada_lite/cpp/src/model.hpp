@@ -43,7 +43,8 @@ struct Model::Impl {
   Codes encode(const Raster& square) const;
   Raster decode(const Codes& codes) const;
 
-  Answer complete(const Ids& prompt, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
+  // `answer` with its masks written; an empty one is `answer_length` masks.
+  Answer complete(const Ids& prompt, Ids answer, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
 
   // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the row do not fit.
   ImageSettings image_settings_for(const internal::Around& row, const Bools& unknown,
