@@ -32,8 +32,14 @@ export class Canvas {
   }
 }
 
+/** A prompt and the answer behind it, of which the masks are written. With guidance the other row has masks for the prompt. */
+export function textCanvas(prompt, answer, mask, guided) {
+  const prompts = [prompt, ...(guided ? [new Array(prompt.length).fill(mask)] : [])];
+  return new Canvas([...answer], prompts.map((before) => ({ before, after: [] })), mask);
+}
+
 /** Hidden states of the body's `positions`, a tensor a branch, over whole rows or over what `context` leaves to compute. */
-async function runForward(graphs, canvas, positions, context = null, keep = false) {
+export async function runForward(graphs, canvas, positions, context = null, keep = false) {
   const [hidden, kept] = [[], []];
   for (const [number, branch] of canvas.branches.entries()) {
     const shift = branch.before.length;
@@ -129,7 +135,8 @@ function closeHoles(canvas, stops, written) {
   }
 }
 
-async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden) {
+/** What a step may write at the positions that a forward queried: { token, logProbability }, never the mask. */
+export async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden) {
   const { guidance, temperature } = settings;
   const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, 0, positions) : null;
   const candidates = await graphs.predict("text", hidden, guidance, temperature, draws, step);

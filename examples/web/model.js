@@ -2,7 +2,8 @@
 // refuses what the bundle does not allow before any work is done.
 
 import { openBundle } from "./bundle.js";
-import { Canvas, drawPicture, writeText } from "./decoding.js";
+import { choose } from "./choosing.js";
+import { Canvas, drawPicture, textCanvas, writeText } from "./decoding.js";
 import { Graphs } from "./graphs.js";
 import { fitted } from "./pictures.js";
 import { complete } from "./settings.js";
@@ -59,24 +60,46 @@ export class Model {
    */
   async *complete(prompt, answer = null, given = this.defaults.text, seed = 0n) {
     const settings = complete("text", given);
-    for (const id of [...prompt, ...(answer ?? [])]) {
-      if (Number.isInteger(id) && id >= 0 && id < this.vocabulary.size) continue;
-      throw new Error(`the id ${id} is none of the model's 0 to ${this.vocabulary.size - 1}`);
-    }
+    for (const ids of [prompt, answer ?? []]) this.#checkIds(ids);
     if (prompt.includes(this.vocabulary.special.mask)) throw new Error("a mask stands before the answer; put it into the answer");
     yield* this.#write(prompt, answer, settings, seed);
   }
 
+  /**
+   * The likeliest of a few choices of ids at the one hole of an answer, a run of masks, behind a row of ids: { index, ids, text,
+   * choices }, of each its ids, logLikelihood and probability. With `grows` the hole is as long as what is put into it.
+   */
+  async choose(prompt, answer, choices, given = this.defaults.text, grows = false) {
+    const { guidance } = complete("text", given);
+    for (const ids of [prompt, answer, ...choices]) this.#checkIds(ids);
+    return this.#choose(prompt, answer, choices, guidance, grows);
+  }
+
+  async #choose(before, answer, choices, guidance, grows) {
+    const { special } = this.vocabulary;
+    const longest = answer.length + (grows ? 1 + Math.max(...choices.map((choice) => choice.length)) : 0);
+    this.#fits(textCanvas(before, new Array(longest).fill(special.mask), special.mask, false), "the conversation with its answer");
+    const stops = [special.eos, special.eot];
+    const options = { guidance, mask: special.mask, stops, grows };
+    const { index, scored, probabilities } = await choose(this.graphs, before, answer, choices, options);
+    const all = scored.map(({ logLikelihood }, k) => ({ ids: choices[k], logLikelihood, probability: probabilities[k] }));
+    return { index, ids: scored[index].ids, choices: all };
+  }
+
+  #checkIds(ids) {
+    const { size } = this.vocabulary;
+    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < size));
+    if (wrong !== undefined) throw new Error(`the id ${wrong} is none of the model's 0 to ${size - 1}`);
+  }
+
   async *#write(before, answer, settings, seed) {
     const { special } = this.vocabulary;
-    const body = [...(answer ?? new Array(settings.answer_length).fill(special.mask))];
+    const body = answer ?? new Array(settings.answer_length).fill(special.mask);
     if (!body.includes(special.mask)) {
       const mend = "put masks where something is to be written";
       throw new Error(`an answer of ${body.length} tokens without a mask leaves nothing to write; ${mend}`);
     }
-    const hidden = new Array(before.length).fill(special.mask);
-    const branches = [before, ...(settings.guidance > 0 ? [hidden] : [])].map((prompt) => ({ before: prompt, after: [] }));
-    const canvas = new Canvas(body, branches, special.mask);
+    const canvas = textCanvas(before, body, special.mask, settings.guidance > 0);
     this.#fits(canvas, "the conversation with its answer");
     const stops = [special.eos, special.eot];
     for await (const step of writeText(this.graphs, canvas, settings, seed, stops)) {

@@ -102,6 +102,20 @@ struct Answer {
   double seconds = 0;      // that they took
 };
 
+// What may stand in a hole, and how likely it is there.
+struct Choice {
+  Ids ids;
+  double log_likelihood = 0;  // in nats
+  double probability = 0;     // among all choices
+};
+
+// The likeliest of several choices.
+struct Chosen {
+  std::size_t index = 0;        // which
+  Ids ids;                      // the answer with it in its hole; behind its end, where nothing was given, the mask
+  std::vector<Choice> choices;  // all, in the order given
+};
+
 struct Drawing {
   Codes codes;
   Picture picture;
@@ -155,6 +169,10 @@ class Model {
   // of the words alone; codes are given where `unknown` is 0 and never change.
   Answer complete(const Ids& prompt, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
                   const OnStep& on_step = {}, const Ids& answer = {}) const;
+  // The likeliest of several choices of ids at the one hole of an answer, a run of masks: each is written a place a model call,
+  // where the model is surest. With `grows` the hole is as long as what is put into it. Of settings guidance alone counts.
+  Chosen choose(const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices,
+                const std::optional<TextSettings>& settings = {}, bool grows = false) const;
   Drawing draw(const Ids& words, const Codes& codes, const std::vector<std::uint8_t>& unknown,
                const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0, const OnStep& on_step = {}) const;
 

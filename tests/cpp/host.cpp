@@ -3,7 +3,6 @@
 // given canvas can be compared with Python's. It decides nothing: what is right is said by the tests.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <ctime>
 #include <iostream>
 #include <utility>
@@ -11,102 +10,17 @@
 #include "bundle.hpp"
 #include "canvas.hpp"
 #include "decoding.hpp"
-#include "json.hpp"
+#include "host_json.hpp"
 #include "mmada_lite.hpp"
 #include "pictures.hpp"
 #include "sampling.hpp"
 #include "schedules.hpp"
 #include "session.hpp"
-#include "settings.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 
 namespace mmada_lite {
 namespace {
-
-using namespace internal;
-
-// ---- JSON out ----
-
-std::string written(const std::string& text) { return quoted(text); }
-std::string written(bool flag) { return flag ? "true" : "false"; }
-std::string written(std::int64_t number) { return std::to_string(number); }
-std::string written(int number) { return std::to_string(number); }
-std::string written(std::uint8_t number) { return std::to_string(number); }
-std::string written(double number) {
-  if (!std::isfinite(number)) return "null";
-  char digits[40];
-  std::snprintf(digits, sizeof digits, "%.17g", number);
-  return digits;
-}
-std::string written(float number) { return written(static_cast<double>(number)); }
-template <typename T>
-std::string written(const std::vector<T>& items) {
-  std::string out;
-  for (const auto& item : items) out += (out.empty() ? "" : ",") + written(item);
-  return "[" + out + "]";
-}
-
-struct Out {
-  std::string text;
-  template <typename T>
-  Out& add(const char* key, const T& value) {
-    text += (text.empty() ? "" : ",") + quoted(key) + ":" + written(value);
-    return *this;
-  }
-  std::string done() const { return "{" + text + "}"; }
-};
-
-// ---- JSON in ----
-
-std::int64_t integer_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
-  const Json* value = job.find(key);
-  return value && value->is(Json::Kind::integer) ? value->integer : otherwise;
-}
-
-double number_of(const Json& value) {
-  return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number;
-}
-
-std::string text_in(const Json& job, const char* key) { return job.find(key)->string; }
-
-Ids ids_of(const Json& list) {
-  Ids ids;
-  for (const auto& item : list.items) ids.push_back(item.integer);
-  return ids;
-}
-
-template <typename T>
-std::vector<T> bytes_of(const Json& list) {
-  std::vector<T> numbers;
-  for (const auto& item : list.items) numbers.push_back(static_cast<T>(item.integer));
-  return numbers;
-}
-
-// Seeds are written as text: JSON readers may lose the last bits of 64.
-std::uint64_t seed_in(const Json& job) {
-  const Json* value = job.find("seed");
-  return value ? std::stoull(value->string) : 0;
-}
-
-Picture picture_in(const Json& job, const char* key = "picture") {
-  const Json& value = *job.find(key);
-  return {static_cast<int>(integer_in(value, "width")), static_cast<int>(integer_in(value, "height")),
-          bytes_of<std::uint8_t>(*value.find("bytes"))};
-}
-
-// `settings` as bundle.json of format 2 says them; `mode` as a program sets it.
-template <typename Settings>
-std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, std::int64_t)) {
-  const Json* value = job.find("settings");
-  if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  Settings settings = read(*value, 2);
-  if (job.find("mode")) settings.mode = text_in(job, "mode");
-  return settings;
-}
-
-std::optional<TextSettings> text_settings_in(const Json& job) { return settings_in(job, read_text_settings); }
-std::optional<ImageSettings> image_settings_in(const Json& job) { return settings_in(job, read_image_settings); }
 
 // ---- recorded choices, as bench/parity/replay.py takes them ----
 
@@ -267,7 +181,7 @@ std::string character_classes() {  // where a class begins, for every code point
   return Out().add("runs", runs).done();
 }
 
-std::string answer_json(const Answer& answer, const std::vector<Ids>& positions) {
+std::string answer_json(const Answer& answer, const std::vector<Ids>& positions, const Floats& log_probabilities = {}) {
   return Out()
       .add("ids", answer.ids)
       .add("text", answer.text)
@@ -275,7 +189,19 @@ std::string answer_json(const Answer& answer, const std::vector<Ids>& positions)
       .add("stopped", answer.stopped)
       .add("steps", answer.steps)
       .add("positions", positions)
+      .add("log_probabilities", log_probabilities)
       .done();
+}
+
+std::string chosen_json(const Chosen& chosen) {
+  std::string choices;
+  for (const auto& [ids, log_likelihood, probability] : chosen.choices) {
+    Out choice;
+    choice.add("ids", ids).add("log_likelihood", log_likelihood).add("probability", probability);
+    choices += (choices.empty() ? "" : ",") + choice.done();
+  }
+  const Out out = Out().add("index", static_cast<std::int64_t>(chosen.index)).add("ids", chosen.ids);
+  return "{" + out.text + ",\"choices\":[" + choices + "]}";
 }
 
 std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positions) {
@@ -294,9 +220,11 @@ std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positio
 
 std::string run_on_model(const Model& model, const std::string& op, const Json& job) {
   std::vector<Ids> positions;
+  Floats log_probabilities;
   const std::int64_t stop_at = integer_in(job, "stop_at", -1), throw_at = integer_in(job, "throw_at", -1);
   const OnStep on_step = [&](const Step& step) {
     positions.push_back(step.positions);
+    log_probabilities.insert(log_probabilities.end(), step.log_probabilities.begin(), step.log_probabilities.end());
     if (step.index == throw_at) throw std::runtime_error("thrown by the callback");
     return step.index != stop_at;
   };
@@ -335,7 +263,13 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
   if (op == "complete")
     return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
                                       job.find("answer") ? ids_of(*job.find("answer")) : Ids{}),
-                       positions);
+                       positions, log_probabilities);
+  if (op == "choose") {
+    std::vector<Ids> choices;
+    for (const auto& ids : job.find("choices")->items) choices.push_back(ids_of(ids));
+    return chosen_json(model.choose(ids_of(*job.find("prompt")), ids_of(*job.find("answer")), choices, text_settings_in(job),
+                                    job.find("grows")->boolean));
+  }
   if (op == "paint") return drawing_json(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {
     const Codes codes{static_cast<int>(integer_in(job, "rows")), static_cast<int>(integer_in(job, "columns")),

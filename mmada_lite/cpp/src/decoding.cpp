@@ -114,6 +114,14 @@ std::int64_t left_masked(std::int64_t open, std::int64_t planned, std::int64_t s
 
 }  // namespace
 
+Prediction text_candidates(const Denoiser& denoiser, const Canvas& canvas, const Forward& result, Sampler& sampler,
+                           std::int64_t number, const Ids& positions) {
+  Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
+  check_finite(candidates, number);
+  never_mask(denoiser, result, canvas.mask, candidates);
+  return candidates;
+}
+
 bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends,
                  const Sink& sink) {
   const Clock clock;
@@ -131,9 +139,7 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
     for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
       const bool keep = s.acceleration.cache != "none" && turn == 0;
       const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
-      Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
-      check_finite(candidates, number);
-      never_mask(denoiser, result, canvas.mask, candidates);
+      const Prediction candidates = text_candidates(denoiser, canvas, result, sampler, number, positions);
       const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
       const Bools chosen = choose(positions, candidates, s, sampler, number, count);
       if (keep) {

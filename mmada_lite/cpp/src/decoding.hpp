@@ -21,6 +21,11 @@ class Clock {
 
 using Sink = std::function<bool(Step&&)>;  // false ends the decoding
 
+// What a step may write at the positions that a forward queried: never the mask. Throws Error where the model's numbers are not
+// finite.
+Prediction text_candidates(const Denoiser& denoiser, const Canvas& canvas, const Forward& result, Sampler& sampler,
+                           std::int64_t number, const Ids& positions);
+
 // Fills the canvas's answer block by block, the most confident positions first. Ends after the block that brings one of the
 // tokens `ends`. False when the sink stopped it.
 bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& settings, Sampler& sampler, const Ids& ends,

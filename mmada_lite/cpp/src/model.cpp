@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "canvas.hpp"
+#include "choosing.hpp"
 #include "sampling.hpp"
 #include "unicode.hpp"
 
@@ -95,7 +96,7 @@ Answer Model::Impl::complete(const Ids& prompt, Ids answer, const TextSettings& 
   check_length(prompt.size(), static_cast<std::int64_t>(answer.size()), "the conversation with its answer");
   Canvas canvas = text_canvas(prompt, answer, mask, s.guidance > 0);
   PhiloxSampler sampler(seed, s.temperature, canvas.start);
-  const Ids ends{bundle.special.at("eos"), bundle.special.at("eot")};
+  const Ids ends = this->ends();
   Answer written;
   written.stopped = !decode_text(denoiser, canvas, s, sampler, ends, [&](Step&& step) {
     written.steps = step.index + 1;
@@ -108,6 +109,16 @@ Answer Model::Impl::complete(const Ids& prompt, Ids answer, const TextSettings& 
   written.complete = end != written.ids.end();
   if (tokenizer) written.text = stripped(tokenizer->decode(Ids(written.ids.begin(), end)));
   return written;
+}
+
+Chosen Model::Impl::choose(const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices, const TextSettings& s,
+                           bool grows) const {
+  const Scores scores = score_choices(denoiser, prompt, answer, choices, s.guidance, bundle.special.at("mask"), ends(), grows);
+  Chosen chosen{scores.best, scores.choices[scores.best].answer, {}};
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    chosen.choices.push_back({choices[i], scores.choices[i].log_likelihood, scores.probabilities[i]});
+  }
+  return chosen;
 }
 
 namespace {
@@ -162,6 +173,22 @@ Answer Model::complete(const Ids& prompt, const std::optional<TextSettings>& set
   model.check_ids(prompt);
   model.check_ids(answer);
   return model.complete(prompt, answer, s, seed, on_step);
+}
+
+Chosen Model::choose(const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices,
+                     const std::optional<TextSettings>& settings, bool grows) const {
+  const auto& model = require(impl_);
+  const TextSettings s = checked(settings, model);
+  std::size_t longest = 0;
+  for (const auto& choice : choices) {
+    model.check_ids(choice);
+    longest = std::max(longest, choice.size());
+  }
+  model.check_ids(prompt);
+  model.check_ids(answer);
+  const auto room = answer.size() + (grows ? longest + 1 : 0);
+  model.check_length(prompt.size(), static_cast<std::int64_t>(room), "the conversation with its answer");
+  return model.choose(prompt, answer, choices, s, grows);
 }
 
 Ids Model::encode(const std::string& text) const { return require(impl_).need_tokenizer().encode(require_utf8(text, "text")); }

@@ -46,6 +46,10 @@ struct Model::Impl {
   // `answer` with its masks written; an empty one is `answer_length` masks.
   Answer complete(const Ids& prompt, Ids answer, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
 
+  Chosen choose(const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices, const TextSettings& settings,
+                bool grows) const;
+  Ids ends() const { return {bundle.special.at("eos"), bundle.special.at("eot")}; }  // any of these ends a text
+
   // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the row do not fit.
   ImageSettings image_settings_for(const internal::Around& row, const Bools& unknown,
                                    const std::optional<ImageSettings>& settings) const;
