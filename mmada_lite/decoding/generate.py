@@ -60,15 +60,20 @@ def complete(
     settings: TextSettings,
     tokens: TextTokens,
     *,
+    answer: ArrayLike | None = None,
     seed: int = 0,
     sampler: Sampler | None = None,
 ) -> Decoding:
     """Write `settings.answer_length` ids behind prompts [P] or [B, P]; masks inside a prompt are written too.
 
-    sampler: where the random numbers come from, in place of the seed's own. Raises Error for an answer of no length, and, once
-    the steps are read, for drafts of several rows and for a seed outside 0 .. 2**64 - 1.
+    answer: ids [N] or [B, N] in place of that many masks. Its masks are written, in as many steps as an answer of that many
+    tokens takes; the others are given and never change. A stop token ends a text behind its last given token; before that it
+    closes the hole that it stands in, and the masks behind it there become stop tokens. sampler: where the random numbers come
+    from, in place of the seed's own. Raises Error for an answer without a mask, and, once the steps are read, for settings
+    that do not allow for so many masks, for drafts of several rows and for a seed outside 0 .. 2**64 - 1.
     """
-    canvas = text_canvas(prompts, settings.answer_length, tokens.mask, guided=settings.guidance > 0)
+    partial = settings.answer_length if answer is None else answer
+    canvas = text_canvas(prompts, partial, tokens.mask, guided=settings.guidance > 0)
     numbers = sampler or PhiloxSampler(seed, settings.temperature, canvas.start)
     return Decoding(canvas, decode_text(denoiser, canvas, settings, numbers, tokens.stop, tokens.closing))
 
