@@ -72,7 +72,7 @@ def fillings(model: Model, count: int, seed: int) -> list[Filling]:
 
 
 def same_filling(host: Host, model: Model, case: Filling) -> None:
-    """The host writes what Python writes, in the same steps. Given ids are as they were, and nothing before the answer's tail is
+    """The host writes what Python writes, in the same steps. Given ids are as they were, and nothing before the tail is
     left open."""
     mask, given = model.vocabulary.special.mask, np.array(case.answer)
     decoding = complete(
@@ -84,9 +84,7 @@ def same_filling(host: Host, model: Model, case: Filling) -> None:
         seed=case.seed,
     )
     steps = list(decoding.steps)
-    found = host.call(
-        "complete", prompt=case.prompt, answer=case.answer, settings=plain(case.settings), seed=str(case.seed)
-    )
+    found = host.call("complete", prompt=case.prompt, answer=case.answer, settings=plain(case.settings), seed=str(case.seed))
     assert found.get("ids") == decoding.ids[0].tolist(), (case, found)
     assert found["positions"] == [step.positions.tolist() for step in steps], case
     log_probabilities = np.concatenate([step.log_probabilities for step in steps])

@@ -5,7 +5,6 @@ It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said
 
 import copy
 import hashlib
-import json
 import os
 import shutil
 import subprocess
