@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from line_host import Host
 
-from mmada_lite import Model, TextSettings, load
+from mmada_lite import Error, Model, TextSettings, load
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.score import choose
 from mmada_lite.decoding.settings import plain
+from mmada_lite.partial import read_partial
 
 LOUD, ENDING = 8.0, 3.0  # times the head's random weights, and those of the stop tokens once more
 
@@ -153,3 +154,24 @@ def same_everywhere(host: Host, checkpoint: Path, folder: Path, models: int, cas
             same_filling(host, model, filling)
         for choosing in choosings(model, cases, seed):
             same_choice(host, model, choosing)
+
+
+PARTS = ["[mask:3]", "[mask:*]", "[mask:*4]", "[mask", "[", "]", ":", "*", "\\", " ", "a", "é🍎", "0", "12", "[b:2]", "[b]", "_"]
+SPECIAL = "<|eot_id|>"
+
+
+def same_notation(host: Host, count: int) -> None:
+    """The host reads every text as Python reads it, or refuses it too, in one line."""
+    chooser, refused = random.Random(0), 0
+    for _ in range(count):
+        parts = chooser.choices([*PARTS, SPECIAL, SPECIAL[:3], SPECIAL[3:]], k=chooser.randint(1, 9))
+        found = host.call("partial", text="".join(parts), specials=[SPECIAL])
+        try:
+            partial = read_partial("".join(parts), [SPECIAL])
+        except Error:
+            assert "\n" not in found["error"], parts
+            refused += 1
+        else:
+            holes = [[hole.lengths[0], hole.most, hole.space] for hole in partial.holes]
+            assert found == {"pieces": list(partial.pieces), "holes": holes}, parts
+    assert count // 9 < refused < count * 8 // 9

@@ -91,33 +91,40 @@ async function predictCodes(graphs, canvas, settings, seed, k, open, tokens, con
 }
 
 /**
- * Write the masks of an answer block by block, the most confident positions first, until a block holds one of the tokens
- * `stops` behind the last given one. Yields { index, positions, logProbabilities, remaining, seconds } a step; the answer as
- * it stands is canvas.body.
+ * Write the masks of answers of one length block by block, the most confident positions first, all rows in the same steps, until
+ * after a block every one has one of the tokens `stops` behind all that is given. Yields { index, written, remaining, seconds } a
+ * step: of every row a map of log probabilities by position, ascending. An answer as it stands is its canvas's body.
  */
-export async function* writeText(graphs, canvas, settings, seed, stops) {
+export async function* writeText(graphs, canvases, settings, seed, stops) {
   const started = performance.now();
   const { cache } = settings.acceleration;
+  const places = Array.from(canvases[0].body.keys()).filter((place) => canvases.some(({ given }) => !given[place]));
   let index = 0;
-  for (const block of schedules.blocks(settings, canvas.masked())) {
-    const quota = schedules.transfers(canvas.masked(block.stop).length, block.steps);
-    let context = null;
+  for (const block of schedules.blocks(settings, places)) {
+    const quotas = canvases.map((canvas) => schedules.transfers(canvas.masked(block.stop).length, block.steps));
+    const contexts = canvases.map(() => null);
     for (let stepsDone = 0; ; stepsDone++, index++) {
-      const open = canvas.masked(block.stop);
-      if (!open.length) break;
+      const open = canvases.map((canvas) => canvas.masked(block.stop));
+      if (!open.some((positions) => positions.length)) break;
       const computesAll = cache !== "none" && stepsDone === 0;
-      const { hidden, kept } = await runForward(graphs, canvas, open, context, computesAll);
-      const candidates = await candidatesOf(graphs, canvas, settings, seed, index, open, hidden);
-      const chosen = choose(candidates, open, settings, seed, index, quota[stepsDone] ?? open.length);
-      for (const q of chosen) canvas.body[open[q]] = candidates.token[q];
-      if (computesAll) context = cachedContext(canvas, kept, block, cache);
-      const written = new Map(chosen.map((q) => [open[q], candidates.logProbability[q]]));
-      closeHoles(canvas, stops, written);
-      const positions = Array.from(written.keys()).sort((a, b) => a - b);
-      const logProbabilities = positions.map((place) => written.get(place));
-      yield { index, positions, logProbabilities, remaining: canvas.masked().length, seconds: seconds(started) };
+      const written = [];
+      for (const [row, canvas] of canvases.entries()) {
+        written.push(new Map());
+        if (!open[row].length) continue;
+        const { hidden, kept } = await runForward(graphs, canvas, open[row], contexts[row], computesAll);
+        const candidates = await candidatesOf(graphs, canvas, settings, seed, index, open[row], hidden, row);
+        const count = quotas[row][stepsDone] ?? open[row].length;
+        const chosen = choose(candidates, open[row], settings, seed, index, count, row);
+        for (const q of chosen) canvas.body[open[row][q]] = candidates.token[q];
+        if (computesAll) contexts[row] = cachedContext(canvas, kept, block, cache);
+        const own = new Map(chosen.map((q) => [open[row][q], candidates.logProbability[q]]));
+        closeHoles(canvas, stops, own);
+        written[row] = new Map(Array.from(own).sort(([a], [b]) => a - b));
+      }
+      const remaining = canvases.reduce((sum, canvas) => sum + canvas.masked().length, 0);
+      yield { index, written, remaining, seconds: seconds(started) };
     }
-    if (canvas.body.slice(canvas.tail, block.stop).some((token) => stops.includes(token))) return;
+    if (canvases.every(({ body, tail }) => body.slice(tail, block.stop).some((token) => stops.includes(token)))) return;
   }
 }
 
@@ -136,9 +143,9 @@ function closeHoles(canvas, stops, written) {
 }
 
 /** What a step may write at the positions that a forward queried: { token, logProbability }, never the mask. */
-export async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden) {
+export async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden, row = 0) {
   const { guidance, temperature } = settings;
-  const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, 0, positions) : null;
+  const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, row, positions) : null;
   const candidates = await graphs.predict("text", hidden, guidance, temperature, draws, step);
   if (!candidates.token.includes(canvas.mask)) return candidates;
   const logits = await graphs.logits("text", hidden, guidance);
@@ -156,9 +163,9 @@ function bestBut(mask, logits) {
   return [best, -Math.log(others.reduce((sum, value) => sum + Math.exp(value - others[best]), 0))];
 }
 
-function choose(candidates, positions, settings, seed, step, count) {
+function choose(candidates, positions, settings, seed, step, count, row) {
   const random = settings.order === "random";
-  const confidence = random ? uniform(seed, Stream.textOrder, step, 0, positions) : candidates.logProbability;
+  const confidence = random ? uniform(seed, Stream.textOrder, step, row, positions) : candidates.logProbability;
   const { threshold } = settings.acceleration;
   if (threshold !== null) return schedules.aboveThreshold(confidence, threshold);
   return schedules.mostConfident(confidence, count);

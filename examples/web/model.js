@@ -4,10 +4,15 @@
 import { openBundle } from "./bundle.js";
 import { choose } from "./choosing.js";
 import { Canvas, drawPicture, textCanvas, writeText } from "./decoding.js";
+import { allMasked, beginning, likeliness, readRow, rowOfIds, wholeAnswers } from "./filling.js";
 import { Graphs } from "./graphs.js";
+import { readPartial } from "./partial.js";
 import { fitted } from "./pictures.js";
+import { mostConfident } from "./schedules.js";
 import { complete } from "./settings.js";
 import { Vocabulary } from "./vocabulary.js";
+
+const TOGETHER = 16; // rows that are written in the same steps
 
 export class Model {
   constructor({ manifest, files }, graphs) {
@@ -35,7 +40,7 @@ export class Model {
     const branches = [this.vocabulary.paintRow(caption.trim())];
     if (settings.guidance > 0) branches.push(this.vocabulary.unconditionalRow());
     const canvas = new Canvas(new Array(this.grid ** 2).fill(special.mask), branches, special.mask);
-    this.#fits(canvas, "the caption with its picture");
+    this.#fits(Math.max(...branches.map((branch) => canvas.row(branch).length)), "the caption with its picture");
     for await (const step of drawPicture(this.graphs, canvas, settings, seed, codeOffset)) {
       yield { ...step, picture: await this.graphs.decodePicture(step.predictedCodes, [this.grid, this.grid]) };
     }
@@ -46,23 +51,48 @@ export class Model {
     return this.graphs.encodePicture(fitted(picture, this.resolution, fit));
   }
 
-  /** Answer a question, about a picture (ImageData of any size) if given: steps with `text` so far. */
-  async *ask(question, picture = null, given = this.defaults.text, seed = 0n) {
+  /**
+   * Answer a question, about a picture (ImageData of any size) if given: steps with `text` so far, `ids` and `spans`. `answer` is a
+   * part of the answer that is given: how it begins or, with holes, all of it but these.
+   */
+  async *ask(question, picture = null, given = this.defaults.text, seed = 0n, answer = null) {
     if (!question.trim()) throw new Error("the question is empty; ask something");
     const settings = complete("text", given);
     const codes = picture && (await this.codesOf(picture));
-    yield* this.#write(this.vocabulary.questionPrompt(question.trim(), codes), null, settings, seed);
+    const prompt = this.vocabulary.questionPrompt(question.trim(), codes);
+    yield* this.#write(prompt, this.#answerRows(prompt, answer, settings), settings, seed);
   }
 
   /**
-   * What follows a row of ids, which holds no masks: steps with `ids` and `text` so far. `answer`: ids of any length of which
-   * the masks alone are written, in as many steps as an answer of so many tokens takes; null is `answer_length` masks.
+   * Write the holes of a text: "[mask:3]" of three tokens, "[mask:*]" of 1 to 8, where the likeliest text is taken. Steps as `ask`
+   * yields them; where several lengths are tried, their text is of the shortest until the last.
+   */
+  async *fill(text, given = this.defaults.text, seed = 0n) {
+    const settings = complete("text", given);
+    const partial = readPartial(text, this.vocabulary.specials);
+    if (!partial.holes.length) {
+      throw new Error("the text has no hole; write [mask:3] for three tokens, or [mask:*], where something is missing");
+    }
+    const prompt = this.vocabulary.textPrompt();
+    yield* this.#write(prompt, this.#filledRows(partial, settings), settings, seed);
+  }
+
+  /**
+   * What follows a row of ids, which holds no masks: steps as `ask` yields them. `answer`: ids of any length of which the masks
+   * alone are written, in as many steps as an answer of so many tokens takes; null is `answer_length` masks.
    */
   async *complete(prompt, answer = null, given = this.defaults.text, seed = 0n) {
+    const { special } = this.vocabulary;
     const settings = complete("text", given);
     for (const ids of [prompt, answer ?? []]) this.#checkIds(ids);
-    if (prompt.includes(this.vocabulary.special.mask)) throw new Error("a mask stands before the answer; put it into the answer");
-    yield* this.#write(prompt, answer, settings, seed);
+    if (prompt.includes(special.mask)) throw new Error("a mask stands before the answer; put it into the answer");
+    if (answer && !answer.includes(special.mask)) {
+      const mend = "put masks where something is to be written";
+      throw new Error(`an answer of ${answer.length} tokens without a mask leaves nothing to write; ${mend}`);
+    }
+    const decode = (ids) => this.vocabulary.decode(ids);
+    const row = answer ? rowOfIds(answer, special.mask, decode) : allMasked(settings.answer_length, special.mask);
+    yield* this.#write(prompt, [row], settings, seed);
   }
 
   /**
@@ -78,7 +108,7 @@ export class Model {
   async #choose(before, answer, choices, guidance, grows) {
     const { special } = this.vocabulary;
     const longest = answer.length + (grows ? 1 + Math.max(...choices.map((choice) => choice.length)) : 0);
-    this.#fits(textCanvas(before, new Array(longest).fill(special.mask), special.mask, false), "the conversation with its answer");
+    this.#fits(before.length + longest, "the conversation with its answer");
     const stops = [special.eos, special.eot];
     const options = { guidance, mask: special.mask, stops, grows };
     const { index, scored, probabilities } = await choose(this.graphs, before, answer, choices, options);
@@ -92,35 +122,63 @@ export class Model {
     if (wrong !== undefined) throw new Error(`the id ${wrong} is none of the model's 0 to ${size - 1}`);
   }
 
-  async *#write(before, answer, settings, seed) {
+  /** The rows of an answer of which a part is given; null: nothing. */
+  #answerRows(prompt, answer, settings) {
     const { special } = this.vocabulary;
-    const body = answer ?? new Array(settings.answer_length).fill(special.mask);
-    if (!body.includes(special.mask)) {
-      const mend = "put masks where something is to be written";
-      throw new Error(`an answer of ${body.length} tokens without a mask leaves nothing to write; ${mend}`);
+    const encode = (text) => this.vocabulary.encode(text);
+    if (answer === null) return [allMasked(settings.answer_length, special.mask)];
+    if (!answer.trim()) throw new Error("the given answer is empty; say how it begins, or leave it out");
+    const partial = readPartial(answer, this.vocabulary.specials);
+    const whole = partial.holes.length > 0;
+    const row = whole ? null : beginning(partial, encode, settings.answer_length, special.mask);
+    const counts = [...partial.pieces.map((piece) => encode(piece).length), ...partial.holes.map(({ most }) => most)];
+    const length = whole ? counts.reduce((a, b) => a + b) : row.holes[0].start + 1;
+    if (length > settings.answer_length) {
+      const most = `the answer has ${settings.answer_length}; shorten it, or use a longer answer`;
+      throw new Error(`the given answer takes ${length} tokens with its holes and ${most}`);
     }
-    const canvas = textCanvas(before, body, special.mask, settings.guidance > 0);
-    this.#fits(canvas, "the conversation with its answer");
+    return whole ? this.#filledRows(partial, settings) : [row];
+  }
+
+  /** A text whose holes are to be written. */
+  #filledRows(partial, settings) {
+    const { special } = this.vocabulary;
+    const turnEnd = this.vocabulary.turnEnd();
+    const longest = partial.holes.reduce((sum, { most }) => sum + most, 0);
+    this.#fits(longest, "the text with its holes");
+    const encode = (text) => this.vocabulary.encode(text);
+    const end = turnEnd.length ? turnEnd : [special.eos];
+    return wholeAnswers(partial, encode, end, special.eos, settings.block_length, special.mask);
+  }
+
+  /** Write rows of one length behind a prompt, and read them as they stand: the first, at the end the likeliest. */
+  async *#write(before, rows, settings, seed) {
+    const { special } = this.vocabulary;
+    this.#fits(before.length + rows[0].ids.length, "the conversation with its answer");
     const stops = [special.eos, special.eot];
-    for await (const step of writeText(this.graphs, canvas, settings, seed, stops)) {
-      yield { ...step, ids: [...canvas.body], text: this.#text(canvas, stops) };
+    const canvases = rows.map(({ ids }) => textCanvas(before, ids, special.mask, settings.guidance > 0));
+    const scores = rows.map(({ ids }) => new Array(ids.length).fill(0));
+    const read = (best, mark) =>
+      readRow(rows[best], canvases[best].body, scores[best], (ids) => this.vocabulary.decode(ids), stops, special.mask, mark);
+    let [index, held] = [0, null]; // of several rows the last step waits until it is known which is the likeliest
+    for (let first = 0; first < rows.length; first += TOGETHER) {
+      const part = canvases.slice(first, first + TOGETHER);
+      for await (const step of writeText(this.graphs, part, settings, seed, stops)) {
+        if (held) yield held;
+        step.written.forEach((own, row) => own.forEach((score, place) => (scores[first + row][place] = score)));
+        const now = { ...step, index: index++, ids: [...canvases[0].body], ...read(0, "░") };
+        if (rows.length > 1) held = now;
+        else yield now;
+      }
     }
+    if (!held) return;
+    const likelihoods = rows.map((row, number) => likeliness(row, canvases[number].body, scores[number], stops));
+    const [best] = mostConfident(likelihoods, 1);
+    yield { ...held, ids: [...canvases[best].body], ...read(best, "░") };
   }
 
-  /** An answer up to its end, with a mark where masks are left. */
-  #text({ body: ids, tail }, stops) {
-    const end = ids.findIndex((id, place) => place >= tail && stops.includes(id));
-    const runs = [[]];
-    for (const id of end < 0 ? ids : ids.slice(0, end)) {
-      if (id === this.vocabulary.special.mask) runs.push([]);
-      else runs.at(-1).push(id);
-    }
-    return runs.map((run) => this.vocabulary.decode(run)).join("░").trim();
-  }
-
-  #fits(canvas, what) {
+  #fits(length, what) {
     const longest = this.manifest.architecture.max_sequence_length;
-    const length = Math.max(...canvas.branches.map((branch) => canvas.row(branch).length));
     if (length > longest) throw new Error(`${what} takes ${length} tokens and the model reads ${longest}; shorten it`);
   }
 }

@@ -12,6 +12,7 @@
 #include "decoding.hpp"
 #include "host_json.hpp"
 #include "mmada_lite.hpp"
+#include "partial.hpp"
 #include "pictures.hpp"
 #include "sampling.hpp"
 #include "schedules.hpp"
@@ -136,7 +137,7 @@ std::string replay(const std::string& folder, const Json& job) {
     return true;
   };
   if (text_in(job, "what") == "text") {
-    decode_text(denoiser, canvas, *text_settings_in(job), sampler, ids_of(*job.find("ends")), sink);
+    decode_text(denoiser, {{&canvas, &sampler}}, *text_settings_in(job), ids_of(*job.find("ends")), sink);
   } else {
     decode_image(denoiser, canvas, *image_settings_in(job), sampler, sink);
   }
@@ -172,6 +173,15 @@ std::string schedules(const Json& job) {
   return Out().add("masked_after", counts).add("temperatures", temperatures).done();
 }
 
+std::string partial(const Json& job) {
+  std::vector<std::string> specials;
+  for (const auto& special : job.find("specials")->items) specials.push_back(special.string);
+  const Partial read = read_partial(text_in(job, "text"), specials);
+  std::vector<Ids> holes;
+  for (const auto& [least, most, space] : read.holes) holes.push_back({least, most, space});
+  return Out().add("pieces", read.pieces).add("holes", holes).done();
+}
+
 std::string character_classes() {  // where a class begins, for every code point
   std::vector<Ids> runs;
   for (char32_t code = 0; code < 0x110000; ++code) {
@@ -181,16 +191,18 @@ std::string character_classes() {  // where a class begins, for every code point
   return Out().add("runs", runs).done();
 }
 
-std::string answer_json(const Answer& answer, const std::vector<Ids>& positions, const Floats& log_probabilities = {}) {
-  return Out()
-      .add("ids", answer.ids)
-      .add("text", answer.text)
-      .add("complete", answer.complete)
-      .add("stopped", answer.stopped)
-      .add("steps", answer.steps)
-      .add("positions", positions)
-      .add("log_probabilities", log_probabilities)
-      .done();
+std::string answer_json(const Answer& answer, const std::vector<Ids>& positions, const Floats& log_probabilities) {
+  std::string spans;
+  for (const auto& span : answer.spans) {
+    Out out;
+    out.add("start", static_cast<std::int64_t>(span.start)).add("stop", static_cast<std::int64_t>(span.stop));
+    out.add("text", span.text).add("ids", span.ids).add("log_probability", span.log_probability).add("mean", span.mean);
+    spans += (spans.empty() ? "" : ",") + out.done();
+  }
+  Out out;
+  out.add("ids", answer.ids).add("text", answer.text).add("complete", answer.complete).add("stopped", answer.stopped);
+  out.add("steps", answer.steps).add("positions", positions).add("log_probabilities", log_probabilities);
+  return "{" + out.text + ",\"spans\":[" + spans + "]}";
 }
 
 std::string chosen_json(const Chosen& chosen) {
@@ -229,6 +241,9 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
     return step.index != stop_at;
   };
   const auto seed = seed_in(job);
+  const auto answered = [&](const Answer& answer) { return answer_json(answer, positions, log_probabilities); };
+  std::optional<std::string> given;
+  if (const Json* answer = job.find("answer"); answer && answer->is(Json::Kind::string)) given = answer->string;
   if (op == "codes_of") {
     const Codes codes = model.codes_of(picture_in(job));
     return Out().add("shape", Ids{codes.rows, codes.columns}).add("codes", codes.ids).done();
@@ -253,17 +268,16 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
     std::vector<Message> messages;
     for (const auto& message : job.find("messages")->items)
       messages.push_back({text_in(message, "role"), text_in(message, "content")});
-    return answer_json(model.chat(messages, text_settings_in(job), seed, on_step), positions);
+    return answered(model.chat(messages, text_settings_in(job), seed, on_step, given));
   }
   if (op == "ask") {
     const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
-    return answer_json(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit),
-                       positions);
+    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit, given));
   }
   if (op == "complete")
-    return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
-                                      job.find("answer") ? ids_of(*job.find("answer")) : Ids{}),
-                       positions, log_probabilities);
+    return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
+                                   job.find("answer") ? ids_of(*job.find("answer")) : Ids{}));
+  if (op == "fill") return answered(model.fill(text_in(job, "text"), text_settings_in(job), seed, on_step));
   if (op == "choose") {
     std::vector<Ids> choices;
     for (const auto& ids : job.find("choices")->items) choices.push_back(ids_of(ids));
@@ -351,6 +365,7 @@ std::string run_job(std::optional<Model>& model, const Json& job) {
     return Out().add("bytes", fitted_mask({mask.width, mask.height, 1, mask.rgb}, integer_in(job, "side")).bytes).done();
   }
   if (op == "schedules") return schedules(job);
+  if (op == "partial") return partial(job);
   if (op == "classes") return character_classes();
   if (op == "replay") return replay(text_in(job, "folder"), job);
   if (job.find("tokenizer")) return run_on_tokenizer(Tokenizer(text_in(job, "tokenizer")), op, job);

@@ -7,18 +7,21 @@ globalThis.document = { baseURI: "file:///" };
 globalThis.fetch = async (url) => new Response(readFileSync(url));
 const web = new URL("../../examples/web/", import.meta.url);
 const { Model } = await import(new URL("model.js", web));
+const { readPartial } = await import(new URL("partial.js", web));
 
 let model = null;
 
-/** The ids at the end of a decode, and for each step which places of the row it wrote. */
+/** What a decode comes to, and for each step which places of the row it wrote, row by row. */
 async function written(steps, before = 0) {
   const [positions, log_probabilities] = [[], []];
-  let step = { ids: [], text: "" };
-  for await (step of steps) {
-    positions.push(step.positions.map((place) => before + place));
-    log_probabilities.push(...step.logProbabilities);
+  let last;
+  for await (last of steps) {
+    positions.push(last.written.flatMap((own) => Array.from(own.keys(), (place) => before + place)));
+    log_probabilities.push(...last.written.flatMap((own) => Array.from(own.values())));
   }
-  return { ids: step.ids, text: step.text, positions, log_probabilities };
+  const { ids, text, complete } = last;
+  const spans = last.spans.map(({ logProbability, ...rest }) => ({ ...rest, log_probability: logProbability }));
+  return { ids, text, complete, spans, positions, log_probabilities };
 }
 
 async function choose({ prompt, answer, choices, settings, grows }) {
@@ -26,11 +29,24 @@ async function choose({ prompt, answer, choices, settings, grows }) {
   return { index, ids, choices: all.map(({ logLikelihood, ...rest }) => ({ ...rest, log_likelihood: logLikelihood })) };
 }
 
+function partial({ text, specials }) {
+  const { pieces, holes } = readPartial(text, specials);
+  return { pieces, holes: holes.map(({ least, most, space }) => [least, most, Number(space)]) };
+}
+
 const JOBS = {
+  partial,
   load: async ({ folder }) => ({ resolution: (model = await Model.open(folder)).resolution }),
   complete: ({ prompt, answer, settings, seed }) =>
     written(model.complete(prompt, answer, settings, BigInt(seed ?? 0)), prompt.length),
   choose,
+  chat: ({ messages: [{ content }], settings, seed, answer }) =>
+    written(model.ask(content, null, settings ?? undefined, BigInt(seed ?? 0), answer)),
+  ask: ({ picture: { width, height, bytes }, question, settings, seed, answer }) => {
+    const data = Uint8ClampedArray.from({ length: 4 * width * height }, (_, i) => (i % 4 < 3 ? bytes[3 * (i >> 2) + (i % 4)] : 255));
+    return written(model.ask(question, { data, width, height }, settings ?? undefined, BigInt(seed ?? 0), answer));
+  },
+  fill: ({ text, settings, seed }) => written(model.fill(text, settings ?? undefined, BigInt(seed ?? 0))),
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import WEB
-from fill_cases import same_everywhere
+from fill_cases import same_everywhere, same_notation
 from line_host import Host
 
 
@@ -27,3 +27,7 @@ def test_random_answers_with_holes_and_choices(
 ) -> None:
     """A browser adds up in another order: these models leave no room for that to decide."""
     same_everywhere(host, tiny_checkpoint, tmp_path, models, cases)
+
+
+def test_holes_are_read_alike(host: Host) -> None:
+    same_notation(host, 2000)

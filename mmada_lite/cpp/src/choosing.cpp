@@ -42,12 +42,12 @@ class LogSoftmax {
 
 // A hole of an answer: `length` masks from `start`, counted from the answer's first token. One that grows is as long as what is
 // put into it.
-struct Hole {
+struct Gap {
   std::int64_t start = 0, length = 0;
   bool grows = false;
 };
 
-Hole hole_of(const Ids& answer, std::int64_t mask, bool grows) {
+Gap gap_of(const Ids& answer, std::int64_t mask, bool grows) {
   const auto first = std::find(answer.begin(), answer.end(), mask);
   const auto behind = std::find_if(first, answer.end(), [&](auto id) { return id != mask; });
   if (first == answer.end() || std::find(behind, answer.end(), mask) != answer.end()) {
@@ -56,7 +56,7 @@ Hole hole_of(const Ids& answer, std::int64_t mask, bool grows) {
   return {first - answer.begin(), behind - first, grows};
 }
 
-void check_choices(const std::vector<Ids>& choices, const Hole& hole, std::int64_t mask) {
+void check_choices(const std::vector<Ids>& choices, const Gap& gap, std::int64_t mask) {
   if (choices.empty() || choices.size() > kMostChoices) {
     fail("there are ", choices.size(), " choices; give 1 to ", kMostChoices);
   }
@@ -69,21 +69,21 @@ void check_choices(const std::vector<Ids>& choices, const Hole& hole, std::int64
     if (twin != choice) {
       fail("choices ", twin - choices.begin() + 1, " and ", number, " are the same tokens; leave one out");
     }
-    if (hole.grows || static_cast<std::int64_t>(choice->size()) <= hole.length) continue;
-    fail("choice ", number, " takes ", choice->size(), " tokens and the hole has ", hole.length, "; make the hole longer");
+    if (gap.grows || static_cast<std::int64_t>(choice->size()) <= gap.length) continue;
+    fail("choice ", number, " takes ", choice->size(), " tokens and the hole has ", gap.length, "; make the hole longer");
   }
 }
 
-Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const Hole& hole, const Ids& choice,
+Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const Gap& gap, const Ids& choice,
                     double guidance, std::int64_t mask, const Ids& ends) {
-  const auto size = static_cast<std::int64_t>(choice.size()), behind = hole.start + hole.length;
+  const auto size = static_cast<std::int64_t>(choice.size()), behind = gap.start + gap.length;
   const bool last = behind == static_cast<std::int64_t>(answer.size());  // nothing is given behind the hole
-  const auto places = hole.grows ? size + (last ? 1 : 0) : hole.length;
-  Ids masked(answer.begin(), answer.begin() + hole.start);
-  masked.resize(static_cast<std::size_t>(hole.start + places), mask);
+  const auto places = gap.grows ? size + (last ? 1 : 0) : gap.length;
+  Ids masked(answer.begin(), answer.begin() + gap.start);
+  masked.resize(static_cast<std::size_t>(gap.start + places), mask);
   masked.insert(masked.end(), answer.begin() + behind, answer.end());
   Canvas canvas = text_canvas(prompt, masked, mask, guidance > 0);
-  const auto first = canvas.start + hole.start, end = first + size, stop = first + places;
+  const auto first = canvas.start + gap.start, end = first + size, stop = first + places;
   PhiloxSampler sampler(0, 0, canvas.start);
   std::map<std::int64_t, double> scores;  // by position
   Scored scored;
@@ -128,11 +128,11 @@ Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answ
 
 Scores score_choices(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices,
                      double guidance, std::int64_t mask, const Ids& ends, bool grows) {
-  const Hole hole = hole_of(answer, mask, grows);
-  check_choices(choices, hole, mask);
+  const Gap gap = gap_of(answer, mask, grows);
+  check_choices(choices, gap, mask);
   Scores scores;
   for (const auto& choice : choices) {
-    scores.choices.push_back(score_choice(denoiser, prompt, answer, hole, choice, guidance, mask, ends));
+    scores.choices.push_back(score_choice(denoiser, prompt, answer, gap, choice, guidance, mask, ends));
     if (scores.choices.back().log_likelihood > scores.choices[scores.best].log_likelihood)
       scores.best = scores.choices.size() - 1;
   }

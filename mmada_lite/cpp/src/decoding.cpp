@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "canvas.hpp"
@@ -90,14 +91,30 @@ void close_holes(Canvas& canvas, const Ids& ends, Written& written) {
 }
 
 // What was written goes into the step, and the unconditional row follows.
-void finish(Canvas& canvas, const Written& written, Step& step) {
+void finish(Canvas& canvas, const Written& written, std::int64_t row, Step& step) {
   for (const auto& [position, log_probability] : written) {
+    step.rows.push_back(row);
     step.positions.push_back(position);
     step.tokens.push_back(canvas.tokens[static_cast<std::size_t>(position)]);
     step.log_probabilities.push_back(log_probability);
   }
   canvas.update_unconditional();
-  step.remaining = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+  step.remaining += static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+}
+
+// A row of a text in a block: what is open, how much of it each step writes, and what cached steps lean on.
+struct InBlock {
+  Ids positions, quota;
+  std::optional<CachedContext> context;
+};
+
+// The places of the answers at which any row has a mask.
+Ids places_of(const std::vector<TextRow>& rows) {
+  std::set<std::int64_t> places;
+  for (const auto& [canvas, sampler] : rows) {
+    for (const auto p : canvas->masked(canvas->start, canvas->stop)) places.insert(p);
+  }
+  return {places.begin(), places.end()};
 }
 
 // Whether a stop token is among the answer's finished tokens, behind those that are given.
@@ -122,10 +139,10 @@ Prediction text_candidates(const Denoiser& denoiser, const Canvas& canvas, const
   return candidates;
 }
 
-bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends,
+bool decode_text(const Denoiser& denoiser, const std::vector<TextRow>& rows, const TextSettings& s, const Ids& ends,
                  const Sink& sink) {
   const Clock clock;
-  const auto blocks = blocks_of(s, canvas.masked(canvas.start, canvas.stop));
+  const auto blocks = blocks_of(s, places_of(rows));
   std::optional<std::int64_t> total;
   if (!s.acceleration.threshold) {
     total = 0;
@@ -133,31 +150,44 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   }
   std::int64_t number = 0;
   for (const auto& block : blocks) {
-    std::optional<CachedContext> context;
-    Ids positions = open_positions(canvas, block, context);
-    const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
-    for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
-      const bool keep = s.acceleration.cache != "none" && turn == 0;
-      const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
-      const Prediction candidates = text_candidates(denoiser, canvas, result, sampler, number, positions);
-      const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
-      const Bools chosen = choose(positions, candidates, s, sampler, number, count);
-      if (keep) {
-        const auto first = std::min(block.start, positions.front());
-        context = cached_context(result, first, s.acceleration.cache == "dual" ? block.stop : canvas.length());
+    std::vector<InBlock> states(rows.size());
+    const auto look = [&] {  // the first position that is open in any row; none: the block's end
+      auto first = block.stop;
+      for (std::size_t row = 0; row < rows.size(); ++row) {
+        states[row].positions = open_positions(*rows[row].canvas, block, states[row].context);
+        if (!states[row].positions.empty()) first = std::min(first, states[row].positions.front());
       }
+      return first;
+    };
+    auto first = look();
+    for (auto& state : states) state.quota = transfers(static_cast<std::int64_t>(state.positions.size()), block.steps);
+    for (std::size_t turn = 0; first < block.stop; ++turn, ++number) {
+      const bool keep = s.acceleration.cache != "none" && turn == 0;
+      const auto window = std::min(block.start, first);
       Step step;
       step.index = number;
       step.total_steps = total;
-      Written written = write(canvas, positions, candidates, chosen);
-      close_holes(canvas, ends, written);
-      finish(canvas, written, step);
+      for (std::size_t row = 0; row < rows.size(); ++row) {
+        auto& [positions, quota, context] = states[row];
+        Canvas& canvas = *rows[row].canvas;
+        Written written;
+        if (!positions.empty()) {
+          const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
+          const Prediction candidates = text_candidates(denoiser, canvas, result, *rows[row].sampler, number, positions);
+          const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
+          const Bools chosen = choose(positions, candidates, s, *rows[row].sampler, number, count);
+          if (keep) context = cached_context(result, window, s.acceleration.cache == "dual" ? block.stop : canvas.length());
+          written = write(canvas, positions, candidates, chosen);
+          close_holes(canvas, ends, written);
+        }
+        finish(canvas, written, static_cast<std::int64_t>(row), step);
+      }
       step.model_calls = number + 1;
       step.seconds = clock.seconds();
       if (!sink(std::move(step))) return false;
-      positions = open_positions(canvas, block, context);
+      first = look();
     }
-    if (ended(canvas, block, ends)) break;
+    if (std::all_of(rows.begin(), rows.end(), [&](const TextRow& row) { return ended(*row.canvas, block, ends); })) break;
   }
   return true;
 }
@@ -206,7 +236,7 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
       if (again[i]) candidates[i] = canvas.mask;
       changed[i] = candidates[i] != before[i];
     }
-    finish(canvas, write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed), step);
+    finish(canvas, write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed), 0, step);
     step.model_calls = k + 1;
     step.seconds = clock.seconds();
     if (!sink(std::move(step))) return false;

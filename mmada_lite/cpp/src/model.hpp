@@ -9,6 +9,7 @@
 #include "bundle.hpp"
 #include "common.hpp"
 #include "decoding.hpp"
+#include "filling.hpp"
 #include "pictures.hpp"
 #include "session.hpp"
 #include "settings.hpp"
@@ -43,9 +44,16 @@ struct Model::Impl {
   Codes encode(const Raster& square) const;
   Raster decode(const Codes& codes) const;
 
-  // `answer` with its masks written; an empty one is `answer_length` masks.
-  Answer complete(const Ids& prompt, Ids answer, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
-
+  // Writes rows of one length behind a prompt, and reads the likeliest.
+  Answer write(const Ids& prompt, const std::vector<internal::AnswerRow>& rows, const TextSettings& settings,
+               std::uint64_t seed, const OnStep& on_step) const;
+  // An answer to be written behind a prompt, of which `given` is a part; none: all masks.
+  Answer answered(const Ids& prompt, const std::optional<std::string>& given, const TextSettings& settings, std::uint64_t seed,
+                  const OnStep& on_step) const;
+  // A text whose holes are to be written, as rows behind a prompt of so many ids.
+  std::vector<internal::AnswerRow> filled_rows(std::size_t prompt, const internal::Partial& partial,
+                                               const TextSettings& settings, const char* what) const;
+  std::string text_of(const Ids& ids) const { return tokenizer ? tokenizer->decode(ids) : ""; }
   Chosen choose(const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices, const TextSettings& settings,
                 bool grows) const;
   Ids ends() const { return {bundle.special.at("eos"), bundle.special.at("eot")}; }  // any of these ends a text
