@@ -219,6 +219,11 @@ def _plain_integers(names: Sequence[str], data: Mapping[str, Any]) -> dict[str, 
     return {name: int(data[name]) for name in names}
 
 
+def special_spellings() -> list[str]:
+    """How the special tokens are spelled in a tokenizer's file."""
+    return [spelling for spelling, _ in _SPELLINGS.values()]
+
+
 def closing_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids of the tag that ends a thought: its token, or its pieces as they are when it stands alone."""
     known = tokenizer.find(CLOSE, -1)

@@ -1,6 +1,7 @@
 """What the verbs that answer in text share: showing an answer while it forms, and printing it when it is there."""
 
 import argparse
+from dataclasses import asdict
 
 from mmada_lite.cli import terminal
 from mmada_lite.decoding.settings import TextSettings
@@ -16,6 +17,11 @@ def not_empty(text: str, what: str) -> str:
     return text
 
 
+def given_answer(arguments: argparse.Namespace) -> str | None:
+    """What --answer gives of an answer."""
+    return None if arguments.answer is None else terminal.text_of(arguments.answer, "given answer")
+
+
 def print_answer(answer: Answer, settings: TextSettings, arguments: argparse.Namespace) -> str:
     """Decode the answer, showing its steps, and print it: as text, or with --json as one object. Returns the text."""
     with terminal.Progress(quiet=arguments.json) as progress:
@@ -28,7 +34,8 @@ def print_answer(answer: Answer, settings: TextSettings, arguments: argparse.Nam
     if arguments.json:
         content = terminal.result_json(result.text, arguments.seed, settings, answer.last)
         parts = {"thought": result.thought, "answer": result.answer, "complete": result.complete}
-        terminal.print_json({**content, **parts})
+        spans = {"spans": [asdict(span) for span in result.spans]} if result.spans else {}
+        terminal.print_json({**content, **parts, **spans})
         return result.text
     if not result.complete:
         terminal.note(

@@ -10,17 +10,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_picture(parser)
     parser.add_argument("question", metavar="QUESTION", help="what to ask; -: standard input")
     parser.add_argument("--fit", choices=["crop", "squash"], default="crop", help="how it becomes square (default: crop)")
+    options.add_answer(parser)
     options.add_text_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer."""
-    from mmada_lite.cli.answering import not_empty, print_answer
+    from mmada_lite.cli.answering import given_answer, not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
 
     terminal.only_one_stdin({"PICTURE": arguments.picture, "QUESTION": arguments.question})
     question = not_empty(terminal.text_of(arguments.question, "question"), "question")
     picture = terminal.picture_of(arguments.picture)
     model, settings = open_for_text(arguments)
-    print_answer(model.ask(picture, question, settings, seed=arguments.seed, fit=arguments.fit), settings, arguments)
+    given, seed = given_answer(arguments), arguments.seed
+    print_answer(model.ask(picture, question, settings, answer=given, seed=seed, fit=arguments.fit), settings, arguments)
     return 0

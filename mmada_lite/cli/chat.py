@@ -21,20 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
     )
+    options.add_answer(parser)
     options.add_text_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, or converse."""
     if arguments.message is None and not arguments.json and terminal.is_terminal("stdin", "stdout"):
+        if arguments.answer is not None:
+            raise Error("--answer gives a part of one answer; give the MESSAGE that it answers, too")
         return _converse(arguments)
-    from mmada_lite.cli.answering import not_empty, print_answer
+    from mmada_lite.cli.answering import given_answer, not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
 
     text = terminal.text_of(arguments.message if arguments.message is not None else terminal.STDIN, "message")
     message = not_empty(text, "message")
     model, settings = open_for_text(arguments)
-    print_answer(model.chat(message, settings, seed=arguments.seed), settings, arguments)
+    print_answer(model.chat(message, settings, answer=given_answer(arguments), seed=arguments.seed), settings, arguments)
     return 0
 
 

@@ -45,6 +45,15 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     _add_advanced(parser, settings_of(TextAcceleration), "docs/speed.md")
 
 
+def add_answer(parser: argparse.ArgumentParser) -> None:
+    """What is given of the answer."""
+    parser.add_argument(
+        "--answer",
+        metavar="TEXT",
+        help="how the answer begins, or all of it with holes, as [mask:3] or [mask:*] (docs/fill.md)",
+    )
+
+
 def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> None:
     """All options of a verb that draws; `default_output` says in --help how the picture is called without -o."""
     add_model(parser)
