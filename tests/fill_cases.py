@@ -5,6 +5,7 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mmada_lite import Error, Model, TextSettings, load
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.score import choose
 from mmada_lite.decoding.settings import plain
-from mmada_lite.partial import read_partial
+from mmada_lite.forms.holes import read_partial
 
 LOUD, ENDING = 8.0, 3.0  # times the head's random weights, and those of the stop tokens once more
 
@@ -156,7 +157,25 @@ def same_everywhere(host: Host, checkpoint: Path, folder: Path, models: int, cas
             same_choice(host, model, choosing)
 
 
-PARTS = ["[mask:3]", "[mask:*]", "[mask:*4]", "[mask", "[", "]", ":", "*", "\\", " ", "a", "é🍎", "0", "12", "[b:2]", "[b]", "_"]
+PARTS = [
+    "[mask:3]",
+    "[mask:*]",
+    "[mask:*4]",
+    "[mask",
+    "[",
+    "]",
+    ":",
+    "*",
+    "\\",
+    " ",
+    "a",
+    "é🍎",
+    "0",
+    "12",
+    "[b:2]",
+    "[b]",
+    "_",
+]
 SPECIAL = "<|eot_id|>"
 
 
@@ -175,3 +194,35 @@ def same_notation(host: Host, count: int) -> None:
             holes = [[hole.lengths[0], hole.most, hole.space] for hole in partial.holes]
             assert found == {"pieces": list(partial.pieces), "holes": holes}, parts
     assert count // 9 < refused < count * 8 // 9
+
+
+WORDS = ["a", "red", "heart ", " sum of 4", "é🍎", "\\[", "[mask:1]", " [mask:2]", "[mask:3]", " [mask:*3]", "[mask:*2] ", "."]
+
+
+def same_texts(host: Host, model: Model, unit: int, count: int, seed: int, sure: bool = True) -> None:
+    """The host fills texts and completes partial answers as Python does: ids, steps, spans and all. unit: bytes of what the
+    host counts places of a text in: 1 UTF-8, 2 UTF-16. sure: whether no rounding decides between two places."""
+    chooser, refused = random.Random(seed), 0
+    for number, case in enumerate(fillings(model, count, seed)):
+        settings = case.settings.replace(answer_length=24, steps=chooser.randint(12, 24))
+        text, chat = "".join(chooser.choices(WORDS, k=chooser.randint(2, 6))), chooser.random() < 0.5
+        job: dict[str, Any] = {"settings": plain(settings), "seed": str(number)}
+        job |= {"messages": [{"role": "user", "content": "a b"}], "answer": text} if chat else {"text": text}
+        found = host.call("chat" if chat else "fill", **job)
+        try:
+            answer = model.chat("a b", settings, answer=text, seed=number) if chat else model.fill(text, settings, seed=number)
+        except Error:
+            assert "\n" not in found["error"], text
+            refused += 1
+            continue
+        steps, result = list(answer), answer.result()
+        assert (found.get("ids"), found.get("text")) == (result.ids.tolist(), result.text), (text, settings, found)
+        assert not sure or found["positions"] == [step.positions.tolist() for step in steps], (text, settings)
+        assert found["complete"] == result.complete
+        assert len(found["spans"]) == len(result.spans)
+        for theirs, ours in zip(found["spans"], result.spans, strict=True):
+            encoding = "utf-8" if unit == 1 else "utf-16-le"
+            places = [len(result.text[:place].encode(encoding)) // unit for place in (ours.start, ours.stop)]
+            assert [theirs["start"], theirs["stop"], theirs["text"], theirs["ids"]] == [*places, ours.text, list(ours.ids)]
+            assert [theirs["log_probability"], theirs["mean"]] == pytest.approx([ours.log_probability, ours.mean], abs=1e-3)
+    assert refused < count * 3 // 4
