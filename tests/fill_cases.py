@@ -199,9 +199,9 @@ def same_notation(host: Host, count: int) -> None:
 WORDS = ["a", "red", "heart ", " sum of 4", "é🍎", "\\[", "[mask:1]", " [mask:2]", "[mask:3]", " [mask:*3]", "[mask:*2] ", "."]
 
 
-def same_texts(host: Host, model: Model, unit: int, count: int, seed: int, sure: bool = True) -> None:
+def same_texts(host: Host, model: Model, unit: int, count: int, seed: int) -> None:
     """The host fills texts and completes partial answers as Python does: ids, steps, spans and all. unit: bytes of what the
-    host counts places of a text in: 1 UTF-8, 2 UTF-16. sure: whether no rounding decides between two places."""
+    host counts places of a text in: 1 UTF-8, 2 UTF-16."""
     chooser, refused = random.Random(seed), 0
     for number, case in enumerate(fillings(model, count, seed)):
         settings = case.settings.replace(answer_length=24, steps=chooser.randint(12, 24))
@@ -217,7 +217,7 @@ def same_texts(host: Host, model: Model, unit: int, count: int, seed: int, sure:
             continue
         steps, result = list(answer), answer.result()
         assert (found.get("ids"), found.get("text")) == (result.ids.tolist(), result.text), (text, settings, found)
-        assert not sure or found["positions"] == [step.positions.tolist() for step in steps], (text, settings)
+        assert found["positions"] == [step.positions.tolist() for step in steps], (text, settings)
         assert found["complete"] == result.complete
         assert len(found["spans"]) == len(result.spans)
         for theirs, ours in zip(found["spans"], result.spans, strict=True):

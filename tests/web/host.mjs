@@ -11,7 +11,7 @@ const { readPartial } = await import(new URL("partial.js", web));
 
 let model = null;
 
-/** What a decode comes to, and for each step which places of the row it wrote, row by row. */
+/** What a decode comes to, and for each step which places it wrote, row by row. before: ids before the answer. */
 async function written(steps, before = 0) {
   const [positions, log_probabilities] = [[], []];
   let last;
@@ -41,12 +41,16 @@ const JOBS = {
     written(model.complete(prompt, answer, settings, BigInt(seed ?? 0)), prompt.length),
   choose,
   chat: ({ messages: [{ content }], settings, seed, answer }) =>
-    written(model.ask(content, null, settings ?? undefined, BigInt(seed ?? 0), answer)),
+    written(
+      model.ask(content, null, settings ?? undefined, BigInt(seed ?? 0), answer),
+      model.vocabulary.questionPrompt(content).length,
+    ),
   ask: ({ picture: { width, height, bytes }, question, settings, seed, answer }) => {
     const data = Uint8ClampedArray.from({ length: 4 * width * height }, (_, i) => (i % 4 < 3 ? bytes[3 * (i >> 2) + (i % 4)] : 255));
     return written(model.ask(question, { data, width, height }, settings ?? undefined, BigInt(seed ?? 0), answer));
   },
-  fill: ({ text, settings, seed }) => written(model.fill(text, settings ?? undefined, BigInt(seed ?? 0))),
+  fill: ({ text, settings, seed }) =>
+    written(model.fill(text, settings ?? undefined, BigInt(seed ?? 0)), model.vocabulary.textPrompt().length),
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
