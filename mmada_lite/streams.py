@@ -5,6 +5,7 @@ minutes; so do `Answer.text` and `Drawing.picture`, which are short for a part o
 and calls no model. This file knows how ids and codes become text and pictures; it knows nothing of prompts.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -17,12 +18,14 @@ from mmada_lite.calls import checked
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
+from mmada_lite.forms.choosing import Choice, Choosing
 from mmada_lite.forms.filling import Filling
 from mmada_lite.forms.rows import Span
 from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+_log = logging.getLogger("mmada_lite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class AnswerResult:
     `answer` are the two parts, thought None and answer the whole text where it does not begin with a thought that was ended.
     ids: int64 [answer_length], the mask where decoding ended before it. complete: False when the answer ran into its length
     before the model ended it. steps, model_calls, seconds: what it took. spans: of a text of which a part was given, what the
-    model wrote in each of its holes, and where in `text` it stands.
+    model wrote in each of its holes, and where in `text` it stands. choices: where the answer was one of a few, how likely each
+    is; the first of the likeliest is in `text`.
     """
 
     text: str
@@ -45,6 +49,7 @@ class AnswerResult:
     model_calls: int
     seconds: float
     spans: tuple[Span, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class Answer(Stream):
     says what stands now is of the first of them until the last step.
     """
 
-    def __init__(self, filling: Filling, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
+    def __init__(self, filling: Filling | Choosing, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
         super().__init__(filling.steps)
         self._filling, self._tokenizer, self._stop = filling, tokenizer, stop
 
@@ -113,7 +118,8 @@ class Answer(Stream):
             text, spans = text.strip(), ()
         thought, answer = split_thought(text)
         complete = self._filling.row.ended(ids, self._stop)
-        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds, spans)
+        choices = self._filling.choices if isinstance(self._filling, Choosing) else ()
+        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds, spans, choices)
 
     @property
     def text(self) -> str:
@@ -256,6 +262,21 @@ def with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Ste
     for step in decoding.steps:
         assert step.predicted_codes is not None
         yield step, step.predicted_codes[0].reshape(shape)
+
+
+def thought_and_drawn(
+    thinking: Thinking, begin: Callable[[list[int] | None], Decoding], shape: tuple[int, ...]
+) -> Iterator[tuple[Step, Ints]]:
+    """The steps of a thought, with no codes yet, then those of the picture; model calls and seconds go on counting. begin: a
+    decode of the picture from the thought's ids, or, where nothing can be drawn from it, from none."""
+    for step in thinking.steps():
+        yield step, np.zeros((0, 0), dtype=np.int64)
+    if fault := thinking.fault:
+        _log.warning("%s, so the picture is drawn from the prompt alone", fault)
+    decoding, last = begin(None if fault else thinking.ids), thinking.last
+    model_calls, seconds = (last.model_calls, last.seconds) if last else (0, 0.0)
+    for step, codes in with_codes(decoding, shape):
+        yield replace(step, model_calls=model_calls + step.model_calls, seconds=seconds + step.seconds), codes
 
 
 def parts_of(total: int, most: int) -> list[int]:

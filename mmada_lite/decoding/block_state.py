@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.candidates import Candidates
 from mmada_lite.decoding.canvas import Bools, Canvas, Ints, among, closed_holes
+from mmada_lite.decoding.constraint import Constraint, still_possible
 from mmada_lite.decoding.kv_cache import CachedContext, KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import Sampler
 from mmada_lite.decoding.schedules import transfers
@@ -37,6 +38,7 @@ class BlockState:
     steps_done: int = 0
     context: CachedContext | None = None
     prompt: CachedContext | None = None
+    constraints: Sequence[Constraint] = ()
     acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
@@ -135,7 +137,7 @@ class BlockState:
         chosen = self._choose(candidates, step, self.steps_done)
         if self.acceleration.early_stop is not None and self.stop_tokens.size:
             chosen |= self._coming_end(candidates, float(np.log(self.acceleration.early_stop)))
-        return chosen
+        return still_possible(self.constraints, candidates, chosen, self.canvas.tokens, self.canvas)
 
     def advance(self, candidates: Candidates) -> None:
         """A step is done: what is left of its candidates serves the next draft, and how far they moved the next refresh."""
@@ -157,6 +159,7 @@ class BlockState:
         while unwritten is not None and len(drafts) < self.acceleration.speculative_steps:
             ahead = len(drafts) - 1
             chosen = self._choose(unwritten, step + ahead, self.steps_done + ahead)
+            chosen = still_possible(self.constraints, unwritten, chosen, drafts[-1][None], self.canvas)
             draft = drafts[-1].copy()
             draft[unwritten.positions[chosen]] = unwritten.token[chosen]
             draft = closed_holes(self.canvas, draft[None], self.stop_tokens)[0]

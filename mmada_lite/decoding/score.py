@@ -75,11 +75,10 @@ def score(
 
     law: "one_pass" masks all scored ids at once and adds up their marginals: one forward. "chain" starts there and writes one
     id a forward, where the loop at temperature 0 would write next: the most confident place, the leftmost among equals, in the
-    first block (of `block_length`; None: all are one) that is not full. Over all answers of one length these probabilities add
-    up to 1. "monte_carlo" masks l of the L scored ids, l drawn from 1..L and then which, and takes L / l times the sum of their
-    log likelihoods, `draws` times, and the mean (LLaDA, arXiv 2502.09992, algorithm 3): an estimate of a lower bound of what a
-    random order gives. The numbers of draw k are those of the seed at row k, whichever answer
-    it is for.
+    first block (of `block_length` scored ids; None: all are one) that is not full. Over all answers of one length these
+    probabilities add up to 1. "monte_carlo" masks l of the L scored ids, l drawn from 1..L and then which, and takes L / l
+    times the sum of their log likelihoods, `draws` times, and the mean (LLaDA, arXiv 2502.09992, algorithm 3): an estimate of a
+    lower bound of what a random order gives. The numbers of draw k are those of the seed at row k, whichever answer it is for.
     rows: answers, or draws of one, that share a forward. Raises Error for another law, a scored mask, nothing scored, and
     arrays that do not fit each other.
     """
@@ -109,46 +108,42 @@ def score(
 def choose(
     denoiser: Denoiser,
     prompt: ArrayLike,
-    answer: ArrayLike,
+    answers: Sequence[Sequence[int]],
     choices: Sequence[Sequence[int]],
     mask: int,
     stop: frozenset[int],
     *,
     guidance: float = 0.0,
-    grows: bool = False,
     rows: int = MOST_ROWS,
 ) -> Chosen:
     """The likeliest of a few choices of ids at the one hole of an answer [N], behind a prompt [P]: each by its chain, as in
-    `score`. A choice that is shorter than the hole is followed by the end of a text, which is as likely as all `stop` tokens
-    together; what lies behind that does not count. The first of equally likely ones is chosen.
+    `score`. answers: one [1, N] for all choices, or one for each. A choice that is shorter than its hole is followed by the end
+    of a text, which is as likely as all `stop` tokens together; what lies behind that does not count. The first of equally
+    likely ones is chosen.
 
-    With `grows` the hole is as long as each choice, and one place longer, for the end, where nothing is given behind it; rows
-    of unequal length are separate calls. Raises Error for no choice or above 64, for empty and equal ones, for one that is
-    longer than the hole, and where the answer has not exactly one hole.
+    Choices with answers of one length share their forwards, up to `rows`. Raises Error for no choice or above 64, for empty and
+    equal ones, for one that is longer than its hole, and for an answer that has not exactly one hole.
     """
-    row = np.asarray(answer, dtype=np.int64)
-    start, length = _hole(row, mask)
-    _check(choices, None if grows else length, mask)
-    tail = start + length == row.size
-    canvases: dict[int, list[int]] = {}  # length of the row's answer -> its choices
-    for number, choice in enumerate(choices):
-        own = len(choice) + tail if grows else length
-        canvases.setdefault(own, []).append(number)
-    found: dict[int, tuple[Ints, Ints, Doubles]] = {}  # choice -> the answer, the places [K] and scores [K]
+    given = [np.asarray(each, dtype=np.int64) for each in (answers if len(answers) > 1 else [*answers] * len(choices))]
+    _check(choices, given, mask)
+    together: dict[int, list[int]] = {}  # length of an answer -> its choices
+    for number, answer in enumerate(given):
+        together.setdefault(len(answer), []).append(number)
+    found: dict[int, tuple[Ints, Ints, Doubles]] = {}  # choice -> the answer, its places [K] and their scores [K]
     calls = 0
-    for own, numbers in canvases.items():
+    for numbers in together.values():
         for first in range(0, len(numbers), rows):
             part = numbers[first : first + rows]
-            holed = np.concatenate([row[:start], np.full(own, mask), row[start + length :]])
-            targets = np.tile(holed, (len(part), 1))
-            for line, number in zip(targets, part, strict=True):
-                ids = [*choices[number], END][:own]
-                line[start : start + len(ids)] = ids
+            holed, targets = np.stack([given[number] for number in part]), np.stack([given[number] for number in part])
+            closing = []
+            for line, number in enumerate(part):
+                start, stop_place = _hole(given[number], mask)
+                ids = [*choices[number], END][: stop_place - start]
+                targets[line, start : start + len(ids)] = ids
+                closing.append(stop_place if stop_place < holed.shape[1] else 0)
             where = targets != holed
-            prompts = np.tile(np.asarray(prompt, dtype=np.int64), (len(part), 1))
-            canvas = _canvas(prompts, np.tile(holed, (len(part), 1)), where, mask, guidance)
-            closing = None if tail else (start, start + own)
-            scores = _chain(denoiser, canvas, targets, guidance, stop=sorted(stop), closing=closing)
+            canvas = _canvas(np.tile(np.asarray(prompt, dtype=np.int64), (len(part), 1)), holed, where, mask, guidance)
+            scores = _chain(denoiser, canvas, targets, guidance, stop=tuple(sorted(stop)), closing=closing)
             calls += scores.model_calls
             for line, number in enumerate(part):
                 filled, places = canvas.tokens[line, canvas.start :], np.flatnonzero(where[line])
@@ -197,48 +192,38 @@ def _chain(
     guidance: float,
     *,
     block_length: int | None = None,
-    stop: Sequence[int] = (),
-    closing: tuple[int, int] | None = None,
+    stop: tuple[int, ...] = (),
+    closing: Sequence[int] = (),
 ) -> Scores:
-    """Write the targets [B, N], one place a row and a forward, where the loop would. closing: the hole (of answer places) that
-    an end closes, as the loop closes one that has something given behind it."""
+    """Write the targets [B, N], one place a row and a forward, where the loop would. closing [B]: up to which place of each
+    answer an end fills its hole, as the loop closes one that has something given behind it; 0 where it does not."""
     by_place, order = np.zeros(targets.shape), np.full(targets.shape, -1)
     settings = TextSettings(1, 1, 1, guidance=guidance)
     sampler = PhiloxSampler(0, 0.0, canvas.start)
     calls = 0
+    block = (canvas.editable.cumsum(axis=1) - 1) // (block_length or canvas.length)  # cut from what is masked, as the loop does
     while (open_places := canvas.masked()).any():
-        queried = _in_first_block(open_places, canvas.start, block_length)
+        queried = open_places & (block == np.where(open_places, block, block.max() + 1).min(axis=1, keepdims=True))
         forward = run_forward(denoiser, canvas, queried, guidance)
         candidates = candidates_of(denoiser, forward, settings, sampler, calls, canvas.mask)
         law = _log_softmax(denoiser, forward, canvas.mask)
         slots = np.where(forward.valid, candidates.confidence, -np.inf).argmax(axis=1)
         written, tokens = np.zeros(canvas.tokens.shape, dtype=bool), canvas.tokens.copy()
-        for row in np.flatnonzero(forward.valid.any(axis=1)):
-            position, own = forward.positions[row, slots[row]], law[row, slots[row]]
+        for row in map(int, np.flatnonzero(forward.valid.any(axis=1))):
+            position, own = int(forward.positions[row, slots[row]]), law[row, slots[row]]
             place = position - canvas.start
             target = int(targets[row, place])
             ends = target == END
-            token = max(stop, key=lambda one: own[one]) if ends else target
+            token = stop[int(own[list(stop)].argmax())] if ends else target
             by_place[row, place] = np.logaddexp.reduce(own[list(stop)]) if ends else own[target]
             order[row, place] = calls
             written[row, position], tokens[row, position] = True, token
-            if ends and closing is not None:
-                canvas.editable[row, position : canvas.start + closing[1]] = True
-                written[row, position : canvas.start + closing[1]] = True
-                tokens[row, position : canvas.start + closing[1]] = token
+            if ends and closing[row]:
+                behind = slice(position, canvas.start + closing[row])
+                canvas.editable[row, behind], written[row, behind], tokens[row, behind] = True, True, token
         canvas.write(written, tokens)
         calls += 1
     return Scores(by_place, order, calls)
-
-
-def _in_first_block(open_places: Bools, start: int, block_length: int | None) -> Bools:
-    """Of the open places [B, L], those of each row's first block, counted from `start`, that has any."""
-    if block_length is None:
-        return open_places
-    block = (np.arange(open_places.shape[1]) - start) // block_length
-    first = np.where(open_places, block, block[-1] + 1).min(axis=1, keepdims=True)
-    inside: Bools = open_places & (block == first)
-    return inside
 
 
 def _monte_carlo(
@@ -294,22 +279,24 @@ def _joined(parts: Sequence[Scores]) -> Scores:
 
 
 def _hole(answer: Ints, mask: int) -> tuple[int, int]:
-    """Where the one hole of an answer begins, and its length."""
+    """From and to which place the one hole of an answer lies."""
     open_places = np.flatnonzero(answer == mask)
     if answer.ndim != 1 or not open_places.size or open_places[-1] - open_places[0] + 1 != open_places.size:
         raise Error("choices are for one hole, a run of masks, and the answer has none or more; leave one")
-    return int(open_places[0]), int(open_places.size)
+    return int(open_places[0]), int(open_places[-1]) + 1
 
 
-def _check(choices: Sequence[Sequence[int]], longest: int | None, mask: int) -> None:
+def _check(choices: Sequence[Sequence[int]], answers: Sequence[Ints], mask: int) -> None:
     if not 1 <= len(choices) <= MOST_CHOICES:
         raise Error(f"there are {len(choices)} choices; give 1 to {MOST_CHOICES}")
+    if len(answers) != len(choices):
+        raise Error(f"there are {len(choices)} choices and {len(answers)} answers; give one for all, or one for each")
     seen: dict[tuple[int, ...], int] = {}
-    for number, choice in enumerate(choices, 1):
-        ids = tuple(map(int, choice))
+    for number, (choice, answer) in enumerate(zip(choices, answers, strict=True), 1):
+        ids, (start, stop) = tuple(map(int, choice)), _hole(answer, mask)
         if not ids or mask in ids or min(ids) < 0:
             raise Error(f"choice {number} is empty or holds the mask; give ids of text")
         if (twin := seen.setdefault(ids, number)) != number:
             raise Error(f"choices {twin} and {number} are the same tokens; leave one out")
-        if longest is not None and len(ids) > longest:
-            raise Error(f"choice {number} takes {len(ids)} tokens and the hole has {longest}; make the hole longer")
+        if len(ids) > stop - start:
+            raise Error(f"choice {number} takes {len(ids)} tokens and the hole has {stop - start}; make the hole longer")

@@ -12,6 +12,7 @@ import numpy as np
 from mmada_lite.decoding.block_state import BlockState
 from mmada_lite.decoding.candidates import Candidates, candidates_of
 from mmada_lite.decoding.canvas import Bools, Canvas, Ints, closed_holes
+from mmada_lite.decoding.constraint import Constraint, constrained
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step, run_forward
 from mmada_lite.decoding.kv_cache import CachedContext, KVBuffer
@@ -27,13 +28,15 @@ def decode_text(
     sampler: Sampler,
     stop: Iterable[int] = (),
     closing: Sequence[int] = (),
+    constraints: Sequence[Constraint] = (),
 ) -> Iterator[Step]:
     """Fill the canvas's answer block by block, the most confident positions first, and yield every step.
 
     The blocks are cut from what is masked when it begins, so that so many masks take the steps of an answer of that length,
     wherever they stand. Ends after a block in which every row has one of the tokens `stop` (in mode reference: as its last
     token), with `early_stop` as soon as every row's text can no longer change. With `thought_first` what stands behind the
-    tokens `closing` waits for what stands before them. Raises Error for drafts of several rows.
+    tokens `closing` waits for what stands before them. With constraints, one a row, no id is written that they do not allow,
+    and no step writes so much that what is left cannot be; so there may be more steps. Raises Error for drafts of several rows.
     """
     acceleration = settings.acceleration
     if (ahead := acceleration.speculative_steps) > 1 and canvas.batch > 1:
@@ -44,19 +47,31 @@ def decode_text(
     places = canvas.start + np.flatnonzero(canvas.masked()[:, canvas.region].any(axis=0))
     settings = settings.for_length(len(places))
     blocks = [Block(int(places[b.start]), int(places[b.stop - 1]) + 1, b.steps) for b in settings.blocks(0)]
-    total = None if settings.adaptive or acceleration.thought_first else sum(block.steps for block in blocks)
+    total = None if settings.adaptive or acceleration.thought_first or constraints else sum(block.steps for block in blocks)
     stop_tokens, closing_tokens = np.array(sorted(stop), dtype=np.int64), np.array(closing, dtype=np.int64)
     buffers, spare = (KVBuffer(), KVBuffer()), (KVBuffer(), KVBuffer())
     prompt: CachedContext | None = None
     for block in blocks:
-        state = BlockState(canvas, block, settings, sampler, stop_tokens, buffers, spare, closing_tokens, prompt=prompt)
+        state = BlockState(
+            canvas,
+            block,
+            settings,
+            sampler,
+            stop_tokens,
+            buffers,
+            spare,
+            closing_tokens,
+            prompt=prompt,
+            constraints=constraints,
+        )
         while not state.finished():
             computes_all = state.computes_all()
             commits = not computes_all and state.commits()
             drafts = canvas if computes_all else state.drafts(step)
             queried, context = state.queried(drafts, computes_all), state.context_of(computes_all)
             forward = run_forward(denoiser, drafts, queried, settings.guidance, context, computes_all or commits, state.end)
-            candidates = candidates_of(denoiser, forward, settings, sampler, step, canvas.mask)
+            head = constrained(denoiser, constraints, drafts, forward)
+            candidates = candidates_of(head, forward, settings, sampler, step, canvas.mask)
             model_calls += 1
             if computes_all:
                 state.cache(forward.kept, queried)

@@ -24,7 +24,7 @@ class Filling:
     end of the first."""
 
     def __init__(self, rows: Sequence[Row], begin: Begin, stop: frozenset[int], together: int = TOGETHER) -> None:
-        self._rows, self._begin, self._stop = rows, begin, stop
+        self._rows, self._begin, self.stop = rows, begin, stop
         self._parts = [range(n, min(n + together, len(rows))) for n in range(0, len(rows), together)]
         self._first = self._started(self._parts[0])  # at once, for its errors
         self._ids = np.array([row.ids for row in rows], dtype=np.int64)
@@ -81,7 +81,7 @@ class Filling:
         """The mean log probability of what stands in a row's holes up to their ends; of a row with an empty hole the least."""
         scores = list[float]()
         for start, end in self._rows[number].holes:
-            ends = np.flatnonzero(np.isin(self._ids[number, start:end], list(self._stop)))
+            ends = np.flatnonzero(np.isin(self._ids[number, start:end], list(self.stop)))
             count = int(ends[0]) if ends.size else end - start
             if count == 0:
                 return -np.inf

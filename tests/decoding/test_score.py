@@ -125,7 +125,7 @@ def test_one_token_has_one_score_by_any_law() -> None:
 @pytest.mark.parametrize("guidance", [0.0, 0.7])
 def test_all_choices_of_one_token_add_up_to_one(seed: int, guidance: float) -> None:
     model = small(seed)
-    found = choose(model, PROMPT, [1, MASK, 2], [[n] for n in range(SIZE - 1)], MASK, STOP, guidance=guidance)
+    found = choose(model, PROMPT, [[1, MASK, 2]], [[n] for n in range(SIZE - 1)], MASK, STOP, guidance=guidance)
     law = marginals(model, [1, MASK, 2], guidance)[1, :MASK]
     np.testing.assert_allclose(found.log_likelihood, law, atol=1e-5)
     np.testing.assert_allclose(found.probability, np.exp(law), atol=1e-5)
@@ -138,7 +138,7 @@ def test_a_choice_that_is_shorter_than_its_hole_is_ended() -> None:
     """Its end is as likely as all ends together; in a hole with something behind it the end fills what is left."""
     model = small(2)
     for answer, ended in (([MASK] * 3, [MASK]), ([MASK, MASK, MASK, 1], None)):
-        found = choose(model, PROMPT, answer, [[2]], MASK, STOP)
+        found = choose(model, PROMPT, [answer], [[2]], MASK, STOP)
         by_hand = []
         for first in (0, 1):
             law = marginals(model, answer)
@@ -161,30 +161,29 @@ def test_choices_do_not_depend_on_their_batch_or_their_order() -> None:
     model = small(4)
     choices = [[0], [1, 2], [2, 2], [0, 1, 2], [1]]
     for answer in ([1, MASK, MASK, MASK, 0], [MASK] * 4):
-        for grows in (False, True):
-            whole = choose(model, PROMPT, answer, choices, MASK, STOP, grows=grows)
-            one_by_one = choose(model, PROMPT, answer, choices, MASK, STOP, grows=grows, rows=1)
-            turned = choose(model, PROMPT, answer, choices[::-1], MASK, STOP, grows=grows)
+        own = [[MASK] * len(choice) + [0] * (4 - len(choice) % 2) for choice in choices]  # of two lengths
+        for answers, reversed_answers in (([answer], [answer]), (own, own[::-1])):
+            whole = choose(model, PROMPT, answers, choices, MASK, STOP)
+            one_by_one = choose(model, PROMPT, answers, choices, MASK, STOP, rows=1)
+            turned = choose(model, PROMPT, reversed_answers, choices[::-1], MASK, STOP)
             np.testing.assert_allclose(whole.log_likelihood, one_by_one.log_likelihood, atol=1e-6)
             np.testing.assert_allclose(whole.log_likelihood, turned.log_likelihood[::-1], atol=1e-6)
             assert whole.model_calls < one_by_one.model_calls
             assert whole.probability.sum() == pytest.approx(1)
             for number, choice in enumerate(choices):
-                alone = choose(model, PROMPT, answer, [choice], MASK, STOP, grows=grows)
+                alone = choose(model, PROMPT, answers if len(answers) == 1 else [own[number]], [choice], MASK, STOP)
                 assert alone.log_likelihood[0] == pytest.approx(whole.log_likelihood[number], abs=1e-6)
 
 
-def test_a_hole_that_grows_is_as_long_as_its_choice() -> None:
-    """With nothing behind it, it is one place longer for the end, and the score is that of the choice with its end."""
+def test_a_choice_that_fills_its_hole_has_the_score_of_its_ids() -> None:
+    """And, where it is shorter and the hole is the last, of its ids with its end."""
     model = small(5)
-    inner = choose(model, PROMPT, [1, MASK, 0], [[2, 0]], MASK, STOP, grows=True)
-    assert inner.log_likelihood[0] == pytest.approx(
-        score(model, PROMPT, [1, 2, 0, 0], [False, True, True, False], MASK).log_likelihood[0], abs=1e-6
-    )
-    last = choose(model, PROMPT, [1, MASK], [[2]], MASK, frozenset({3}), grows=True)
-    assert last.log_likelihood[0] == pytest.approx(
-        score(model, PROMPT, [1, 2, 3], [False, True, True], MASK).log_likelihood[0], abs=1e-6
-    )
+    inner = choose(model, PROMPT, [[1, MASK, MASK, 0]], [[2, 0]], MASK, STOP)
+    right = score(model, PROMPT, [1, 2, 0, 0], [False, True, True, False], MASK)
+    assert inner.log_likelihood[0] == pytest.approx(right.log_likelihood[0], abs=1e-6)
+    last = choose(model, PROMPT, [[1, MASK, MASK]], [[2]], MASK, frozenset({3}))
+    right = score(model, PROMPT, [1, 2, 3], [False, True, True], MASK)
+    assert last.log_likelihood[0] == pytest.approx(right.log_likelihood[0], abs=1e-6)
     assert END not in last.answer
 
 
@@ -193,7 +192,7 @@ def test_the_first_of_equal_choices_is_chosen() -> None:
     model.head[:, 1] = model.head[:, 2]
     model.table[1] = model.table[2]
     for pair in ([[1], [2]], [[2], [1]]):
-        assert choose(model, PROMPT, [0, MASK, 0], pair, MASK, STOP).index == 0
+        assert choose(model, PROMPT, [[0, MASK, 0]], pair, MASK, STOP).index == 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_the_first_of_equal_choices_is_chosen() -> None:
 )
 def test_wrong_choices_are_refused(answer: list[int], choices: list[list[int]], said: str) -> None:
     with pytest.raises(Error, match=said):
-        choose(small(0), PROMPT, answer, choices, MASK, STOP)
+        choose(small(0), PROMPT, [answer], choices, MASK, STOP)
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,25 @@ IDS = {"calls", "errors", "families", "vocabulary"}
 OPENING = {"bundle", "contracts", "decoding", "files", "hashing", "images", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,
-    "forms": {"decoding", "errors", "streams", "vocabulary"},
+    "forms": {"calls", "decoding", "errors", "streams", "vocabulary"},
     "ort": OPENING,
     "export": {"arguments", "mmada_lite", "ort", *OPENING},
     "quant": {"export", "forms.filling", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
     "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
-DOORS = {"format_1", "generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
+DOORS = {
+    "format_1",
+    "generate",
+    "score",
+    "rows",
+    "settings",
+    "setting_fields",
+    "schedules",
+    "denoiser",
+    "kv_cache",
+    "forward.Step",
+}
 
 
 def imports(path: Path) -> Iterator[str]:
