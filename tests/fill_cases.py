@@ -98,13 +98,12 @@ def same_filling(host: Host, model: Model, case: Filling) -> None:
 
 @dataclass(frozen=True)
 class Choosing:
-    """A hole, and what may stand in it."""
+    """What may stand in the one hole of an answer, or of each its own."""
 
     prompt: list[int]
-    answer: list[int]
+    answers: list[list[int]]
     choices: list[list[int]]
     guidance: float
-    grows: bool
 
 
 def choosings(model: Model, count: int, seed: int) -> list[Choosing]:
@@ -113,13 +112,16 @@ def choosings(model: Model, count: int, seed: int) -> list[Choosing]:
     known = [token for token in range(model.vocabulary.size) if token != mask]
     cases = []
     for _ in range(count):
-        grows, length = chooser.random() < 0.3, chooser.randint(1, 5)
-        before, behind = (chooser.choices(known, k=chooser.choice([0, 0, 1, 4])) for _ in range(2))
-        lengths = [chooser.randint(1, 6 if grows else length) for _ in range(chooser.randint(1, 5))]
+        length, before, behind = chooser.randint(1, 5), chooser.choices(known, k=chooser.choice([0, 0, 1, 4])), list[int]()
+        if chooser.random() < 0.6:
+            behind = chooser.choices(known, k=chooser.randint(1, 4))
+        lengths = [chooser.randint(1, length) for _ in range(chooser.randint(1, 5))]
         choices = list({tuple(chooser.choices(known[:256], k=each)) for each in lengths})
+        answers = [before + [mask] * length + behind]
+        if chooser.random() < 0.3:
+            answers = [before + [mask] * len(choice) + behind for choice in choices]
         prompt = chooser.choices(known, k=chooser.randint(1, 9))
-        guidance = chooser.choice([0.0, 0.0, 1.5])
-        cases.append(Choosing(prompt, before + [mask] * length + behind, [list(ids) for ids in choices], guidance, grows))
+        cases.append(Choosing(prompt, answers, [list(ids) for ids in choices], chooser.choice([0.0, 0.0, 1.5])))
     return cases
 
 
@@ -127,17 +129,9 @@ def same_choice(host: Host, model: Model, case: Choosing) -> None:
     """The host chooses what Python chooses, and every likelihood is the same."""
     special = model.vocabulary.special
     stop = frozenset({special.eos, special.eot})
-    ours = choose(
-        model.denoiser, case.prompt, case.answer, case.choices, special.mask, stop, guidance=case.guidance, grows=case.grows
-    )
-    found = host.call(
-        "choose",
-        prompt=case.prompt,
-        answer=case.answer,
-        choices=case.choices,
-        settings={"guidance": case.guidance},
-        grows=case.grows,
-    )
+    ours = choose(model.denoiser, case.prompt, case.answers, case.choices, special.mask, stop, guidance=case.guidance)
+    settings = {"guidance": case.guidance}
+    found = host.call("choose", prompt=case.prompt, answers=case.answers, choices=case.choices, settings=settings)
     assert (found.get("index"), found["ids"]) == (ours.index, ours.answer.tolist()), (case, found)
     assert [choice["ids"] for choice in found["choices"]] == case.choices
     likelihoods = [choice["log_likelihood"] for choice in found["choices"]]
@@ -208,9 +202,14 @@ def same_texts(host: Host, model: Model, unit: int, count: int, seed: int) -> No
         text, chat = "".join(chooser.choices(WORDS, k=chooser.randint(2, 6))), chooser.random() < 0.5
         job: dict[str, Any] = {"settings": plain(settings), "seed": str(number)}
         job |= {"messages": [{"role": "user", "content": "a b"}], "answer": text} if chat else {"text": text}
+        choices = chooser.choice([None, None, ["a", "red heart", "4"], ["yes", "no", "é"]])
+        job |= {"choices": choices} if choices else {}
         found = host.call("chat" if chat else "fill", **job)
         try:
-            answer = model.chat("a b", settings, answer=text, seed=number) if chat else model.fill(text, settings, seed=number)
+            if chat:
+                answer = model.chat("a b", settings, answer=text, choices=choices, seed=number)
+            else:
+                answer = model.fill(text, settings, choices=choices, seed=number)
         except Error:
             assert "\n" not in found["error"], text
             refused += 1
@@ -219,6 +218,10 @@ def same_texts(host: Host, model: Model, unit: int, count: int, seed: int) -> No
         assert (found.get("ids"), found.get("text")) == (result.ids.tolist(), result.text), (text, settings, found)
         assert found["positions"] == [step.positions.tolist() for step in steps], (text, settings)
         assert found["complete"] == result.complete
+        theirs = [(each["text"], each["ids"]) for each in found["choices"]]
+        assert theirs == [(each.text, list(each.ids)) for each in result.choices]
+        likely = [each.log_likelihood for each in result.choices]
+        assert [each["log_likelihood"] for each in found["choices"]] == pytest.approx(likely, abs=1e-3)
         assert len(found["spans"]) == len(result.spans)
         for theirs, ours in zip(found["spans"], result.spans, strict=True):
             encoding = "utf-8" if unit == 1 else "utf-16-le"

@@ -8,15 +8,17 @@ const MOST = 64; // choices
 const GREEDY = { temperature: 0 };
 
 /**
- * The likeliest of a few choices of ids at the one hole of an answer: a run of masks, which with `grows` is as long as what is
- * put into it. The first of equally likely ones. Returns { index, scored, probabilities }: which it is, every choice as
- * `scoreChoice` gives it, and the softmax of their log likelihoods.
+ * The likeliest of a few choices of ids at the one hole of an answer, a run of masks. `answers`: one for all choices, or one for
+ * each. The first of equally likely ones. Returns { index, scored, probabilities }: which it is, every choice as `scoreChoice`
+ * gives it, and the softmax of their log likelihoods.
  */
-export async function choose(graphs, prompt, answer, choices, { guidance, mask, stops, grows }) {
-  const hole = { ...holeOf(answer, mask), grows };
-  checkChoices(choices, grows ? Infinity : hole.length, mask);
+export async function choose(graphs, prompt, answers, choices, { guidance, mask, stops }) {
+  checkChoices(answers, choices, mask);
   const scored = [];
-  for (const choice of choices) scored.push(await scoreChoice(graphs, prompt, answer, hole, choice, guidance, mask, stops));
+  for (const [number, choice] of choices.entries()) {
+    const answer = answers[answers.length === 1 ? 0 : number];
+    scored.push(await scoreChoice(graphs, prompt, answer, choice, guidance, mask, stops));
+  }
   const likelihoods = scored.map(({ logLikelihood }) => logLikelihood);
   const [best] = mostConfident(likelihoods, 1);
   const weights = likelihoods.map((likelihood) => Math.exp(likelihood - likelihoods[best]));
@@ -24,34 +26,37 @@ export async function choose(graphs, prompt, answer, choices, { guidance, mask, 
   return { index: best, scored, probabilities: weights.map((weight) => weight / total) };
 }
 
+/** From and to before which place of an answer its one hole lies. */
 function holeOf(answer, mask) {
   const [start, last] = [answer.indexOf(mask), answer.lastIndexOf(mask)];
-  if (start >= 0 && answer.slice(start, last + 1).every((id) => id === mask)) return { start, length: last - start + 1 };
+  if (start >= 0 && answer.slice(start, last + 1).every((id) => id === mask)) return [start, last + 1];
   throw new Error("choices are for one hole, a run of masks, and the answer has none or more; leave one");
 }
 
-function checkChoices(choices, longest, mask) {
+function checkChoices(answers, choices, mask) {
   if (!(choices.length >= 1 && choices.length <= MOST)) throw new Error(`there are ${choices.length} choices; give 1 to ${MOST}`);
+  if (answers.length !== 1 && answers.length !== choices.length) {
+    throw new Error(`there are ${choices.length} choices and ${answers.length} answers; give one for all, or one for each`);
+  }
   choices.forEach((choice, index) => {
-    const number = index + 1;
+    const [number, [start, stop]] = [index + 1, holeOf(answers[answers.length === 1 ? 0 : index], mask)];
     if (!choice.length || choice.includes(mask)) throw new Error(`choice ${number} is empty or holds the mask; give ids of text`);
     const twin = choices.findIndex((other) => `${other}` === `${choice}`) + 1;
     if (twin < number) throw new Error(`choices ${twin} and ${number} are the same tokens; leave one out`);
-    if (choice.length <= longest) return;
-    throw new Error(`choice ${number} takes ${choice.length} tokens and the hole has ${longest}; make the hole longer`);
+    if (choice.length <= stop - start) return;
+    throw new Error(`choice ${number} takes ${choice.length} tokens and the hole has ${stop - start}; make the hole longer`);
   });
 }
 
 /**
- * Write `choice` into the hole { start, length, grows } of an answer. Returns { ids, positions, logProbabilities, logLikelihood,
- * modelCalls }: the answer with it, where behind an end in the answer's last hole masks are left, and what was written.
+ * Write `choice` into the hole of an answer. Returns { ids, written, logLikelihood, modelCalls }: the answer with it, where behind
+ * an end in the answer's last hole masks are left, and log probabilities by place.
  */
-async function scoreChoice(graphs, prompt, answer, hole, choice, guidance, mask, stops) {
-  const behind = answer.slice(hole.start + hole.length);
-  const places = hole.grows ? choice.length + (behind.length ? 0 : 1) : hole.length;
-  const [first, end, stop] = [hole.start, hole.start + choice.length, hole.start + places];
-  const canvas = textCanvas(prompt, [...answer.slice(0, first), ...new Array(places).fill(mask), ...behind], mask, guidance > 0);
-  const open = canvas.masked(Math.min(end + 1, stop)).filter((place) => place >= first);
+async function scoreChoice(graphs, prompt, answer, choice, guidance, mask, stops) {
+  const [first, stop] = holeOf(answer, mask);
+  const [end, last] = [first + choice.length, stop === answer.length]; // last: nothing is given behind the hole
+  const canvas = textCanvas(prompt, answer, mask, guidance > 0);
+  const open = canvas.masked(Math.min(end + 1, stop));
   const scores = new Map();
   let modelCalls = 0;
   for (; open.length; modelCalls++) {
@@ -66,15 +71,14 @@ async function scoreChoice(graphs, prompt, answer, hole, choice, guidance, mask,
       scores.set(place, logProbability([choice[place - first]]));
     } else {
       const token = [...stops].sort((a, b) => logits[b] - logits[a] || a - b)[0];
-      canvas.body.fill(token, place, behind.length ? stop : place + 1);
-      for (let closed = place + 1; behind.length && closed < stop; closed++) scores.set(closed, 0);
+      canvas.body.fill(token, place, last ? place + 1 : stop);
+      for (let closed = place + 1; !last && closed < stop; closed++) scores.set(closed, 0);
       scores.set(place, logProbability(stops));
     }
   }
-  const positions = Array.from(scores.keys()).sort((a, b) => a - b);
-  const logProbabilities = positions.map((place) => scores.get(place));
-  const logLikelihood = logProbabilities.reduce((sum, score) => sum + score, 0);
-  return { ids: canvas.body, positions, logProbabilities, logLikelihood, modelCalls };
+  const written = new Map(Array.from(scores).sort(([a], [b]) => a - b));
+  const logLikelihood = Array.from(written.values()).reduce((sum, score) => sum + score, 0);
+  return { ids: canvas.body, written, logLikelihood, modelCalls };
 }
 
 /** A function: the log probability of any of some ids, among all ids but the mask. */

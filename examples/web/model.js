@@ -53,28 +53,31 @@ export class Model {
 
   /**
    * Answer a question, about a picture (ImageData of any size) if given: steps with `text` so far, `ids` and `spans`. `answer` is a
-   * part of the answer that is given: how it begins or, with holes, all of it but these.
+   * part of the answer that is given: how it begins or, with holes, all of it but these. With `choices` the likeliest of them is
+   * written into the one hole, without a hole as what is not given of the answer: one step, with `choices` and how likely each is.
    */
-  async *ask(question, picture = null, given = this.defaults.text, seed = 0n, answer = null) {
+  async *ask(question, picture = null, given = this.defaults.text, seed = 0n, answer = null, choices = null) {
     if (!question.trim()) throw new Error("the question is empty; ask something");
     const settings = complete("text", given);
     const codes = picture && (await this.codesOf(picture));
     const prompt = this.vocabulary.questionPrompt(question.trim(), codes);
-    yield* this.#write(prompt, this.#answerRows(prompt, answer, settings), settings, seed);
+    const rows = this.#answerRows(answer, settings, choices);
+    yield* choices ? this.#choose(prompt, rows, choices, settings) : this.#write(prompt, rows, settings, seed);
   }
 
   /**
    * Write the holes of a text: "[mask:3]" of three tokens, "[mask:*]" of 1 to 8, where the likeliest text is taken. Steps as `ask`
    * yields them; where several lengths are tried, their text is of the shortest until the last.
    */
-  async *fill(text, given = this.defaults.text, seed = 0n) {
+  async *fill(text, given = this.defaults.text, seed = 0n, choices = null) {
     const settings = complete("text", given);
     const partial = readPartial(text, this.vocabulary.specials);
     if (!partial.holes.length) {
       throw new Error("the text has no hole; write [mask:3] for three tokens, or [mask:*], where something is missing");
     }
     const prompt = this.vocabulary.textPrompt();
-    yield* this.#write(prompt, this.#filledRows(partial, settings), settings, seed);
+    const rows = this.#filledRows(partial, settings, choices);
+    yield* choices ? this.#choose(prompt, rows, choices, settings) : this.#write(prompt, rows, settings, seed);
   }
 
   /**
@@ -96,24 +99,56 @@ export class Model {
   }
 
   /**
-   * The likeliest of a few choices of ids at the one hole of an answer, a run of masks, behind a row of ids: { index, ids, text,
-   * choices }, of each its ids, logLikelihood and probability. With `grows` the hole is as long as what is put into it.
+   * The likeliest of a few choices of ids at the one hole of an answer, a run of masks, behind a row of ids: { index, ids,
+   * choices }, of each its ids, logLikelihood and probability. `answers`: one for all choices, or one for each.
    */
-  async choose(prompt, answer, choices, given = this.defaults.text, grows = false) {
-    const { guidance } = complete("text", given);
-    for (const ids of [prompt, answer, ...choices]) this.#checkIds(ids);
-    return this.#choose(prompt, answer, choices, guidance, grows);
+  async choose(prompt, answers, choices, given = this.defaults.text) {
+    const settings = complete("text", given);
+    for (const ids of [prompt, ...answers, ...choices]) this.#checkIds(ids);
+    const { index, scored, choices: all } = await this.#chosen(prompt, answers, choices, settings);
+    return { index, ids: scored[index].ids, choices: all };
   }
 
-  async #choose(before, answer, choices, guidance, grows) {
+  async #chosen(before, answers, choices, { guidance }) {
     const { special } = this.vocabulary;
-    const longest = answer.length + (grows ? 1 + Math.max(...choices.map((choice) => choice.length)) : 0);
-    this.#fits(before.length + longest, "the conversation with its answer");
-    const stops = [special.eos, special.eot];
-    const options = { guidance, mask: special.mask, stops, grows };
-    const { index, scored, probabilities } = await choose(this.graphs, before, answer, choices, options);
+    for (const { length } of answers) this.#fits(before.length + length, "the conversation with its answer");
+    const options = { guidance, mask: special.mask, stops: [special.eos, special.eot] };
+    const { index, scored, probabilities } = await choose(this.graphs, before, answers, choices, options);
     const all = scored.map(({ logLikelihood }, k) => ({ ids: choices[k], logLikelihood, probability: probabilities[k] }));
-    return { index, ids: scored[index].ids, choices: all };
+    return { index, scored, choices: all };
+  }
+
+  /** The ids of each choice, behind a space where that is the hole's own. */
+  #spelled(choices, space) {
+    return choices.map((choice, index) => {
+      if (!choice.trim()) throw new Error(`choice ${index + 1} is empty; write something, or leave it out`);
+      const text = space ? ` ${choice}` : choice;
+      const ids = this.vocabulary.encode(text);
+      if (ids.length && this.vocabulary.decode(ids) === text) return ids;
+      throw new Error(`no tokens of this model spell the choice "${choice}"; use characters that its tokenizer has`);
+    });
+  }
+
+  /** The likeliest of a few choices in the hole of each row, of which there is one for all or one for each: one step. */
+  async *#choose(before, rows, choices, settings) {
+    const { special } = this.vocabulary;
+    const ids = this.#spelled(choices, rows[0].holes[0].space);
+    const own = choices.map((_, k) => rows[rows.length === 1 ? 0 : k]);
+    own.forEach(({ holes: [{ start, stop }] }, k) => {
+      if (ids[k].length <= stop - start) return;
+      const room = `the hole has ${stop - start}; make the hole longer, or write [mask:*]`;
+      throw new Error(`the choice "${choices[k]}" takes ${ids[k].length} tokens and ${room}`);
+    });
+    const started = performance.now();
+    const answers = own.map((row) => row.ids);
+    const { index, scored, choices: all } = await this.#chosen(before, answers, ids, settings);
+    const { ids: best, written } = scored[index];
+    const scores = best.map((_, place) => written.get(place) ?? 0);
+    const decode = (run) => this.vocabulary.decode(run);
+    const read = readRow(own[index], best, scores, decode, [special.eos, special.eot], special.mask, "");
+    const remaining = best.filter((id) => id === special.mask).length;
+    const texts = all.map((each, k) => ({ text: choices[k], ...each }));
+    yield { index: 0, written: [written], remaining, seconds: (performance.now() - started) / 1000, ids: best, ...read, choices: texts };
   }
 
   #checkIds(ids) {
@@ -123,10 +158,10 @@ export class Model {
   }
 
   /** The rows of an answer of which a part is given; null: nothing. */
-  #answerRows(prompt, answer, settings) {
+  #answerRows(answer, settings, choices) {
     const { special } = this.vocabulary;
     const encode = (text) => this.vocabulary.encode(text);
-    if (answer === null) return [allMasked(settings.answer_length, special.mask)];
+    if (answer === null) return [{ ...allMasked(settings.answer_length, special.mask), plain: !choices }];
     if (!answer.trim()) throw new Error("the given answer is empty; say how it begins, or leave it out");
     const partial = readPartial(answer, this.vocabulary.specials);
     const whole = partial.holes.length > 0;
@@ -137,18 +172,28 @@ export class Model {
       const most = `the answer has ${settings.answer_length}; shorten it, or use a longer answer`;
       throw new Error(`the given answer takes ${length} tokens with its holes and ${most}`);
     }
-    return whole ? this.#filledRows(partial, settings) : [row];
+    return whole ? this.#filledRows(partial, settings, choices) : [row];
   }
 
-  /** A text whose holes are to be written. */
-  #filledRows(partial, settings) {
+  /** A text whose holes are to be written; for choices a row for all or, of a hole of unknown length, one for each. */
+  #filledRows(partial, settings, choices) {
     const { special } = this.vocabulary;
-    const turnEnd = this.vocabulary.turnEnd();
-    const longest = partial.holes.reduce((sum, { most }) => sum + most, 0);
-    this.#fits(longest, "the text with its holes");
     const encode = (text) => this.vocabulary.encode(text);
+    const turnEnd = this.vocabulary.turnEnd();
     const end = turnEnd.length ? turnEnd : [special.eos];
-    return wholeAnswers(partial, encode, end, special.eos, settings.block_length, special.mask);
+    const rows = (holes) => wholeAnswers({ ...partial, holes }, encode, end, special.eos, settings.block_length, special.mask);
+    if (!choices) {
+      this.#fits(partial.holes.reduce((sum, { most }) => sum + most, 0), "the text with its holes");
+      return rows(partial.holes);
+    }
+    if (partial.holes.length > 1) {
+      throw new Error(`choices are for one hole and the text has ${partial.holes.length}; leave one, or ask for each in turn`);
+    }
+    const [hole] = partial.holes;
+    if (hole.least === hole.most) return rows([hole]);
+    const lengths = this.#spelled(choices, hole.space).map(({ length }) => length);
+    const all = rows([{ ...hole, least: 1, most: Math.max(...lengths) }]);
+    return lengths.map((length) => all[length - 1]);
   }
 
   /** Write rows of one length behind a prompt, and read them as they stand: the first, at the end the likeliest. */

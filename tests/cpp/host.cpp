@@ -191,6 +191,16 @@ std::string character_classes() {  // where a class begins, for every code point
   return Out().add("runs", runs).done();
 }
 
+std::string choices_json(const std::vector<Choice>& choices) {
+  std::string all;
+  for (const auto& [text, ids, log_likelihood, probability] : choices) {
+    Out choice;
+    choice.add("text", text).add("ids", ids).add("log_likelihood", log_likelihood).add("probability", probability);
+    all += (all.empty() ? "" : ",") + choice.done();
+  }
+  return ",\"choices\":[" + all + "]}";
+}
+
 std::string answer_json(const Answer& answer, const std::vector<Ids>& positions, const Floats& log_probabilities) {
   std::string spans;
   for (const auto& span : answer.spans) {
@@ -202,18 +212,7 @@ std::string answer_json(const Answer& answer, const std::vector<Ids>& positions,
   Out out;
   out.add("ids", answer.ids).add("text", answer.text).add("complete", answer.complete).add("stopped", answer.stopped);
   out.add("steps", answer.steps).add("positions", positions).add("log_probabilities", log_probabilities);
-  return "{" + out.text + ",\"spans\":[" + spans + "]}";
-}
-
-std::string chosen_json(const Chosen& chosen) {
-  std::string choices;
-  for (const auto& [ids, log_likelihood, probability] : chosen.choices) {
-    Out choice;
-    choice.add("ids", ids).add("log_likelihood", log_likelihood).add("probability", probability);
-    choices += (choices.empty() ? "" : ",") + choice.done();
-  }
-  const Out out = Out().add("index", static_cast<std::int64_t>(chosen.index)).add("ids", chosen.ids);
-  return "{" + out.text + ",\"choices\":[" + choices + "]}";
+  return "{" + out.text + ",\"spans\":[" + spans + "]" + choices_json(answer.choices);
 }
 
 std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positions) {
@@ -244,6 +243,10 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
   const auto answered = [&](const Answer& answer) { return answer_json(answer, positions, log_probabilities); };
   std::optional<std::string> given;
   if (const Json* answer = job.find("answer"); answer && answer->is(Json::Kind::string)) given = answer->string;
+  std::vector<std::string> choices;
+  if (const Json* texts = job.find("choices"); texts && op != "choose") {
+    for (const auto& text : texts->items) choices.push_back(text.string);
+  }
   if (op == "codes_of") {
     const Codes codes = model.codes_of(picture_in(job));
     return Out().add("shape", Ids{codes.rows, codes.columns}).add("codes", codes.ids).done();
@@ -268,21 +271,24 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
     std::vector<Message> messages;
     for (const auto& message : job.find("messages")->items)
       messages.push_back({text_in(message, "role"), text_in(message, "content")});
-    return answered(model.chat(messages, text_settings_in(job), seed, on_step, given));
+    return answered(model.chat(messages, text_settings_in(job), seed, on_step, given, choices));
   }
   if (op == "ask") {
     const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
-    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit, given));
+    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit, given,
+                              choices));
   }
   if (op == "complete")
     return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
                                    job.find("answer") ? ids_of(*job.find("answer")) : Ids{}));
-  if (op == "fill") return answered(model.fill(text_in(job, "text"), text_settings_in(job), seed, on_step));
+  if (op == "fill") return answered(model.fill(text_in(job, "text"), text_settings_in(job), seed, on_step, choices));
   if (op == "choose") {
-    std::vector<Ids> choices;
-    for (const auto& ids : job.find("choices")->items) choices.push_back(ids_of(ids));
-    return chosen_json(model.choose(ids_of(*job.find("prompt")), ids_of(*job.find("answer")), choices, text_settings_in(job),
-                                    job.find("grows")->boolean));
+    std::vector<Ids> answers, all;
+    for (const auto& ids : job.find("answers")->items) answers.push_back(ids_of(ids));
+    for (const auto& ids : job.find("choices")->items) all.push_back(ids_of(ids));
+    const Chosen chosen = model.choose(ids_of(*job.find("prompt")), answers, all, text_settings_in(job));
+    const Out out = Out().add("index", static_cast<std::int64_t>(chosen.index)).add("ids", chosen.ids);
+    return "{" + out.text + choices_json(chosen.choices);
   }
   if (op == "paint") return drawing_json(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {

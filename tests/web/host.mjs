@@ -21,12 +21,15 @@ async function written(steps, before = 0) {
   }
   const { ids, text, complete } = last;
   const spans = last.spans.map(({ logProbability, ...rest }) => ({ ...rest, log_probability: logProbability }));
-  return { ids, text, complete, spans, positions, log_probabilities };
+  const choices = (last.choices ?? []).map(likely);
+  return { ids, text, complete, spans, choices, positions, log_probabilities };
 }
 
-async function choose({ prompt, answer, choices, settings, grows }) {
-  const { index, ids, choices: all } = await model.choose(prompt, answer, choices, settings, grows);
-  return { index, ids, choices: all.map(({ logLikelihood, ...rest }) => ({ ...rest, log_likelihood: logLikelihood })) };
+const likely = ({ logLikelihood, ...rest }) => ({ ...rest, log_likelihood: logLikelihood });
+
+async function choose({ prompt, answers, choices, settings }) {
+  const { index, ids, choices: all } = await model.choose(prompt, answers, choices, settings);
+  return { index, ids, choices: all.map(likely) };
 }
 
 function partial({ text, specials }) {
@@ -40,17 +43,13 @@ const JOBS = {
   complete: ({ prompt, answer, settings, seed }) =>
     written(model.complete(prompt, answer, settings, BigInt(seed ?? 0)), prompt.length),
   choose,
-  chat: ({ messages: [{ content }], settings, seed, answer }) =>
+  chat: ({ messages: [{ content }], settings, seed, answer, choices }) =>
     written(
-      model.ask(content, null, settings ?? undefined, BigInt(seed ?? 0), answer),
+      model.ask(content, null, settings ?? undefined, BigInt(seed ?? 0), answer, choices),
       model.vocabulary.questionPrompt(content).length,
     ),
-  ask: ({ picture: { width, height, bytes }, question, settings, seed, answer }) => {
-    const data = Uint8ClampedArray.from({ length: 4 * width * height }, (_, i) => (i % 4 < 3 ? bytes[3 * (i >> 2) + (i % 4)] : 255));
-    return written(model.ask(question, { data, width, height }, settings ?? undefined, BigInt(seed ?? 0), answer));
-  },
-  fill: ({ text, settings, seed }) =>
-    written(model.fill(text, settings ?? undefined, BigInt(seed ?? 0)), model.vocabulary.textPrompt().length),
+  fill: ({ text, settings, seed, choices }) =>
+    written(model.fill(text, settings ?? undefined, BigInt(seed ?? 0), choices), model.vocabulary.textPrompt().length),
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

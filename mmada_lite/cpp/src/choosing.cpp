@@ -40,50 +40,47 @@ class LogSoftmax {
   double peak_ = 0, total_ = 0;
 };
 
-// A hole of an answer: `length` masks from `start`, counted from the answer's first token. One that grows is as long as what is
-// put into it.
+// From and to before which place of an answer its one hole lies.
 struct Gap {
-  std::int64_t start = 0, length = 0;
-  bool grows = false;
+  std::int64_t start, stop;
 };
 
-Gap gap_of(const Ids& answer, std::int64_t mask, bool grows) {
+Gap gap_of(const Ids& answer, std::int64_t mask) {
   const auto first = std::find(answer.begin(), answer.end(), mask);
   const auto behind = std::find_if(first, answer.end(), [&](auto id) { return id != mask; });
   if (first == answer.end() || std::find(behind, answer.end(), mask) != answer.end()) {
     fail("choices are for one hole, a run of masks, and the answer has none or more; leave one");
   }
-  return {first - answer.begin(), behind - first, grows};
+  return {first - answer.begin(), behind - answer.begin()};
 }
 
-void check_choices(const std::vector<Ids>& choices, const Gap& gap, std::int64_t mask) {
+void check_choices(const std::vector<Ids>& answers, const std::vector<Ids>& choices, std::int64_t mask) {
   if (choices.empty() || choices.size() > kMostChoices) {
     fail("there are ", choices.size(), " choices; give 1 to ", kMostChoices);
   }
-  for (auto choice = choices.begin(); choice != choices.end(); ++choice) {
-    const auto number = choice - choices.begin() + 1;
-    if (choice->empty() || std::find(choice->begin(), choice->end(), mask) != choice->end()) {
-      fail("choice ", number, " is empty or holds the mask; give ids of text");
+  if (answers.size() != 1 && answers.size() != choices.size()) {
+    fail("there are ", choices.size(), " choices and ", answers.size(), " answers; give one for all, or one for each");
+  }
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    const auto& choice = choices[i];
+    if (choice.empty() || std::find(choice.begin(), choice.end(), mask) != choice.end()) {
+      fail("choice ", i + 1, " is empty or holds the mask; give ids of text");
     }
-    const auto twin = std::find(choices.begin(), choice, *choice);
-    if (twin != choice) {
-      fail("choices ", twin - choices.begin() + 1, " and ", number, " are the same tokens; leave one out");
-    }
-    if (gap.grows || static_cast<std::int64_t>(choice->size()) <= gap.length) continue;
-    fail("choice ", number, " takes ", choice->size(), " tokens and the hole has ", gap.length, "; make the hole longer");
+    const auto twin = static_cast<std::size_t>(std::find(choices.begin(), choices.end(), choice) - choices.begin());
+    if (twin < i) fail("choices ", twin + 1, " and ", i + 1, " are the same tokens; leave one out");
+    const Gap gap = gap_of(answers[answers.size() == 1 ? 0 : i], mask);
+    const auto size = static_cast<std::int64_t>(choice.size()), room = gap.stop - gap.start;
+    if (size > room) fail("choice ", i + 1, " takes ", size, " tokens and the hole has ", room, "; make the hole longer");
   }
 }
 
-Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const Gap& gap, const Ids& choice,
-                    double guidance, std::int64_t mask, const Ids& ends) {
-  const auto size = static_cast<std::int64_t>(choice.size()), behind = gap.start + gap.length;
-  const bool last = behind == static_cast<std::int64_t>(answer.size());  // nothing is given behind the hole
-  const auto places = gap.grows ? size + (last ? 1 : 0) : gap.length;
-  Ids masked(answer.begin(), answer.begin() + gap.start);
-  masked.resize(static_cast<std::size_t>(gap.start + places), mask);
-  masked.insert(masked.end(), answer.begin() + behind, answer.end());
-  Canvas canvas = text_canvas(prompt, masked, mask, guidance > 0);
-  const auto first = canvas.start + gap.start, end = first + size, stop = first + places;
+Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const Ids& choice, double guidance,
+                    std::int64_t mask, const Ids& ends) {
+  const Gap gap = gap_of(answer, mask);
+  const bool last = gap.stop == static_cast<std::int64_t>(answer.size());  // nothing is given behind the hole
+  Canvas canvas = text_canvas(prompt, answer, mask, guidance > 0);
+  const auto first = canvas.start + gap.start, stop = canvas.start + gap.stop;
+  const auto end = first + static_cast<std::int64_t>(choice.size());
   PhiloxSampler sampler(0, 0, canvas.start);
   std::map<std::int64_t, double> scores;  // by position
   Scored scored;
@@ -114,10 +111,9 @@ Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answ
     canvas.update_unconditional();
     open.erase(open.begin() + best);
   }
+  scored.log_probabilities.resize(answer.size());
   for (const auto& [position, score] : scores) {
-    scored.step.positions.push_back(position);
-    scored.step.tokens.push_back(canvas.tokens[static_cast<std::size_t>(position)]);
-    scored.step.log_probabilities.push_back(static_cast<float>(score));
+    scored.log_probabilities[static_cast<std::size_t>(position - canvas.start)] = score;
     scored.log_likelihood += score;
   }
   scored.answer.assign(canvas.tokens.begin() + canvas.start, canvas.tokens.end());
@@ -126,13 +122,13 @@ Scored score_choice(const Denoiser& denoiser, const Ids& prompt, const Ids& answ
 
 }  // namespace
 
-Scores score_choices(const Denoiser& denoiser, const Ids& prompt, const Ids& answer, const std::vector<Ids>& choices,
-                     double guidance, std::int64_t mask, const Ids& ends, bool grows) {
-  const Gap gap = gap_of(answer, mask, grows);
-  check_choices(choices, gap, mask);
+Scores score_choices(const Denoiser& denoiser, const Ids& prompt, const std::vector<Ids>& answers,
+                     const std::vector<Ids>& choices, double guidance, std::int64_t mask, const Ids& ends) {
+  check_choices(answers, choices, mask);
   Scores scores;
   for (const auto& choice : choices) {
-    scores.choices.push_back(score_choice(denoiser, prompt, answer, gap, choice, guidance, mask, ends));
+    const Ids& answer = answers[answers.size() == 1 ? 0 : scores.choices.size()];
+    scores.choices.push_back(score_choice(denoiser, prompt, answer, choice, guidance, mask, ends));
     if (scores.choices.back().log_likelihood > scores.choices[scores.best].log_likelihood)
       scores.best = scores.choices.size() - 1;
   }
