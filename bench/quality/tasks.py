@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite.bench.quality.filling import examined
 from mmada_lite.bench.quality.models import EvalModel, Pictures
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
@@ -204,6 +205,12 @@ def editing(context: EvalContext) -> Report:
     }
 
 
+def filling(context: EvalContext) -> Report:
+    """Holes in texts and partial answers, beside the same asked whole; of each style at most a third of the cases."""
+    shown = {role: singles(context.icons[role], -(-context.count // 3), context.rng(7)) for role in ("validation", "test")}
+    return examined(context.model, context.ask, shown, context.rng(8))
+
+
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "tokenizer": tokenizer_of_images,
     "what": what_is_this,
@@ -212,6 +219,7 @@ TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "thinking": thinking_before_drawing,
     "arithmetic": arithmetic,
     "editing": editing,
+    "filling": filling,
 }
 
 

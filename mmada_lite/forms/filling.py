@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
-from mmada_lite.forms.rows import Row
+from mmada_lite.forms.rows import Decode, Row, Span
 
 Ints = NDArray[np.int64]
 TOGETHER = 16  # rows of one model call
@@ -20,8 +20,8 @@ Begin = Callable[[Sequence[Sequence[int]]], Decoding]  # answers of one length -
 
 class Filling:
     """rows: what may be written, all of one length; begin: starts a decode; together: rows of one decode. `steps` does the
-    work, once; what a step's `rows` count are these. `row`, `ids` and `log_probabilities` [N] are of the likeliest, before the
-    end of the first."""
+    work, once; what a step's `rows` count are these. best: the number of the likeliest, before the end of the first, whose
+    `row` and `ids` [N] these are."""
 
     def __init__(self, rows: Sequence[Row], begin: Begin, stop: frozenset[int], together: int = TOGETHER) -> None:
         self._rows, self._begin, self.stop = rows, begin, stop
@@ -29,7 +29,7 @@ class Filling:
         self._first = self._started(self._parts[0])  # at once, for its errors
         self._ids = np.array([row.ids for row in rows], dtype=np.int64)
         self._log_probabilities = np.zeros(self._ids.shape)
-        self._best = 0
+        self.best = 0
         self.mask = self._first.canvas.mask
         self.steps: Iterator[Step] = self._follow()
 
@@ -40,18 +40,17 @@ class Filling:
 
     @property
     def row(self) -> Row:
-        return self._rows[self._best]
+        return self._rows[self.best]
+
+    def read(self, number: int, decode: Decode, mark: str = "") -> tuple[str, tuple[Span, ...]]:
+        """The text of a row as it stands, with `mark` for each mask that is left, and what stands in its holes."""
+        row, numbers = self._rows[number], self._log_probabilities[number]
+        return row.read(self._ids[number], numbers, decode, self._stop, self.mask, mark)
 
     @property
     def ids(self) -> Ints:
-        ids: Ints = self._ids[self._best].copy()
+        ids: Ints = self._ids[self.best].copy()
         return ids
-
-    @property
-    def log_probabilities(self) -> NDArray[np.float64]:
-        """What each token had when it was written; 0 for what is given, or not yet there."""
-        each: NDArray[np.float64] = self._log_probabilities[self._best].copy()
-        return each
 
     def _started(self, part: range) -> Decoding:
         return self._begin([self._rows[number].ids for number in part])
@@ -75,7 +74,7 @@ class Filling:
                 )
             if step is not None:
                 index, calls, seconds = index + step.index + 1, calls + step.model_calls, seconds + step.seconds
-        self._best = max(range(len(self._rows)), key=self._likeliness) if len(self._rows) > 1 else 0
+        self.best = max(range(len(self._rows)), key=self._likeliness) if len(self._rows) > 1 else 0
 
     def _likeliness(self, number: int) -> float:
         """The mean log probability of what stands in a row's holes up to their ends; of a row with an empty hole the least."""

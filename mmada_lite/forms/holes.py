@@ -12,8 +12,8 @@ from mmada_lite.errors import Error, shown
 MOST = 8  # tokens of [mask:*], where it does not say how many at most
 COMBINATIONS = 64  # of lengths, that are tried for one text
 _ESCAPE = "\\["
-_HOLE = re.compile(r"\[mask(?::(?P<star>\*)?(?P<length>\d*))?\]")
-_NAMED = re.compile(r"\[(\w+):(?:\d+|\*\d*)\]")
+_HOLE = re.compile(r"\[mask(?::(?P<star>\*)?(?P<length>[0-9]*))?\]")
+_NAMED = re.compile(r"\[[A-Za-z]+:(?:[0-9]+|\*[0-9]*)\]")
 _BRACKET = re.compile(r"\\?\[")
 _LARGEST = 1 << 20
 

@@ -99,7 +99,7 @@ def test_the_whole_latency_at_a_tiny_shape(
     assert json.loads(shown.splitlines()[-1]) == found
     decodes = [row for row in found["rows"] if "parts" in row]
     assert {(row["task"], row["cache"]) for row in decodes} == {
-        *((task, cache) for task in ("text", "understanding") for cache in ("none", "prefix", "dual", "prompt")),
+        *((task, cache) for task in ("text", "filling", "understanding") for cache in ("none", "prefix", "dual", "prompt")),
         ("drawing", None),
         ("inpainting", None),
     }
@@ -191,6 +191,19 @@ def test_a_part_of_the_blocks_stands_for_all(bundle: Bundle) -> None:
     assert timed(whole.begin(watched).steps, watched.clock, whole.leave).steps == 8
 
 
+def test_holes_take_the_forwards_of_a_text_of_as_many_tokens(bundle: Bundle) -> None:
+    bench, settings = Bench.of(bundle), TextSettings(answer_length=8, block_length=4, steps=6)
+    for blocks in (None, 1):
+        text, filling = bench.text(6, settings, blocks), bench.filling(6, settings, blocks)
+        assert (text.size, text.leave, text.scale) == (filling.size, filling.leave, filling.scale)
+    for cache in ("none", "dual"):
+        runs = []
+        for case in (bench.text(6, settings.replace(cache=cache)), bench.filling(6, settings.replace(cache=cache))):
+            runs.append(list(case.begin(MockDenoiser({p: 20 + p for p in range(30)})).steps))
+        assert [len(step.positions) for step in runs[0]] == [len(step.positions) for step in runs[1]]
+        assert runs[0][-1].model_calls == runs[1][-1].model_calls == 6
+
+
 def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
     bench, text = Bench.of(bundle), TextSettings(answer_length=8, block_length=4, steps=8)
     assert bench.understanding(text).prompt == 16 + 3
@@ -261,7 +274,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(
     monkeypatch.setattr(latency, "apart", lambda *_: pytest.fail("the ceiling was measured again"))
     capsys.readouterr()
     assert latency.main(words) == 0
-    assert started == ["text", "understanding", "understanding", "drawing", "inpainting"]
+    assert started == ["text", "filling", "filling", "understanding", "drawing", "inpainting"]
     content, said = record.load(target), capsys.readouterr().err
     assert content["complete"]
     assert left["tasks"]["text"] == [row for row in content["rows"] if row["task"] == "text"]
