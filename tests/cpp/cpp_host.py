@@ -116,9 +116,17 @@ class Replayed:
         self.jobs = 0
 
     def decode_text(
-        self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Iterable[int], closing: Sequence[int]
+        self,
+        denoiser: Any,
+        canvas: Canvas,
+        settings: TextSettings,
+        sampler: Any,
+        stop: Iterable[int],
+        closing: Sequence[int],
+        constraints: Any,
     ) -> Iterator[Step]:
         assert not closing, "recordings have no thoughts"
+        assert not constraints, "recordings have no constraints"
         yield from self._decode("text", denoiser, canvas, settings.replace(mode="default"), sampler, sorted(stop))
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:
