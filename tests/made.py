@@ -143,6 +143,16 @@ def exam() -> str:
     return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))
 
 
+def holes() -> str:
+    """How well the small model fills holes: the measures of its record, with 95% intervals, whole and of which a part is
+    given."""
+    rows = []
+    for name, each in record.load(RESULTS / "filling.json")["rows"][0]["report"].items():
+        share, low, high = (f"{100 * each[key]:.1f}" for key in ("share", "low", "high"))
+        rows.append((name.replace("_", " "), f"{share}% ({low}-{high})", f"{each['right']} of {each['total']}"))
+    return table(("measure", "right", "cases"), rows)
+
+
 SECTIONS = {
     "llm": "forward passes of the transformer",
     "text": "texts, step by step",
@@ -183,7 +193,7 @@ def steps() -> str:
     return table(("step", "alone"), rows)
 
 
-PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam, "parity": parity, "steps": steps}
+PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam, "holes": holes, "parity": parity, "steps": steps}
 
 
 def filled(text: str) -> str:

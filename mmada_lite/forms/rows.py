@@ -111,15 +111,21 @@ def beginning(partial: Partial, encode: Encode, length: int, mask: int) -> Row:
     return Row((*ids, *[mask] * (length - len(ids))), holes, (piece, ""), (space,))
 
 
+def longest(partial: Partial, encode: Encode) -> int:
+    """Tokens that a text has with its holes at their longest."""
+    return sum(map(len, _encoded(partial, encode))) + sum(hole.most for hole in partial.holes)
+
+
+def _encoded(partial: Partial, encode: Encode) -> list[list[int]]:
+    """The ids of each piece, without the space that is a hole's own."""
+    spaces = [*(hole.space for hole in partial.holes), False]
+    return [list(encode(piece[:-1] if space else piece)) for piece, space in zip(partial.pieces, spaces, strict=True)]
+
+
 def forms(partial: Partial, encode: Encode, end: Sequence[int], filling: int, block: int, mask: int) -> list[Row]:
     """A text with holes as a whole answer: a row for every combination of lengths, shortest first, and behind each the `end`
     of a turn and then `filling` up to whole blocks of the longest, which is what follows an answer in training."""
-    pieces = [
-        list(encode(piece[:-1] if number < len(partial.holes) and partial.holes[number].space else piece))
-        for number, piece in enumerate(partial.pieces)
-    ]
-    longest = sum(map(len, pieces)) + sum(hole.most for hole in partial.holes) + len(end)
-    length = -(-longest // block) * block
+    pieces, length = _encoded(partial, encode), -(-(longest(partial, encode) + len(end)) // block) * block
     rows = []
     for lengths in sorted(product(*(hole.lengths for hole in partial.holes)), key=lambda each: (sum(each), each)):
         ids, holes = list(pieces[0]), list[tuple[int, int]]()

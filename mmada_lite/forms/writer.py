@@ -19,7 +19,7 @@ from mmada_lite.forms.choosing import Choosing, spelled
 from mmada_lite.forms.filling import TOGETHER, Filling
 from mmada_lite.forms.form import Form, Forms
 from mmada_lite.forms.holes import Hole, Partial, read_partial
-from mmada_lite.forms.rows import Row, beginning, forms
+from mmada_lite.forms.rows import Row, beginning, forms, longest
 from mmada_lite.forms.wanted import Wanted
 from mmada_lite.vocabulary import Tokenizer, Vocabulary, special_spellings
 
@@ -78,8 +78,7 @@ class Writer:
             if wanted is not None and wanted.choices is not None:
                 return self._choose(prompt, [row], wanted.choices, settings, what)
             return self._write(prompt, [row], settings, seed, what, wanted)
-        longest = sum(hole.most for hole in partial.holes)
-        _leaves_room(longest + sum(len(self._known.encode(piece)) for piece in partial.pieces), settings)
+        _leaves_room(longest(partial, self._known.encode), settings)
         return self.filled(prompt, text, settings, seed, what, wanted)
 
     def filled(
