@@ -94,7 +94,7 @@ class Model:
         self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
         alone = "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
-        self._writer = Writer(self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, alone)
+        self._writer = Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, alone)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -138,7 +138,8 @@ class Answer(Stream):
         return self._read(mark)[0]
 
     def _read(self, mark: str) -> tuple[str, tuple[Span, ...]]:
-        return self._filling.read(self._filling.best, self._decoded, mark)
+        filling = self._filling
+        return filling.row.read(filling.ids, filling.log_probabilities, self._decoded, self._stop, filling.mask, mark)
 
     def _decoded(self, ids: Iterable[int]) -> str:
         return "" if self._tokenizer is None else self._tokenizer.decode(ids)

@@ -5,6 +5,7 @@ one, and descriptions of untouched pictures. The model was never trained on hole
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,30 +54,37 @@ class Blanks:
         return self._written(rollouts.question_prompts(self.model, questions, codes), given)
 
     def _written(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
-        written, rows, settings = [""] * len(texts), [self._rows(text) for text in texts], self.model.text
-        shapes = [(len(prompt), *(row.holes for row in tried)) for prompt, tried in zip(prompts, rows, strict=True)]
-        for shape in dict.fromkeys(shapes):
-            alike = [number for number, other in enumerate(shapes) if other == shape]
-            together = rollouts.ROWS if len(shape) == 2 else 1
-            for part in (alike[first : first + together] for first in range(0, len(alike), together)):
-                tried = [row for number in part for row in rows[number]]
-                before = [prompts[number] for number in part for _ in rows[number]]
-
-                def begin(answers: Sequence[Sequence[int]], before: list[Sequence[int]] = before) -> Decoding:
-                    return generate.complete(self.model.denoiser, before, settings, self._tokens, answer=answers)
-
-                filling = Filling(tried, begin, self._tokens.stop, len(tried))
-                for _ in filling.steps:
+        written, alike = [""] * len(texts), dict[tuple[object, ...], list[tuple[int, Row]]]()
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            tried = self._rows(text)
+            if len(tried) == 1:
+                alike.setdefault((len(prompt), len(tried[0].ids), *tried[0].holes), []).append((number, tried[0]))
+                continue
+            filling = Filling(tried, partial(self._decoding, [prompt] * len(tried)), self._tokens.stop)
+            for _ in filling.steps:
+                pass
+            written[number] = self._text(filling.row, filling.ids)
+        for group in alike.values():
+            for part in (group[first : first + rollouts.ROWS] for first in range(0, len(group), rollouts.ROWS)):
+                decoding = self._decoding([prompts[number] for number, _ in part], [row.ids for _, row in part])
+                for _ in decoding.steps:
                     pass
-                for number, row in zip(part, range(len(tried)) if together > 1 else [filling.best], strict=True):
-                    written[number] = filling.read(row, self.model.tokenizer.decode)[0]
+                for (number, row), ids in zip(part, decoding.ids, strict=True):
+                    written[number] = self._text(row, ids)
         return written
 
+    def _decoding(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Decoding:
+        return generate.complete(self.model.denoiser, prompts[: len(answers)], self.model.text, self._tokens, answer=answers)
+
+    def _text(self, row: Row, ids: NDArray[np.int64]) -> str:
+        stop, mask = self._tokens.stop, self._special.mask
+        return row.read(ids, np.zeros(len(ids)), self.model.tokenizer.decode, stop, mask)[0]
+
     def _rows(self, text: str) -> list[Row]:
-        partial, mask = read_partial(text), self._special.mask
-        if not partial.holes:
-            return [beginning(partial, self._encode, self.model.text.answer_length, mask)]
-        return forms(partial, self._encode, self._end, self._special.eos, self.model.text.block_length, mask)
+        given, mask = read_partial(text), self._special.mask
+        if not given.holes:
+            return [beginning(given, self._encode, self.model.text.answer_length, mask)]
+        return forms(given, self._encode, self._end, self._special.eos, self.model.text.block_length, mask)
 
 
 def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator) -> Report:

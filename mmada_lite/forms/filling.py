@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
-from mmada_lite.forms.rows import Decode, Row, Span
+from mmada_lite.forms.rows import Row
 
 Ints = NDArray[np.int64]
 TOGETHER = 16  # rows of one model call
@@ -29,7 +29,7 @@ class Filling:
         self._first = self._started(self._parts[0])  # at once, for its errors
         self._ids = np.array([row.ids for row in rows], dtype=np.int64)
         self._log_probabilities = np.zeros(self._ids.shape)
-        self.best = 0
+        self._best = 0
         self.mask = self._first.canvas.mask
         self.steps: Iterator[Step] = self._follow()
 
@@ -40,17 +40,18 @@ class Filling:
 
     @property
     def row(self) -> Row:
-        return self._rows[self.best]
-
-    def read(self, number: int, decode: Decode, mark: str = "") -> tuple[str, tuple[Span, ...]]:
-        """The text of a row as it stands, with `mark` for each mask that is left, and what stands in its holes."""
-        row, numbers = self._rows[number], self._log_probabilities[number]
-        return row.read(self._ids[number], numbers, decode, self.stop, self.mask, mark)
+        return self._rows[self._best]
 
     @property
     def ids(self) -> Ints:
-        ids: Ints = self._ids[self.best].copy()
+        ids: Ints = self._ids[self._best].copy()
         return ids
+
+    @property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """What each token had when it was written; 0 for what is given, or not yet there."""
+        each: NDArray[np.float64] = self._log_probabilities[self._best].copy()
+        return each
 
     def _started(self, part: range) -> Decoding:
         return self._begin([self._rows[number].ids for number in part])
@@ -74,7 +75,7 @@ class Filling:
                 )
             if step is not None:
                 index, calls, seconds = index + step.index + 1, calls + step.model_calls, seconds + step.seconds
-        self.best = max(range(len(self._rows)), key=self._likeliness) if len(self._rows) > 1 else 0
+        self._best = max(range(len(self._rows)), key=self._likeliness) if len(self._rows) > 1 else 0
 
     def _likeliness(self, number: int) -> float:
         """The mean log probability of what stands in a row's holes up to their ends; of a row with an empty hole the least."""

@@ -39,10 +39,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """fits: raises Error where a row of a length is too long for the model, with what it is; watched: steps that end in an
-    Error where the model's files are damaged; alone: why one row at a time is decoded, "" where many are."""
+    """denoiser: gives the one that a model has; fits: raises Error where a row of a length is too long for the model, with what
+    it is; watched: steps that end in an Error where the model's files are damaged; alone: why one row at a time is decoded, ""
+    where many are."""
 
-    denoiser: Denoiser
+    denoiser: Callable[[], Denoiser]
     vocabulary: Vocabulary
     tokenizer: Tokenizer | None
     fits: Callable[[int, str], None]
@@ -134,7 +135,7 @@ class Writer:
         def choose() -> scores.Chosen:
             together, guidance = 1 if self.alone else scores.MOST_ROWS, settings.guidance
             return scores.choose(
-                self.denoiser, prompt, answers, ids, tokens.mask, tokens.stop, guidance=guidance, rows=together
+                self.denoiser(), prompt, answers, ids, tokens.mask, tokens.stop, guidance=guidance, rows=together
             )
 
         return Choosing(rows, choices, ids, len(prompt), choose, tokens.stop, self.watched)
@@ -155,7 +156,7 @@ class Writer:
         def begin(answers: Sequence[Ids]) -> Decoding:
             constraints = [laid[tuple(ids)] for ids in answers] if laid else []
             decoding = generate.complete(
-                self.denoiser, prompt, settings, tokens, answer=answers, seed=seed, constraints=constraints
+                self.denoiser(), prompt, settings, tokens, answer=answers, seed=seed, constraints=constraints
             )
             return replace(decoding, steps=self.watched(decoding.steps))
 
@@ -205,7 +206,7 @@ class Writer:
         answer = [*row.ids[:first], *ids, *row.ids[last:]]
         inside = [first <= place < last for place in range(len(answer))]
         found = scores.score(
-            self.denoiser,
+            self.denoiser(),
             prompt,
             answer,
             inside,
