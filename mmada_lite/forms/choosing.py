@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.score import Chosen
 from mmada_lite.errors import Error, shown
-from mmada_lite.forms.rows import Decode, Row, Span
+from mmada_lite.forms.rows import Row
 from mmada_lite.vocabulary import Tokenizer
 
 Ints = NDArray[np.int64]
@@ -47,7 +47,7 @@ class Choosing:
         self._rows, self._texts, self._choice_ids, self._begun, self._choose = rows, texts, ids, begun, choose
         self.best, self.choices = 0, tuple[Choice, ...]()
         self.ids: Ints = np.array(rows[0].ids, dtype=np.int64)
-        self._log_probabilities: NDArray[np.float64] = np.zeros(len(rows[0].ids))
+        self.log_probabilities: NDArray[np.float64] = np.zeros(len(rows[0].ids))
         self.mask = rows[0].ids[rows[0].holes[0][0]]
         self.stop, self.steps = stop, watched(self._follow())
 
@@ -55,16 +55,12 @@ class Choosing:
     def row(self) -> Row:
         return self._rows[self.best]
 
-    def read(self, number: int, decode: Decode, mark: str = "") -> tuple[str, tuple[Span, ...]]:
-        """The text of the likeliest as it stands, with `mark` for each mask that is left, and what stands in its hole."""
-        return self._rows[number].read(self.ids, self._log_probabilities, decode, self.stop, self.mask, mark)
-
     def _follow(self) -> Iterator[Step]:
         started = time.perf_counter()
         chosen = self._choose()
         self.best, self.ids = chosen.index, chosen.answer
-        self._log_probabilities = np.zeros(len(chosen.answer))
-        self._log_probabilities[chosen.positions] = chosen.by_place
+        self.log_probabilities = np.zeros(len(chosen.answer))
+        self.log_probabilities[chosen.positions] = chosen.by_place
         each = zip(self._texts, self._choice_ids, chosen.log_likelihood, chosen.probability, strict=True)
         self.choices = tuple(Choice(text, tuple(ids), float(log), float(share)) for text, ids, log, share in each)
         changed = np.flatnonzero(chosen.answer != np.array(self.row.ids))
@@ -74,7 +70,7 @@ class Choosing:
             rows=np.zeros(changed.size, dtype=np.int64),
             positions=changed + self._begun,
             tokens=chosen.answer[changed],
-            log_probabilities=self._log_probabilities[changed].astype(np.float32),
+            log_probabilities=self.log_probabilities[changed].astype(np.float32),
             remaining=int((chosen.answer == self.mask).sum()),
             model_calls=chosen.model_calls,
             seconds=time.perf_counter() - started,
