@@ -33,6 +33,7 @@ _FORMATS = {
 _FORMATS["date-time"] = f"{_FORMATS['date']}T{_FORMATS['time']}"
 _SPELLED_ANEW = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')  # what a JSON string spells otherwise, or the library does not write
 _DEEPEST = 32
+_NONE = object()
 
 
 def ready(text: str) -> tuple[str, list[str]]:
@@ -49,15 +50,13 @@ def ready(text: str) -> tuple[str, list[str]]:
 
 
 def _ready(schema: Any, whole: Any, at: str, patterns: list[str], within: tuple[str, ...]) -> dict[str, Any]:
-    if schema is True:
-        return {}
     if not isinstance(schema, Mapping):
         raise Error(f'{at} is {shown(schema)}; a schema is an object, such as {{"type": "integer"}}')
     if len(within) > _DEEPEST:
         raise Error(f"{at} lies too deep; at most {_DEEPEST} schemas lie in one another")
     said = {key: value for key, value in schema.items() if key not in _SAID | _KEPT}
     known = {*_ALONE, "type", *(key for own in _OWN.values() for key in own)}
-    if unknown := next((key for key in said if key not in known), None):
+    if (unknown := next((key for key in said if key not in known), None)) is not None:
         raise Error(f"{at} has {shown(unknown)}, which is not built; {did_you_mean(unknown, known, 'leave it out')}")
     if alone := next((key for key in _ALONE if key in said), None):
         beside = [key for key in said if key != alone and not (key == "type" and alone in ("enum", "const"))]
@@ -66,14 +65,17 @@ def _ready(schema: Any, whole: Any, at: str, patterns: list[str], within: tuple[
         return _alone(alone, said, whole, at, patterns, within)
     kinds = said.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    if not isinstance(kinds, list) or (unknown := next((kind for kind in kinds if not _named(kind, _OWN)), None)) is not None:
+    if not isinstance(kinds, list) or not all(_named(kind, _OWN) for kind in kinds):
         raise Error(f"{at} has the type {shown(said['type'])}; use one of {', '.join(_OWN)}")
     if not kinds:  # what only some kinds have says which is meant
         kinds = [kind for kind, own in _OWN.items() if own & said.keys()]
     if len(kinds) != 1:
         if rest := next((key for key in said if key != "type"), None):
             raise Error(f"{at} has {rest!r} and more than one type; give each type a schema of its own in 'anyOf'")
-        return {"anyOf": [{"type": kind} for kind in kinds]} if kinds else {}
+        if not kinds:
+            raise Error(f"{at} says nothing of what it wants; give it a type, of {', '.join(_OWN)}")
+        kinds = [_plain(kind, at) for kind in kinds]
+        return {"anyOf": [{"type": kind} for kind in kinds]}
     if foreign := next((key for key in said if key != "type" and key not in _OWN[kinds[0]]), None):
         raise Error(f"{at} is {kinds[0]} and has {foreign!r}; leave it out")
     build = {"string": _string, "array": _array, "object": _object}.get(kinds[0])
@@ -104,6 +106,13 @@ def _alone(
     return {"enum": fitting}
 
 
+def _plain(kind: str, at: str) -> str:
+    """A type that says all by its name."""
+    if kind in ("array", "object"):
+        raise Error(f"{at} has the type {kind!r} among others; give it a schema of its own in 'anyOf'")
+    return kind
+
+
 def _string(said: Mapping[str, Any], whole: Any, at: str, patterns: list[str], within: tuple[str, ...]) -> dict[str, Any]:
     if "format" in said and not _named(said["format"], _FORMATS):
         raise Error(f"{at} has the format {shown(said['format'])}; use one of {', '.join(_FORMATS)}, or a pattern")
@@ -122,7 +131,7 @@ def _string(said: Mapping[str, Any], whole: Any, at: str, patterns: list[str], w
 def _array(said: Mapping[str, Any], whole: Any, at: str, patterns: list[str], within: tuple[str, ...]) -> dict[str, Any]:
     counts = _counts(said, "minItems", "maxItems", at)
     if "items" not in said:
-        return counts
+        raise Error(f"{at} is an array without 'items'; say what they are")
     return {"items": _ready(said["items"], whole, f"{at} > items", patterns, within), **counts}
 
 
@@ -130,16 +139,14 @@ def _object(said: Mapping[str, Any], whole: Any, at: str, patterns: list[str], w
     properties, required = said.get("properties"), said.get("required", [])
     others = said.get("additionalProperties", True)
     if properties is None:
-        if required:
-            raise Error(f"{at} requires {shown(required)} and has no 'properties'; say what they are")
-        if others is False:
-            raise Error(f"{at} allows no property at all; give it some in 'properties'")
-        return {} if others is True else {"additionalProperties": _ready(others, whole, f"{at} > others", patterns, within)}
+        if required or not isinstance(others, Mapping):
+            raise Error(f"{at} is an object without 'properties'; say what they are")
+        return {"additionalProperties": _ready(others, whole, f"{at} > others", patterns, within)}
     if not isinstance(properties, Mapping) or not properties or not isinstance(required, list):
         raise Error(
             f"{at} has properties or required ones that are none; 'properties' is an object, 'required' a list of names"
         )
-    if missing := next((name for name in required if not _named(name, properties)), None):
+    if (missing := next((name for name in required if not _named(name, properties)), _NONE)) is not _NONE:
         raise Error(f"{at} requires {shown(missing)}, which is none of its properties")
     if odd := next((name for name in properties if _SPELLED_ANEW.search(name)), None):
         raise Error(f"{at} has the property {shown(odd)}, with a quote, a backslash or a control in it; rename it")
