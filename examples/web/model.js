@@ -166,7 +166,9 @@ export class Model {
     const partial = readPartial(answer, this.vocabulary.specials);
     const whole = partial.holes.length > 0;
     const row = whole ? null : beginning(partial, encode, settings.answer_length, special.mask);
-    const counts = [...partial.pieces.map((piece) => encode(piece).length), ...partial.holes.map(({ most }) => most)];
+    const own = (piece, hole) => (partial.holes[hole]?.space ? piece.slice(0, -1) : piece);
+    const texts = partial.pieces.map((piece, hole) => encode(own(piece, hole)).length);
+    const counts = [...texts, ...partial.holes.map(({ most }) => most)];
     const length = whole ? counts.reduce((a, b) => a + b) : row.holes[0].start + 1;
     if (length > settings.answer_length) {
       const most = `the answer has ${settings.answer_length}; shorten it, or use a longer answer`;

@@ -198,7 +198,11 @@ Answer Model::Impl::answered(const Ids& prompt, const std::optional<std::string>
     return of_row(std::move(row));
   }
   std::size_t length = 0;
-  for (const auto& piece : partial.pieces) length += encode(piece).size();
+  for (std::size_t i = 0; i < partial.pieces.size(); ++i) {
+    const auto& piece = partial.pieces[i];
+    const bool space = i < partial.holes.size() && partial.holes[i].space;  // it is the hole's own
+    length += encode(piece.substr(0, piece.size() - (space ? 1 : 0))).size();
+  }
   for (const auto& hole : partial.holes) length += static_cast<std::size_t>(hole.most);
   leaves_room(length);
   return filled(prompt, std::move(partial), choices, s, seed, on_step, what);
