@@ -144,10 +144,11 @@ def exam() -> str:
 
 
 def holes() -> str:
-    """How well the small model fills holes: the measures of its record, with 95% intervals, whole and of which a part is
-    given."""
-    rows = []
-    for name, each in record.load(RESULTS / "filling.json")["rows"][0]["report"].items():
+    """How well the small model fills holes and chooses: the measures of its record, with 95% intervals."""
+    rows = list[Cells]()
+    kept = record.load(RESULTS / "quality.json")["rows"]
+    reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
+    for name, each in (pair for report in reports for pair in report.items()):
         share, low, high = (f"{100 * each[key]:.1f}" for key in ("share", "low", "high"))
         rows.append((name.replace("_", " "), f"{share}% ({low}-{high})", f"{each['right']} of {each['total']}"))
     return table(("measure", "right", "cases"), rows)

@@ -14,6 +14,7 @@ from mmada_lite.bench.quality.models import EvalModel, Pictures
 from mmada_lite.decoding import generate
 from mmada_lite.decoding.generate import Decoding, TextTokens
 from mmada_lite.decoding.rows import text_prompt, turn_end
+from mmada_lite.decoding.score import choose
 from mmada_lite.forms.filling import Filling
 from mmada_lite.forms.holes import read_partial
 from mmada_lite.forms.rows import Row, beginning, forms
@@ -52,6 +53,17 @@ class Blanks:
     def answers(self, questions: Sequence[str], given: Sequence[str], codes: NDArray[np.int64] | None = None) -> list[str]:
         """Answers of which a part is given, to questions, each after its picture's codes where there are some."""
         return self._written(rollouts.question_prompts(self.model, questions, codes), given)
+
+    def chosen(
+        self, questions: Sequence[str], choices: Sequence[Sequence[str]], codes: NDArray[np.int64] | None = None
+    ) -> list[str]:
+        """The likeliest of its choices for each question, as the whole answer."""
+        answer, found = [self._special.mask] * self.model.text.answer_length, list[str]()
+        for prompt, few in zip(rollouts.question_prompts(self.model, questions, codes), choices, strict=True):
+            ids = [self._encode(each) for each in few]
+            best = choose(self.model.denoiser, prompt, [answer], ids, self._special.mask, self._tokens.stop)
+            found.append(few[best.index])
+        return found
 
     def _written(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
         written, alike = [""] * len(texts), dict[tuple[object, ...], list[tuple[int, Row]]]()
@@ -164,6 +176,33 @@ def _descriptions(
     report[f"what_whole_{role}"] = _same(ask([WHAT_QUESTIONS[0]] * len(what), pictures), what)
     holes = [blanks.hole(words) for words in what]
     report[f"what_hole_{role}"] = _same(blanks.answers([WHAT_QUESTIONS[0]] * len(what), holes, codes), what)
+
+
+def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator) -> Report:
+    """The likeliest of a few answers, beside the same asked whole: a fact among three others, a result among near ones, the
+    background among all, yes or no."""
+    report, blanks = Report(), Blanks(model)
+    asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
+    replies = [reply for reply, _ in FACTS]
+    questions, wanted = [wording for wording, _ in asked], [reply for _, reply in asked]
+    others = [[str(o) for o in rng.permutation([r for r in dict.fromkeys(replies) if r != reply])[:3]] for reply in wanted]
+    choices = [[reply, *three] for reply, three in zip(wanted, others, strict=True)]
+    report["fact_choice_of_4"] = _same(blanks.chosen(questions, choices), wanted)
+    problems = distinct_problems("sum2", True, 150, rng)
+    results = [[str(p.answer + near) for near in (0, -1, 1, 10)] for p in problems]
+    chosen = blanks.chosen([f"what is {p}?" for p in problems], results)
+    report["sum_choice_of_4"] = _same(chosen, [str(p.answer) for p in problems])
+    for role, (pictures, concepts, colours) in shown.items():
+        codes, grounds = model.encode(pictures), [COLOURS[colour] for colour in colours]
+        question = ["what colour is the background?"] * len(grounds)
+        report[f"background_whole_{role}"] = _same(ask(question, pictures), grounds)
+        report[f"background_choice_of_10_{role}"] = _same(blanks.chosen(question, [COLOURS] * len(grounds), codes), grounds)
+        same = rng.random(len(grounds)) < 0.5
+        about = np.where(same, concepts, (concepts + rng.integers(1, len(CONCEPTS), size=len(grounds))) % len(CONCEPTS))
+        question, right = [f"is this {CONCEPTS[c].phrase}?" for c in about], ["yes" if yes else "no" for yes in same]
+        report[f"yes_no_whole_{role}"] = _same(ask(question, pictures), right)
+        report[f"yes_no_choice_{role}"] = _same(blanks.chosen(question, [("yes", "no")] * len(right), codes), right)
+    return report
 
 
 def _same(got: Sequence[str], wanted: Sequence[str]) -> dict[str, float | str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.bench.quality.filling import examined
+from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
 from mmada_lite.bench.quality.models import EvalModel, Pictures
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
@@ -207,8 +207,12 @@ def editing(context: EvalContext) -> Report:
 
 def filling(context: EvalContext) -> Report:
     """Holes in texts and partial answers, beside the same asked whole; of each style at most a third of the cases."""
-    shown = {role: singles(context.icons[role], -(-context.count // 3), context.rng(7)) for role in ("validation", "test")}
-    return examined(context.model, context.ask, shown, context.rng(8))
+    return examined(context.model, context.ask, _untouched(context), context.rng(8))
+
+
+def choosing(context: EvalContext) -> Report:
+    """The likeliest of a few answers, beside the same asked whole; pictures as in `filling`."""
+    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9))
 
 
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
@@ -220,6 +224,7 @@ TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "arithmetic": arithmetic,
     "editing": editing,
     "filling": filling,
+    "choosing": choosing,
 }
 
 
@@ -232,6 +237,10 @@ def singles(
     concepts, colours = order % things, rng.integers(len(COLOURS), size=count)
     pictures = [compose(icons[o // things, o % things], COLOURS[k], rng, PLAIN) for o, k in zip(order, colours, strict=True)]
     return np.stack(pictures), concepts, colours
+
+
+def _untouched(context: EvalContext) -> Shown:
+    return {role: singles(context.icons[role], -(-context.count // 3), context.rng(7)) for role in ("validation", "test")}
 
 
 def _fill(
