@@ -93,8 +93,7 @@ class Model:
         self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
         self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
-        alone = "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
-        self._writer = Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, alone)
+        self._writer = Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, self._alone)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -376,6 +375,9 @@ class Model:
         if answer is None:
             return self._answered(self._writer.whole(prompt, chosen, seed, what, wanted))
         return self._answered(self._writer.begun(prompt, answer, chosen, seed, what, wanted))
+
+    def _alone(self) -> str:
+        return "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
 
     def _answered(self, writing: Writing) -> Answer:
         return Answer(writing, self._tokenizer, writing.stop)

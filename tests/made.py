@@ -154,7 +154,7 @@ def holes() -> str:
     for name, each in (pair for report in reports for pair in report.items()):
         way = next(way for way in WAYS if re.search(rf"_{way}(_|$)", name))
         share, low, high = (f"{100 * each[key]:.0f}" for key in ("share", "low", "high"))
-        measure = re.sub(rf"_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
+        measure = re.sub(rf"(_thing)?_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
         rows.setdefault(measure, {})[WAYS[way]] = f"{share}% ({low}-{high})"
     heads = tuple(dict.fromkeys(WAYS.values()))
     return table(("measure", *heads), ((words, *(found.get(way, "") for way in heads)) for words, found in rows.items()))
