@@ -58,9 +58,10 @@ class Blanks:
         self, questions: Sequence[str], choices: Sequence[Sequence[str]], codes: NDArray[np.int64] | None = None
     ) -> list[str]:
         """The likeliest of its choices for each question, as the whole answer."""
-        answer, found = [self._special.mask] * self.model.text.answer_length, list[str]()
+        found = list[str]()
         for prompt, few in zip(rollouts.question_prompts(self.model, questions, codes), choices, strict=True):
             ids = [self._encode(each) for each in few]
+            answer = [self._special.mask] * max(self.model.text.answer_length, *(len(each) + 1 for each in ids))
             best = choose(self.model.denoiser, prompt, [answer], ids, self._special.mask, self._tokens.stop)
             found.append(few[best.index])
         return found
@@ -99,20 +100,20 @@ class Blanks:
         return forms(given, self._encode, self._end, self._special.eos, self.model.text.block_length, mask)
 
 
-def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator) -> Report:
-    """Right is what is exactly as it should be, given words and all."""
+def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int) -> Report:
+    """Right is what is exactly as it should be, given words and all. most: cases of a kind."""
     blanks, report = Blanks(model), Report()
-    _facts(blanks, ask, report)
-    _sums(blanks, ask, report, rng)
-    _captions(blanks, report)
+    _facts(blanks, ask, report, most)
+    _sums(blanks, ask, report, rng, most)
+    _captions(blanks, report, most)
     for role, (pictures, concepts, colours) in shown.items():
         _descriptions(blanks, ask, report, role, pictures, concepts.tolist(), colours.tolist())
     return report
 
 
-def _facts(blanks: Blanks, ask: Ask, report: Report) -> None:
+def _facts(blanks: Blanks, ask: Ask, report: Report, most: int) -> None:
     """All that it was trained on: there are no others."""
-    asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
+    asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings][:most]
     questions, replies = [wording for wording, _ in asked], [reply for _, reply in asked]
     report["fact_whole"] = _same(ask(questions, None), replies)
     report["fact_hole"] = _same(blanks.answers(questions, [blanks.hole(reply) for reply in replies]), replies)
@@ -122,9 +123,9 @@ def _facts(blanks: Blanks, ask: Ask, report: Report) -> None:
     report["fact_begun"] = _same(blanks.answers([question for question, _ in begun], firsts), [reply for _, reply in begun])
 
 
-def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator) -> None:
+def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, most: int) -> None:
     """Held-out problems, whose results the model writes behind a thought alone."""
-    problems = [p for kind, count in PROBLEMS.items() for p in distinct_problems(kind, True, count, rng)]
+    problems = [p for kind, count in PROBLEMS.items() for p in distinct_problems(kind, True, min(count, most), rng)]
     questions, results = [f"what is {p}?" for p in problems], [str(p.answer) for p in problems]
     report["sum_whole"] = _same([answer_of(reply) for reply in ask(questions, None)], results)
     report["sum_hole"] = _same(blanks.answers(questions, [blanks.hole(result) for result in results]), results)
@@ -134,9 +135,9 @@ def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator) ->
     report["sum_hole_after_thought"] = _same(blanks.answers(questions, given), [thought + result for thought, result in both])
 
 
-def _captions(blanks: Blanks, report: Report) -> None:
+def _captions(blanks: Blanks, report: Report, most: int) -> None:
     """Of things on backgrounds that were never drawn together: the words that the others determine, and two as one hole."""
-    captions = [standard_caption(CONCEPTS[i], colour) for i, colour in pairs(held_out=True)]
+    captions = [standard_caption(CONCEPTS[i], colour) for i, colour in pairs(held_out=True)][:most]
     for name, first, last in (("article", -3, -2), ("on", -4, -3), ("background", -1, None), ("on_a", -4, -2)):
         cases = [_parted(caption, first, last) for caption in captions]
         known = [before + blanks.hole(word, before) + after for before, word, after in cases]
@@ -178,17 +179,17 @@ def _descriptions(
     report[f"what_hole_{role}"] = _same(blanks.answers([WHAT_QUESTIONS[0]] * len(what), holes, codes), what)
 
 
-def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator) -> Report:
+def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int) -> Report:
     """The likeliest of a few answers, beside the same asked whole: a fact among three others, a result among near ones, the
-    background among all, yes or no."""
+    background among all, yes or no. most: cases of a kind."""
     report, blanks = Report(), Blanks(model)
-    asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings]
+    asked = [(wording, reply) for reply, wordings in FACTS for wording in wordings][:most]
     replies = [reply for reply, _ in FACTS]
     questions, wanted = [wording for wording, _ in asked], [reply for _, reply in asked]
     others = [[str(o) for o in rng.permutation([r for r in dict.fromkeys(replies) if r != reply])[:3]] for reply in wanted]
     choices = [[reply, *three] for reply, three in zip(wanted, others, strict=True)]
     report["fact_choice_of_4"] = _same(blanks.chosen(questions, choices), wanted)
-    problems = distinct_problems("sum2", True, 150, rng)
+    problems = distinct_problems("sum2", True, min(PROBLEMS["sum2"], most), rng)
     results = [[str(p.answer + near) for near in (0, -1, 1, 10)] for p in problems]
     chosen = blanks.chosen([f"what is {p}?" for p in problems], results)
     report["sum_choice_of_4"] = _same(chosen, [str(p.answer) for p in problems])

@@ -207,12 +207,12 @@ def editing(context: EvalContext) -> Report:
 
 def filling(context: EvalContext) -> Report:
     """Holes in texts and partial answers, beside the same asked whole; of each style at most a third of the cases."""
-    return examined(context.model, context.ask, _untouched(context), context.rng(8))
+    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count)
 
 
 def choosing(context: EvalContext) -> Report:
     """The likeliest of a few answers, beside the same asked whole; pictures as in `filling`."""
-    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9))
+    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9), context.count)
 
 
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
