@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", help="what to ask; -: standard input")
     parser.add_argument("--fit", choices=["crop", "squash"], default="crop", help="how it becomes square (default: crop)")
     options.add_answer(parser)
-    options.add_form(parser)
     options.add_text_options(parser)
+    options.add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

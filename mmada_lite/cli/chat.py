@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
     )
     options.add_answer(parser)
-    options.add_form(parser)
     options.add_text_options(parser)
+    options.add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

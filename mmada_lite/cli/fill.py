@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text", metavar="TEXT", help="a text with holes: [mask:3] of three tokens, [mask:*] of any length; -: standard input"
     )
-    options.add_form(parser)
     options.add_text_options(parser)
+    options.add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
