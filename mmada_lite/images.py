@@ -41,6 +41,7 @@ _PROGRAMS = ("EPS", "FITS")  # what pillow reads by running a program, or withou
 _ORIENTATION = 0x0112  # of EXIF, the one field that is read
 _TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # its values -> Image.Transpose
 _quiet = threading.RLock()
+_log = logging.getLogger("mmada_lite")
 
 
 def open_picture(source: Picture) -> Image.Image:
@@ -345,3 +346,9 @@ def _on(image: Image.Image, shade: int) -> Image.Image:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (shade, shade, shade, 255)), rgba)
     return image
+
+
+def say_if_smaller(given: tuple[int, int], made: tuple[int, int]) -> None:
+    """A warning where a drawing shows less than the picture it was made of."""
+    if made[0] < given[0] or made[1] < given[1]:
+        _log.warning("the drawing is %d x %d pixels and the picture %d x %d: this model draws no larger", *made, *given)

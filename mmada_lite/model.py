@@ -16,17 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mmada_lite import images
-from mmada_lite.calls import checked, conversation
-from mmada_lite.decoding import generate
+from mmada_lite.calls import array_of, checked, conversation, numbers_of, size_of
+from mmada_lite.decoding import generate, rows
 from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.generate import Decoding, TextTokens
-from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_end, picture_prompt, thinking_prompt, thought_prompt
+from mmada_lite.decoding.generate import Decoding
+from mmada_lite.decoding.score import Law
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
+from mmada_lite.forms.wanted import Schema, Wanted
+from mmada_lite.forms.writer import Score, Writer, Writing
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
 from mmada_lite.ort.session import usable_cores
-from mmada_lite.streams import Answer, Drawing, Thinking
+from mmada_lite.streams import Answer, Drawing, Thinking, grown, parts_of, thought_and_drawn, with_codes
 from mmada_lite.vocabulary import Tokenizer, with_tags
 
 Ints = NDArray[np.int64]
@@ -72,8 +74,8 @@ def load(
 
 
 class Model:
-    """A loaded bundle. `chat`, `ask`, `paint`, `inpaint`, `extend`, `complete` and `draw` return a stream of steps at once and
-    do their work as it is read; what is wrong with their arguments is raised at once.
+    """A loaded bundle. `chat`, `ask`, `fill`, `paint`, `inpaint`, `extend`, `complete` and `draw` return a stream of steps at
+    once and do their work as it is read; what is wrong with their arguments is raised at once.
 
     A picture is a path, the bytes of a file, an open file, a pillow image or an array. settings: None takes `text_defaults` or
     `image_defaults`; `model.text_defaults.replace(steps=8)` changes some. seed: 0 .. 2**64 - 1; the same gives the same result.
@@ -90,6 +92,7 @@ class Model:
         self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
         self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
+        self._writer = Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, self._alone)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,13 +111,26 @@ class Model:
         return self._codec
 
     @checked
-    def chat(self, messages: Messages, settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
+    def chat(
+        self,
+        messages: Messages,
+        settings: TextSettings | None = None,
+        *,
+        answer: str | None = None,
+        choices: Sequence[str] | None = None,
+        pattern: str | None = None,
+        schema: Schema | None = None,
+        seed: int = 0,
+    ) -> Answer:
         """Answer a message, or a conversation of {"role": ..., "content": ...} mappings by "system", "user" and "assistant".
 
         A content may be a list of {"type": "text", "text": ...} and {"type": "image", "image": picture}; with one, see `ask`.
-        Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer.
+        answer: a part of the answer that is given: how it begins, or, with holes (docs/fill.md), all of it but these.
+        choices, pattern (a regular expression), schema (of JSON): one of them says what the answer must be, or its holes.
+        Raises Error when it is empty, too long for the model with its answer, or the bundle has no tokenizer, and for an
+        `answer` that is empty or longer than `answer_length`.
         """
-        return self._answer(messages, None, settings, seed, "crop")
+        return self._answer(messages, None, settings, seed, "crop", answer, Wanted.of(choices, pattern, schema))
 
     @checked
     def ask(
@@ -123,14 +139,58 @@ class Model:
         question: Messages,
         settings: TextSettings | None = None,
         *,
+        answer: str | None = None,
+        choices: Sequence[str] | None = None,
+        pattern: str | None = None,
+        schema: Schema | None = None,
         seed: int = 0,
         fit: images.Fit = "crop",
     ) -> Answer:
         """Answer a question about a picture. fit: how the picture becomes square, "crop" its centre or "squash" its sides.
+        answer, choices, pattern, schema: as in `chat`.
 
         Raises Error as `chat` does, for what is no picture, and where the bundle has no pictures.
         """
-        return self._answer(question, [picture], settings, seed, fit)
+        return self._answer(question, [picture], settings, seed, fit, answer, Wanted.of(choices, pattern, schema))
+
+    @checked
+    def fill(
+        self,
+        text: str,
+        settings: TextSettings | None = None,
+        *,
+        choices: Sequence[str] | None = None,
+        pattern: str | None = None,
+        schema: Schema | None = None,
+        seed: int = 0,
+    ) -> Answer:
+        """Fill the holes of a text: `[mask:3]` of three tokens, `[mask:*]` of unknown length (docs/fill.md).
+
+        The result's `text` is the whole text, `spans` is what the holes got. All else stays as it is, and `answer_length` is of
+        no account but for the steps that a token gets. Raises Error for a text without a hole, a hole that cannot be, a text
+        that is too long for the model, and where the bundle has no tokenizer.
+        """
+        prompt, wanted = rows.text_prompt(self.tokenizer, self.vocabulary), Wanted.of(choices, pattern, schema)
+        chosen = settings or self.text_defaults
+        return self._answered(self._writer.filled(prompt, text, chosen, seed, "the text with its holes", wanted))
+
+    @checked
+    def score(
+        self,
+        text: str,
+        span: tuple[int, int] | None = None,
+        settings: TextSettings | None = None,
+        *,
+        messages: Messages | None = None,
+        law: Law = "chain",
+        draws: int = 128,
+        seed: int = 0,
+    ) -> Score:
+        """How likely the characters span[0] to span[1] - 1 of a text are, all of it without a span, given the rest; with
+        messages, as their answer. law, draws: as in `mmada_lite.decoding.score.score`. Raises Error as `fill` and `chat` do."""
+        known, chosen = (self.tokenizer, self.vocabulary), settings or self.text_defaults
+        prompt = rows.text_prompt(*known) if messages is None else rows.chat_ids(*known, conversation(messages)[0])
+        return self._writer.scored(prompt, text, span or (0, len(text)), chosen, law, draws, seed, "the text")
 
     @checked
     def paint(self, prompt: str, settings: ImageSettings | None = None, *, seed: int = 0, think: bool | str = False) -> Drawing:
@@ -148,8 +208,11 @@ class Model:
         if think is False:
             return self._drawing(plain, blank.shape)
         thinking = self._think(prompt, think, blank.size, seed)
-        steps = self._think_and_draw(prompt, thinking, plain, blank, settings, seed)
-        return Drawing(steps, self.codec.decode, thinking=thinking)
+
+        def begin(thought: list[int] | None) -> Decoding:
+            return plain if thought is None else self._paint(prompt, blank, blank == 0, settings, seed, thought)
+
+        return Drawing(thought_and_drawn(thinking, begin, blank.shape), self.codec.decode, thinking=thinking)
 
     @checked
     def inpaint(
@@ -177,7 +240,7 @@ class Model:
         codes = self._codes(image)
         finishing = images.keeping(image, ~cells, self.codec.downsample) if keep_pixels else None
         decoding = self._paint(prompt, codes, cells, settings, seed)
-        _say_if_smaller(original.size, image.size)
+        images.say_if_smaller(original.size, image.size)
         return self._drawing(decoding, codes.shape, finishing)
 
     @checked
@@ -204,27 +267,40 @@ class Model:
         original = images.open_picture(picture)
         image = images.fit(original, self.codec.resolution)
         codes = self._codes(image)
-        parts = _parts(new, max(1, self.codec.grid // 2))
+        parts = parts_of(new, max(1, self.codec.grid // 2))
         if seed + len(parts) > 2**64:
             raise Error(f"the seed is out of range; each of the {len(parts)} parts takes the next one, up to 2**64 - 1")
         smallest = np.arange(codes.size).reshape(codes.shape) < min(parts) * self.codec.grid
         self._paint(prompt, codes, smallest, settings, seed)  # for its errors, before any work
         upright = (image.width, image.height + new * self.codec.downsample)
-        _say_if_smaller(original.size, upright if SIDES[side] % 2 == 0 else upright[::-1])
-        steps = self._grow(prompt, codes, settings, side, parts, seed)
+        images.say_if_smaller(original.size, upright if SIDES[side] % 2 == 0 else upright[::-1])
+
+        def begin(number: int, window: Ints, unknown: Bools) -> Decoding:
+            return self._paint(prompt, window, unknown, settings, seed + number)
+
+        steps = grown(codes, SIDES[side], parts, begin)
         return Drawing(steps, self.codec.decode, images.pasted(image, side) if keep_pixels else None)
 
     @checked
-    def complete(self, prompt: Sequence[int], settings: TextSettings | None = None, *, seed: int = 0) -> Answer:
+    def complete(
+        self,
+        prompt: Sequence[int],
+        settings: TextSettings | None = None,
+        *,
+        answer: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> Answer:
         """The text that follows a row of ids, for a host with a tokenizer of its own: the whole row before the answer, with
-        headers and pictures. Masks in it are written too.
+        headers and pictures. Masks in it are written too. answer: ids in place of `answer_length` masks; its masks are written
+        and the others stay.
 
-        Raises Error for ids that the model has not, and when there is no room. Many rows at once: `decoding.generate.complete`.
+        Raises Error for ids that the model has not, when there is no room, and for an answer without a mask. Many rows at once:
+        `decoding.generate.complete`.
         """
-        self._fingerprints.check()
-        ids, chosen = self._ids(prompt), settings or self.text_defaults
-        self._fits(len(ids) + chosen.answer_length, "the conversation with its answer")
-        return self._write(ids, chosen, seed)
+        ids, chosen, what = self._ids(prompt), settings or self.text_defaults, "the conversation with its answer"
+        if answer is None:
+            return self._answered(self._writer.whole(ids, chosen, seed, what))
+        return self._answered(self._writer.of_ids(ids, self._ids(answer), chosen, seed, what))
 
     @checked
     def draw(
@@ -243,13 +319,13 @@ class Model:
         than unknown codes. Many rows at once: `decoding.generate.draw`.
         """
         self._fingerprints.check()
-        grid, cells = self._grid(codes), _array(unknown, "flags")
+        grid, cells = self._grid(codes), array_of(unknown, "flags")
         if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
-            raise Error(f"the codes are {_size(grid)} and what is unknown is {_size(cells)}; give one flag for each code")
+            raise Error(f"the codes are {size_of(grid)} and what is unknown is {size_of(cells)}; give one flag for each code")
         cells = cells.astype(bool)
         if not cells.any():
             raise Error("no code is unknown; say what is to be drawn anew")
-        row = paint_prompt(self._ids(words), self.vocabulary)
+        row = rows.paint_prompt(self._ids(words), self.vocabulary)
         return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
 
     @checked
@@ -274,56 +350,49 @@ class Model:
         not."""
         grid, most = self._grid(codes), MOST_SQUARES * self.codec.grid**2
         if grid.size > most:
-            raise Error(f"the codes are {_size(grid)} and at most {most} are decoded at once; cut them into parts")
+            raise Error(f"the codes are {size_of(grid)} and at most {most} are decoded at once; cut them into parts")
         self._await_hashes()
         return self.codec.decode(grid)
 
     def _answer(
-        self, messages: Messages, given: list[Picture] | None, settings: TextSettings | None, seed: int, fit: images.Fit
+        self,
+        messages: Messages,
+        given: list[Picture] | None,
+        settings: TextSettings | None,
+        seed: int,
+        fit: images.Fit,
+        answer: str | None,
+        wanted: Wanted | None,
     ) -> Answer:
         said, shown = conversation(messages)
         pictures = [*(given or []), *shown]
         if len(pictures) > 1:
             raise Error(f"the conversation has {len(pictures)} pictures and the model sees one; leave the others out")
-        before = picture_prompt(self.codes_of(pictures[0], fit), self.vocabulary) if pictures else []
-        return self.complete(before + chat_ids(self.tokenizer, self.vocabulary, said), settings, seed=seed)
+        before = rows.picture_prompt(self.codes_of(pictures[0], fit), self.vocabulary) if pictures else []
+        prompt, chosen = before + rows.chat_ids(self.tokenizer, self.vocabulary, said), settings or self.text_defaults
+        what = "the conversation with its answer"
+        if answer is None:
+            return self._answered(self._writer.whole(prompt, chosen, seed, what, wanted))
+        return self._answered(self._writer.begun(prompt, answer, chosen, seed, what, wanted))
 
-    def _write(self, prompt: Sequence[int], chosen: TextSettings, seed: int) -> Answer:
-        if (ahead := chosen.acceleration.speculative_steps) > 1 and self.device.name != "cpu":
-            where = f"and this model is on {self.device.name}"
-            raise Error(f"speculative_steps {ahead} is for the CPU {where}; use speculative_steps 1")
-        tokens = TextTokens.of(self.vocabulary.special, self._tokenizer)
-        decoding = generate.complete(self.denoiser, prompt, chosen, tokens, seed=seed)
-        return Answer(self._hashed(decoding), self._tokenizer, tokens.stop)
+    def _alone(self) -> str:
+        return "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
+
+    def _answered(self, writing: Writing) -> Answer:
+        return Answer(writing, self._tokenizer, writing.stop)
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
         """The thought before a picture of so many codes: begun, or given. Raises Error when it cannot fit."""
         text = self.tokenizer.encode(prompt.strip())
-        plan = thinking_prompt(text, self.vocabulary)
-        beside = len(thought_prompt(text, [], self.vocabulary)) + codes + len(picture_end(self.vocabulary))
+        plan = rows.thinking_prompt(text, self.vocabulary)
+        beside = len(rows.thought_prompt(text, [], self.vocabulary)) + codes + len(rows.picture_end(self.vocabulary))
         room = self.bundle.architecture.max_sequence_length - beside
         if isinstance(think, str):
             given = Thinking(with_tags(think), self.tokenizer, room)
             self._fits(beside + len(given.ids), "the prompt with its thought and picture")
             return given
-        self._fits(len(plan) + self.text_defaults.answer_length, "the prompt with its thought")
-        return Thinking(self._write(plan, self.text_defaults, seed), self.tokenizer, room)
-
-    def _think_and_draw(
-        self, prompt: str, thinking: Thinking, plain: Decoding, blank: Ints, settings: ImageSettings | None, seed: int
-    ) -> Iterator[tuple[Step, Ints]]:
-        """The steps of the thought, with no codes yet, then those of the picture; model calls and seconds go on counting."""
-        for step in thinking.steps():
-            yield step, np.zeros((0, 0), dtype=np.int64)
-        decoding, model_calls, seconds = plain, 0, 0.0
-        if fault := thinking.fault:
-            _log.warning("%s, so the picture is drawn from the prompt alone", fault)
-        else:
-            decoding = self._paint(prompt, blank, blank == 0, settings, seed, thinking.ids)
-        if thinking.last:
-            model_calls, seconds = thinking.last.model_calls, thinking.last.seconds
-        for step, codes in _with_codes(decoding, blank.shape):
-            yield replace(step, model_calls=model_calls + step.model_calls, seconds=seconds + step.seconds), codes
+        answer = self._answered(self._writer.whole(plan, self.text_defaults, seed, "the prompt with its thought"))
+        return Thinking(answer, self.tokenizer, room)
 
     def _paint(
         self,
@@ -339,111 +408,42 @@ class Model:
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
         text = self.tokenizer.encode(prompt.strip())
-        row = paint_prompt(text, self.vocabulary) if thought is None else thought_prompt(text, thought, self.vocabulary)
+        row = (
+            rows.paint_prompt(text, self.vocabulary) if thought is None else rows.thought_prompt(text, thought, self.vocabulary)
+        )
         return self._draw(row, codes, unknown, settings, seed)
 
     def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> Decoding:
-        self._fits(len(row) + codes.size + len(picture_end(self.vocabulary)), "the prompt with its picture")
+        self._fits(len(row) + codes.size + len(rows.picture_end(self.vocabulary)), "the prompt with its picture")
         if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
             raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
         chosen = settings or self.image_defaults
-        return self._hashed(generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed))
+        decoding = generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed)
+        return replace(decoding, steps=self._watched(decoding.steps))
 
-    def _hashed(self, decoding: Decoding) -> Decoding:
-        """A decode that ends once every file of the bundle is known to be sound, and in an Error where one is not."""
+    def _watched(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Steps that end once every file of the bundle is known to be sound, and in an Error where one is not."""
+        self._fingerprints.check()
 
-        def steps() -> Iterator[Step]:
-            yield from decoding.steps
+        def until_sound() -> Iterator[Step]:
+            yield from steps
             self._await_hashes()
 
-        return replace(decoding, steps=steps())
+        return until_sound()
 
     def _drawing(self, decoding: Decoding, shape: tuple[int, ...], finishing: images.Finishing | None = None) -> Drawing:
-        return Drawing(_with_codes(decoding, shape), self.codec.decode, finishing)
+        return Drawing(with_codes(decoding, shape), self.codec.decode, finishing)
 
     def _codes(self, square: Image.Image) -> Ints:
-        codes: Ints = self.codec.encode(images.to_pixels(square))[0]
-        return codes
-
-    def _grow(
-        self, prompt: str, codes: Ints, settings: ImageSettings | None, side: Side, parts: list[int], seed: int
-    ) -> Iterator[tuple[Step, Ints]]:
-        """Extend the top of a turned grid, then turn back: windows of one square, of which the older part is given."""
-        turns, width = SIDES[side], self.codec.grid
-        grid, before = np.rot90(codes, turns), 0
-        for number, part in enumerate(parts):
-            window = np.concatenate([np.zeros((part, width), dtype=np.int64), grid[: width - part]])
-            unknown = np.zeros(window.shape, dtype=bool)
-            unknown[:part] = True
-            turned = np.rot90(window, -turns), np.rot90(unknown, -turns)
-            decoding = self._paint(prompt, *turned, settings, seed + number)
-            old, done = grid, 0
-            for step, square in _with_codes(decoding, (width, width)):
-                grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls
-                moved = replace(
-                    step,
-                    index=before + step.index,
-                    total_steps=(step.total_steps or 0) * len(parts),
-                    model_calls=before + step.model_calls,
-                )
-                yield moved, np.rot90(grid, -turns)
-            before += done
+        return np.asarray(self.codec.encode(images.to_pixels(square))[0])
 
     def _ids(self, ids: Iterable[int]) -> list[int]:
-        known: list[int] = _checked(ids, "id", self.vocabulary.size, 1).tolist()
-        return known
+        return [int(each) for each in numbers_of(ids, "id", self.vocabulary.size, 1)]
 
     def _grid(self, codes: ArrayLike) -> Ints:
-        return _checked(codes, "code", self.vocabulary.codebook_size, 2)
+        return numbers_of(codes, "code", self.vocabulary.codebook_size, 2)
 
     def _fits(self, length: int, what: str) -> None:
         longest = self.bundle.architecture.max_sequence_length
         if length > longest:
             raise Error(f"{what} takes {length} tokens and the model reads {longest}; shorten it by {length - longest}")
-
-
-def _say_if_smaller(given: tuple[int, int], made: tuple[int, int]) -> None:
-    """A warning where the drawing shows less than the picture it was made of."""
-    if made[0] < given[0] or made[1] < given[1]:
-        _log.warning("the drawing is %d x %d pixels and the picture %d x %d: this model draws no larger", *made, *given)
-
-
-def _parts(total: int, most: int) -> list[int]:
-    """`total` in parts of at most `most`, as few and as equal as can be."""
-    return [len(part) for part in np.array_split(np.arange(total), -(-total // most))]
-
-
-def _with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Step, Ints]]:
-    """Each step of one drawing with its codes as they stand, in a grid of this shape."""
-    for step in decoding.steps:
-        assert step.predicted_codes is not None
-        yield step, step.predicted_codes[0].reshape(shape)
-
-
-def _checked(numbers: Any, what: str, count: int, axes: int) -> Ints:
-    """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
-    array = _array(numbers, f"{what}s")
-    whole = array.dtype.kind in "iu" or (axes == 1 and not array.size)
-    if array.ndim != axes or not whole or (axes == 2 and not array.size):
-        form = "in a row" if axes == 1 else "row by row of a grid"
-        raise Error(f"the {what}s are {_size(array)} of {array.dtype}; give whole numbers, {form}")
-    array = array if array.size else np.zeros(0, dtype=np.int64)
-    outside = array[(array < 0) | (array >= count)]
-    if outside.size:
-        raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")
-    return array.astype(np.int64)
-
-
-def _array(numbers: Any, what: str) -> NDArray[Any]:
-    """What a caller calls an array, or an iterator, as one. Raises Error where it has no shape."""
-    try:
-        if isinstance(numbers, range) and len(numbers) > 1 << 24:
-            raise ValueError("more numbers than a model reads")
-        return np.asarray(list(numbers) if isinstance(numbers, Iterator) else numbers)
-    except Exception as fault:  # rows of unequal length, and whatever an object of the caller's raises
-        raise Error(f"the {what} are no array: {str(fault)[:80]}; give whole numbers in rows of one length") from None
-
-
-def _size(array: NDArray[np.generic]) -> str:
-    """2 x 3 of an array of that shape."""
-    return " x ".join(map(str, array.shape)) or "a single number"

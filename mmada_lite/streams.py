@@ -5,8 +5,9 @@ minutes; so do `Answer.text` and `Drawing.picture`, which are short for a part o
 and calls no model. This file knows how ids and codes become text and pictures; it knows nothing of prompts.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -17,9 +18,14 @@ from mmada_lite.calls import checked
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
+from mmada_lite.forms.choosing import Choice, Choosing
+from mmada_lite.forms.filling import Filling
+from mmada_lite.forms.rows import Span
 from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_log = logging.getLogger("mmada_lite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,9 @@ class AnswerResult:
     text: all of it, as the model wrote it. A model may think first and write `<think> thought </think> answer`: `thought` and
     `answer` are the two parts, thought None and answer the whole text where it does not begin with a thought that was ended.
     ids: int64 [answer_length], the mask where decoding ended before it. complete: False when the answer ran into its length
-    before the model ended it. steps, model_calls, seconds: what it took.
+    before the model ended it. steps, model_calls, seconds: what it took. spans: of a text of which a part was given, what the
+    model wrote in each of its holes, and where in `text` it stands. choices: where the answer was one of a few, how likely each
+    is; the first of the likeliest is in `text`.
     """
 
     text: str
@@ -40,6 +48,8 @@ class AnswerResult:
     steps: int
     model_calls: int
     seconds: float
+    spans: tuple[Span, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +101,25 @@ class Stream(Iterator[Step]):
 class Answer(Stream):
     """A text in the making: iterate over its steps, or wait for `result()`. `so_far` is what stands now.
 
-    Of a model without a tokenizer there are ids alone: every text is empty.
+    Of a model without a tokenizer there are ids alone: every text is empty. Where several lengths of a hole are tried, all that
+    says what stands now is of the first of them until the last step.
     """
 
-    def __init__(self, decoding: Decoding, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
-        super().__init__(decoding.steps)
-        self._decoding, self._tokenizer, self._stop = decoding, tokenizer, stop
+    def __init__(self, filling: Filling | Choosing, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
+        super().__init__(filling.steps)
+        self._filling, self._tokenizer, self._stop = filling, tokenizer, stop
 
     @checked
     def result(self) -> AnswerResult:
         """Run the answer to its end, however long that takes; at once when it is there already."""
         steps, model_calls, seconds = self._run()
-        ids = self.ids
-        text = self._decoded(self._until_stop(ids)).strip()
+        ids, (text, spans) = self.ids, self._read("")
+        if self._filling.row.plain:
+            text, spans = text.strip(), ()
         thought, answer = split_thought(text)
-        complete = bool(np.isin(ids, list(self._stop)).any())
-        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds)
+        complete = self._filling.row.ended(ids, self._stop)
+        choices = self._filling.choices if isinstance(self._filling, Choosing) else ()
+        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds, spans, choices)
 
     @property
     def text(self) -> str:
@@ -115,33 +128,26 @@ class Answer(Stream):
 
     @property
     def ids(self) -> Ints:
-        """The answer's tokens as they stand, int64 [answer_length]; what was not reached is the mask."""
-        ids: Ints = self._decoding.ids[0]
-        return ids
+        """The answer's tokens as they stand, int64 [answer_length]; what was not reached is the mask. Of an answer of which a
+        part was given, with what stands behind it."""
+        return self._filling.ids
 
     @property
     def prompt_length(self) -> int:
         """How many tokens stand before the answer: a step's position counts from the first of them."""
-        return self._decoding.canvas.start
+        return self._filling.prompt_length
 
     @checked
     def so_far(self, mark: str = "░") -> str:
         """The text as it stands up to its end, with `mark` for each mask that is left."""
-        pieces, run = [], list[int]()
-        for token in self._until_stop(self.ids):
-            if token == self._decoding.canvas.mask:
-                pieces += [self._decoded(run), mark]
-                run = []
-            else:
-                run.append(int(token))
-        return "".join([*pieces, self._decoded(run)])
+        return self._read(mark)[0]
+
+    def _read(self, mark: str) -> tuple[str, tuple[Span, ...]]:
+        filling = self._filling
+        return filling.row.read(filling.ids, filling.log_probabilities, self._decoded, self._stop, filling.mask, mark)
 
     def _decoded(self, ids: Iterable[int]) -> str:
         return "" if self._tokenizer is None else self._tokenizer.decode(ids)
-
-    def _until_stop(self, ids: Ints) -> Ints:
-        ends = np.flatnonzero(np.isin(ids, list(self._stop)))
-        return ids[: ends[0]] if ends.size else ids
 
 
 class Thinking:
@@ -254,3 +260,54 @@ class Drawing(Stream):
         """What is wrong with the thought, so that the picture is drawn from the prompt alone; None when nothing is, and while
         the thought is being written."""
         return self._thinking.fault if self._thinking is not None and self._thinking.done else None
+
+
+def with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Step, Ints]]:
+    """Each step of one drawing with its codes as they stand, in a grid of this shape."""
+    for step in decoding.steps:
+        assert step.predicted_codes is not None
+        yield step, step.predicted_codes[0].reshape(shape)
+
+
+def thought_and_drawn(
+    thinking: Thinking, begin: Callable[[list[int] | None], Decoding], shape: tuple[int, ...]
+) -> Iterator[tuple[Step, Ints]]:
+    """The steps of a thought, with no codes yet, then those of the picture; model calls and seconds go on counting. begin: a
+    decode of the picture from the thought's ids, or, where nothing can be drawn from it, from none."""
+    for step in thinking.steps():
+        yield step, np.zeros((0, 0), dtype=np.int64)
+    if fault := thinking.fault:
+        _log.warning("%s, so the picture is drawn from the prompt alone", fault)
+    decoding, last = begin(None if fault else thinking.ids), thinking.last
+    model_calls, seconds = (last.model_calls, last.seconds) if last else (0, 0.0)
+    for step, codes in with_codes(decoding, shape):
+        yield replace(step, model_calls=model_calls + step.model_calls, seconds=seconds + step.seconds), codes
+
+
+def parts_of(total: int, most: int) -> list[int]:
+    """`total` in parts of at most `most`, as few and as equal as can be."""
+    return [len(part) for part in np.array_split(np.arange(total), -(-total // most))]
+
+
+def grown(
+    codes: Ints, turns: int, parts: Iterable[int], begin: Callable[[int, Ints, Bools], Decoding]
+) -> Iterator[tuple[Step, Ints]]:
+    """Grow the top of a grid that is turned so many quarters, then turn it back, part by part: windows of one square, of which
+    the older part is given. begin: a decode of part `number`, of codes [h, w] where they are unknown [h, w]."""
+    grid, before, width, sizes = np.rot90(codes, turns), 0, codes.shape[0], list(parts)
+    for number, part in enumerate(sizes):
+        window = np.concatenate([np.zeros((part, width), dtype=np.int64), grid[: width - part]])
+        unknown = np.zeros(window.shape, dtype=bool)
+        unknown[:part] = True
+        decoding = begin(number, np.rot90(window, -turns), np.rot90(unknown, -turns))
+        old, done = grid, 0
+        for step, square in with_codes(decoding, (width, width)):
+            grid, done = np.concatenate([np.rot90(square, turns)[:part], old]), step.model_calls
+            moved = replace(
+                step,
+                index=before + step.index,
+                total_steps=(step.total_steps or 0) * len(sizes),
+                model_calls=before + step.model_calls,
+            )
+            yield moved, np.rot90(grid, -turns)
+        before += done

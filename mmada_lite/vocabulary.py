@@ -4,6 +4,7 @@ It knows the tags around a thought and where image codes begin, and holds the te
 knows nothing of models, canvases or decoding.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,6 +190,30 @@ class Tokenizer:
         known = [int(i) for i in ids if 0 <= int(i) < len(self)]
         return str(_asked(lambda: self._inner.decode(known, skip_special_tokens=True)))
 
+    def spellings(self) -> list[bytes | None]:
+        """The bytes that each id writes; None for special tokens, which write nothing. Raises Error for a tokenizer whose
+        tokens are not bytes in GPT-2's letters (the decoder ByteLevel)."""
+        decoder = json.loads(self._inner.to_str()).get("decoder") or {}
+        if decoder.get("type") != "ByteLevel":
+            raise Error(
+                f"the tokenizer's decoder is {shown(decoder.get('type'))}; only tokens of bytes (ByteLevel) can be searched"
+            )
+        special = {token for token, added in self._inner.get_added_tokens_decoder().items() if added.special}
+        letters = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        spelled: list[bytes | None] = [None] * len(self)
+        for word, token in self._inner.get_vocab(with_added_tokens=True).items():
+            if token not in special:
+                known = all(letter in letters for letter in word)
+                spelled[token] = bytes(letters[letter] for letter in word) if known else word.encode()
+        return spelled
+
+
+def _byte_letters() -> list[str]:
+    """The letter by which GPT-2's tokenizer writes each byte: itself where it is printable, else the next one from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
 
 def _asked(call: Callable[[], Result]) -> Result:
     """Something of the tokenizers library, which raises bare Exception, and panics beside it. Raises Error."""
@@ -225,6 +250,11 @@ def _plain_integers(names: Sequence[str], data: Mapping[str, Any]) -> dict[str, 
     if unknown:
         raise Error(f"vocabulary: unknown key {unknown[0]!r}; the keys are {', '.join(names)}")
     return {name: int(data[name]) for name in names}
+
+
+def special_spellings() -> list[str]:
+    """How the special tokens are spelled in a tokenizer's file."""
+    return [spelling for spelling, _ in _SPELLINGS.values()]
 
 
 def closing_ids(tokenizer: Tokenizer) -> list[int]:

@@ -20,6 +20,7 @@ from mmada_lite.decoding.generate import Decoding, TextTokens
 from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_end, picture_prompt, thinking_prompt, thought_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
+from mmada_lite.forms.filling import Filling
 from mmada_lite.quant.prompts import NEEDED, Prompt, Task, built_in, first_prompts
 from mmada_lite.streams import Answer, Thinking
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
@@ -162,7 +163,8 @@ def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[W
         return
     decoding = _writing(model, ids, seed)
     yield "chat", decoding
-    answer = Answer(decoding, model.tokenizer, frozenset({special.eos, special.eot}))
+    stop = frozenset({special.eos, special.eot})
+    answer = Answer(Filling.of(decoding, stop), model.tokenizer, stop)
     beside = len(thought_prompt(text, [], model.vocabulary)) + model.codes + len(picture_end(model.vocabulary))
     thinking = Thinking(answer, model.tokenizer, model.longest - beside)
     if thinking.fault is None:

@@ -143,6 +143,23 @@ def exam() -> str:
     return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))
 
 
+WAYS = {"whole": "whole", "hole": "hole", "holes": "hole", "any_length": "any length", "begun": "begun", "choice": "choice"}
+
+
+def holes() -> str:
+    """How well the small model fills holes and chooses: the measures of its record, with 95% intervals, by what is given."""
+    rows: dict[str, dict[str, str]] = {}
+    kept = record.load(RESULTS / "quality.json")["rows"]
+    reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
+    for name, each in (pair for report in reports for pair in report.items()):
+        way = next(way for way in WAYS if re.search(rf"_{way}(_|$)", name))
+        share, low, high = (f"{100 * each[key]:.0f}" for key in ("share", "low", "high"))
+        measure = re.sub(rf"(_thing)?_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
+        rows.setdefault(measure, {})[WAYS[way]] = f"{share}% ({low}-{high})"
+    heads = tuple(dict.fromkeys(WAYS.values()))
+    return table(("measure", *heads), ((words, *(found.get(way, "") for way in heads)) for words, found in rows.items()))
+
+
 SECTIONS = {
     "llm": "forward passes of the transformer",
     "text": "texts, step by step",
@@ -183,7 +200,7 @@ def steps() -> str:
     return table(("step", "alone"), rows)
 
 
-PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam, "parity": parity, "steps": steps}
+PARTS: Mapping[str, Callable[[], str]] = {"results": results, "exam": exam, "holes": holes, "parity": parity, "steps": steps}
 
 
 def filled(text: str) -> str:

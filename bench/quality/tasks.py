@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
 from mmada_lite.bench.quality.models import EvalModel, Pictures
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
@@ -204,6 +205,16 @@ def editing(context: EvalContext) -> Report:
     }
 
 
+def filling(context: EvalContext) -> Report:
+    """Holes in texts and partial answers, beside the same asked whole; of each style at most a third of the cases."""
+    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count)
+
+
+def choosing(context: EvalContext) -> Report:
+    """The likeliest of a few answers, beside the same asked whole; pictures as in `filling`."""
+    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9), context.count)
+
+
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "tokenizer": tokenizer_of_images,
     "what": what_is_this,
@@ -212,6 +223,8 @@ TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "thinking": thinking_before_drawing,
     "arithmetic": arithmetic,
     "editing": editing,
+    "filling": filling,
+    "choosing": choosing,
 }
 
 
@@ -224,6 +237,10 @@ def singles(
     concepts, colours = order % things, rng.integers(len(COLOURS), size=count)
     pictures = [compose(icons[o // things, o % things], COLOURS[k], rng, PLAIN) for o, k in zip(order, colours, strict=True)]
     return np.stack(pictures), concepts, colours
+
+
+def _untouched(context: EvalContext) -> Shown:
+    return {role: singles(context.icons[role], -(-context.count // 3), context.rng(7)) for role in ("validation", "test")}
 
 
 def _fill(

@@ -1,4 +1,4 @@
-"""`mmada-lite bench latency`: how long text, answers about pictures, drawing and inpainting take here, and where the time goes.
+"""`mmada-lite bench latency`: how long texts, holes, answers about pictures, drawing and inpainting take, and where time goes.
 
     mmada-lite bench latency                                     # the small model
     mmada-lite bench latency --shape s --precision int8          # random weights
@@ -97,7 +97,10 @@ def cases(bench: Bench, task: str, options: argparse.Namespace) -> Iterator[Case
         return
     for policy, threshold in product(options.caches, (None, *(options.thresholds if trained else ()))):
         chosen = text.replace(cache=policy, threshold=threshold)
-        yield bench.text(options.prompt, chosen, blocks) if task == "text" else bench.understanding(chosen, blocks)
+        if task == "understanding":
+            yield bench.understanding(chosen, blocks)
+        else:
+            yield (bench.text if task == "text" else bench.filling)(options.prompt, chosen, blocks)
 
 
 def startup(rounds: int) -> Iterator[Row]:

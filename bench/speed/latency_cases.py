@@ -1,4 +1,4 @@
-"""The decodes that `mmada-lite bench latency` measures: text, an answer about a picture, drawing and inpainting.
+"""The decodes that `mmada-lite bench latency` measures: text, holes, an answer about a picture, drawing and inpainting.
 
 Prompts are ids, so that a bundle of random weights needs no tokenizer; a model with one gets a question. It knows prompts
 and settings; it keeps no time.
@@ -19,7 +19,7 @@ from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 TARGETS = {"cpu": "cpu", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}  # device -> what a bundle is lowered for
-TASKS = ("text", "understanding", "drawing", "inpainting")
+TASKS = ("text", "filling", "understanding", "drawing", "inpainting")
 QUESTION = "what is 3 + 4?"
 CAPTION = 16  # tokens of a prompt to draw
 
@@ -61,6 +61,13 @@ class Bench:
         ids = self._asked() if prompt is None else words(self.bundle.vocabulary, prompt)
         return self._answer("text", ids, settings, blocks)
 
+    def filling(self, prompt: int | None, settings: TextSettings, blocks: int | None = None) -> Case:
+        """As many masks as a text has, behind the same prompt, but a given token before each: it takes the same forwards."""
+        ids = self._asked() if prompt is None else words(self.bundle.vocabulary, prompt)
+        given = words(self.bundle.vocabulary, settings.answer_length)
+        answer = [token for word in given for token in (word, self.bundle.vocabulary.special.mask)]
+        return self._answer("filling", ids, settings, blocks, answer)
+
     def understanding(self, settings: TextSettings, blocks: int | None = None) -> Case:
         """An answer after a picture's codes, between their brackets."""
         return self._answer("understanding", picture_prompt(self._codes(), self.bundle.vocabulary), settings, blocks)
@@ -78,14 +85,22 @@ class Bench:
 
         return Case("drawing" if part == 1 else "inpainting", chosen, begin, len(prompt), size)
 
-    def _answer(self, task: str, prompt: Sequence[int], settings: TextSettings, blocks: int | None) -> Case:
+    def _answer(
+        self,
+        task: str,
+        prompt: Sequence[int],
+        settings: TextSettings,
+        blocks: int | None,
+        answer: Sequence[int] | None = None,
+    ) -> Case:
         end = len(prompt) + settings.answer_length
-        self._fits(end)
+        self._fits(end if answer is None else len(prompt) + len(answer))
         all_blocks, endless = settings.blocks(len(prompt)), TextTokens(self.bundle.vocabulary.special.mask)
         taken = min(blocks or len(all_blocks), len(all_blocks))
 
         def begin(denoiser: Denoiser) -> Decoding:
-            return generate.complete(denoiser, prompt, settings, endless)  # no token ends it: every run does the same work
+            # no token ends it: every run does the same work
+            return generate.complete(denoiser, prompt, settings, endless, answer=answer)
 
         leave, size = end - all_blocks[taken - 1].stop, settings.answer_length
         return Case(task, settings, begin, len(prompt), size, leave, (taken, len(all_blocks)))

@@ -14,6 +14,12 @@ const LEAST = Math.fround(Math.log(Math.fround(1e-20)));
 export class Canvas {
   constructor(body, branches, mask) {
     [this.body, this.branches, this.mask] = [body, branches, mask];
+    this.given = body.map((token) => token !== mask);
+  }
+
+  /** Where what stands behind the last given token begins. */
+  get tail() {
+    return this.given.lastIndexOf(true) + 1;
   }
 
   /** Positions of the body that are still masks, below `stop`. */
@@ -26,8 +32,14 @@ export class Canvas {
   }
 }
 
+/** A prompt and the answer behind it, of which the masks are written. With guidance the other row has masks for the prompt. */
+export function textCanvas(prompt, answer, mask, guided) {
+  const prompts = [prompt, ...(guided ? [new Array(prompt.length).fill(mask)] : [])];
+  return new Canvas([...answer], prompts.map((before) => ({ before, after: [] })), mask);
+}
+
 /** Hidden states of the body's `positions`, a tensor a branch, over whole rows or over what `context` leaves to compute. */
-async function runForward(graphs, canvas, positions, context = null, keep = false) {
+export async function runForward(graphs, canvas, positions, context = null, keep = false) {
   const [hidden, kept] = [[], []];
   for (const [number, branch] of canvas.branches.entries()) {
     const shift = branch.before.length;
@@ -79,35 +91,61 @@ async function predictCodes(graphs, canvas, settings, seed, k, open, tokens, con
 }
 
 /**
- * Write an answer block by block, the most confident positions first, until a block holds one of the tokens `stops`. Yields
- * { index, positions, remaining, seconds } a step; the answer as it stands is canvas.body.
+ * Write the masks of answers of one length block by block, the most confident positions first, all rows in the same steps, until
+ * after a block every one has one of the tokens `stops` behind all that is given. Yields { index, written, remaining, seconds } a
+ * step: of every row a map of log probabilities by position, ascending. An answer as it stands is its canvas's body.
  */
-export async function* writeText(graphs, canvas, settings, seed, stops) {
+export async function* writeText(graphs, canvases, settings, seed, stops) {
   const started = performance.now();
   const { cache } = settings.acceleration;
+  const places = Array.from(canvases[0].body.keys()).filter((place) => canvases.some(({ given }) => !given[place]));
   let index = 0;
-  for (const block of schedules.blocks(settings)) {
-    const quota = schedules.transfers(canvas.masked(block.stop).length, block.steps);
-    let context = null;
+  for (const block of schedules.blocks(settings, places)) {
+    const quotas = canvases.map((canvas) => schedules.transfers(canvas.masked(block.stop).length, block.steps));
+    const contexts = canvases.map(() => null);
     for (let stepsDone = 0; ; stepsDone++, index++) {
-      const open = canvas.masked(block.stop);
-      if (!open.length) break;
+      const open = canvases.map((canvas) => canvas.masked(block.stop));
+      if (!open.some((positions) => positions.length)) break;
       const computesAll = cache !== "none" && stepsDone === 0;
-      const { hidden, kept } = await runForward(graphs, canvas, open, context, computesAll);
-      const candidates = await candidatesOf(graphs, canvas, settings, seed, index, open, hidden);
-      const chosen = choose(candidates, open, settings, seed, index, quota[stepsDone] ?? open.length);
-      for (const q of chosen) canvas.body[open[q]] = candidates.token[q];
-      if (computesAll) context = cachedContext(canvas, kept, block, cache);
-      const positions = chosen.map((q) => open[q]);
-      yield { index, positions, remaining: canvas.masked().length, seconds: seconds(started) };
+      const written = [];
+      for (const [row, canvas] of canvases.entries()) {
+        written.push(new Map());
+        if (!open[row].length) continue;
+        const { hidden, kept } = await runForward(graphs, canvas, open[row], contexts[row], computesAll);
+        const candidates = await candidatesOf(graphs, canvas, settings, seed, index, open[row], hidden, row);
+        const count = quotas[row][stepsDone] ?? open[row].length;
+        const chosen = choose(candidates, open[row], settings, seed, index, count, row);
+        for (const q of chosen) canvas.body[open[row][q]] = candidates.token[q];
+        if (computesAll) contexts[row] = cachedContext(canvas, kept, block, cache);
+        const own = new Map(chosen.map((q) => [open[row][q], candidates.logProbability[q]]));
+        closeHoles(canvas, stops, own);
+        written[row] = new Map(Array.from(own).sort(([a], [b]) => a - b));
+      }
+      const remaining = canvases.reduce((sum, canvas) => sum + canvas.masked().length, 0);
+      yield { index, written, remaining, seconds: seconds(started) };
     }
-    if (canvas.body.slice(0, block.stop).some((token) => stops.includes(token))) return;
+    if (canvases.every(({ body, tail }) => body.slice(tail, block.stop).some((token) => stops.includes(token)))) return;
   }
 }
 
-async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden) {
+/**
+ * A stop token that was written between two given tokens ends its hole: the masks behind it in the hole become that token, for
+ * certain. `written`: log probabilities by position, ascending.
+ */
+function closeHoles(canvas, stops, written) {
+  for (const place of [...written.keys()].filter((place) => place < canvas.tail && stops.includes(canvas.body[place]))) {
+    for (let behind = place + 1; !canvas.given[behind]; behind++) {
+      if (canvas.body[behind] !== canvas.mask) continue;
+      canvas.body[behind] = canvas.body[place];
+      written.set(behind, 0);
+    }
+  }
+}
+
+/** What a step may write at the positions that a forward queried: { token, logProbability }, never the mask. */
+export async function candidatesOf(graphs, canvas, settings, seed, step, positions, hidden, row = 0) {
   const { guidance, temperature } = settings;
-  const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, 0, positions) : null;
+  const draws = temperature > 0 ? uniform(seed, Stream.textToken, step, row, positions) : null;
   const candidates = await graphs.predict("text", hidden, guidance, temperature, draws, step);
   if (!candidates.token.includes(canvas.mask)) return candidates;
   const logits = await graphs.logits("text", hidden, guidance);
@@ -125,9 +163,9 @@ function bestBut(mask, logits) {
   return [best, -Math.log(others.reduce((sum, value) => sum + Math.exp(value - others[best]), 0))];
 }
 
-function choose(candidates, positions, settings, seed, step, count) {
+function choose(candidates, positions, settings, seed, step, count, row) {
   const random = settings.order === "random";
-  const confidence = random ? uniform(seed, Stream.textOrder, step, 0, positions) : candidates.logProbability;
+  const confidence = random ? uniform(seed, Stream.textOrder, step, row, positions) : candidates.logProbability;
   const { threshold } = settings.acceleration;
   if (threshold !== null) return schedules.aboveThreshold(confidence, threshold);
   return schedules.mostConfident(confidence, count);

@@ -5,7 +5,7 @@ import { Model } from "./model.js";
 
 const SMALL_MODEL = "../../mmada_lite/models/emoji/";
 const at = (id) => document.getElementById(id);
-const buttons = [at("draw"), at("ask")];
+const buttons = [at("draw"), at("ask"), at("complete")];
 let model = null;
 let drawn = null; // the finished picture, ImageData
 let stopping = null; // set while a drawing runs: a call ends it after the present step
@@ -33,7 +33,7 @@ async function run(task) {
     fill(0);
     say(error.message ?? String(error), true);
   }
-  at("draw").disabled = !model;
+  at("draw").disabled = at("complete").disabled = !model;
   at("ask").disabled = !drawn;
 }
 
@@ -134,6 +134,13 @@ async function ask() {
   }
 }
 
+async function fillHoles() {
+  for await (const step of model.fill(at("holes").value)) {
+    at("filled").textContent = step.text;
+    await painted();
+  }
+}
+
 at("drawing").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (stopping) return stopping();
@@ -147,6 +154,12 @@ at("asking").addEventListener("submit", async (event) => {
   event.preventDefault();
   await run(ask);
   document.dispatchEvent(new Event("answered"));
+});
+
+at("filling").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await run(fillHoles);
+  document.dispatchEvent(new Event("filled"));
 });
 
 run(load);

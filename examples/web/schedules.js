@@ -9,12 +9,15 @@ export function transfers(masks, steps) {
   return Array.from({ length: steps }, (_, step) => Math.floor(masks / steps) + (step < masks % steps ? 1 : 0));
 }
 
-/** The blocks of an answer: positions start .. stop - 1, counted from the first answer token, in `steps` steps. */
-export function blocks({ answer_length: length, block_length: size, steps }) {
-  const count = Math.ceil(length / size);
-  return transfers(steps, count).map((share, block) => {
-    const [start, stop] = [block * size, Math.min(length, (block + 1) * size)];
-    return { start, stop, steps: Math.max(1, Math.min(share, stop - start)) };
+/**
+ * The blocks of the places that are to be written, ascending, however many: start .. stop - 1 of the answer, in `steps` steps.
+ * The settings' steps are for `answer_length` of them, and fewer take their share.
+ */
+export function blocks({ answer_length: length, block_length: size, steps }, places) {
+  const count = Math.ceil(places.length / size);
+  return transfers(Math.ceil((steps * places.length) / length), count).map((share, block) => {
+    const own = places.slice(block * size, (block + 1) * size);
+    return { start: own[0], stop: own.at(-1) + 1, steps: Math.max(1, Math.min(share, own.length)) };
   });
 }
 

@@ -5,17 +5,20 @@ import { Tokenizer } from "@huggingface/tokenizers";
 
 import { fillRow } from "./rows.js";
 
+const CONTENT = "{content}";
+
 export class Vocabulary {
   /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes; lowerCase: no capitals. */
   constructor(numbers, rows, tokenizer, lowerCase = false) {
     this.lowerCase = lowerCase;
-    [this.special, this.codeOffset, this.rows] = [numbers.special, numbers.image_code_offset, rows];
+    [this.special, this.codeOffset, this.size, this.rows] = [numbers.special, numbers.image_code_offset, numbers.size, rows];
     const file = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
     const json = { ...file, post_processor: null }; // what training puts around a text is left undone
     const settings = { clean_up_tokenization_spaces: false };
     checkAdded(json);
     this.reader = new Tokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, settings);
     this.writer = new Tokenizer(json, settings);
+    this.specials = json.added_tokens.filter((token) => token.special).map((token) => token.content);
     this.known = new Set(this.writer.get_vocab(true).values());
   }
 
@@ -47,6 +50,20 @@ export class Vocabulary {
     const { before: chat } = this.#row("chat", { open: "masks", filled: { messages } });
     if (!codes) return chat;
     return this.#row("ask", { filled: { codes: Array.from(codes, (code) => this.codeOffset + code), chat } }).before;
+  }
+
+  /** What a text that answers nothing follows: the row of a conversation in which nothing was said. */
+  textPrompt() {
+    return this.#row("chat", { open: "masks", filled: { messages: [] } }).before;
+  }
+
+  /** What stands behind a message's content. */
+  turnEnd() {
+    const content = this.rows.message.findIndex((element) => element.text?.includes(CONTENT));
+    const text = this.rows.message[content].text;
+    const behind = this.rows.message.slice(content + 1);
+    const rest = { text: text.slice(text.indexOf(CONTENT) + CONTENT.length) };
+    return [rest, ...behind].flatMap((element) => (element.text === undefined ? this.special[element] : this.encode(element.text)));
   }
 
   #row(name, content) {

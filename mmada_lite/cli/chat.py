@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 _LEAVE = ("/exit", "/quit")
 _ANEW = "/new"
+_OF_ONE = ("answer", "choices", "pattern", "schema")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,20 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "message", nargs="?", metavar="MESSAGE", help="what to say; - or a pipe: standard input; absent: a conversation"
     )
+    options.add_answer(parser)
     options.add_text_options(parser)
+    options.add_form(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer, or converse."""
     if arguments.message is None and not arguments.json and terminal.is_terminal("stdin", "stdout"):
+        if option := next((name for name in _OF_ONE if getattr(arguments, name) is not None), None):
+            raise Error(f"--{option} is about one answer; give the MESSAGE that it answers, too")
         return _converse(arguments)
-    from mmada_lite.cli.answering import not_empty, print_answer
+    from mmada_lite.cli.answering import form_of, given_answer, not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
 
     text = terminal.text_of(arguments.message if arguments.message is not None else terminal.STDIN, "message")
     message = not_empty(text, "message")
+    given = {"answer": given_answer(arguments), **form_of(arguments)}
     model, settings = open_for_text(arguments)
-    answer = model.chat(message, settings, seed=arguments.seed)
+    answer = model.chat(message, settings, seed=arguments.seed, **given)
     for line in outside.of_texts(model.bundle, message):
         terminal.note(line)
     print_answer(answer, settings, arguments)

@@ -18,6 +18,7 @@ from mmada_lite.errors import Error
 VERBS: dict[str, str] = {  # verb -> what it does; each is a module of this package
     "chat": "answer a message, or hold a conversation",
     "ask": "answer a question about a picture",
+    "fill": "fill the holes of a text",
     "paint": "draw a picture from a sentence",
     "inpaint": "draw anew the part of a picture that a mask covers",
     "extend": "grow a picture beyond one border",

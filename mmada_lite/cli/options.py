@@ -45,6 +45,25 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     _add_advanced(parser, settings_of(TextAcceleration), "docs/speed.md")
 
 
+def add_answer(parser: argparse.ArgumentParser) -> None:
+    """What is given of the answer."""
+    parser.add_argument(
+        "--answer",
+        metavar="TEXT",
+        help="how the answer begins, or all of it with holes, as [mask:3] or [mask:*] (docs/fill.md)",
+    )
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """What the answer, or each of its holes, must be."""
+    form = parser.add_argument_group(
+        "form", "what the answer, or what stands in its holes, must be; one of these: docs/fill.md"
+    )
+    form.add_argument("--choices", metavar="A,B", help="the likeliest of these; \\, is a comma in one")
+    form.add_argument("--pattern", metavar="REGEX", help="a text that matches this from begin to end; needs the extra forms")
+    form.add_argument("--schema", metavar="FILE", help="JSON that satisfies the schema in this file; needs the extra forms")
+
+
 def add_image_options(parser: argparse.ArgumentParser, default_output: str) -> None:
     """All options of a verb that draws; `default_output` says in --help how the picture is called without -o."""
     add_model(parser)

@@ -82,6 +82,7 @@ struct Step {
   std::int64_t index = 0;                   // from 0
   std::optional<std::int64_t> total_steps;  // expected; none with a threshold
   Ids positions;                            // what changed, in the model's row,
+  Ids rows;                                 // in which of them: 0, but where several lengths of a hole are tried,
   Ids tokens;                               // to what,
   std::vector<float> log_probabilities;     // and how sure the model was (natural logarithm)
   std::int64_t remaining = 0;               // masks left
@@ -93,13 +94,39 @@ struct Step {
 // Called after every step; false stops there. It may throw: the exception passes through and the model stays usable.
 using OnStep = std::function<bool(const Step&)>;
 
+// What was written into one hole.
+struct Span {
+  std::size_t start = 0, stop = 0;  // its bytes in the whole text: from start to before stop
+  std::string text;
+  Ids ids;                     // up to its end
+  double log_probability = 0;  // the sum of what its tokens had when they were written, in nats
+  double mean = 0;             // a token's share of it; 0 where nothing was written
+};
+
+// What may stand in a hole, and how likely it is there.
+struct Choice {
+  std::string text;
+  Ids ids;
+  double log_likelihood = 0;  // of its ids and, where it is shorter than the hole, its end, in nats
+  double probability = 0;     // among all choices
+};
+
 struct Answer {
-  Ids ids;                 // as they stand; what was never reached is still the mask
-  std::string text;        // up to the end of the turn; empty when the bundle has no tokenizer that this program reads
-  bool complete = false;   // false when the answer ran into its length before the model ended it
-  bool stopped = false;    // by the callback
-  std::int64_t steps = 0;  // taken
-  double seconds = 0;      // that they took
+  Ids ids;                      // as they stand; what was never reached is still the mask. With what stands behind a given part
+  std::string text;             // up to the end of the turn; empty when the bundle has no tokenizer that this program reads
+  std::vector<Span> spans;      // of an answer of which a part was given: its holes
+  std::vector<Choice> choices;  // of an answer that was one of a few: all of them, in the order given
+  bool complete = false;        // false when the answer ran into its length before the model ended it
+  bool stopped = false;         // by the callback
+  std::int64_t steps = 0;       // taken
+  double seconds = 0;           // that they took
+};
+
+// The likeliest of several choices of ids.
+struct Chosen {
+  std::size_t index = 0;        // which
+  Ids ids;                      // the answer with it in its hole; behind its end, where nothing was given, the mask
+  std::vector<Choice> choices;  // all, in the order given, without their texts
 };
 
 struct Drawing {
@@ -132,12 +159,22 @@ class Model {
   const ImageSettings& image_defaults() const;
   int resolution() const;  // pixels a side of the pictures that it draws
 
+  // `answer`: a part of the answer that is given: how it begins or, with holes, all of it but these. A hole is "[mask:3]", of
+  // three tokens, "[mask:*]", of 1 to 8, or "[mask:*4]", of 1 to 4: every length is tried, and the likeliest text taken. "\["
+  // is a bracket. What is given stays as it is. `choices`: the likeliest of these is written into the one hole, without a hole
+  // as what is not given of the answer. "[mask:*]" is as long as each of them. One step tells of it.
   Answer chat(const std::vector<Message>& messages, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
-              const OnStep& on_step = {}) const;
+              const OnStep& on_step = {}, const std::optional<std::string>& answer = {},
+              const std::vector<std::string>& choices = {}) const;
   Answer chat(const std::string& message, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
-              const OnStep& on_step = {}) const;
+              const OnStep& on_step = {}, const std::optional<std::string>& answer = {},
+              const std::vector<std::string>& choices = {}) const;
   Answer ask(const Picture& picture, const std::string& question, const std::optional<TextSettings>& settings = {},
-             std::uint64_t seed = 0, const OnStep& on_step = {}, Fit fit = Fit::crop) const;
+             std::uint64_t seed = 0, const OnStep& on_step = {}, Fit fit = Fit::crop,
+             const std::optional<std::string>& answer = {}, const std::vector<std::string>& choices = {}) const;
+  // A text whose holes are written; it answers nothing.
+  Answer fill(const std::string& text, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
+              const OnStep& on_step = {}, const std::vector<std::string>& choices = {}) const;
   Drawing paint(const std::string& prompt, const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0,
                 const OnStep& on_step = {}) const;
   // Draws anew what the mask covers; where it does not, the picture keeps its own pixels, or with keep_pixels false its own
@@ -150,10 +187,15 @@ class Model {
                  Side side = Side::right, double amount = 0.5, std::uint64_t seed = 0, const OnStep& on_step = {},
                  bool keep_pixels = true) const;
 
-  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer. Of a picture: the
-  // ids of the words alone; codes are given where `unknown` is 0 and never change.
+  // The same from ids, for hosts with a tokenizer of their own. Of a chat: the whole row before the answer; with `answer`, ids
+  // of any length, its masks alone are written, in as many steps as an answer of so many tokens takes. Of a picture: the ids
+  // of the words alone; codes are given where `unknown` is 0 and never change.
   Answer complete(const Ids& prompt, const std::optional<TextSettings>& settings = {}, std::uint64_t seed = 0,
-                  const OnStep& on_step = {}) const;
+                  const OnStep& on_step = {}, const Ids& answer = {}) const;
+  // The likeliest of several choices of ids at the one hole of an answer, a run of masks: each is written a place a model call,
+  // where the model is surest. `answers`: one for all choices, or one for each. Of settings guidance alone counts.
+  Chosen choose(const Ids& prompt, const std::vector<Ids>& answers, const std::vector<Ids>& choices,
+                const std::optional<TextSettings>& settings = {}) const;
   Drawing draw(const Ids& words, const Codes& codes, const std::vector<std::uint8_t>& unknown,
                const std::optional<ImageSettings>& settings = {}, std::uint64_t seed = 0, const OnStep& on_step = {}) const;
 

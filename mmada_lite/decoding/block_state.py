@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.decoding.candidates import Candidates
-from mmada_lite.decoding.canvas import Bools, Canvas, Ints
+from mmada_lite.decoding.canvas import Bools, Canvas, Ints, among, closed_holes
+from mmada_lite.decoding.constraint import Constraint, still_possible
 from mmada_lite.decoding.kv_cache import CachedContext, KeyValues, KVBuffer
 from mmada_lite.decoding.sampling import Sampler
 from mmada_lite.decoding.schedules import transfers
@@ -37,6 +38,7 @@ class BlockState:
     steps_done: int = 0
     context: CachedContext | None = None
     prompt: CachedContext | None = None
+    constraints: Sequence[Constraint] = ()
     acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
@@ -57,7 +59,8 @@ class BlockState:
         """Where the row ends that a step reads: what lies beyond is far and masked (DPad, arXiv 2508.14148)."""
         if self.acceleration.suffix_window is None:
             return self.canvas.length
-        return min(self.canvas.length, self.block.stop + max(self.acceleration.suffix_window, self.acceleration.lookahead))
+        near = self.block.stop + max(self.acceleration.suffix_window, self.acceleration.lookahead)
+        return max(min(self.canvas.length, near), int(self.canvas.tails.max()))
 
     def queried(self, canvas: Canvas, computes_all: bool) -> Bools:
         """The positions to predict, [B, L]: masks of the block, of what is left of it, and of what it reaches."""
@@ -134,12 +137,12 @@ class BlockState:
         chosen = self._choose(candidates, step, self.steps_done)
         if self.acceleration.early_stop is not None and self.stop_tokens.size:
             chosen |= self._coming_end(candidates, float(np.log(self.acceleration.early_stop)))
-        return chosen
+        return still_possible(self.constraints, candidates, chosen, self.canvas.tokens, self.canvas)
 
-    def advance(self, candidates: Candidates, chosen: Bools) -> None:
+    def advance(self, candidates: Candidates) -> None:
         """A step is done: what is left of its candidates serves the next draft, and how far they moved the next refresh."""
         self.steps_done += 1
-        self._unwritten = candidates.without(chosen)
+        self._unwritten = candidates.without(~np.take_along_axis(self.canvas.masked(), candidates.positions, axis=1))
         self._thought_ended = self.context is not None and self._thoughts_over() > self._thoughts_at_refresh
         if self.acceleration.refresh_drift is not None:
             self._measure_drift(self._unwritten)
@@ -156,8 +159,11 @@ class BlockState:
         while unwritten is not None and len(drafts) < self.acceleration.speculative_steps:
             ahead = len(drafts) - 1
             chosen = self._choose(unwritten, step + ahead, self.steps_done + ahead)
-            draft, unwritten = drafts[-1].copy(), unwritten.without(chosen)
+            chosen = still_possible(self.constraints, unwritten, chosen, drafts[-1][None], self.canvas)
+            draft = drafts[-1].copy()
             draft[unwritten.positions[chosen]] = unwritten.token[chosen]
+            draft = closed_holes(self.canvas, draft[None], self.stop_tokens)[0]
+            unwritten = unwritten.without((draft != self.canvas.mask)[unwritten.positions])
             if not (unwritten.valid & (unwritten.positions < self.block.stop)).any():
                 break
             drafts.append(draft)
@@ -223,11 +229,11 @@ class BlockState:
     def _coming_end(self, candidates: Candidates, least: float) -> Bools:
         """The first open position of a row where all candidates are stop tokens and that one has more than the log probability
         `least`, [B, Q]."""
-        ending = (_among(candidates.token, self.stop_tokens) | ~candidates.valid).all(axis=1)
+        ending = (among(candidates.token, self.stop_tokens) | ~candidates.valid).all(axis=1)
         rows, first = np.arange(len(candidates.valid)), candidates.valid.argmax(axis=1)
         certain = candidates.valid[rows, first] & (candidates.log_probability[rows, first] > least)
         chosen = np.zeros(candidates.valid.shape, dtype=bool)
-        chosen[rows, first] = ending & certain & (candidates.positions[rows, first] >= self.canvas.start)
+        chosen[rows, first] = ending & certain & (candidates.positions[rows, first] >= self.canvas.tails)
         return chosen
 
     def _measure_drift(self, unwritten: Candidates) -> None:
@@ -246,21 +252,12 @@ class BlockState:
 
 
 def over(canvas: Canvas, stop_tokens: Ints) -> Bools:
-    """Rows [B] whose text cannot change any more: a stop token stands in the answer and no mask before it."""
-    ended = _among(canvas.tokens, stop_tokens)
-    ended[:, : canvas.start] = False
+    """Rows [B] whose text cannot change any more: a stop token stands in the answer's tail and no mask before it."""
+    ended = among(canvas.tokens, stop_tokens) & (np.arange(canvas.length) >= canvas.tails[:, None])
     masked = canvas.masked()
     first = np.where(masked.any(axis=1), masked.argmax(axis=1), canvas.length)
     finished: Bools = ended.any(axis=1) & (ended.argmax(axis=1) < first)
     return finished
-
-
-def _among(tokens: Ints, few: Ints) -> Bools:
-    """Where a token is one of a few: as np.isin, which takes seven times as long for so few."""
-    among = np.zeros(tokens.shape, dtype=bool)
-    for one in few:
-        among |= tokens == one
-    return among
 
 
 def _as_batch(canvas: Canvas, tokens: Ints) -> Canvas:

@@ -4,12 +4,13 @@ This is the one place that builds a decode, which is a canvas, a sampler and a l
 calibration, benchmarks and replays all begin here. It knows ids alone; how words and pixels become ids is written elsewhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from numpy.typing import ArrayLike
 
 from mmada_lite.decoding.canvas import Canvas, Ints, image_canvas, text_canvas
+from mmada_lite.decoding.constraint import Constraint
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
@@ -17,6 +18,7 @@ from mmada_lite.decoding.rows import unconditional_prompt
 from mmada_lite.decoding.sampling import PhiloxSampler, Sampler
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.decoding.text import decode_text
+from mmada_lite.errors import Error
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary, closing_ids
 
 
@@ -60,17 +62,26 @@ def complete(
     settings: TextSettings,
     tokens: TextTokens,
     *,
+    answer: ArrayLike | None = None,
     seed: int = 0,
     sampler: Sampler | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> Decoding:
     """Write `settings.answer_length` ids behind prompts [P] or [B, P]; masks inside a prompt are written too.
 
-    sampler: where the random numbers come from, in place of the seed's own. Raises Error for an answer of no length, and, once
-    the steps are read, for drafts of several rows and for a seed outside 0 .. 2**64 - 1.
+    answer: ids [N] or [B, N] in place of that many masks. Its masks are written, in as many steps as an answer of that many
+    tokens takes; the others are given and never change. A stop token ends a text behind its last given token; before that it
+    closes the hole that it stands in, and the masks behind it there become stop tokens. sampler: where the random numbers come
+    from, in place of the seed's own. constraints: the form of each answer, or none. Raises Error for an answer without a mask,
+    for constraints in mode reference, and, once the steps are read, for settings that do not allow for so many masks, for
+    drafts of several rows and for a seed outside 0 .. 2**64 - 1.
     """
-    canvas = text_canvas(prompts, settings.answer_length, tokens.mask, guided=settings.guidance > 0)
+    if constraints and settings.mode == "reference":
+        raise Error("mode reference writes masks and stops in the middle, so no form can be kept; use mode default")
+    partial = settings.answer_length if answer is None else answer
+    canvas = text_canvas(prompts, partial, tokens.mask, guided=settings.guidance > 0)
     numbers = sampler or PhiloxSampler(seed, settings.temperature, canvas.start)
-    return Decoding(canvas, decode_text(denoiser, canvas, settings, numbers, tokens.stop, tokens.closing))
+    return Decoding(canvas, decode_text(denoiser, canvas, settings, numbers, tokens.stop, tokens.closing, constraints))
 
 
 def draw(

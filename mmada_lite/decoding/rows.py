@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmada_lite.errors import Error, shown
-from mmada_lite.families import Encoded, Slot, Special
+from mmada_lite.families import Encoded, Slot, Special, Text
 from mmada_lite.vocabulary import ROLES, Tokenizer, Vocabulary
 
 Encode = Callable[[str], Sequence[int]]
+_CONTENT = "{content}"
 
 
 def picture_prompt(codes: ArrayLike, vocabulary: Vocabulary) -> list[int]:
@@ -72,6 +73,24 @@ def chat_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, messages: Sequence[Ma
             raise Error(f"message {number} ({role}) is empty; write something")
         ids += _around("message", "", vocabulary, {}, _worded(tokenizer, {"role": role, "content": content.strip()}))[0]
     return _around("chat", "masks", vocabulary, {"messages": ids}, tokenizer.encode)[0]
+
+
+def text_prompt(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[int]:
+    """What a text that answers nothing follows: the row of a conversation in which nothing was said."""
+    return _around("chat", "masks", vocabulary, {"messages": []}, tokenizer.encode)[0]
+
+
+def turn_end(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[int]:
+    """What stands behind a message's content."""
+    ids, inside = list[int](), False
+    for element in vocabulary.rows["message"]:
+        if isinstance(element, Special):
+            ids.append(getattr(vocabulary.special, element.name))
+        elif isinstance(element, Text) and _CONTENT in element.text:
+            ids, inside = list(tokenizer.encode(element.text.partition(_CONTENT)[2])), True
+        elif inside:
+            ids += element.ids if isinstance(element, Encoded) else []
+    return ids
 
 
 def _around(

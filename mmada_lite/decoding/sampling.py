@@ -32,6 +32,8 @@ class Stream(IntEnum):
     TEXT_ORDER = 1
     IMAGE_CODE = 2
     IMAGE_CONFIDENCE = 3
+    SCORE_COUNT = 4
+    SCORE_PLACES = 5
 
 
 _TOKEN_STREAM = {"text": Stream.TEXT_TOKEN, "image": Stream.IMAGE_CODE}

@@ -219,6 +219,12 @@ class TextSettings(TwoLayers):
         return self.acceleration.threshold is not None or self.acceleration.entropy_bound is not None
 
     @checked
+    def for_length(self, length: int) -> "TextSettings":
+        """The same for an answer of another length: as many steps for a token, rounded up. Raises Error as they do."""
+        steps = max(1, -(-self.steps * length // self.answer_length))
+        return self if length == self.answer_length else self.replace(answer_length=length, steps=steps)
+
+    @checked
     def blocks(self, start: int) -> list[Block]:
         """The blocks of an answer that begins at canvas position `start`. The last may be shorter. Steps are shared evenly,
         the rest first."""

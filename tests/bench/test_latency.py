@@ -99,7 +99,7 @@ def test_the_whole_latency_at_a_tiny_shape(
     assert json.loads(shown.splitlines()[-1]) == found
     decodes = [row for row in found["rows"] if "parts" in row]
     assert {(row["task"], row["cache"]) for row in decodes} == {
-        *((task, cache) for task in ("text", "understanding") for cache in ("none", "prefix", "dual", "prompt")),
+        *((task, cache) for task in ("text", "filling", "understanding") for cache in ("none", "prefix", "dual", "prompt")),
         ("drawing", None),
         ("inpainting", None),
     }
@@ -191,6 +191,18 @@ def test_a_part_of_the_blocks_stands_for_all(bundle: Bundle) -> None:
     assert timed(whole.begin(watched).steps, watched.clock, whole.leave).steps == 8
 
 
+def test_holes_take_the_forwards_of_a_text_of_as_many_tokens(bundle: Bundle) -> None:
+    bench, settings = Bench.of(bundle), TextSettings(answer_length=8, block_length=4, steps=6)
+    for blocks in (None, 1):
+        text, filling = bench.text(6, settings, blocks), bench.filling(6, settings, blocks)
+        assert (text.size, text.leave, text.scale) == (filling.size, filling.leave, filling.scale)
+    for cache in ("none", "dual"):
+        cases = (each(6, settings.replace(cache=cache)) for each in (bench.text, bench.filling))
+        text_steps, steps = (list(case.begin(MockDenoiser({p: 20 + p for p in range(30)})).steps) for case in cases)
+        assert [len(step.positions) for step in text_steps] == [len(step.positions) for step in steps]
+        assert text_steps[-1].model_calls == steps[-1].model_calls == 6
+
+
 def test_cases_are_as_long_as_they_say(bundle: Bundle) -> None:
     bench, text = Bench.of(bundle), TextSettings(answer_length=8, block_length=4, steps=8)
     assert bench.understanding(text).prompt == 16 + 3
@@ -261,12 +273,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(
     monkeypatch.setattr(latency, "apart", lambda *_: pytest.fail("the ceiling was measured again"))
     capsys.readouterr()
     assert latency.main(words) == 0
-    assert started == ["text", "understanding", "understanding", "drawing", "inpainting"]
+    assert started == ["text", "filling", "filling", "understanding", "drawing", "inpainting"]
     content, said = record.load(target), capsys.readouterr().err
     assert content["complete"]
     assert left["tasks"]["text"] == [row for row in content["rows"] if row["task"] == "text"]
     assert "going on behind ceiling, text" in said
-    assert "3 of 5: understanding" in said
+    assert "3 of 6: filling" in said
 
 
 def test_two_trees_are_compared_in_pairs_and_a_stopped_run_goes_on(

@@ -5,7 +5,6 @@ It knows compilers and the protocol of tests/cpp/host.cpp; what is right is said
 
 import copy
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from line_host import Host
 from PIL import Image
 
 from mmada_lite import Error
@@ -67,7 +67,8 @@ def build(program: Path, *more: str) -> Path:
     folder = library_folder(library)
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-isystem", str(headers)]
     flags += ["-I", str(SOURCES), "-I", str(SOURCES / "src"), *more]
-    seen = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.hpp"))) + " ".join(flags).encode()
+    declared = [*sorted(SOURCES.rglob("*.hpp")), *sorted(program.parent.glob("*.hpp"))]
+    seen = b"".join(path.read_bytes() for path in declared) + " ".join(flags).encode()
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda source: _compiled(source, seen, flags), [program, *sorted(SOURCES.rglob("*.cpp"))]))
     made = _kept(program.stem, " ".join([*more, *map(str, objects), library.name]).encode())
@@ -94,31 +95,6 @@ def _make(made: Path, *arguments: str) -> None:
     partial.replace(made)
 
 
-class Host:
-    """One running test program. A result that says `error` is what a user would read; `thrown` is anything else."""
-
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-
-    def call(self, op: str, **job: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps({"op": op, **job}), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        assert line, f"the program died on {op}"
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def kill(self) -> None:
-        """End it where it is."""
-        self._process.kill()
-
-    def close(self) -> int:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        return self._process.wait(timeout=30)
-
-
 def settings_json(settings: TextSettings | ImageSettings | None) -> dict[str, Any] | None:
     return None if settings is None else plain(settings)
 
@@ -140,9 +116,17 @@ class Replayed:
         self.jobs = 0
 
     def decode_text(
-        self, denoiser: Any, canvas: Canvas, settings: TextSettings, sampler: Any, stop: Iterable[int], closing: Sequence[int]
+        self,
+        denoiser: Any,
+        canvas: Canvas,
+        settings: TextSettings,
+        sampler: Any,
+        stop: Iterable[int],
+        closing: Sequence[int],
+        constraints: Any,
     ) -> Iterator[Step]:
         assert not closing, "recordings have no thoughts"
+        assert not constraints, "recordings have no constraints"
         yield from self._decode("text", denoiser, canvas, settings.replace(mode="default"), sampler, sorted(stop))
 
     def decode_image(self, denoiser: Any, canvas: Canvas, settings: ImageSettings, sampler: Any) -> Iterator[Step]:

@@ -3,7 +3,6 @@
 // given canvas can be compared with Python's. It decides nothing: what is right is said by the tests.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <ctime>
 #include <iostream>
 #include <utility>
@@ -11,102 +10,18 @@
 #include "bundle.hpp"
 #include "canvas.hpp"
 #include "decoding.hpp"
-#include "json.hpp"
+#include "host_json.hpp"
 #include "mmada_lite.hpp"
+#include "partial.hpp"
 #include "pictures.hpp"
 #include "sampling.hpp"
 #include "schedules.hpp"
 #include "session.hpp"
-#include "settings.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 
 namespace mmada_lite {
 namespace {
-
-using namespace internal;
-
-// ---- JSON out ----
-
-std::string written(const std::string& text) { return quoted(text); }
-std::string written(bool flag) { return flag ? "true" : "false"; }
-std::string written(std::int64_t number) { return std::to_string(number); }
-std::string written(int number) { return std::to_string(number); }
-std::string written(std::uint8_t number) { return std::to_string(number); }
-std::string written(double number) {
-  if (!std::isfinite(number)) return "null";
-  char digits[40];
-  std::snprintf(digits, sizeof digits, "%.17g", number);
-  return digits;
-}
-std::string written(float number) { return written(static_cast<double>(number)); }
-template <typename T>
-std::string written(const std::vector<T>& items) {
-  std::string out;
-  for (const auto& item : items) out += (out.empty() ? "" : ",") + written(item);
-  return "[" + out + "]";
-}
-
-struct Out {
-  std::string text;
-  template <typename T>
-  Out& add(const char* key, const T& value) {
-    text += (text.empty() ? "" : ",") + quoted(key) + ":" + written(value);
-    return *this;
-  }
-  std::string done() const { return "{" + text + "}"; }
-};
-
-// ---- JSON in ----
-
-std::int64_t integer_in(const Json& job, const char* key, std::int64_t otherwise = 0) {
-  const Json* value = job.find(key);
-  return value && value->is(Json::Kind::integer) ? value->integer : otherwise;
-}
-
-double number_of(const Json& value) {
-  return value.is(Json::Kind::integer) ? static_cast<double>(value.integer) : value.number;
-}
-
-std::string text_in(const Json& job, const char* key) { return job.find(key)->string; }
-
-Ids ids_of(const Json& list) {
-  Ids ids;
-  for (const auto& item : list.items) ids.push_back(item.integer);
-  return ids;
-}
-
-template <typename T>
-std::vector<T> bytes_of(const Json& list) {
-  std::vector<T> numbers;
-  for (const auto& item : list.items) numbers.push_back(static_cast<T>(item.integer));
-  return numbers;
-}
-
-// Seeds are written as text: JSON readers may lose the last bits of 64.
-std::uint64_t seed_in(const Json& job) {
-  const Json* value = job.find("seed");
-  return value ? std::stoull(value->string) : 0;
-}
-
-Picture picture_in(const Json& job, const char* key = "picture") {
-  const Json& value = *job.find(key);
-  return {static_cast<int>(integer_in(value, "width")), static_cast<int>(integer_in(value, "height")),
-          bytes_of<std::uint8_t>(*value.find("bytes"))};
-}
-
-// `settings` as bundle.json of format 2 says them; `mode` as a program sets it.
-template <typename Settings>
-std::optional<Settings> settings_in(const Json& job, Settings (*read)(const Json&, std::int64_t)) {
-  const Json* value = job.find("settings");
-  if (!value || value->is(Json::Kind::null)) return std::nullopt;
-  Settings settings = read(*value, 2);
-  if (job.find("mode")) settings.mode = text_in(job, "mode");
-  return settings;
-}
-
-std::optional<TextSettings> text_settings_in(const Json& job) { return settings_in(job, read_text_settings); }
-std::optional<ImageSettings> image_settings_in(const Json& job) { return settings_in(job, read_image_settings); }
 
 // ---- recorded choices, as bench/parity/replay.py takes them ----
 
@@ -222,7 +137,7 @@ std::string replay(const std::string& folder, const Json& job) {
     return true;
   };
   if (text_in(job, "what") == "text") {
-    decode_text(denoiser, canvas, *text_settings_in(job), sampler, ids_of(*job.find("ends")), sink);
+    decode_text(denoiser, {{&canvas, &sampler}}, *text_settings_in(job), ids_of(*job.find("ends")), sink);
   } else {
     decode_image(denoiser, canvas, *image_settings_in(job), sampler, sink);
   }
@@ -258,6 +173,15 @@ std::string schedules(const Json& job) {
   return Out().add("masked_after", counts).add("temperatures", temperatures).done();
 }
 
+std::string partial(const Json& job) {
+  std::vector<std::string> specials;
+  for (const auto& special : job.find("specials")->items) specials.push_back(special.string);
+  const Partial read = read_partial(text_in(job, "text"), specials);
+  std::vector<Ids> holes;
+  for (const auto& [least, most, space] : read.holes) holes.push_back({least, most, space});
+  return Out().add("pieces", read.pieces).add("holes", holes).done();
+}
+
 std::string character_classes() {  // where a class begins, for every code point
   std::vector<Ids> runs;
   for (char32_t code = 0; code < 0x110000; ++code) {
@@ -267,15 +191,28 @@ std::string character_classes() {  // where a class begins, for every code point
   return Out().add("runs", runs).done();
 }
 
-std::string answer_json(const Answer& answer, const std::vector<Ids>& positions) {
-  return Out()
-      .add("ids", answer.ids)
-      .add("text", answer.text)
-      .add("complete", answer.complete)
-      .add("stopped", answer.stopped)
-      .add("steps", answer.steps)
-      .add("positions", positions)
-      .done();
+std::string choices_json(const std::vector<Choice>& choices) {
+  std::string all;
+  for (const auto& [text, ids, log_likelihood, probability] : choices) {
+    Out choice;
+    choice.add("text", text).add("ids", ids).add("log_likelihood", log_likelihood).add("probability", probability);
+    all += (all.empty() ? "" : ",") + choice.done();
+  }
+  return ",\"choices\":[" + all + "]}";
+}
+
+std::string answer_json(const Answer& answer, const std::vector<Ids>& positions, const Floats& log_probabilities) {
+  std::string spans;
+  for (const auto& span : answer.spans) {
+    Out out;
+    out.add("start", static_cast<std::int64_t>(span.start)).add("stop", static_cast<std::int64_t>(span.stop));
+    out.add("text", span.text).add("ids", span.ids).add("log_probability", span.log_probability).add("mean", span.mean);
+    spans += (spans.empty() ? "" : ",") + out.done();
+  }
+  Out out;
+  out.add("ids", answer.ids).add("text", answer.text).add("complete", answer.complete).add("stopped", answer.stopped);
+  out.add("steps", answer.steps).add("positions", positions).add("log_probabilities", log_probabilities);
+  return "{" + out.text + ",\"spans\":[" + spans + "]" + choices_json(answer.choices);
 }
 
 std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positions) {
@@ -294,13 +231,22 @@ std::string drawing_json(const Drawing& drawing, const std::vector<Ids>& positio
 
 std::string run_on_model(const Model& model, const std::string& op, const Json& job) {
   std::vector<Ids> positions;
+  Floats log_probabilities;
   const std::int64_t stop_at = integer_in(job, "stop_at", -1), throw_at = integer_in(job, "throw_at", -1);
   const OnStep on_step = [&](const Step& step) {
     positions.push_back(step.positions);
+    log_probabilities.insert(log_probabilities.end(), step.log_probabilities.begin(), step.log_probabilities.end());
     if (step.index == throw_at) throw std::runtime_error("thrown by the callback");
     return step.index != stop_at;
   };
   const auto seed = seed_in(job);
+  const auto answered = [&](const Answer& answer) { return answer_json(answer, positions, log_probabilities); };
+  std::optional<std::string> given;
+  if (const Json* answer = job.find("answer"); answer && answer->is(Json::Kind::string)) given = answer->string;
+  std::vector<std::string> choices;
+  if (const Json* texts = job.find("choices"); texts && op != "choose") {
+    for (const auto& text : texts->items) choices.push_back(text.string);
+  }
   if (op == "codes_of") {
     const Codes codes = model.codes_of(picture_in(job));
     return Out().add("shape", Ids{codes.rows, codes.columns}).add("codes", codes.ids).done();
@@ -325,15 +271,25 @@ std::string run_on_model(const Model& model, const std::string& op, const Json& 
     std::vector<Message> messages;
     for (const auto& message : job.find("messages")->items)
       messages.push_back({text_in(message, "role"), text_in(message, "content")});
-    return answer_json(model.chat(messages, text_settings_in(job), seed, on_step), positions);
+    return answered(model.chat(messages, text_settings_in(job), seed, on_step, given, choices));
   }
   if (op == "ask") {
     const Fit fit = job.find("squash") ? Fit::squash : Fit::crop;
-    return answer_json(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit),
-                       positions);
+    return answered(model.ask(picture_in(job), text_in(job, "question"), text_settings_in(job), seed, on_step, fit, given,
+                              choices));
   }
   if (op == "complete")
-    return answer_json(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step), positions);
+    return answered(model.complete(ids_of(*job.find("prompt")), text_settings_in(job), seed, on_step,
+                                   job.find("answer") ? ids_of(*job.find("answer")) : Ids{}));
+  if (op == "fill") return answered(model.fill(text_in(job, "text"), text_settings_in(job), seed, on_step, choices));
+  if (op == "choose") {
+    std::vector<Ids> answers, all;
+    for (const auto& ids : job.find("answers")->items) answers.push_back(ids_of(ids));
+    for (const auto& ids : job.find("choices")->items) all.push_back(ids_of(ids));
+    const Chosen chosen = model.choose(ids_of(*job.find("prompt")), answers, all, text_settings_in(job));
+    const Out out = Out().add("index", static_cast<std::int64_t>(chosen.index)).add("ids", chosen.ids);
+    return "{" + out.text + choices_json(chosen.choices);
+  }
   if (op == "paint") return drawing_json(model.paint(text_in(job, "prompt"), image_settings_in(job), seed, on_step), positions);
   if (op == "draw") {
     const Codes codes{static_cast<int>(integer_in(job, "rows")), static_cast<int>(integer_in(job, "columns")),
@@ -415,6 +371,7 @@ std::string run_job(std::optional<Model>& model, const Json& job) {
     return Out().add("bytes", fitted_mask({mask.width, mask.height, 1, mask.rgb}, integer_in(job, "side")).bytes).done();
   }
   if (op == "schedules") return schedules(job);
+  if (op == "partial") return partial(job);
   if (op == "classes") return character_classes();
   if (op == "replay") return replay(text_in(job, "folder"), job);
   if (job.find("tokenizer")) return run_on_tokenizer(Tokenizer(text_in(job, "tokenizer")), op, job);

@@ -264,7 +264,7 @@ def test_an_end_that_is_sure_to_come_is_taken():
 def test_rows_that_are_over_are_not_queried():
     tokens = np.array([[1, *[SPECIAL.mask] * 6]] * 2)
     canvas = Canvas(tokens, tokens == SPECIAL.mask, 1, 7, SPECIAL.mask)
-    tokens[0, 1], canvas.editable[0, 1] = SPECIAL.eot, False
+    tokens[0, 1] = SPECIAL.eot
     model = text(TextSettings(6, 6, 6))[1]
     steps = list(decode_text(model, canvas, TextSettings(6, 6, 6).replace(early_stop=1.0), GREEDY, [SPECIAL.eot]))
     assert all((step.rows == 1).all() for step in steps)

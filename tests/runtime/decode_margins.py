@@ -127,7 +127,7 @@ def measured(model: Model) -> Iterator[Margins]:
     """Within, every decoding of the model is measured."""
     margins = Margins(model.denoiser, model.vocabulary.special.mask)
     most_confident, above_threshold = block_state.most_confident, block_state.above_threshold
-    remask, choose, wait = image.remask_least_confident, ImageCache.choose, block_state.BlockState._without_what_waits
+    remask, choose, wait = image.remask_least_confident, ImageCache.choose, block_state.BlockState._without_waiting
 
     def counted(confidence: Any, counts: Any) -> Any:
         margins.ranked(confidence, counts)
@@ -155,7 +155,7 @@ def measured(model: Model) -> Iterator[Margins]:
         mock.patch.object(block_state, "above_threshold", sure),
         mock.patch.object(image, "remask_least_confident", remasked),
         mock.patch.object(ImageCache, "choose", partial),
-        mock.patch.object(block_state.BlockState, "_without_what_waits", waiting),
+        mock.patch.object(block_state.BlockState, "_without_waiting", waiting),
     ):
         yield margins
 

@@ -18,20 +18,33 @@ import mmada_lite
 RUNTIME = {"numpy", "onnxruntime", "tokenizers", "PIL"}
 SERVING = {"starlette", "uvicorn", "prometheus_client"}  # of the extra [serve], and in its folder alone
 HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
-WINGS = WORKSHOPS | {"decoding", "ort", "cli", "serve", "models"}  # every module beside them in mmada_lite is one of its own
+# every module beside them in mmada_lite is one of its own
+WINGS = WORKSHOPS | {"decoding", "forms", "ort", "cli", "serve", "models"}
 MOST_FLAT, MOST_LINES = 16, 450
 # Wing or module -> what it may import beside itself. Decoding knows ids and settings alone, and ort no user of it.
 IDS = {"calls", "errors", "families", "vocabulary"}
 OPENING = {"bundle", "contracts", "decoding", "files", "hashing", "images", "knowledge", "memory_plan", *IDS}
 ALLOWED: Mapping[str, set[str]] = {
     "decoding": IDS,
+    "forms": {"calls", "decoding", "errors", "streams", "vocabulary"},
     "ort": OPENING,
     "export": {"arguments", "mmada_lite", "ort", *OPENING},
-    "quant": {"export", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
+    "quant": {"export", "forms.filling", "mmada_lite", "model", "ort", "streams", "train.denoiser", "train.model", *OPENING},
     "train": {"arguments", "export", "mmada_lite", "model", "ort", "streams", *OPENING},
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
-DOORS = {"format_1", "generate", "rows", "settings", "setting_fields", "schedules", "denoiser", "kv_cache", "forward.Step"}
+DOORS = {
+    "format_1",
+    "generate",
+    "score",
+    "rows",
+    "settings",
+    "setting_fields",
+    "schedules",
+    "denoiser",
+    "kv_cache",
+    "forward.Step",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

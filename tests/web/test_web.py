@@ -208,6 +208,17 @@ def test_a_question_about_the_drawing_is_answered_as_in_python(page: Page, model
     assert page.run("return document.getElementById('answer').textContent") == model.ask(picture, "what is this?").text
 
 
+def test_holes_are_filled_as_in_python(page: Page, model: mmada_lite.Model) -> None:
+    """Of the text that stands on the page."""
+    page.run(
+        "document.addEventListener('filled', () => (window.done = true), {once: true});"
+        "document.getElementById('complete').click()"
+    )
+    page.wait("window.done === true")
+    text = page.run("return document.getElementById('holes').value")
+    assert page.run("return document.getElementById('filled').textContent") == model.fill(text).text
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [

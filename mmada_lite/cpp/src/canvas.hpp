@@ -24,10 +24,12 @@ struct Canvas {
   bool guided() const { return !unconditional.empty(); }
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   Ids masked(std::int64_t from, std::int64_t to) const;  // the positions there that are still to be written
+  std::int64_t tail() const;  // where what stands behind the region's last given token begins
   void update_unconditional();                           // the unconditional row takes over what was written
 };
 
-Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t mask, bool guided);
+// A prompt and the answer behind it: masks of either are written. With guidance the other row has masks for the prompt.
+Canvas text_canvas(const Ids& prompt, const Ids& answer, std::int64_t mask, bool guided);
 // A row to draw: all that stands before its codes and behind them. Where a code is `unknown` a mask stands. For guidance,
 // `unconditional_prompt` stands in the other row in place of what is before the codes.
 Canvas image_canvas(const Around& row, const Ids& codes, const Bools& unknown, const Bundle& bundle,

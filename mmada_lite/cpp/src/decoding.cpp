@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "canvas.hpp"
@@ -60,22 +62,65 @@ Bools choose(const Ids& positions, const Prediction& candidates, const TextSetti
   return most_confident(confidence, quota);
 }
 
-void write(Canvas& canvas, const Ids& positions, const Prediction& candidates, const Bools& chosen, Step& step) {
+using Written = std::map<std::int64_t, float>;  // log probabilities by position
+
+Written write(Canvas& canvas, const Ids& positions, const Prediction& candidates, const Bools& chosen) {
+  Written written;
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     if (!chosen[i]) continue;
     canvas.tokens[static_cast<std::size_t>(positions[i])] = candidates.tokens[i];
-    step.positions.push_back(positions[i]);
-    step.tokens.push_back(candidates.tokens[i]);
-    step.log_probabilities.push_back(candidates.log_probability[i]);
+    written[positions[i]] = candidates.log_probability[i];
   }
-  canvas.update_unconditional();
-  step.remaining = static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+  return written;
 }
 
-// Whether a stop token is among the answer's finished tokens.
+// A stop token that was written between two given tokens ends its hole: the masks behind it in the hole become that token, for
+// certain. Behind the last given token it ends the text instead.
+void close_holes(Canvas& canvas, const Ids& ends, Written& written) {
+  const auto tail = canvas.tail();
+  for (const auto& entry : written) {
+    const auto stop = entry.first;
+    const auto token = canvas.tokens[static_cast<std::size_t>(stop)];
+    if (stop < canvas.start || stop >= tail || std::find(ends.begin(), ends.end(), token) == ends.end()) continue;
+    for (auto i = static_cast<std::size_t>(stop) + 1; canvas.editable[i]; ++i) {
+      if (canvas.tokens[i] != canvas.mask) continue;
+      canvas.tokens[i] = token;
+      written[static_cast<std::int64_t>(i)] = 0;
+    }
+  }
+}
+
+// What was written goes into the step, and the unconditional row follows.
+void finish(Canvas& canvas, const Written& written, std::int64_t row, Step& step) {
+  for (const auto& [position, log_probability] : written) {
+    step.rows.push_back(row);
+    step.positions.push_back(position);
+    step.tokens.push_back(canvas.tokens[static_cast<std::size_t>(position)]);
+    step.log_probabilities.push_back(log_probability);
+  }
+  canvas.update_unconditional();
+  step.remaining += static_cast<std::int64_t>(canvas.masked(canvas.start, canvas.stop).size());
+}
+
+// A row of a text in a block: what is open, how much of it each step writes, and what cached steps lean on.
+struct InBlock {
+  Ids positions, quota;
+  std::optional<CachedContext> context;
+};
+
+// The places of the answers at which any row has a mask.
+Ids places_of(const std::vector<TextRow>& rows) {
+  std::set<std::int64_t> places;
+  for (const auto& [canvas, sampler] : rows) {
+    for (const auto p : canvas->masked(canvas->start, canvas->stop)) places.insert(p);
+  }
+  return {places.begin(), places.end()};
+}
+
+// Whether a stop token is among the answer's finished tokens, behind those that are given.
 bool ended(const Canvas& canvas, const Block& block, const Ids& ends) {
-  const auto past = canvas.tokens.begin() + block.stop;
-  return std::find_first_of(canvas.tokens.begin() + canvas.start, past, ends.begin(), ends.end()) != past;
+  const auto tokens = canvas.tokens.begin(), past = tokens + block.stop;
+  return canvas.tail() < block.stop && std::find_first_of(tokens + canvas.tail(), past, ends.begin(), ends.end()) != past;
 }
 
 // How many codes go back to mask: fewer than now. Each later step keeps at least one to draw, and nothing is left after the
@@ -86,10 +131,18 @@ std::int64_t left_masked(std::int64_t open, std::int64_t planned, std::int64_t s
 
 }  // namespace
 
-bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s, Sampler& sampler, const Ids& ends,
+Prediction text_candidates(const Denoiser& denoiser, const Canvas& canvas, const Forward& result, Sampler& sampler,
+                           std::int64_t number, const Ids& positions) {
+  Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
+  check_finite(candidates, number);
+  never_mask(denoiser, result, canvas.mask, candidates);
+  return candidates;
+}
+
+bool decode_text(const Denoiser& denoiser, const std::vector<TextRow>& rows, const TextSettings& s, const Ids& ends,
                  const Sink& sink) {
   const Clock clock;
-  const auto blocks = blocks_of(s, canvas.start);
+  const auto blocks = blocks_of(s, places_of(rows));
   std::optional<std::int64_t> total;
   if (!s.acceleration.threshold) {
     total = 0;
@@ -97,31 +150,44 @@ bool decode_text(const Denoiser& denoiser, Canvas& canvas, const TextSettings& s
   }
   std::int64_t number = 0;
   for (const auto& block : blocks) {
-    std::optional<CachedContext> context;
-    Ids positions = open_positions(canvas, block, context);
-    const Ids quota = transfers(static_cast<std::int64_t>(positions.size()), block.steps);
-    for (std::size_t turn = 0; !positions.empty(); ++turn, ++number) {
-      const bool keep = s.acceleration.cache != "none" && turn == 0;
-      const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
-      Prediction candidates = sampler.draw(denoiser, Head::text, result.hidden, result.mix, number, positions);
-      check_finite(candidates, number);
-      never_mask(denoiser, result, canvas.mask, candidates);
-      const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
-      const Bools chosen = choose(positions, candidates, s, sampler, number, count);
-      if (keep) {
-        const auto first = std::min(block.start, positions.front());
-        context = cached_context(result, first, s.acceleration.cache == "dual" ? block.stop : canvas.length());
+    std::vector<InBlock> states(rows.size());
+    const auto look = [&] {  // the first position that is open in any row; none: the block's end
+      auto first = block.stop;
+      for (std::size_t row = 0; row < rows.size(); ++row) {
+        states[row].positions = open_positions(*rows[row].canvas, block, states[row].context);
+        if (!states[row].positions.empty()) first = std::min(first, states[row].positions.front());
       }
+      return first;
+    };
+    auto first = look();
+    for (auto& state : states) state.quota = transfers(static_cast<std::int64_t>(state.positions.size()), block.steps);
+    for (std::size_t turn = 0; first < block.stop; ++turn, ++number) {
+      const bool keep = s.acceleration.cache != "none" && turn == 0;
+      const auto window = std::min(block.start, first);
       Step step;
       step.index = number;
       step.total_steps = total;
-      write(canvas, positions, candidates, chosen, step);
+      for (std::size_t row = 0; row < rows.size(); ++row) {
+        auto& [positions, quota, context] = states[row];
+        Canvas& canvas = *rows[row].canvas;
+        Written written;
+        if (!positions.empty()) {
+          const Forward result = forward(denoiser, canvas, positions, s.guidance, context ? &*context : nullptr, keep);
+          const Prediction candidates = text_candidates(denoiser, canvas, result, *rows[row].sampler, number, positions);
+          const auto count = turn < quota.size() ? quota[turn] : static_cast<std::int64_t>(positions.size());
+          const Bools chosen = choose(positions, candidates, s, *rows[row].sampler, number, count);
+          if (keep) context = cached_context(result, window, s.acceleration.cache == "dual" ? block.stop : canvas.length());
+          written = write(canvas, positions, candidates, chosen);
+          close_holes(canvas, ends, written);
+        }
+        finish(canvas, written, static_cast<std::int64_t>(row), step);
+      }
       step.model_calls = number + 1;
       step.seconds = clock.seconds();
       if (!sink(std::move(step))) return false;
-      positions = open_positions(canvas, block, context);
+      first = look();
     }
-    if (ended(canvas, block, ends)) break;
+    if (std::all_of(rows.begin(), rows.end(), [&](const TextRow& row) { return ended(*row.canvas, block, ends); })) break;
   }
   return true;
 }
@@ -170,7 +236,7 @@ bool decode_image(const Denoiser& denoiser, Canvas& canvas, const ImageSettings&
       if (again[i]) candidates[i] = canvas.mask;
       changed[i] = candidates[i] != before[i];
     }
-    write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed, step);
+    finish(canvas, write(canvas, everywhere, {std::move(candidates), std::move(log_probability)}, changed), 0, step);
     step.model_calls = k + 1;
     step.seconds = clock.seconds();
     if (!sink(std::move(step))) return false;
@@ -191,16 +257,23 @@ void Canvas::update_unconditional() {
   for (const auto p : shared) unconditional[static_cast<std::size_t>(p + shift)] = tokens[static_cast<std::size_t>(p)];
 }
 
-Canvas text_canvas(const Ids& prompt, std::int64_t answer_length, std::int64_t mask, bool guided) {
+std::int64_t Canvas::tail() const {
+  auto first = stop;
+  while (first > start && editable[static_cast<std::size_t>(first - 1)]) --first;
+  return first;
+}
+
+Canvas text_canvas(const Ids& prompt, const Ids& answer, std::int64_t mask, bool guided) {
   Canvas canvas;
   canvas.start = static_cast<std::int64_t>(prompt.size());
-  canvas.stop = canvas.start + answer_length;
+  canvas.stop = canvas.start + static_cast<std::int64_t>(answer.size());
   canvas.mask = mask;
   canvas.tokens = prompt;
-  canvas.tokens.resize(static_cast<std::size_t>(canvas.stop), mask);
+  canvas.tokens.insert(canvas.tokens.end(), answer.begin(), answer.end());
   for (const auto token : canvas.tokens) canvas.editable.push_back(token == mask);
   if (!guided) return canvas;
-  canvas.unconditional.assign(canvas.tokens.size(), mask);
+  canvas.unconditional.assign(prompt.size(), mask);
+  canvas.unconditional.insert(canvas.unconditional.end(), answer.begin(), answer.end());
   canvas.shared = canvas.masked(0, canvas.stop);
   return canvas;
 }

@@ -9,6 +9,7 @@
 #include "bundle.hpp"
 #include "common.hpp"
 #include "decoding.hpp"
+#include "filling.hpp"
 #include "pictures.hpp"
 #include "session.hpp"
 #include "settings.hpp"
@@ -43,7 +44,21 @@ struct Model::Impl {
   Codes encode(const Raster& square) const;
   Raster decode(const Codes& codes) const;
 
-  Answer complete(const Ids& prompt, const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
+  // Writes rows of one length behind a prompt, and reads the likeliest.
+  Answer write(const Ids& prompt, const std::vector<internal::AnswerRow>& rows, const TextSettings& settings,
+               std::uint64_t seed, const OnStep& on_step) const;
+  // An answer to be written behind a prompt, of which `given` is a part; none: all masks. With choices one of these.
+  Answer answered(const Ids& prompt, const std::optional<std::string>& given, const std::vector<std::string>& choices,
+                  const TextSettings& settings, std::uint64_t seed, const OnStep& on_step) const;
+  // A text whose holes are to be written behind a prompt.
+  Answer filled(const Ids& prompt, internal::Partial partial, const std::vector<std::string>& choices,
+                const TextSettings& settings, std::uint64_t seed, const OnStep& on_step, const char* what) const;
+  // The likeliest of a few choices in the one hole of each row, of which there is one for all choices or one for each.
+  Answer chosen(const Ids& prompt, std::vector<internal::AnswerRow> rows, const std::vector<std::string>& choices,
+                const TextSettings& settings, const OnStep& on_step, const char* what) const;
+  std::vector<Ids> spelled(const std::vector<std::string>& choices, bool space) const;
+  std::string text_of(const Ids& ids) const { return tokenizer ? tokenizer->decode(ids) : ""; }
+  Ids ends() const { return {bundle.special.at("eos"), bundle.special.at("eot")}; }  // any of these ends a text
 
   // The given settings, or the bundle's own with at most a step for each unknown code. Throws where they or the row do not fit.
   ImageSettings image_settings_for(const internal::Around& row, const Bools& unknown,

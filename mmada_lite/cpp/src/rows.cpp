@@ -166,6 +166,25 @@ Around Rows::around(const std::string& row, const std::string& open_slot, const 
   return ids;
 }
 
+Ids Rows::turn_end(const Encode& encode) const {
+  static const std::string kContent = "{content}";
+  Ids ids;
+  bool inside = false;
+  for (const auto& element : templates_.at("message")) {
+    const auto content = element.kind == Element::Kind::text ? element.text.find(kContent) : std::string::npos;
+    if (content != std::string::npos) {
+      ids = encode(element.text.substr(content + kContent.size()));
+      inside = true;
+    } else if (element.kind == Element::Kind::id) {
+      ids.push_back(element.id);
+    } else if (inside) {
+      const Ids more = encode(element.text);
+      ids.insert(ids.end(), more.begin(), more.end());
+    }
+  }
+  return ids;
+}
+
 std::string worded(const std::string& text, const Words& words) {
   std::string out;
   std::size_t from = 0;

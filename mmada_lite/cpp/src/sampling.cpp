@@ -80,7 +80,7 @@ Floats PhiloxSampler::order(Head head, std::int64_t step, const Ids& positions) 
 Floats PhiloxSampler::numbers(Stream stream, std::int64_t step, const Ids& positions) const {
   Floats uniforms;
   for (const auto p : positions) {
-    uniforms.push_back(uniform(seed, stream, static_cast<std::uint32_t>(step), 0, static_cast<std::uint32_t>(p - start)));
+    uniforms.push_back(uniform(seed, stream, static_cast<std::uint32_t>(step), row, static_cast<std::uint32_t>(p - start)));
   }
   return uniforms;
 }

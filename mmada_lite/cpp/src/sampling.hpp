@@ -22,10 +22,10 @@ struct Sampler {
   virtual Floats order(Head head, std::int64_t step, const Ids& positions) = 0;
 };
 
-// Draws addressed by seed, purpose, step and place in the region.
+// Draws addressed by seed, purpose, step, row and place in the region.
 struct PhiloxSampler final : Sampler {
-  PhiloxSampler(std::uint64_t seed, double temperature, std::int64_t start)
-      : seed(seed), temperature(temperature), start(start) {}
+  PhiloxSampler(std::uint64_t seed, double temperature, std::int64_t start, std::uint32_t row = 0)
+      : seed(seed), temperature(temperature), start(start), row(row) {}
 
   Prediction draw(const Denoiser& denoiser, Head head, const Hidden& hidden, const Floats& mix, std::int64_t step,
                   const Ids& positions) override;
@@ -37,6 +37,7 @@ struct PhiloxSampler final : Sampler {
   std::uint64_t seed;
   double temperature;
   std::int64_t start;
+  std::uint32_t row;
 };
 
 // Which candidates [Q] of a step are written, by their confidence: the `count` best, the leftmost first among equals.

@@ -287,13 +287,17 @@ ImageSettings read_image_settings(const Json& content, std::int64_t format) {
   return s;
 }
 
-std::vector<Block> blocks_of(const TextSettings& s, std::int64_t start) {
+std::vector<Block> blocks_of(const TextSettings& settings, const Ids& places) {
+  TextSettings s = settings;
+  s.answer_length = static_cast<std::int64_t>(places.size());
+  s.steps = (settings.steps * s.answer_length - 1) / settings.answer_length + 1;
   std::vector<Block> blocks;
   const Ids shares = transfers(s.steps, blocks_in(s));
   for (std::size_t i = 0; i < shares.size(); ++i) {
     const std::int64_t low = static_cast<std::int64_t>(i) * s.block_length,
                        high = std::min(low + s.block_length, s.answer_length);
-    blocks.push_back({start + low, start + high, std::max<std::int64_t>(1, std::min(shares[i], high - low))});
+    blocks.push_back({places[static_cast<std::size_t>(low)], places[static_cast<std::size_t>(high - 1)] + 1,
+                      std::max<std::int64_t>(1, std::min(shares[i], high - low))});
   }
   return blocks;
 }

@@ -16,11 +16,13 @@ void check(const ImageSettings& settings);
 TextSettings read_text_settings(const Json& content, std::int64_t format);
 ImageSettings read_image_settings(const Json& content, std::int64_t format);
 
-// A stretch of the answer that is finished before the next begins: positions start .. stop - 1.
+// A stretch of the answer that is finished before the next begins: what is to be written of positions start .. stop - 1.
 struct Block {
   std::int64_t start, stop, steps;
 };
 
-std::vector<Block> blocks_of(const TextSettings& settings, std::int64_t start);
+// The blocks of the places that are to be written, ascending and at least one, however many: `steps` are for
+// `answer_length` of them, and fewer take their share.
+std::vector<Block> blocks_of(const TextSettings& settings, const Ids& places);
 
 }  // namespace mmada_lite::internal

@@ -295,6 +295,12 @@ Ids Tokenizer::encode(const std::string& given) const {
   return ids;
 }
 
+std::vector<std::string> Tokenizer::specials() const {
+  std::vector<std::string> spellings;
+  for (const auto id : special_) spellings.push_back(spelling_.at(id));
+  return spellings;
+}
+
 std::string Tokenizer::decode(const Ids& ids) const {
   std::string bytes;
   for (const auto id : ids) {

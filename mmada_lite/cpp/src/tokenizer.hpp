@@ -25,6 +25,7 @@ class Tokenizer {
   void check(const Special& special, std::int64_t code_offset) const;
   Ids encode(const std::string& text) const;
   std::string decode(const Ids& ids) const;
+  std::vector<std::string> specials() const;  // how special tokens are spelled
 
  private:
   struct Added {

@@ -1,0 +1,228 @@
+"""Laws of scores and choices, by brute force over every answer of small models."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from small_attention import SmallAttention
+
+from mmada_lite import Error
+from mmada_lite.decoding.denoiser import Window
+from mmada_lite.decoding.generate import TextTokens, complete
+from mmada_lite.decoding.score import END, choose, score
+from mmada_lite.decoding.settings import TextSettings
+
+SIZE, MASK = 6, 5
+STOP = frozenset({3, 4})
+PROMPT = [0, 2, 1]
+
+
+def small(seed: int) -> SmallAttention:
+    return SmallAttention(vocabulary=SIZE, mask=MASK, width=8, seed=seed)
+
+
+def marginals(model: SmallAttention, answer: list[int], guidance: float = 0.0) -> np.ndarray:
+    """[N, V] log probabilities of a row read off the model's logits, without the mask."""
+    rows = [PROMPT + answer, [MASK] * len(PROMPT) + answer]
+    logits = []
+    for row in rows:
+        places = np.arange(len(row))
+        window = Window(np.array([row]), places, places[None, len(PROMPT) :])
+        logits.append(model.logits("text", model.forward(window, keep=False)[0], np.eye(1, dtype=np.float32))[0])
+    mixed = (1 + guidance) * logits[0] - guidance * logits[1]
+    mixed[:, MASK] = -np.inf
+    return mixed - np.log(np.exp(mixed).sum(axis=-1, keepdims=True))
+
+
+def chain_by_hand(model: SmallAttention, answer: list[int], scored: set[int]) -> tuple[float, list[int]]:
+    row = [MASK if place in scored else token for place, token in enumerate(answer)]
+    total, order = 0.0, []
+    while left := [place for place in range(len(row)) if place in scored and place not in order]:
+        law = marginals(model, row)
+        place = max(left, key=lambda place: (full(model, row)[place], -place))
+        total += law[place, answer[place]]
+        row[place] = answer[place]
+        order.append(place)
+    return total, order
+
+
+def full(model: SmallAttention, row: list[int]) -> np.ndarray:
+    """The loop's confidence at every place: the most probable token of the whole vocabulary, or, where that is the mask, the
+    most probable other one among the others."""
+    places = np.arange(len(PROMPT + row))
+    window = Window(np.array([PROMPT + row]), places, places[None, len(PROMPT) :])
+    logits = model.logits("text", model.forward(window, keep=False)[0], np.eye(1, dtype=np.float32))[0]
+    law = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return np.where(law.argmax(axis=1) == MASK, marginals(model, row).max(axis=1), law.max(axis=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_pass_reads_the_marginals_off_the_logits(seed: int) -> None:
+    model, answer, scored = small(seed), [1, 0, 2, 3], [True, False, True, True]
+    law = marginals(model, [MASK, 0, MASK, MASK])
+    found = score(model, PROMPT, answer, scored, MASK, law="one_pass")
+    np.testing.assert_allclose(found.by_place[0], [law[0, 1], 0, law[2, 2], law[3, 3]], atol=1e-6)
+    assert found.model_calls == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_chain_goes_the_way_of_the_loop_and_is_a_law(seed: int) -> None:
+    """Over all answers of a length its probabilities add up to 1; every value and order is the one made by hand."""
+    model = small(seed)
+    answers = [[1, *pair, 0] for pair in product(range(SIZE - 1), repeat=2)]
+    found = score(model, PROMPT, answers, [False, True, True, False], MASK, rows=7)
+    assert np.exp(found.log_likelihood).sum() == pytest.approx(1, abs=1e-6)
+    for row, answer in enumerate(answers):
+        total, order = chain_by_hand(model, answer, {1, 2})
+        assert found.log_likelihood[row] == pytest.approx(total, abs=1e-5)
+        assert [int(found.order[row, place]) for place in order] == [0, 1]
+    assert found.model_calls == 2 * -(-len(answers) // 7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_chain_of_what_the_loop_writes_is_what_the_loop_says(seed: int) -> None:
+    """Greedy decoding, one token a step in blocks of two: the same places in the same order."""
+    model = small(seed)
+    settings = TextSettings(answer_length=5, steps=5, block_length=2)
+    decoding = complete(model, PROMPT, settings, TextTokens(MASK))
+    written = [int(step.positions[0]) - len(PROMPT) for step in decoding.steps]
+    found = score(model, PROMPT, decoding.ids, [True] * 5, MASK, block_length=2)
+    assert list(np.argsort(found.order[0])) == written
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_monte_carlo_tends_to_its_expectation(guidance: float) -> None:
+    """1 / L times the sum over l of L / l times the mean over all masks of l ids."""
+    model, answer, places = small(1), [1, 3, 0, 2], (0, 1, 3)
+    exact = 0.0
+    for count in (1, 2, 3):
+        sums = []
+        for hidden in combinations(places, count):
+            law = marginals(model, [MASK if n in hidden else token for n, token in enumerate(answer)], guidance)
+            sums.append(sum(law[n, answer[n]] for n in hidden))
+        exact += float(np.mean(sums)) / count
+    scored = [place in places for place in range(4)]
+    found = score(model, PROMPT, answer, scored, MASK, law="monte_carlo", draws=4000, rows=500, guidance=guidance)
+    assert found.log_likelihood[0] == pytest.approx(exact, abs=0.02 * abs(exact))
+    assert found.model_calls == 8
+    again = score(model, PROMPT, answer, scored, MASK, law="monte_carlo", draws=4000, rows=333, guidance=guidance)
+    assert again.log_likelihood[0] == pytest.approx(
+        found.log_likelihood[0]
+    )  # a draw is addressed, whoever it shares a call with
+    other = score(model, PROMPT, answer, scored, MASK, law="monte_carlo", draws=4, seed=9, guidance=guidance)
+    assert other.log_likelihood[0] != found.log_likelihood[0]
+
+
+def test_one_token_has_one_score_by_any_law() -> None:
+    model, answer, scored = small(3), [1, 3, 0, 2], [False, True, False, False]
+    by_law = [
+        score(model, PROMPT, answer, scored, MASK, law=law).log_likelihood[0] for law in ("chain", "one_pass", "monte_carlo")
+    ]
+    assert by_law == pytest.approx([by_law[0]] * 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+def test_all_choices_of_one_token_add_up_to_one(seed: int, guidance: float) -> None:
+    model = small(seed)
+    found = choose(model, PROMPT, [[1, MASK, 2]], [[n] for n in range(SIZE - 1)], MASK, STOP, guidance=guidance)
+    law = marginals(model, [1, MASK, 2], guidance)[1, :MASK]
+    np.testing.assert_allclose(found.log_likelihood, law, atol=1e-5)
+    np.testing.assert_allclose(found.probability, np.exp(law), atol=1e-5)
+    assert found.index == law.argmax()
+    assert list(found.answer) == [1, law.argmax(), 2]
+    assert found.model_calls == 1
+
+
+def test_a_choice_that_is_shorter_than_its_hole_is_ended() -> None:
+    """Its end is as likely as all ends together; in a hole with something behind it the end fills what is left."""
+    model = small(2)
+    for answer, ended in (([MASK] * 3, [MASK]), ([MASK, MASK, MASK, 1], None)):
+        found = choose(model, PROMPT, [answer], [[2]], MASK, STOP)
+        by_hand = []
+        for first in (0, 1):
+            law = marginals(model, answer)
+            row = list(answer)
+            end = max(STOP, key=lambda one: law[1, one])
+            row[first] = 2 if first == 0 else end
+            if first == 1 and ended is None:
+                row[1:3] = [end, end]
+            then = marginals(model, row)
+            both = (law, then) if first == 0 else (then, law)
+            by_hand.append(both[0][0, 2] + np.logaddexp(both[1][1, 3], both[1][1, 4]))
+        assert min(abs(found.log_likelihood[0] - value) for value in by_hand) < 1e-5
+        assert found.answer[0] == 2
+        assert found.answer[1] in STOP
+        assert found.answer[2] == (MASK if ended else found.answer[1])
+        assert list(found.positions) == [0, 1]
+
+
+def test_choices_do_not_depend_on_their_batch_or_their_order() -> None:
+    model = small(4)
+    choices = [[0], [1, 2], [2, 2], [0, 1, 2], [1]]
+    for answer in ([1, MASK, MASK, MASK, 0], [MASK] * 4):
+        own = [[MASK] * len(choice) + [0] * (4 - len(choice) % 2) for choice in choices]  # of two lengths
+        for answers, reversed_answers in (([answer], [answer]), (own, own[::-1])):
+            whole = choose(model, PROMPT, answers, choices, MASK, STOP)
+            one_by_one = choose(model, PROMPT, answers, choices, MASK, STOP, rows=1)
+            turned = choose(model, PROMPT, reversed_answers, choices[::-1], MASK, STOP)
+            np.testing.assert_allclose(whole.log_likelihood, one_by_one.log_likelihood, atol=1e-6)
+            np.testing.assert_allclose(whole.log_likelihood, turned.log_likelihood[::-1], atol=1e-6)
+            assert whole.model_calls < one_by_one.model_calls
+            assert whole.probability.sum() == pytest.approx(1)
+            for number, choice in enumerate(choices):
+                alone = choose(model, PROMPT, answers if len(answers) == 1 else [own[number]], [choice], MASK, STOP)
+                assert alone.log_likelihood[0] == pytest.approx(whole.log_likelihood[number], abs=1e-6)
+
+
+def test_a_choice_that_fills_its_hole_has_the_score_of_its_ids() -> None:
+    """And, where it is shorter and the hole is the last, of its ids with its end."""
+    model = small(5)
+    inner = choose(model, PROMPT, [[1, MASK, MASK, 0]], [[2, 0]], MASK, STOP)
+    right = score(model, PROMPT, [1, 2, 0, 0], [False, True, True, False], MASK)
+    assert inner.log_likelihood[0] == pytest.approx(right.log_likelihood[0], abs=1e-6)
+    last = choose(model, PROMPT, [[1, MASK, MASK]], [[2]], MASK, frozenset({3}))
+    right = score(model, PROMPT, [1, 2, 3], [False, True, True], MASK)
+    assert last.log_likelihood[0] == pytest.approx(right.log_likelihood[0], abs=1e-6)
+    assert END not in last.answer
+
+
+def test_the_first_of_equal_choices_is_chosen() -> None:
+    model = small(0)
+    model.head[:, 1] = model.head[:, 2]
+    model.table[1] = model.table[2]
+    for pair in ([[1], [2]], [[2], [1]]):
+        assert choose(model, PROMPT, [[0, MASK, 0]], pair, MASK, STOP).index == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "said"),
+    [
+        ([1, MASK], [], "there are 0 choices; give 1 to 64"),
+        ([1, MASK], [[n % 4, n // 4] for n in range(65)], "there are 65 choices"),
+        ([1, MASK], [[0], []], "choice 2 is empty"),
+        ([1, MASK], [[MASK]], "choice 1 is empty or holds the mask"),
+        ([1, MASK], [[0], [1], [0]], "choices 1 and 3 are the same tokens"),
+        ([1, MASK], [[0, 1]], "choice 1 takes 2 tokens and the hole has 1"),
+        ([1, 2], [[0]], "none or more"),
+        ([MASK, 1, MASK], [[0]], "none or more"),
+    ],
+)
+def test_wrong_choices_are_refused(answer: list[int], choices: list[list[int]], said: str) -> None:
+    with pytest.raises(Error, match=said):
+        choose(small(0), PROMPT, [answer], choices, MASK, STOP)
+
+
+@pytest.mark.parametrize(
+    ("answer", "scored", "how", "said"),
+    [
+        ([1, 2], [True, True], {"law": "best"}, "no law is called 'best'"),
+        ([1, MASK], [True, True], {}, "a mask is to be scored"),
+        ([1, 2], [False, False], {}, "no id of the answer"),
+        ([1, 2], [True], {}, "give as many"),
+        ([1, 2], [True, True], {"draws": 0}, "at least 1"),
+    ],
+)
+def test_wrong_scores_are_refused(answer: list[int], scored: list[bool], how: dict, said: str) -> None:
+    with pytest.raises(Error, match=said):
+        score(small(0), PROMPT, answer, scored, MASK, **how)
