@@ -31,8 +31,8 @@ class Choice:
 
 
 class Choosing:
-    """rows: the answer for each choice; prompt_length: how many positions stand before it. It has what an answer in the making has
-    (`mmada_lite.forms.filling`); `choices` is empty until its one step is done."""
+    """rows: the answer for each choice; prompt_length: how many positions stand before it. It has what an answer in the
+    making has (`mmada_lite.forms.filling`); `choices` is empty until its one step is done."""
 
     def __init__(
         self,
