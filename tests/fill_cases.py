@@ -1,6 +1,7 @@
 """Random models that say much and end often, answers with holes and choices for them, and what a host must make of them: what
 Python makes. For every host that is spoken to in lines of JSON."""
 
+import json
 import random
 import shutil
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from line_host import Host
+from recorded_fill import BASE, FILE
 
 from mmada_lite import Error, Model, TextSettings, load
+from mmada_lite.bench.parity.check import _Models
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.score import choose
 from mmada_lite.decoding.settings import plain
@@ -149,6 +152,29 @@ def same_everywhere(host: Host, checkpoint: Path, folder: Path, models: int, cas
             same_filling(host, model, filling)
         for choosing in choosings(model, cases, seed):
             same_choice(host, model, choosing)
+
+
+def same_recording(host: Host, golden: Path, folder: Path) -> None:
+    """Recorded answers of tests/golden/fill whose settings every host has, from bundles that end a text as the case does."""
+    models, seen = _Models(golden, folder), 0
+    for case in json.loads(FILE.read_text(encoding="utf-8"))["cases"]:
+        if case["name"] not in ("exact", "few steps", "prefix", "guided", "warm"):
+            continue
+        models.denoiser("onnx", case["model"])  # exports it
+        about = folder / case["model"].replace("/", "-") / "bundle.json"
+        content = json.loads(about.read_text(encoding="utf-8"))
+        unwritten = next(token for token in range(case["mask"]) if token not in case["ids"])
+        ends = (case["stop"] + [unwritten] * 2)[:2]
+        content["vocabulary"]["special"] |= {"eos": ends[0], "eot": ends[1]}
+        about.write_text(json.dumps(content), encoding="utf-8")
+        loaded = host.call("load", folder=str(about.parent), threads=1)
+        assert "error" not in loaded, loaded
+        settings = plain(BASE.replace(**case["settings"]))
+        found = host.call("complete", prompt=case["prompt"], answer=case["answer"], settings=settings, seed=str(case["seed"]))
+        assert found.get("ids") == case["ids"], (case, found)
+        assert found["positions"] == [positions for positions, _ in case["steps"]], case
+        seen += 1
+    assert seen == 15
 
 
 PARTS = [

@@ -103,7 +103,9 @@ def record(models: _Models, each: int = 3) -> Iterator[dict[str, Any]]:
             info = json.loads((GOLDEN / model / "case.json").read_text())["token_ids"]
             case = drawn_case(model, name, info["mask"], info["bos"], rng)
             denoiser = models.denoiser("torch", model)
-            endless = [token for _, written in decoded(denoiser, case)[0] for token in written]
+            endless = [token for _, written in decoded(denoiser, case)[0] for token in written if token < info["bos"]]
+            if not endless:  # codes of pictures end no text
+                continue
             case["stop"] = sorted({int(token) for token in rng.choice(endless, size=found)})  # so that some holes are closed
             gaps = Gaps(denoiser)
             steps, ids, calls = decoded(gaps, case)

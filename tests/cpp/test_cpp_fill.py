@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cpp_host import Host
-from fill_cases import loud_bundle, same_everywhere, same_notation, same_texts
+from fill_cases import loud_bundle, same_everywhere, same_notation, same_recording, same_texts
 
 from mmada_lite import load
 from mmada_lite.model import embedded_bundle
@@ -29,3 +29,7 @@ def test_texts_are_filled_alike(host: Host, tiny_checkpoint: Path, tmp_path: Pat
     folder = loud_bundle(tiny_checkpoint, tmp_path, seed) if seed else embedded_bundle()
     assert "error" not in host.call("load", folder=str(folder), threads=1)
     same_texts(host, load(folder, device="cpu", threads=1), 1, 25, seed)
+
+
+def test_recorded_holes_are_filled_step_by_step(host: Host, golden: Path, tmp_path: Path) -> None:
+    same_recording(host, golden, tmp_path)
