@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmada_lite.cli import options, terminal
+from mmada_lite.cli import options, outside, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Fill."""
     from mmada_lite.cli.answering import form_of, not_empty, print_answer
     from mmada_lite.cli.model_options import open_for_text
+    from mmada_lite.forms.holes import read_partial
 
     text = not_empty(terminal.text_of(arguments.text, "text"), "text")
     form = form_of(arguments)
     model, settings = open_for_text(arguments)
-    print_answer(model.fill(text, settings, seed=arguments.seed, **form), settings, arguments)
+    filling = model.fill(text, settings, seed=arguments.seed, **form)
+    for line in outside.of_texts(model.bundle, *read_partial(text).pieces):
+        terminal.note(line)
+    print_answer(filling, settings, arguments)
     return 0

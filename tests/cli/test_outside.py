@@ -83,6 +83,8 @@ def test_words_outside(text: str, outside: list[str]) -> None:
         (("ask", "PHOTO", "what is this?", "--answer-length", "8"), "this picture is 451 x 300"),
         (("ask", "ICON", "what is this?", "--answer-length", "8"), None),
         (("extend", "ICON", "a zebra", *SHORT), '"zebra" is none of them'),
+        (("fill", "a zebra on a [mask:1] background"), '"zebra" is none of them'),
+        (("fill", "a cat on a [mask:*2] background"), None),
     ],
 )
 def test_what_is_outside_is_one_line(words: tuple[str, ...], says: str | None, tmp_path: Path, capsys: Any) -> None:
