@@ -1,23 +1,19 @@
 """What a caller hands to a public function, read by the types that the function declares: numpy's numbers become Python's, and
 whatever cannot be read is an Error that names the parameter.
 
-It knows no function and no model. Pictures are read where they are used.
+It knows no function and no model. Pictures, ids and codes are read where they are used.
 """
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmada_lite.errors import Error, shown
 
-Ints = NDArray[np.int64]
 Call = TypeVar("Call", bound=Callable[..., Any])
 _RANGES: Mapping[str, tuple[int, int]] = MappingProxyType({"seed": (0, 2**64 - 1), "threads": (1, 2**31 - 1)})
 _LARGEST = sys.float_info.max
@@ -138,32 +134,3 @@ def _joined(parts: Sequence[Any], where: str) -> tuple[str, list[Any]]:
             forms = '{"type": "text", "text": ...} and {"type": "image", "image": picture}'
             raise Error(f"{where} holds {shown(part)}; its parts are {forms}")
     return "\n".join(texts), pictures
-
-
-def numbers_of(given: Any, what: str, count: int, axes: int) -> Ints:
-    """Ids [N] or codes [h, w] as int64. Raises Error where one is not among the model's, which are 0 to count - 1."""
-    array = array_of(given, f"{what}s")
-    whole = array.dtype.kind in "iu" or (axes == 1 and not array.size)
-    if array.ndim != axes or not whole or (axes == 2 and not array.size):
-        form = "in a row" if axes == 1 else "row by row of a grid"
-        raise Error(f"the {what}s are {size_of(array)} of {array.dtype}; give whole numbers, {form}")
-    array = array if array.size else np.zeros(0, dtype=np.int64)
-    outside = array[(array < 0) | (array >= count)]
-    if outside.size:
-        raise Error(f"the {what} {outside[0]} is none of the model's 0 to {count - 1}")
-    return array.astype(np.int64)
-
-
-def array_of(numbers: Any, what: str) -> NDArray[Any]:
-    """What a caller calls an array, or an iterator, as one. Raises Error where it has no shape."""
-    try:
-        if isinstance(numbers, range) and len(numbers) > 1 << 24:
-            raise ValueError("more numbers than a model reads")
-        return np.asarray(list(numbers) if isinstance(numbers, Iterator) else numbers)
-    except Exception as fault:  # rows of unequal length, and whatever an object of the caller's raises
-        raise Error(f"the {what} are no array: {str(fault)[:80]}; give whole numbers in rows of one length") from None
-
-
-def size_of(array: NDArray[np.generic]) -> str:
-    """2 x 3 of an array of that shape."""
-    return " x ".join(map(str, array.shape)) or "a single number"

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mmada_lite import images
-from mmada_lite.calls import array_of, checked, conversation, numbers_of, size_of
+from mmada_lite.calls import checked, conversation
 from mmada_lite.decoding import generate, rows
+from mmada_lite.decoding.arrays import array_of, numbers_of, size_of
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.decoding.score import Law

@@ -34,6 +34,7 @@ ALLOWED: Mapping[str, set[str]] = {
 }
 # What the others may have of decoding: its two doors and their types, but none of the parts that a decode is built of.
 DOORS = {
+    "arrays",
     "format_1",
     "generate",
     "score",
