@@ -171,10 +171,10 @@ from mmada_lite.__main__ import main
 
 def forward(argv=None):
     files.AtomicFolder(pathlib.Path("made"), marker="x").__enter__()
-    print("now", flush=True)
     lock, library = (ctypes.c_char * 64)(), ctypes.CDLL(None)
-    while True:
-        library.pthread_mutex_lock(lock)
+    library.pthread_mutex_lock(lock)
+    print("now", flush=True)
+    library.pthread_mutex_lock(lock)
 
 mmada_lite.cli.main.main = forward
 sys.exit(main())
@@ -189,6 +189,7 @@ def test_a_signal_does_not_wait_for_what_python_cannot_interrupt(tmp_path: Path)
     assert process.stdout is not None
     assert process.stdout.readline() == b"now\n"
     assert len(list(tmp_path.iterdir())) == 1
+    time.sleep(0.2)  # until it is stuck
     process.terminate()
     try:
         assert process.communicate(timeout=30)[1] == b"mmada-lite: terminated\n"
