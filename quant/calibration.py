@@ -8,7 +8,7 @@ written. It knows no weights, layers or formats.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -161,10 +161,10 @@ def _thinking(model: CalibrationModel, text: list[int], seed: int) -> Iterator[W
     ids = thinking_prompt(text, model.vocabulary)
     if len(ids) + _shortened(model.text).answer_length > model.longest:
         return
-    decoding = _writing(model, ids, seed)
-    yield "chat", decoding
-    stop = frozenset({special.eos, special.eot})
-    answer = Answer(Filling.of(decoding, stop), model.tokenizer, stop)
+    decoding, stop = _writing(model, ids, seed), frozenset({special.eos, special.eot})
+    filling = Filling.of(decoding, stop)
+    yield "chat", replace(decoding, steps=filling.steps)
+    answer = Answer(filling, model.tokenizer, stop)
     beside = len(thought_prompt(text, [], model.vocabulary)) + model.codes + len(picture_end(model.vocabulary))
     thinking = Thinking(answer, model.tokenizer, model.longest - beside)
     if thinking.fault is None:

@@ -88,8 +88,11 @@ def quantize_model(
     with ExitStack() as held:
         work = None
         if method.calibrated:
+            from mmada_lite.quant.layer_pipeline import LayerPipeline  # refused without torch before there is a work folder
+
             work = held.enter_context(_work_folder(source, output, checkpoint, request, given))
-            _calibrate_and_round(work, checkpoint, transformed, method, specs, request, given, report)
+            samples = _samples(work, checkpoint, request.calibration(), request.record_with, given, report)
+            LayerPipeline(transformed, method, specs, checkpoint.image_rows, work, samples, report).run()
         tensors = transformed if method.layerwise else checkpoint.tensors
         written = write_bundle(
             *(_with_codes(checkpoint, tensors, method, work), specs, output),
@@ -148,23 +151,6 @@ def _work_folder(
     prompts_by_task(given, request.calibration(), pictures=bool(checkpoint.image))
     folder = request.work or output.absolute().with_name(f".{output.name}.quantizing")
     return WorkFolder(folder, _key(source, checkpoint, request, given))
-
-
-def _calibrate_and_round(
-    work: WorkFolder,
-    checkpoint: Checkpoint,
-    transformed: TransformedTensors,
-    method: Method,
-    specs: dict[str, WeightSpec],
-    request: Request,
-    given: list[Prompt] | None,
-    report: Report,
-) -> None:
-    """Fill the work folder with the codes of every layer and head, from where it stands."""
-    from mmada_lite.quant.layer_pipeline import LayerPipeline
-
-    samples = _samples(work, checkpoint, request.calibration(), request.record_with, given, report)
-    LayerPipeline(transformed, method, specs, checkpoint.image_rows, work, samples, report).run()
 
 
 def _samples(
