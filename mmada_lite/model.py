@@ -8,8 +8,9 @@ is `mmada_lite.decoding.generate`'s.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,19 +19,21 @@ from PIL import Image
 from mmada_lite import images
 from mmada_lite.calls import checked, conversation
 from mmada_lite.decoding import generate, rows
-from mmada_lite.decoding.arrays import array_of, numbers_of, size_of
+from mmada_lite.decoding.arrays import flags_of, numbers_of, size_of
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.decoding.score import Law
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.forms.wanted import Schema, Wanted
-from mmada_lite.forms.writer import Score, Writer, Writing
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
 from mmada_lite.ort.session import usable_cores
 from mmada_lite.streams import Answer, Drawing, Thinking, grown, parts_of, thought_and_drawn, with_codes
 from mmada_lite.vocabulary import Tokenizer, with_tags
+
+if TYPE_CHECKING:
+    from mmada_lite.forms.writer import Score, Writer, Writing
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -93,7 +96,13 @@ class Model:
         self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
         self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
-        self._writer = Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, self._alone)
+
+    @cached_property
+    def _writer(self) -> "Writer":
+        from mmada_lite.forms.writer import Writer  # a picture is drawn sooner without
+
+        one_row = "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
+        return Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, one_row)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -186,7 +195,7 @@ class Model:
         law: Law = "chain",
         draws: int = 128,
         seed: int = 0,
-    ) -> Score:
+    ) -> "Score":
         """How likely the characters span[0] to span[1] - 1 of a text are, all of it without a span, given the rest; with
         messages, as their answer. law, draws: as in `mmada_lite.decoding.score.score`. Raises Error as `fill` and `chat` do."""
         known, chosen = (self.tokenizer, self.vocabulary), settings or self.text_defaults
@@ -320,12 +329,8 @@ class Model:
         than unknown codes. Many rows at once: `decoding.generate.draw`.
         """
         self._fingerprints.check()
-        grid, cells = self._grid(codes), array_of(unknown, "flags")
-        if cells.shape != grid.shape or cells.dtype.kind not in "biu" or cells.min() < 0 or cells.max() > 1:
-            raise Error(f"the codes are {size_of(grid)} and what is unknown is {size_of(cells)}; give one flag for each code")
-        cells = cells.astype(bool)
-        if not cells.any():
-            raise Error("no code is unknown; say what is to be drawn anew")
+        grid = self._grid(codes)
+        cells = flags_of(unknown, grid)
         row = rows.paint_prompt(self._ids(words), self.vocabulary)
         return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
 
@@ -376,10 +381,7 @@ class Model:
             return self._answered(self._writer.whole(prompt, chosen, seed, what, wanted))
         return self._answered(self._writer.begun(prompt, answer, chosen, seed, what, wanted))
 
-    def _alone(self) -> str:
-        return "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
-
-    def _answered(self, writing: Writing) -> Answer:
+    def _answered(self, writing: "Writing") -> Answer:
         return Answer(writing, self._tokenizer, writing.stop)
 
     def _think(self, prompt: str, think: bool | str, codes: int, seed: int) -> Thinking:
@@ -408,10 +410,8 @@ class Model:
         self._fingerprints.check()
         if not prompt.strip():
             raise Error("the prompt is empty; say what is to be drawn")
-        text = self.tokenizer.encode(prompt.strip())
-        row = (
-            rows.paint_prompt(text, self.vocabulary) if thought is None else rows.thought_prompt(text, thought, self.vocabulary)
-        )
+        text, words = self.tokenizer.encode(prompt.strip()), self.vocabulary
+        row = rows.paint_prompt(text, words) if thought is None else rows.thought_prompt(text, thought, words)
         return self._draw(row, codes, unknown, settings, seed)
 
     def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> Decoding:

@@ -8,7 +8,7 @@ and calls no model. This file knows how ids and codes become text and pictures; 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,12 @@ from mmada_lite.calls import checked
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
-from mmada_lite.forms.choosing import Choice, Choosing
-from mmada_lite.forms.filling import Filling
-from mmada_lite.forms.rows import Span
 from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
+
+if TYPE_CHECKING:
+    from mmada_lite.forms.choosing import Choice, Choosing
+    from mmada_lite.forms.filling import Filling
+    from mmada_lite.forms.rows import Span
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -48,8 +50,8 @@ class AnswerResult:
     steps: int
     model_calls: int
     seconds: float
-    spans: tuple[Span, ...] = ()
-    choices: tuple[Choice, ...] = ()
+    spans: "tuple[Span, ...]" = ()
+    choices: "tuple[Choice, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Answer(Stream):
     says what stands now is of the first of them until the last step.
     """
 
-    def __init__(self, filling: Filling | Choosing, tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
+    def __init__(self, filling: "Filling | Choosing", tokenizer: Tokenizer | None, stop: frozenset[int]) -> None:
         super().__init__(filling.steps)
         self._filling, self._tokenizer, self._stop = filling, tokenizer, stop
 
@@ -118,8 +120,7 @@ class Answer(Stream):
             text, spans = text.strip(), ()
         thought, answer = split_thought(text)
         complete = self._filling.row.ended(ids, self._stop)
-        choices = self._filling.choices if isinstance(self._filling, Choosing) else ()
-        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds, spans, choices)
+        return AnswerResult(text, thought, answer, ids, complete, steps, model_calls, seconds, spans, self._filling.choices)
 
     @property
     def text(self) -> str:
@@ -142,7 +143,7 @@ class Answer(Stream):
         """The text as it stands up to its end, with `mark` for each mask that is left."""
         return self._read(mark)[0]
 
-    def _read(self, mark: str) -> tuple[str, tuple[Span, ...]]:
+    def _read(self, mark: str) -> "tuple[str, tuple[Span, ...]]":
         filling = self._filling
         return filling.row.read(filling.ids, filling.log_probabilities, self._decoded, self._stop, filling.mask, mark)
 

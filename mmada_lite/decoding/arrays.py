@@ -38,6 +38,16 @@ def array_of(numbers: Any, what: str) -> NDArray[Any]:
         raise Error(f"the {what} are no array: {str(fault)[:80]}; give whole numbers in rows of one length") from None
 
 
+def flags_of(given: Any, codes: Ints) -> NDArray[np.bool_]:
+    """Which codes [h, w] are unknown, bool [h, w]. Raises Error where there is not one flag for each, or none is set."""
+    flags = array_of(given, "flags")
+    if flags.shape != codes.shape or flags.dtype.kind not in "biu" or flags.min() < 0 or flags.max() > 1:
+        raise Error(f"the codes are {size_of(codes)} and what is unknown is {size_of(flags)}; give one flag for each code")
+    if not flags.any():
+        raise Error("no code is unknown; say what is to be drawn anew")
+    return flags.astype(bool)
+
+
 def size_of(array: NDArray[np.generic]) -> str:
     """2 x 3 of an array of that shape."""
     return " x ".join(map(str, array.shape)) or "a single number"

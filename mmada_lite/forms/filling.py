@@ -23,6 +23,8 @@ class Filling:
     work, once; what a step's `rows` count are these. best: the number of the likeliest, before the end of the first, whose
     `row` and `ids` [N] these are."""
 
+    choices = ()  # of `mmada_lite.forms.choosing.Choosing`, which stands in its place
+
     def __init__(self, rows: Sequence[Row], begin: Begin, stop: frozenset[int], together: int = TOGETHER) -> None:
         self._rows, self._begin, self.stop = rows, begin, stop
         self._parts = [range(n, min(n + together, len(rows))) for n in range(0, len(rows), together)]
