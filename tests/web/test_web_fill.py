@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import WEB
 from fill_cases import Fills
 from line_host import Host
+
+MODULES = Path(__file__).parents[2] / "examples" / "web" / "node_modules"
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    if shutil.which("node") is None or not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+    if shutil.which("node") is None or not (MODULES / "onnxruntime-web").is_dir():
         pytest.skip("needs node and onnxruntime-web: npm ci --prefix examples/web")
     running = Host("node", Path(__file__).parent / "host.mjs")
     yield running
