@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from line_host import Host
-from recorded_fill import BASE, FILE, LEAST
+from recorded_fill import BASE, FILE, LEAST, Gaps
 
 from mmada_lite import Error, Model, TextSettings, load
 from mmada_lite.bench.parity.check import _Models
@@ -23,6 +23,7 @@ from mmada_lite.model import embedded_bundle
 
 LOUD, ENDING = 8.0, 3.0  # times the head's random weights, and those of the stop tokens once more
 TOLERANCE = 1e-4  # nats between two ways of adding up
+ROOM = 1e-5  # nats that decide alike in every way of adding up: what differs by less is decided by it
 
 
 def loud_bundle(checkpoint: Path, folder: Path, seed: int) -> Path:
@@ -78,12 +79,13 @@ def fillings(model: Model, count: int, seed: int) -> list[Filling]:
     return cases
 
 
-def same_filling(host: Host, model: Model, case: Filling) -> None:
+def same_filling(host: Host, model: Model, case: Filling) -> bool:
     """The host writes what Python writes, in the same steps. Given ids are as they were, and nothing before the tail is
-    left open."""
+    left open. False where it differs, which it may where a decision had no `ROOM`."""
     mask, given = model.vocabulary.special.mask, np.array(case.answer)
+    gaps = Gaps(model.denoiser)
     decoding = complete(
-        model.denoiser,
+        gaps,
         case.prompt,
         case.settings,
         TextTokens.of(model.vocabulary.special, None),
@@ -92,13 +94,18 @@ def same_filling(host: Host, model: Model, case: Filling) -> None:
     )
     steps = list(decoding.steps)
     found = host.call("complete", prompt=case.prompt, answer=case.answer, settings=plain(case.settings), seed=str(case.seed))
-    assert found.get("ids") == decoding.ids[0].tolist(), (case, found)
-    assert found["positions"] == [step.positions.tolist() for step in steps], case
+    assert "error" not in found, (case, found)
     log_probabilities = np.concatenate([step.log_probabilities for step in steps])
-    assert found["log_probabilities"] == pytest.approx(log_probabilities.tolist(), abs=TOLERANCE)
+    alike = (
+        found.get("ids") == decoding.ids[0].tolist()
+        and found["positions"] == [step.positions.tolist() for step in steps]
+        and found["log_probabilities"] == pytest.approx(log_probabilities.tolist(), abs=TOLERANCE)
+    )
+    assert alike or gaps.least < ROOM, (case, found)
     ids, known = np.array(found["ids"]), given != mask
     assert (ids[known] == given[known]).all()
     assert (ids[: np.flatnonzero(known).max(initial=-1) + 1] != mask).all()
+    return alike
 
 
 @dataclass(frozen=True)
@@ -130,30 +137,36 @@ def choosings(model: Model, count: int, seed: int) -> list[Choosing]:
     return cases
 
 
-def same_choice(host: Host, model: Model, case: Choosing) -> None:
-    """The host chooses what Python chooses, and every likelihood is the same."""
+def same_choice(host: Host, model: Model, case: Choosing) -> bool:
+    """The host chooses what Python chooses, and every likelihood is the same. False as of `same_filling`."""
     special = model.vocabulary.special
     stop = frozenset({special.eos, special.eot})
-    ours = choose(model.denoiser, case.prompt, case.answers, case.choices, special.mask, stop, guidance=case.guidance)
+    gaps = Gaps(model.denoiser)
+    ours = choose(gaps, case.prompt, case.answers, case.choices, special.mask, stop, guidance=case.guidance)
     settings = {"guidance": case.guidance}
     found = host.call("choose", prompt=case.prompt, answers=case.answers, choices=case.choices, settings=settings)
-    assert (found.get("index"), found["ids"]) == (ours.index, ours.answer.tolist()), (case, found)
+    assert "error" not in found, (case, found)
     assert [choice["ids"] for choice in found["choices"]] == case.choices
     likelihoods = [choice["log_likelihood"] for choice in found["choices"]]
-    assert likelihoods == pytest.approx(ours.log_likelihood.tolist(), abs=1e-3)
-    assert [choice["probability"] for choice in found["choices"]] == pytest.approx(ours.probability.tolist(), abs=1e-3)
+    alike = (
+        (found["index"], found["ids"]) == (ours.index, ours.answer.tolist())
+        and likelihoods == pytest.approx(ours.log_likelihood.tolist(), abs=1e-3)
+        and [choice["probability"] for choice in found["choices"]] == pytest.approx(ours.probability.tolist(), abs=1e-3)
+    )
+    assert alike or gaps.least < ROOM, (case, found)
+    return alike
 
 
 def same_everywhere(host: Host, checkpoint: Path, folder: Path, models: int, cases: int) -> None:
     """Over so many random models, with so many answers and so many choices for each."""
+    alike = list[bool]()
     for seed in range(models):
         bundle = loud_bundle(checkpoint, folder / str(seed), seed)
         model = load(bundle, device="cpu", threads=1)
         assert "error" not in host.call("load", folder=str(bundle), threads=1)
-        for filling in fillings(model, cases, seed):
-            same_filling(host, model, filling)
-        for choosing in choosings(model, cases, seed):
-            same_choice(host, model, choosing)
+        alike += [same_filling(host, model, filling) for filling in fillings(model, cases, seed)]
+        alike += [same_choice(host, model, choosing) for choosing in choosings(model, cases, seed)]
+    assert sum(alike) >= 0.99 * len(alike)
 
 
 # Recorded kinds of settings that Python alone decodes with: hosts refuse the first thing of these that they meet.
@@ -305,7 +318,6 @@ class Fills:
     def test_random_answers_with_holes_and_choices(
         self, host: Host, tiny_checkpoint: Path, tmp_path: Path, models: int, cases: int
     ) -> None:
-        """A browser adds up in another order: these models leave no room for that to decide."""
         same_everywhere(host, tiny_checkpoint, tmp_path, models, cases)
 
     def test_holes_are_read_alike(self, host: Host) -> None:
