@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from line_host import Host
-from recorded_fill import BASE, FILE
+from recorded_fill import BASE, FILE, LEAST, Gaps
 
 from mmada_lite import Error, Model, TextSettings, load
 from mmada_lite.bench.parity.check import _Models
@@ -19,8 +19,11 @@ from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.score import choose
 from mmada_lite.decoding.settings import plain
 from mmada_lite.forms.holes import read_partial
+from mmada_lite.model import embedded_bundle
 
 LOUD, ENDING = 8.0, 3.0  # times the head's random weights, and those of the stop tokens once more
+TOLERANCE = 1e-4  # nats between two ways of adding up
+ROOM = 1e-5  # nats that decide alike in every way of adding up: what differs by less is decided by it
 
 
 def loud_bundle(checkpoint: Path, folder: Path, seed: int) -> Path:
@@ -76,12 +79,13 @@ def fillings(model: Model, count: int, seed: int) -> list[Filling]:
     return cases
 
 
-def same_filling(host: Host, model: Model, case: Filling) -> None:
+def same_filling(host: Host, model: Model, case: Filling) -> bool:
     """The host writes what Python writes, in the same steps. Given ids are as they were, and nothing before the tail is
-    left open."""
+    left open. False where it differs, which it may where a decision had no `ROOM`."""
     mask, given = model.vocabulary.special.mask, np.array(case.answer)
+    gaps = Gaps(model.denoiser)
     decoding = complete(
-        model.denoiser,
+        gaps,
         case.prompt,
         case.settings,
         TextTokens.of(model.vocabulary.special, None),
@@ -90,13 +94,18 @@ def same_filling(host: Host, model: Model, case: Filling) -> None:
     )
     steps = list(decoding.steps)
     found = host.call("complete", prompt=case.prompt, answer=case.answer, settings=plain(case.settings), seed=str(case.seed))
-    assert found.get("ids") == decoding.ids[0].tolist(), (case, found)
-    assert found["positions"] == [step.positions.tolist() for step in steps], case
+    assert "error" not in found, (case, found)
     log_probabilities = np.concatenate([step.log_probabilities for step in steps])
-    assert found["log_probabilities"] == pytest.approx(log_probabilities.tolist(), abs=1e-4)
+    alike = (
+        found.get("ids") == decoding.ids[0].tolist()
+        and found["positions"] == [step.positions.tolist() for step in steps]
+        and found["log_probabilities"] == pytest.approx(log_probabilities.tolist(), abs=TOLERANCE)
+    )
+    assert alike or gaps.least < ROOM, (case, found)
     ids, known = np.array(found["ids"]), given != mask
     assert (ids[known] == given[known]).all()
     assert (ids[: np.flatnonzero(known).max(initial=-1) + 1] != mask).all()
+    return alike
 
 
 @dataclass(frozen=True)
@@ -128,53 +137,94 @@ def choosings(model: Model, count: int, seed: int) -> list[Choosing]:
     return cases
 
 
-def same_choice(host: Host, model: Model, case: Choosing) -> None:
-    """The host chooses what Python chooses, and every likelihood is the same."""
+def same_choice(host: Host, model: Model, case: Choosing) -> bool:
+    """The host chooses what Python chooses, and every likelihood is the same. False as of `same_filling`."""
     special = model.vocabulary.special
     stop = frozenset({special.eos, special.eot})
-    ours = choose(model.denoiser, case.prompt, case.answers, case.choices, special.mask, stop, guidance=case.guidance)
+    gaps = Gaps(model.denoiser)
+    ours = choose(gaps, case.prompt, case.answers, case.choices, special.mask, stop, guidance=case.guidance)
     settings = {"guidance": case.guidance}
     found = host.call("choose", prompt=case.prompt, answers=case.answers, choices=case.choices, settings=settings)
-    assert (found.get("index"), found["ids"]) == (ours.index, ours.answer.tolist()), (case, found)
+    assert "error" not in found, (case, found)
     assert [choice["ids"] for choice in found["choices"]] == case.choices
     likelihoods = [choice["log_likelihood"] for choice in found["choices"]]
-    assert likelihoods == pytest.approx(ours.log_likelihood.tolist(), abs=1e-3)
-    assert [choice["probability"] for choice in found["choices"]] == pytest.approx(ours.probability.tolist(), abs=1e-3)
+    alike = (
+        (found["index"], found["ids"]) == (ours.index, ours.answer.tolist())
+        and likelihoods == pytest.approx(ours.log_likelihood.tolist(), abs=1e-3)
+        and [choice["probability"] for choice in found["choices"]] == pytest.approx(ours.probability.tolist(), abs=1e-3)
+    )
+    assert alike or gaps.least < ROOM, (case, found)
+    return alike
 
 
 def same_everywhere(host: Host, checkpoint: Path, folder: Path, models: int, cases: int) -> None:
     """Over so many random models, with so many answers and so many choices for each."""
+    alike = list[bool]()
     for seed in range(models):
         bundle = loud_bundle(checkpoint, folder / str(seed), seed)
         model = load(bundle, device="cpu", threads=1)
         assert "error" not in host.call("load", folder=str(bundle), threads=1)
-        for filling in fillings(model, cases, seed):
-            same_filling(host, model, filling)
-        for choosing in choosings(model, cases, seed):
-            same_choice(host, model, choosing)
+        alike += [same_filling(host, model, filling) for filling in fillings(model, cases, seed)]
+        alike += [same_choice(host, model, choosing) for choosing in choosings(model, cases, seed)]
+    assert sum(alike) >= 0.99 * len(alike)
+
+
+# Recorded kinds of settings that Python alone decodes with: hosts refuse the first thing of these that they meet.
+PYTHON_ALONE = {
+    "balanced": ['"early_stop"'],
+    "fast": ['"early_stop"'],
+    "prompt": ['"refresh"', '"prompt"'],
+    "lossless": ['"speculative_steps"'],
+    "entropy": ['"entropy_bound"'],
+    "reference": ["reference"],
+}
 
 
 def same_recording(host: Host, golden: Path, folder: Path) -> None:
-    """Recorded answers of tests/golden/fill whose settings every host has, from bundles that end a text as the case does."""
-    models, seen = _Models(golden, folder), 0
-    for case in json.loads(FILE.read_text(encoding="utf-8"))["cases"]:
-        if case["name"] not in ("exact", "few steps", "prefix", "guided", "warm"):
+    """Every recorded answer of tests/golden/fill is written as our torch model wrote it: places of each step, ids and their
+    log probabilities, from bundles that end a text as the case does. What Python alone decodes with is refused by its name.
+
+    No case has a smaller margin than `LEAST`, and adding up in another order differs by less than `TOLERANCE`, a tenth.
+    """
+    models, left_out = _Models(golden, folder), set()
+    cases = json.loads(FILE.read_text(encoding="utf-8"))["cases"]
+    for case in cases:
+        settings, seed = BASE.replace(**case["settings"]), case["seed"]
+        job = {"prompt": case["prompt"], "answer": case["answer"], "settings": plain(settings), "seed": str(seed)}
+        if case["name"] in PYTHON_ALONE:
+            refusal = host.call("complete", **job)["error"]
+            assert any(lacked in refusal for lacked in PYTHON_ALONE[case["name"]]), (case["name"], refusal)
+            assert "\n" not in refusal
+            left_out.add(case["name"])
             continue
         models.denoiser("onnx", case["model"])  # exports it
-        about = folder / case["model"].replace("/", "-") / "bundle.json"
-        content = json.loads(about.read_text(encoding="utf-8"))
-        unwritten = next(token for token in range(case["mask"]) if token not in case["ids"])
-        ends = (case["stop"] + [unwritten] * 2)[:2]
-        content["vocabulary"]["special"] |= {"eos": ends[0], "eot": ends[1]}
-        about.write_text(json.dumps(content), encoding="utf-8")
-        loaded = host.call("load", folder=str(about.parent), threads=1)
+        bundle = folder / case["model"].replace("/", "-")
+        end_as(bundle, case)
+        loaded = host.call("load", folder=str(bundle), threads=1)
         assert "error" not in loaded, loaded
-        settings = plain(BASE.replace(**case["settings"]))
-        found = host.call("complete", prompt=case["prompt"], answer=case["answer"], settings=settings, seed=str(case["seed"]))
+        found = host.call("complete", **job)
         assert found.get("ids") == case["ids"], (case, found)
         assert found["positions"] == [positions for positions, _ in case["steps"]], case
-        seen += 1
-    assert seen == 15
+        torch = models.denoiser("torch", case["model"])
+        tokens = TextTokens(case["mask"], frozenset(case["stop"]), tuple(case["closing"]))
+        steps = complete(torch, case["prompt"], settings, tokens, answer=case["answer"], seed=seed).steps
+        log_probabilities = np.concatenate([step.log_probabilities for step in steps])
+        assert found["log_probabilities"] == pytest.approx(log_probabilities.tolist(), abs=TOLERANCE), case
+        assert case["margin"] >= LEAST
+    assert left_out == set(PYTHON_ALONE)
+    assert {case["name"] for case in cases} - left_out == {"exact", "few steps", "prefix", "guided", "warm"}
+    no_text = "has no tokenizer.json, so it cannot read text; export it with its tokenizer"
+    assert host.call("fill", text="a [mask:1]")["error"].endswith(no_text)
+
+
+def end_as(bundle: Path, case: dict[str, Any]) -> None:
+    """Let a bundle's two stop tokens be those of a recorded case, or such that nothing of the case is."""
+    about = bundle / "bundle.json"
+    content = json.loads(about.read_text(encoding="utf-8"))
+    unwritten = next(token for token in range(case["mask"]) if token not in case["ids"])
+    eos, eot = (case["stop"] + [unwritten] * 2)[:2]
+    content["vocabulary"]["special"] |= {"eos": eos, "eot": eot}
+    about.write_text(json.dumps(content), encoding="utf-8")
 
 
 PARTS = [
@@ -255,3 +305,30 @@ def same_texts(host: Host, model: Model, unit: int, count: int, seed: int) -> No
             assert [theirs["start"], theirs["stop"], theirs["text"], theirs["ids"]] == [*places, ours.text, list(ours.ids)]
             assert [theirs["log_probability"], theirs["mean"]] == pytest.approx([ours.log_probability, ours.mean], abs=1e-3)
     assert refused < count * 3 // 4
+
+
+class Fills:
+    """The tests of a host, its fixture `host`. unit: as of `same_texts`."""
+
+    unit: int
+
+    @pytest.mark.parametrize(
+        ("models", "cases"), [(3, 20), pytest.param(20, 100, marks=pytest.mark.slow)], ids=["some", "thousands"]
+    )
+    def test_random_answers_with_holes_and_choices(
+        self, host: Host, tiny_checkpoint: Path, tmp_path: Path, models: int, cases: int
+    ) -> None:
+        same_everywhere(host, tiny_checkpoint, tmp_path, models, cases)
+
+    def test_holes_are_read_alike(self, host: Host) -> None:
+        same_notation(host, 2000)
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_texts_are_filled_alike(self, host: Host, tiny_checkpoint: Path, tmp_path: Path, seed: int) -> None:
+        """Of a random model, in bytes, and of the packaged one."""
+        folder = loud_bundle(tiny_checkpoint, tmp_path, seed) if seed else embedded_bundle()
+        assert "error" not in host.call("load", folder=str(folder), threads=1)
+        same_texts(host, load(folder, device="cpu", threads=1), self.unit, 25, seed)
+
+    def test_recorded_holes_are_filled_step_by_step(self, host: Host, golden: Path, tmp_path: Path) -> None:
+        same_recording(host, golden, tmp_path)

@@ -5,22 +5,27 @@ import { IMPLIED, translated } from "./format_1.js";
 import { checkRows } from "./rows.js";
 import { complete } from "./settings.js";
 
-export const GRAPHS = ["embedder", "backbone", "text_head", "image_head", "image_encoder", "image_decoder"];
+const GRAPHS = ["embedder", "backbone", "text_head", "image_head"];
+const PICTURES = ["image_encoder", "image_decoder"]; // the image tokenizer, which a model of texts alone has not
 const NEWEST = 2; // format version
 const FAMILIES = ["mmada"];
 const NEEDS = []; // what a bundle may ask of a host beyond docs/bundle.md, and this page has
 const KEYS = ["family", "needs", "rows", "architecture", "vocabulary", "image", "defaults", "graphs", "files"];
 
+/** The names of the graphs of a bundle, from its manifest. */
+export const graphsOf = ({ image }) => (image ? [...GRAPHS, ...PICTURES] : GRAPHS);
+
 /**
  * Read the bundle in the folder at `base`. `onProgress(done, total)` counts bytes.
  * Returns { manifest, files }: bundle.json and a map from file names to Uint8Array.
- * bundle.json reads as format 2 with every setting, also those that it leaves out. What the page cannot do is refused
- * before a large file is fetched.
+ * bundle.json reads as format 2 with every setting, also those that it leaves out; without an image tokenizer its `image` is
+ * null, without a text tokenizer there is no tokenizer.json. What the page cannot do is refused before a large file is fetched.
  */
 export async function openBundle(base, onProgress = () => {}) {
   const folder = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI);
   const manifest = checked(await (await get(new URL("bundle.json", folder))).json(), folder);
-  const names = ["tokenizer.json", "weights.bin", ...GRAPHS.map((graph) => manifest.graphs[graph].file)];
+  const tokenizer = ["tokenizer.json"].filter((name) => name in manifest.files);
+  const names = [...tokenizer, "weights.bin", ...graphsOf(manifest).map((graph) => manifest.graphs[graph].file)];
   const total = names.reduce((sum, name) => sum + manifest.files[name].size, 0);
   let done = 0;
   const count = (bytes) => onProgress((done += bytes), total);
@@ -43,11 +48,12 @@ function checked(content, folder) {
   }
   const need = manifest.needs.find((name) => !NEEDS.includes(name));
   if (need) throw new Error(`this bundle needs "${need}", which the page does not have; use a newer page`);
-  const missing = GRAPHS.find((graph) => !(graph in manifest.graphs));
-  if (missing) throw new Error(`this bundle has no graph "${missing}"; export it with its image tokenizer`);
+  const image = PICTURES.some((graph) => graph in manifest.graphs) ? manifest.image : null;
+  const missing = graphsOf({ image }).find((graph) => !(graph in manifest.graphs));
+  if (missing) throw new Error(`this bundle has no graph "${missing}"; copy the bundle again`);
   checkRows(manifest.rows, manifest.vocabulary.special);
-  const { text, image } = manifest.defaults;
-  return { ...manifest, defaults: { text: settings("text", text, version), image: settings("image", image, version) } };
+  const { text, image: pictures } = manifest.defaults;
+  return { ...manifest, image, defaults: { text: settings("text", text, version), image: settings("image", pictures, version) } };
 }
 
 function settings(kind, said, version) {

@@ -3,7 +3,7 @@
 
 import * as ort from "onnxruntime-web";
 
-import { GRAPHS } from "./bundle.js";
+import { graphsOf } from "./bundle.js";
 
 ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
 ort.env.logLevel = "error";
@@ -26,7 +26,7 @@ export class Graphs {
       externalData: [{ path: "weights.bin", data: files.get("weights.bin") }],
     };
     const sessions = {};
-    for (const graph of GRAPHS) {
+    for (const graph of graphsOf(manifest)) {
       sessions[graph] = await ort.InferenceSession.create(files.get(manifest.graphs[graph].file), options);
     }
     return new Graphs(manifest.architecture, sessions);

@@ -19,10 +19,13 @@ export class Model {
     [this.manifest, this.graphs] = [manifest, graphs];
     const lowerCase = manifest.knows.case === "lower";
     this.vocabulary = new Vocabulary(manifest.vocabulary, manifest.rows, files.get("tokenizer.json"), lowerCase);
+    const { text, image } = manifest.defaults;
+    this.defaults = { text, image };
+    [this.resolution, this.grid] = [null, null]; // of a model without pictures
+    if (!manifest.image) return;
     const { resolution, downsample } = manifest.image;
     [this.resolution, this.grid] = [resolution, resolution / downsample];
-    const { text, image } = manifest.defaults;
-    this.defaults = { text, image: { ...image, steps: Math.min(image.steps, this.grid ** 2) } };
+    this.defaults.image = { ...image, steps: Math.min(image.steps, this.grid ** 2) };
   }
 
   static async open(base, onProgress) {
@@ -36,6 +39,7 @@ export class Model {
    */
   async *paint(caption, given = this.defaults.image, seed = 0n) {
     const { special, codeOffset } = this.vocabulary;
+    this.#needPictures();
     if (!caption.trim()) throw new Error("the caption is empty; say what is to be drawn");
     const settings = complete("image", given);
     const branches = [this.vocabulary.paintRow(caption.trim())];
@@ -49,6 +53,7 @@ export class Model {
 
   /** Codes, row by row, of a picture (ImageData) of any size: its central square, or with "squash" all of it. */
   async codesOf(picture, fit = "crop") {
+    this.#needPictures();
     return this.graphs.encodePicture(fitted(picture, this.resolution, fit));
   }
 
@@ -150,6 +155,10 @@ export class Model {
     const remaining = best.filter((id) => id === special.mask).length;
     const texts = all.map((each, k) => ({ text: choices[k], ...each }));
     yield { index: 0, written: [written], remaining, seconds: (performance.now() - started) / 1000, ids: best, ...read, choices: texts };
+  }
+
+  #needPictures() {
+    if (!this.grid) throw new Error("this bundle has no image tokenizer and cannot see or draw; export it with its vq folder");
   }
 
   #checkIds(ids) {

@@ -33,8 +33,9 @@ async function run(task) {
     fill(0);
     say(error.message ?? String(error), true);
   }
-  at("draw").disabled = at("complete").disabled = !model;
-  at("ask").disabled = !drawn;
+  at("complete").disabled = !model;
+  at("draw").disabled = !model?.grid;
+  at("ask").disabled = !model || Boolean(model.grid && !drawn); // a model without pictures is asked about nothing
 }
 
 async function load() {
@@ -46,8 +47,10 @@ async function load() {
   at("steps").value = model.defaults.image.steps;
   at("guidance").value = model.defaults.image.guidance;
   fill(0);
-  at("command").textContent = command(chosen());
-  say(`“${model.manifest.name}” is ready: ${model.resolution} × ${model.resolution} pixels, ${model.grid ** 2} codes.`);
+  if (model.grid) at("command").textContent = command(chosen());
+  const { resolution, grid } = model;
+  const about = grid ? `${resolution} × ${resolution} pixels, ${grid ** 2} codes` : "texts, no pictures";
+  say(`“${model.manifest.name}” is ready: ${about}.`);
   document.body.dataset.ready = "yes";
 }
 

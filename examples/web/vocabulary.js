@@ -8,10 +8,15 @@ import { fillRow } from "./rows.js";
 const CONTENT = "{content}";
 
 export class Vocabulary {
-  /** numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes; lowerCase: no capitals. */
+  /**
+   * numbers and rows: "vocabulary" and "rows" of bundle.json; tokenizer: tokenizer.json as bytes, undefined where ids alone are
+   * read; lowerCase: no capitals.
+   */
   constructor(numbers, rows, tokenizer, lowerCase = false) {
     this.lowerCase = lowerCase;
     [this.special, this.codeOffset, this.size, this.rows] = [numbers.special, numbers.image_code_offset, numbers.size, rows];
+    [this.specials, this.known] = [[], new Set()];
+    if (!tokenizer) return;
     const file = JSON.parse(new TextDecoder().decode(tokenizer), digitsOfAllScripts);
     const json = { ...file, post_processor: null }; // what training puts around a text is left undone
     const settings = { clean_up_tokenization_spaces: false };
@@ -24,6 +29,7 @@ export class Vocabulary {
 
   /** Ids of a text. A special spelling that a user typed, such as <|eot_id|>, is text here and never the token. */
   encode(text) {
+    if (!this.reader) throw new Error("this bundle has no tokenizer.json, so it cannot read text; export it with its tokenizer");
     const read = this.lowerCase ? text.replace(/[A-Z]+/g, (capitals) => capitals.toLowerCase()) : text;
     return this.reader.encode(read, { add_special_tokens: false }).ids;
   }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, serve
+from browser import Page, browse, find_chromium, serve
 from bundles import in_format_1, with_file
 from web_agreement import agree, painted
 
@@ -116,6 +116,52 @@ def test_what_defaults_leave_out_is_at_its_default(page: Page, tiny_bundle: Path
         "text": text,
         "image": asdict(ImageSettings()) | {"steps": 16, "acceleration": {}},
     }
+
+
+NO_PICTURES = "this bundle has no image tokenizer and cannot see or draw; export it with its vq folder"
+
+
+@pytest.fixture(scope="module")
+def blind_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint without its image tokenizer, as a bundle."""
+    from mmada_lite.export.bundle import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("blind")
+    copy = shutil.copytree(tiny_checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("vq"))
+    return export_checkpoint(copy, folder / "bundle", precision="fp32")
+
+
+def test_a_bundle_without_pictures_reads_and_writes_texts(page: Page, blind_bundle: Path) -> None:
+    opened(page, "blind", blind_bundle)
+    model = mmada_lite.load(blind_bundle, device="cpu")
+    settings = TextSettings(answer_length=8, steps=4, block_length=8, temperature=1.0)
+    theirs = answered(page, "blind", f", null, {json.dumps(plain(settings))}, 3n")
+    assert theirs == model.chat("what is this?", settings, seed=3).result().ids.tolist()
+    picture = "{data: new Uint8ClampedArray(16 * 16 * 4), width: 16, height: 16}"
+    for script in ("paint('a b').next()", f"ask('a b', {picture}).next()", f"codesOf({picture})"):
+        assert complaint(page, f"await blind.{script}") == NO_PICTURES
+    with pytest.raises(mmada_lite.Error) as fault:
+        model.paint("a b")
+    assert str(fault.value).removeprefix(str(blind_bundle)) == NO_PICTURES.removeprefix("this bundle")
+
+
+def test_the_page_of_a_bundle_without_pictures_answers(page: Page, address: str, blind_bundle: Path) -> None:
+    """A question takes no picture then, and the button for drawings rests."""
+    chromium = find_chromium()
+    assert chromium is not None
+    with serve(blind_bundle) as base, browse(chromium) as tab:
+        tab.open(f"{address}?bundle={base}")
+        tab.wait("document.body.dataset.ready")
+        assert tab.run("return document.getElementById('status').textContent").endswith("is ready: texts, no pictures.")
+        assert tab.run("return ['draw', 'ask', 'complete'].map((id) => document.getElementById(id).disabled)") == [
+            *(True, False, False),
+        ]
+        tab.run(
+            "await new Promise((go) => { document.addEventListener('answered', go); document.getElementById('ask').click() })"
+        )
+        assert tab.run("return document.querySelector('#status.wrong')") is None
+        answer = mmada_lite.load(blind_bundle, device="cpu").chat("what is this?").text
+        assert tab.run("return document.getElementById('answer').textContent") == answer
 
 
 REFUSED: list[tuple[Callable[[Content], object], str]] = [
