@@ -101,8 +101,7 @@ class Model:
     def _writer(self) -> "Writer":
         from mmada_lite.forms.writer import Writer  # a picture is drawn sooner without
 
-        one_row = "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
-        return Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, one_row)
+        return Writer(lambda: self.denoiser, self.vocabulary, self._tokenizer, self._fits, self._watched, self._alone)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -242,8 +241,7 @@ class Model:
         Raises Error as `paint` does, for what is no picture, and for a mask of another size or with no white in that square.
         """
         original = images.open_picture(picture)
-        covered = images.open_mask(mask, original.size)
-        image = images.fit(original, self.codec.resolution)
+        covered, image = images.open_mask(mask, original.size), images.fit(original, self.codec.resolution)
         cells = images.cells_under(images.fit_mask(covered, self.codec.resolution), self.codec.downsample)
         if not cells.any():
             raise Error("the mask covers nothing of the picture's central square; paint white what is to be drawn anew")
@@ -329,8 +327,7 @@ class Model:
         than unknown codes. Many rows at once: `decoding.generate.draw`.
         """
         self._fingerprints.check()
-        grid = self._grid(codes)
-        cells = flags_of(unknown, grid)
+        cells = flags_of(unknown, grid := self._grid(codes))
         row = rows.paint_prompt(self._ids(words), self.vocabulary)
         return self._drawing(self._draw(row, grid, cells, settings, seed), grid.shape)
 
@@ -381,6 +378,9 @@ class Model:
             return self._answered(self._writer.whole(prompt, chosen, seed, what, wanted))
         return self._answered(self._writer.begun(prompt, answer, chosen, seed, what, wanted))
 
+    def _alone(self) -> str:
+        return "" if self.device.name == "cpu" else f"and this model is on {self.device.name}"
+
     def _answered(self, writing: "Writing") -> Answer:
         return Answer(writing, self._tokenizer, writing.stop)
 
@@ -418,8 +418,8 @@ class Model:
         self._fits(len(row) + codes.size + len(rows.picture_end(self.vocabulary)), "the prompt with its picture")
         if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
             raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
-        chosen = settings or self.image_defaults
-        decoding = generate.draw(self.denoiser, row, codes, unknown, chosen, self.vocabulary, seed=seed)
+        drawn = settings or self.image_defaults
+        decoding = generate.draw(self.denoiser, row, codes, unknown, drawn, self.vocabulary, seed=seed)
         return replace(decoding, steps=self._watched(decoding.steps))
 
     def _watched(self, steps: Iterator[Step]) -> Iterator[Step]:

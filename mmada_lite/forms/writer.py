@@ -48,7 +48,7 @@ class Writer:
     tokenizer: Tokenizer | None
     fits: Callable[[int, str], None]
     watched: Callable[[Iterator[Step]], Iterator[Step]]
-    alone: str
+    alone: Callable[[], str]
     _forms: list[Forms] = field(default_factory=list)  # made when the first one is asked for
 
     def whole(self, prompt: Ids, settings: TextSettings, seed: int, what: str, wanted: Wanted | None = None) -> Writing:
@@ -132,7 +132,7 @@ class Writer:
         answers = [row.ids for row in rows]
 
         def choose() -> scores.Chosen:
-            together, guidance = 1 if self.alone else scores.MOST_ROWS, settings.guidance
+            together, guidance = 1 if self.alone() else scores.MOST_ROWS, settings.guidance
             return scores.choose(
                 self.denoiser(), prompt, answers, ids, tokens.mask, tokens.stop, guidance=guidance, rows=together
             )
@@ -144,8 +144,8 @@ class Writer:
     ) -> Writing:
         """Begin answers of one length, of which the likeliest is taken."""
         self.fits(len(prompt) + len(rows[0].ids), what)
-        if (ahead := settings.acceleration.speculative_steps) > 1 and self.alone:
-            raise Error(f"speculative_steps {ahead} is for the CPU {self.alone}; use speculative_steps 1")
+        if (ahead := settings.acceleration.speculative_steps) > 1 and self.alone():
+            raise Error(f"speculative_steps {ahead} is for the CPU {self.alone()}; use speculative_steps 1")
         tokens = TextTokens.of(self.vocabulary.special, self.tokenizer)
         for row in rows:
             settings.for_length(max(1, row.ids.count(tokens.mask)))  # for its errors, before any work
@@ -159,7 +159,7 @@ class Writer:
             )
             return replace(decoding, steps=self.watched(decoding.steps))
 
-        together = 1 if self.alone or ahead > 1 else TOGETHER
+        together = 1 if self.alone() or ahead > 1 else TOGETHER
         return Filling(rows, begin, tokens.stop, together)
 
     def _laid(self, rows: Sequence[Row], wanted: Wanted) -> dict[Ids, Form]:
@@ -215,7 +215,7 @@ class Writer:
             block_length=settings.block_length,
             draws=draws,
             seed=seed,
-            rows=1 if self.alone else scores.MOST_ROWS,
+            rows=1 if self.alone() else scores.MOST_ROWS,
         )
         by_token = tuple(found.by_place[0, first:last].tolist())
         return Score(float(found.log_likelihood[0]), tuple(ids), by_token, found.model_calls)
