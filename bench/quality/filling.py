@@ -19,7 +19,7 @@ from mmada_lite.forms.filling import Filling
 from mmada_lite.forms.holes import read_partial
 from mmada_lite.forms.rows import Row, beginning, forms
 from mmada_lite.train import rollouts
-from mmada_lite.train.data.arithmetic import distinct_problems, thought_of
+from mmada_lite.train.data.arithmetic import Problem, every_held_out, thought_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
 from mmada_lite.train.data.texts import DESCRIBE_QUESTIONS, FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
@@ -29,7 +29,7 @@ Report = dict[str, object]
 Ask = Callable[[Sequence[str], Pictures | None], list[str]]
 Shown = Mapping[str, tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]]  # role -> pictures, concepts, colours
 ANY = "[mask:*]"
-PROBLEMS = {"sum2": 150, "difference2": 150}
+KINDS = ("sum1", "difference1", "sum2", "difference2")  # whose held-out problems are few enough to ask all
 
 
 class Blanks:
@@ -125,7 +125,7 @@ def _facts(blanks: Blanks, ask: Ask, report: Report, most: int) -> None:
 
 def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, most: int) -> None:
     """Held-out problems, whose results the model writes behind a thought alone."""
-    problems = [p for kind, count in PROBLEMS.items() for p in distinct_problems(kind, True, min(count, most), rng)]
+    problems = _drawn([problem for kind in KINDS for problem in every_held_out(kind)], rng, most)
     questions, results = [f"what is {p}?" for p in problems], [str(p.answer) for p in problems]
     report["sum_whole"] = _same([answer_of(reply) for reply in ask(questions, None)], results)
     report["sum_hole"] = _same(blanks.answers(questions, [blanks.hole(result) for result in results]), results)
@@ -133,6 +133,11 @@ def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, mo
     both = list(zip(before, results, strict=True))
     given = [thought + blanks.hole(result, thought) for thought, result in both]
     report["sum_hole_after_thought"] = _same(blanks.answers(questions, given), [thought + result for thought, result in both])
+
+
+def _drawn(problems: Sequence[Problem], rng: np.random.Generator, most: int) -> list[Problem]:
+    """All of them, or as many as are wanted."""
+    return [problems[number] for number in rng.permutation(len(problems))[:most]]
 
 
 def _captions(blanks: Blanks, report: Report, most: int) -> None:
@@ -189,7 +194,7 @@ def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Ge
     others = [[str(o) for o in rng.permutation([r for r in dict.fromkeys(replies) if r != reply])[:3]] for reply in wanted]
     choices = [[reply, *three] for reply, three in zip(wanted, others, strict=True)]
     report["fact_choice_of_4"] = _same(blanks.chosen(questions, choices), wanted)
-    problems = distinct_problems("sum2", True, min(PROBLEMS["sum2"], most), rng)
+    problems = _drawn(every_held_out("sum2"), rng, most)
     results = [[str(p.answer + near) for near in (0, -1, 1, 10)] for p in problems]
     chosen = blanks.chosen([f"what is {p}?" for p in problems], results)
     report["sum_choice_of_4"] = _same(chosen, [str(p.answer) for p in problems])

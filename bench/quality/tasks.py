@@ -206,7 +206,7 @@ def editing(context: EvalContext) -> Report:
 
 
 def filling(context: EvalContext) -> Report:
-    """Holes in texts and partial answers, beside the same asked whole; of each style at most a third of the cases."""
+    """Holes in texts and partial answers, beside the same asked whole; every held-out icon once where `count` allows it."""
     return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count)
 
 
@@ -240,7 +240,9 @@ def singles(
 
 
 def _untouched(context: EvalContext) -> Shown:
-    return {role: singles(context.icons[role], -(-context.count // 3), context.rng(7)) for role in ("validation", "test")}
+    icons = {role: context.icons[role] for role in ("validation", "test")}
+    every = {role: len(styles) * len(styles[0]) for role, styles in icons.items()}
+    return {role: singles(icons[role], min(every[role], context.count), context.rng(7)) for role in icons}
 
 
 def _fill(

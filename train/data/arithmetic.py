@@ -95,6 +95,14 @@ def distinct_problems(kind: str, held_out: bool, count: int, rng: np.random.Gene
     raise Error(f"only {len(problems)} different problems of kind {kind!r} were found on this side of the split, not {count}")
 
 
+def every_held_out(kind: str) -> list[Problem]:
+    """Every problem of a kind that is kept for evaluation."""
+    sign, digits = KINDS[kind]
+    numbers = range(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
+    problems = (Problem(a, sign, b) for a in numbers for b in numbers if sign == "+" or a >= b)
+    return [problem for problem in problems if problem.held_out]
+
+
 def question_of(problem: Problem, rng: np.random.Generator) -> str:
     """The problem in one of several wordings."""
     return QUESTIONS[rng.integers(len(QUESTIONS))].format(problem)
