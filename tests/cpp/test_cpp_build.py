@@ -16,6 +16,7 @@ from mmada_lite import Error, ImageSettings
 from mmada_lite.cli.compile_cpp import HEADER, SOURCES, find_headers, find_library
 from mmada_lite.model import embedded_bundle
 
+pytestmark = pytest.mark.slow  # compiles the sources twice more
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 PROMPT, QUESTION = "a cat on a yellow background", "what is this?"
 

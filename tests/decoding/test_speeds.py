@@ -19,6 +19,7 @@ def shipped() -> Model:
     return mmada_lite.load(device="cpu", threads=1)
 
 
+@pytest.mark.slow
 def test_drafts_write_what_the_model_in_the_package_writes_alone(shipped: Model) -> None:
     """100 questions without a cache and 100 with one: the same ids, in fewer forwards."""
     alone = drafted = 0

@@ -71,6 +71,7 @@ def test_every_run_has_a_curve_and_the_table_is_their_end(workspace: Path, capsy
     assert (workspace / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_goes_on_to_the_same_curve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert synergy.main(arguments(workspace)) == 0
     unbroken = json.loads((workspace / "out.json").read_text())["curves"]
