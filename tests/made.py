@@ -153,9 +153,9 @@ def holes() -> str:
     reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
     for name, each in (pair for report in reports for pair in report.items()):
         way = next(way for way in WAYS if re.search(rf"_{way}(_|$)", name))
-        share, low, high = (f"{100 * each[key]:.0f}" for key in ("share", "low", "high"))
+        low, high = math.floor(100 * each["low"]), math.ceil(100 * each["high"])  # no bound is rounded towards the share
         measure = re.sub(rf"(_thing)?_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
-        rows.setdefault(measure, {})[WAYS[way]] = f"{share}% ({low}-{high})"
+        rows.setdefault(measure, {})[WAYS[way]] = f"{100 * each['share']:.0f}% ({low}-{high})"
     heads = tuple(dict.fromkeys(WAYS.values()))
     return table(("measure", *heads), ((words, *(found.get(way, "") for way in heads)) for words, found in rows.items()))
 
