@@ -29,6 +29,7 @@ from mmada_lite import __version__
 from mmada_lite.arguments import say as say  # a line of progress, off a terminal too
 from mmada_lite.errors import Error
 from mmada_lite.files import require_readable, write_whole
+from mmada_lite.memory_plan import memory_total
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.session import usable_cores
 
@@ -234,17 +235,18 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The processor by its own name, the cores that this process may use, memory in bytes, instructions that matter, cards."""
-    cpuinfo = _read("/proc/cpuinfo")
+    cpuinfo = ""
+    with suppress(OSError):
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
-    memory = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
     return {
         "processor": name[1].strip() if name else platform.processor() or platform.machine(),
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": usable_cores(),
-        "memory_bytes": int(memory[1]) * 1024 if memory else None,
+        "memory_bytes": memory_total(),
         "extensions": [extension for extension in EXTENSIONS if extension in present],
         "cards": [card.name for card in nvidia.cards()],
     }
@@ -261,10 +263,3 @@ def spread(values: Iterable[float]) -> dict[str, float]:
         "min": ordered[0],
         "max": ordered[-1],
     }
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

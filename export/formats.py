@@ -223,7 +223,7 @@ def pack_blocks(codes: Codes, fmt: Format, block: int) -> Bytes:
 
 
 def unpack_blocks(packed: Bytes, fmt: Format, inputs: int) -> Codes:
-    """Bytes [n, blocks, bytes] -> codes [n, inputs]."""
+    """Bytes [n, blocks, bytes] -> codes [n, inputs]; of zero points too, whose bytes are [n, bytes]."""
     flat = _unpack_bits(packed.reshape(packed.shape[0], -1), fmt.bits)
     return _signed(flat, fmt.bits)[:, :inputs]
 
@@ -234,21 +234,10 @@ def pack_zeros(zeros: Codes, fmt: Format) -> Bytes:
     return _pack_bits(_unsigned(np.pad(zeros, ((0, 0), (0, int(odd)))), fmt.bits), fmt.bits)
 
 
-def unpack_zeros(packed: Bytes, fmt: Format, blocks: int) -> Codes:
-    """Bytes [n, any] -> zero points [n, blocks]."""
-    return _signed(_unpack_bits(packed, fmt.bits), fmt.bits)[:, :blocks]
-
-
 def pack_pairs(codes: Codes) -> Bytes:
     """Four-bit codes [2m, K] -> bytes [m, K], whose transpose is ONNX INT4 [K, 2m]."""
     bits = codes.view(np.uint8) & np.uint8(15)
     return bits[0::2] | (bits[1::2] << np.uint8(4))
-
-
-def unpack_pairs(packed: Bytes) -> Codes:
-    """Bytes [m, K] -> four-bit codes [2m, K]."""
-    both = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=1).reshape(-1, packed.shape[1])
-    return ((both ^ np.uint8(8)).view(np.int8) - np.int8(8)).astype(np.int8)  # the sign bit flipped, then 8 taken away
 
 
 def _unsigned(codes: Codes, bits: int) -> Bytes:

@@ -12,18 +12,18 @@ import mmap
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mmada_lite.arguments import exit_code
 from mmada_lite.bundle import Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export.engines import build_engines
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import Shape, bytes_of, need
 from mmada_lite.ort import nvidia
-from mmada_lite.ort.engines import ENGINES_OF, Profile, input_dims, profiles_for, profiles_of
+from mmada_lite.ort.engines import ENGINES_OF, Profile, profiles_for, profiles_of, shapes_of
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 ORIN = "8.7"  # compute capability of every Orin board
@@ -35,10 +35,7 @@ def command(trtexec: str, bundle: Bundle, graph: str, profiles: Sequence[Profile
     arguments = [trtexec, f"--onnx={bundle.graph_path(graph)}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
     for number, profile in enumerate(profiles):
         arguments += [f"--profile={number}"] if len(profiles) > 1 else []
-        for which, option in enumerate(("min", "opt", "max")):
-            shapes = {name: profile.shape(dims, which) for name, dims in input_dims(bundle, graph).items()}
-            listed = (f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items())
-            arguments.append(f"--{option}Shapes={','.join(listed)}")
+        arguments += [f"--{end}Shapes={shapes}" for end, shapes in shapes_of(bundle, graph, profile).items()]
     return arguments
 
 
@@ -86,11 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", help="of the board, such as 8GB (default: the board's own)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except Error as error:
-        print(f"mmada-lite: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

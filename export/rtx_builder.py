@@ -13,10 +13,11 @@ from typing import Any
 
 from mmada_lite.errors import Error
 from mmada_lite.ort.engines import Profile
+from mmada_lite.ort.session import RTX_PLUGIN
 
 Progress = Callable[[float], None]  # share done, 0..1
 INSTALL = 'pip install "mmada-lite[rtx-build]"'
-_PLUGIN, _BINDINGS = "onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_bindings"
+_BINDINGS = "tensorrt_rtx_bindings"
 _LIBRARIES = ("libcudart.so.13*", "libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
 _log = logging.getLogger("mmada_lite")
 _NO_DRIVER = "CUDA driver version is insufficient"  # said where there is no GPU, which building does not need
@@ -24,7 +25,7 @@ _NO_DRIVER = "CUDA driver version is insufficient"  # said where there is no GPU
 
 def missing() -> str | None:
     """What building engines lacks here, with the line that installs it; None when it lacks nothing."""
-    absent = [name for name in (_PLUGIN, _BINDINGS) if find_spec(name) is None]
+    absent = [name for name in (RTX_PLUGIN, _BINDINGS) if find_spec(name) is None]
     return f"building engines needs {' and '.join(absent)}; {INSTALL}" if absent else None
 
 
@@ -82,7 +83,7 @@ def _capability(trt: Any, capability: str) -> Any:
 def _bindings() -> Any:
     if (lacking := missing()) is not None:
         raise Error(lacking)
-    spec = find_spec(_PLUGIN)
+    spec = find_spec(RTX_PLUGIN)
     assert spec is not None, "looked for above"
     assert spec.submodule_search_locations is not None, "it is a package"
     folder = Path(next(iter(spec.submodule_search_locations)))

@@ -3,7 +3,6 @@
 It knows nothing of how an error is shown: the command line prints one line.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 
@@ -25,6 +24,8 @@ def did_you_mean(
 
     `spell` writes the known word; `likeness`, 0 to 1, is what makes it near (difflib's ratio).
     """
+    import difflib  # a command without a fault starts sooner without
+
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"did you mean {spell(near[0])}?" if near else otherwise
 

@@ -180,8 +180,13 @@ def need(
 
 def memory_available() -> int | None:
     """Bytes that this process may still take, within its container too; None where the system does not say."""
-    limits = [limit for limit in (_system_available(), _container_available()) if limit is not None]
+    limits = [limit for limit in (_of_system("MemAvailable"), _container_available()) if limit is not None]
     return min(limits, default=None)
+
+
+def memory_total() -> int | None:
+    """Bytes that the machine has; None where the system does not say."""
+    return _of_system("MemTotal")
 
 
 def bytes_of(text: str) -> int:
@@ -308,12 +313,12 @@ def _bytes(outputs: int, inputs: int, name: str) -> int:
     return outputs * blocks * (int(block) // 2 + 2)
 
 
-def _system_available() -> int | None:
+def _of_system(key: str) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    numbers = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    numbers = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")]
     return numbers[0] if numbers else None
 
 

@@ -18,12 +18,9 @@ from PIL import Image
 
 from mmada_lite import images
 from mmada_lite.calls import checked, conversation
-from mmada_lite.decoding import generate, rows
+from mmada_lite.decoding import rows
 from mmada_lite.decoding.arrays import flags_of, numbers_of, size_of
-from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.generate import Decoding
-from mmada_lite.decoding.score import Law
-from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.decoding.settings import ImageSettings, Law, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.forms.wanted import Schema, Wanted
 from mmada_lite.images import Codec, Picture
@@ -33,6 +30,8 @@ from mmada_lite.streams import Answer, Drawing, Thinking, grown, parts_of, thoug
 from mmada_lite.vocabulary import Tokenizer, with_tags
 
 if TYPE_CHECKING:
+    from mmada_lite.decoding.forward import Step
+    from mmada_lite.decoding.generate import Decoding
     from mmada_lite.forms.writer import Score, Writer, Writing
 
 Ints = NDArray[np.int64]
@@ -218,7 +217,7 @@ class Model:
             return self._drawing(plain, blank.shape)
         thinking = self._think(prompt, think, blank.size, seed)
 
-        def begin(thought: list[int] | None) -> Decoding:
+        def begin(thought: list[int] | None) -> "Decoding":
             return plain if thought is None else self._paint(prompt, blank, blank == 0, settings, seed, thought)
 
         return Drawing(thought_and_drawn(thinking, begin, blank.shape), self.codec.decode, thinking=thinking)
@@ -283,7 +282,7 @@ class Model:
         upright = (image.width, image.height + new * self.codec.downsample)
         images.say_if_smaller(original.size, upright if SIDES[side] % 2 == 0 else upright[::-1])
 
-        def begin(number: int, window: Ints, unknown: Bools) -> Decoding:
+        def begin(number: int, window: Ints, unknown: Bools) -> "Decoding":
             return self._paint(prompt, window, unknown, settings, seed + number)
 
         steps = grown(codes, SIDES[side], parts, begin)
@@ -405,7 +404,7 @@ class Model:
         settings: ImageSettings | None,
         seed: int,
         thought: Sequence[int] | None = None,
-    ) -> Decoding:
+    ) -> "Decoding":
         """Draw the unknown codes of a grid [h, w] from a sentence and, with one, from a thought about it."""
         self._fingerprints.check()
         if not prompt.strip():
@@ -414,25 +413,26 @@ class Model:
         row = rows.paint_prompt(text, words) if thought is None else rows.thought_prompt(text, thought, words)
         return self._draw(row, codes, unknown, settings, seed)
 
-    def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> Decoding:
+    def _draw(self, row: Sequence[int], codes: Ints, unknown: Bools, settings: ImageSettings | None, seed: int) -> "Decoding":
         self._fits(len(row) + codes.size + len(rows.picture_end(self.vocabulary)), "the prompt with its picture")
         if settings is not None and settings.steps > unknown.sum():  # only the default is ever cut
             raise Error(f"{settings.steps} steps for {unknown.sum()} codes: a step draws at least one; use fewer steps")
-        drawn = settings or self.image_defaults
-        decoding = generate.draw(self.denoiser, row, codes, unknown, drawn, self.vocabulary, seed=seed)
-        return replace(decoding, steps=self._watched(decoding.steps))
+        from mmada_lite.decoding import generate  # a model loads sooner without
 
-    def _watched(self, steps: Iterator[Step]) -> Iterator[Step]:
+        begun = generate.draw(self.denoiser, row, codes, unknown, settings or self.image_defaults, self.vocabulary, seed=seed)
+        return replace(begun, steps=self._watched(begun.steps))
+
+    def _watched(self, steps: "Iterator[Step]") -> "Iterator[Step]":
         """Steps that end once every file of the bundle is known to be sound, and in an Error where one is not."""
         self._fingerprints.check()
 
-        def until_sound() -> Iterator[Step]:
+        def until_sound() -> "Iterator[Step]":
             yield from steps
             self._await_hashes()
 
         return until_sound()
 
-    def _drawing(self, decoding: Decoding, shape: tuple[int, ...], finishing: images.Finishing | None = None) -> Drawing:
+    def _drawing(self, decoding: "Decoding", shape: tuple[int, ...], finishing: images.Finishing | None = None) -> Drawing:
         return Drawing(with_codes(decoding, shape), self.codec.decode, finishing)
 
     def _codes(self, square: Image.Image) -> Ints:

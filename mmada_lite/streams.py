@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmada_lite.calls import checked
-from mmada_lite.decoding.forward import Step
-from mmada_lite.decoding.generate import Decoding
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, fault_of, split_thought, unfinished
 
 if TYPE_CHECKING:
+    from mmada_lite.decoding.forward import Step
+    from mmada_lite.decoding.generate import Decoding
     from mmada_lite.forms.choosing import Choice, Choosing
     from mmada_lite.forms.filling import Filling
     from mmada_lite.forms.rows import Span
@@ -73,11 +73,11 @@ class DrawingResult:
     seconds: float
 
 
-class Stream(Iterator[Step]):
+class Stream(Iterator["Step"]):
     """Steps as they happen, each a `mmada_lite.decoding.forward.Step`. `last` is the latest step, None before the first; `done`
     is True once there are no more. A step raises Error when memory runs out."""
 
-    def __init__(self, steps: Iterable[Step]) -> None:
+    def __init__(self, steps: "Iterable[Step]") -> None:
         self._steps = iter(steps)
         self.last: Step | None = None
         self.done = False
@@ -85,7 +85,7 @@ class Stream(Iterator[Step]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Step:
+    def __next__(self) -> "Step":
         try:
             self.last = next(self._steps)
         except StopIteration:
@@ -161,12 +161,12 @@ class Thinking:
     def __init__(self, source: Answer | str, tokenizer: Tokenizer, room: int) -> None:
         self._source, self._tokenizer, self._room = source, tokenizer, room
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> "Iterator[Step]":
         """What is left of the writing; nothing for a text that was given."""
         return iter(()) if isinstance(self._source, str) else iter(self._source)
 
     @property
-    def last(self) -> Step | None:
+    def last(self) -> "Step | None":
         return None if isinstance(self._source, str) else self._source.last
 
     @property
@@ -206,7 +206,7 @@ class Drawing(Stream):
 
     def __init__(
         self,
-        steps: Iterable[tuple[Step, Ints]],
+        steps: "Iterable[tuple[Step, Ints]]",
         decode: Callable[[Ints], Image.Image],
         finishing: Callable[[Image.Image], Image.Image] | None = None,
         thinking: Thinking | None = None,
@@ -216,7 +216,7 @@ class Drawing(Stream):
         self._result: DrawingResult | None = None
         super().__init__(self._follow(steps))
 
-    def _follow(self, steps: Iterable[tuple[Step, Ints]]) -> Iterator[Step]:
+    def _follow(self, steps: "Iterable[tuple[Step, Ints]]") -> "Iterator[Step]":
         for step, self.codes in steps:
             yield step
 
@@ -263,7 +263,7 @@ class Drawing(Stream):
         return self._thinking.fault if self._thinking is not None and self._thinking.done else None
 
 
-def with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Step, Ints]]:
+def with_codes(decoding: "Decoding", shape: tuple[int, ...]) -> "Iterator[tuple[Step, Ints]]":
     """Each step of one drawing with its codes as they stand, in a grid of this shape."""
     for step in decoding.steps:
         assert step.predicted_codes is not None
@@ -271,8 +271,8 @@ def with_codes(decoding: Decoding, shape: tuple[int, ...]) -> Iterator[tuple[Ste
 
 
 def thought_and_drawn(
-    thinking: Thinking, begin: Callable[[list[int] | None], Decoding], shape: tuple[int, ...]
-) -> Iterator[tuple[Step, Ints]]:
+    thinking: Thinking, begin: "Callable[[list[int] | None], Decoding]", shape: tuple[int, ...]
+) -> "Iterator[tuple[Step, Ints]]":
     """The steps of a thought, with no codes yet, then those of the picture; model calls and seconds go on counting. begin: a
     decode of the picture from the thought's ids, or, where nothing can be drawn from it, from none."""
     for step in thinking.steps():
@@ -291,8 +291,8 @@ def parts_of(total: int, most: int) -> list[int]:
 
 
 def grown(
-    codes: Ints, turns: int, parts: Iterable[int], begin: Callable[[int, Ints, Bools], Decoding]
-) -> Iterator[tuple[Step, Ints]]:
+    codes: Ints, turns: int, parts: Iterable[int], begin: "Callable[[int, Ints, Bools], Decoding]"
+) -> "Iterator[tuple[Step, Ints]]":
     """Grow the top of a grid that is turned so many quarters, then turn it back, part by part: windows of one square, of which
     the older part is given. begin: a decode of part `number`, of codes [h, w] where they are unknown [h, w]."""
     grid, before, width, sizes = np.rot90(codes, turns), 0, codes.shape[0], list(parts)

@@ -170,7 +170,19 @@ def _guarded(recording: Path, compare: Callable[[], Iterator[Checked]]) -> Itera
         ) from error
 
 
-def line_of(checked: Checked) -> str:
+def report(folder: Path, engine: str | None, *, lines: bool = True) -> int:
+    """Compare by one engine, or by all, and print a line each, and a line of JSON last. Returns 1 where one falls short."""
+    results: list[Checked] = []
+    for result in check_folder(folder, ENGINES if engine is None else (engine,)):
+        results.append(result)
+        if lines:
+            print(_line(result), flush=True)
+    summary = as_json(results)
+    print(json.dumps(summary), flush=True)
+    return 1 if summary["failed"] or not results else 0
+
+
+def _line(checked: Checked) -> str:
     """`ok    cache/mha_dual_steps [onnx] ids: 0 (at most 0)`."""
     comparison = checked.comparison
     verdict = "ok   " if comparison.passed else "FALLS SHORT"
@@ -179,22 +191,16 @@ def line_of(checked: Checked) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, a line each, and a line of JSON last. 0, 1 where one falls short, or 2 after a fault of the user."""
-    return exit_code(lambda: _compare(argv))
-
-
-def _compare(argv: Sequence[str] | None) -> int:
+    """Compare as a command. 0, 1 where a case falls short, or 2 after a fault of the user."""
     parser = Parser(prog="mmada-lite bench check", description="Recorded cases of the reference, compared.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="recorded cases in the format of tests/golden/README.md")
     parser.add_argument("--engine", choices=ENGINES, help="compare this alone (default: both)")
-    options = parser.parse_args(argv)
-    results: list[Checked] = []
-    for result in check_folder(options.folder, (options.engine,) if options.engine else ENGINES):
-        results.append(result)
-        print(line_of(result), flush=True)
-    summary = as_json(results)
-    print(json.dumps(summary))
-    return 1 if summary["failed"] or not results else 0
+
+    def compare() -> int:
+        options = parser.parse_args(argv)
+        return report(options.folder, options.engine)
+
+    return exit_code(compare)
 
 
 def as_json(results: Sequence[Checked]) -> dict[str, Any]:

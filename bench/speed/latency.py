@@ -6,6 +6,7 @@
     mmada-lite bench latency --tasks overhead startup            # what decoding costs beside the model; the wait of a user
     mmada-lite bench latency --tasks advice                      # whether doctor's advice is what decodes measure here
     mmada-lite bench latency --against ../other --pairs 15       # this tree against another checkout, in turns
+    mmada-lite bench latency --against ../other --tasks load     # the same of loading the small model
 
 On a CPU the ceiling of the machine is measured first. Within a task all decodes take turns in one process. docs/benchmarks.md
 explains every column. It knows options and tables; `latency_cases` knows the decodes, `latency_runs` the rounds.
@@ -20,6 +21,7 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
+import mmada_lite
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
@@ -36,7 +38,7 @@ from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import usable_cores
 
 AS_STORED = "as stored"
-STARTS = 3  # counted runs of `startup` a round
+STARTS = 3  # counted runs of `startup` and `load` a round
 
 
 def build_parser() -> Parser:
@@ -115,9 +117,16 @@ def startup(rounds: int) -> Iterator[Row]:
     }
 
 
+def load(rounds: int) -> Iterator[Row]:
+    """How long the package takes to import and its small model to load; the first time does not count."""
+    root = Path(mmada_lite.__file__).parents[1]
+    yield {"task": pairs.LOAD, "seconds": spread([pairs.load_seconds(root) for _ in range(rounds * STARTS + 1)][1:])}
+
+
 BESIDE: dict[str, Callable[[int], Iterable[Row]]] = {  # without a model of choice
     "overhead": overhead.rows,
     "startup": startup,
+    pairs.LOAD: load,
     "advice": advice.rows,
 }
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from mmada_lite.bench.timed import run_module
 from mmada_lite.errors import Error
 
 SPARED = ("--no-ceiling", "--no-doubling")  # given to a side that knows them
+LOAD = "load"  # the task that asks no benchmark of a side
+_LOADING = "import time; began = time.perf_counter(); import mmada_lite; mmada_lite.load(); print(time.perf_counter() - began)"
 LABELS = ("task", "cache", "threshold")  # by which rows of the two sides are the same
 
 
@@ -37,6 +40,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=at_least_one, default=15, help="runs of each side, with --against (%(default)s)")
     parser.add_argument("--against-options", default="", metavar="WORDS", help="what the other side is given beside, quoted")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench"), help="where random bundles are kept (%(default)s)")
+
+
+def load_seconds(root: Path) -> float:
+    """How long it takes to import a tree's package and to load its small model, in a process of its own: what the one of two
+    trees imports at once, the other imports when it loads. Raises Error where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | _home(root)
+    done = subprocess.run([sys.executable, "-c", _LOADING], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise Error(f"{root}: the model does not load: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+    return float(done.stdout)
+
+
+def _home(root: Path) -> dict[str, str]:
+    """The environment in which a tree's package is the one that is imported."""
+    return {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
@@ -81,9 +99,12 @@ def _pair(number: int, tasks: Sequence[str], roots: dict[str, Path], commands: d
     found: dict[str, dict[tuple, Row]] = {"this": {}, "other": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for task, side in product(tasks, ("this", "other")[:: -1 if number % 2 else 1]):
-            path, environment = Path(scratch) / f"{side}.json", {"PYTHONPATH": str(roots[side]), "PYTHONSAFEPATH": "1"}
+            if task == LOAD:
+                found[side][LOAD, None, None] = {"seconds": {"median": load_seconds(roots[side])}}
+                continue
+            path = Path(scratch) / f"{side}.json"
             words = ("bench", "latency", *commands[side], "--tasks", task, "-o", path)
-            run_module("mmada_lite", *words, environment=os.environ | environment)
+            run_module("mmada_lite", *words, environment=os.environ | _home(roots[side]))
             measured = json.loads(path.read_text(encoding="utf-8"))["rows"]
             found[side] |= {tuple(map(row.get, LABELS)): row for row in measured if "seconds" in row}
     for key, this in found["this"].items():

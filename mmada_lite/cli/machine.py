@@ -16,7 +16,7 @@ from mmada_lite import __version__
 from mmada_lite.cli import PAGES, speeds
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.memory_plan import memory_available
+from mmada_lite.memory_plan import memory_available, memory_total
 from mmada_lite.ort import devices, measured, nvidia
 from mmada_lite.ort.session import PROVIDERS, exact_int8, usable_cores
 
@@ -55,7 +55,7 @@ def examine(measure_anew: bool = False) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": {"cores": usable_cores(), "exact_int8": exact_int8()},
-        "memory": {"total": _memory_total(), "free": memory_available()},
+        "memory": {"total": memory_total(), "free": memory_available()},
         "driver": {"cuda": nvidia.version(), "cards": [_card(card) for card in cards]},
         "devices": devices,
         "libraries": [_library(name) for name in _LIBRARIES],
@@ -188,14 +188,6 @@ def _best(
 def _precision(memory: int) -> str:
     """For the published model: half precision takes 15 GB of a card for weights alone, int8 8 GB, int4 4 GB."""
     return "fp16" if memory >= 24 * 10**9 else "int8" if memory >= 16 * 10**9 else "int4"
-
-
-def _memory_total() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemTotal:")).split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def _driver(driver: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ written; sums are float64. It knows ids, a denoiser and a canvas; it knows nothi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +17,12 @@ from mmada_lite.decoding.canvas import Bools, Canvas, Ints
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Forward, run_forward
 from mmada_lite.decoding.sampling import PhiloxSampler, Stream, uniform
-from mmada_lite.decoding.settings import TextSettings
+from mmada_lite.decoding.settings import MOST_CHOICES, Law, TextSettings
 from mmada_lite.errors import Error
 
 Doubles = NDArray[np.float64]
-Law = Literal["chain", "one_pass", "monte_carlo"]
 LAWS: tuple[str, ...] = get_args(Law)
-MOST_ROWS, MOST_CHOICES = 16, 64  # rows of one model call; choices of one hole
+MOST_ROWS = 16  # of one model call
 END = -1  # in place of an id: any token that ends a text
 
 

@@ -24,10 +24,12 @@ from mmada_lite.decoding.setting_fields import (
 from mmada_lite.errors import Error
 
 Mode = Literal["default", "reference"]
+Law = Literal["chain", "one_pass", "monte_carlo"]  # of `mmada_lite.decoding.score`
 CachePolicy = Literal["none", "prefix", "dual", "prompt"]
 CACHE_POLICIES: tuple[str, ...] = get_args(CachePolicy)
 Settings = TypeVar("Settings", "TextSettings", "ImageSettings")
 SMALLEST, LARGEST = 1e-4, 1000.0  # of temperatures and guidance: what logits times them is in float32
+MOST_CHOICES = 64  # of one hole
 SCHEDULES = ("cosine", "linear", "pow<exponent>", "sigmoid")
 _LLADA, _FAST_DLLM, _MASKGIT = "LLaDA, arXiv 2502.09992", "Fast-dLLM, arXiv 2505.22618", "MaskGIT, arXiv 2202.04200"
 _GUIDANCE = "classifier-free guidance, arXiv 2207.12598"

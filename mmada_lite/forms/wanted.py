@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmada_lite.calls import text_of
-from mmada_lite.decoding.score import MOST_CHOICES
+from mmada_lite.decoding.settings import MOST_CHOICES
 from mmada_lite.errors import Error, shown
 
 Schema = str | Mapping[str, Any]

@@ -13,7 +13,7 @@ from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.generate import Decoding, TextTokens
 from mmada_lite.decoding.rows import turn_end
-from mmada_lite.decoding.settings import TextSettings
+from mmada_lite.decoding.settings import Law, TextSettings
 from mmada_lite.errors import Error, shown
 from mmada_lite.forms.choosing import Choosing, spelled
 from mmada_lite.forms.filling import TOGETHER, Filling
@@ -187,7 +187,7 @@ class Writer:
         text: str,
         span: tuple[int, int],
         settings: TextSettings,
-        law: scores.Law,
+        law: Law,
         draws: int,
         seed: int,
         what: str,

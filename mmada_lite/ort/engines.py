@@ -210,16 +210,21 @@ def input_dims(bundle: Bundle, graph: str) -> dict[str, tuple[int | str, ...]]:
     return {"embeddings": ("B", "W", a.d_model), "positions": ("B", "W"), **pasts, "rows": ("B", "Q")}
 
 
+def shapes_of(bundle: Bundle, graph: str, profile: Profile) -> dict[str, str]:
+    """min, opt and max -> the shapes of all inputs, `embeddings:1x1x4096,positions:1x1,...`."""
+    dims_of = input_dims(bundle, graph)
+    return {
+        end: ",".join(f"{name}:{'x'.join(map(str, profile.shape(dims, which)))}" for name, dims in dims_of.items())
+        for which, end in enumerate(("min", "opt", "max"))
+    }
+
+
 def shape_options(bundle: Bundle, graph: str, option: str) -> dict[str, str]:
-    """The profile that spans everything, as the providers' options want it: `embeddings:1x1x4096,positions:1x1,...`.
+    """The profile that spans everything, as the providers' options want it.
 
     option: a provider's name for it, with a place for min, opt and max."""
-    (profile, *_), dims_of = profiles_of(graph, profiles_for(bundle)), input_dims(bundle, graph)
-
-    def spelled(which: int) -> str:
-        return ",".join(f"{name}:{'x'.join(map(str, profile.shape(dims, which)))}" for name, dims in dims_of.items())
-
-    return {option.format(end): spelled(which) for which, end in enumerate(("min", "opt", "max"))}
+    profile = profiles_of(graph, profiles_for(bundle))[0]
+    return {option.format(end): shapes for end, shapes in shapes_of(bundle, graph, profile).items()}
 
 
 def described(profiles: Sequence[Profile]) -> str:

@@ -44,7 +44,7 @@ def check_interface(bundle: Bundle, graph: str, session: Any) -> None:
 
 
 def _faults(bundle: Bundle, graph: str, session: Any) -> Iterator[str]:
-    info, layers = bundle.graphs[graph], bundle.architecture.n_layers
+    info, layers, lengths = bundle.graphs[graph], bundle.architecture.n_layers, _lengths(bundle)
     given = (("inputs", info.inputs, session.get_inputs()), ("outputs", info.outputs, session.get_outputs()))
     for (side, said, values), declared in zip(given, _GRAPHS[graph], strict=True):
         found = {value.name: value for value in values}
@@ -57,7 +57,7 @@ def _faults(bundle: Bundle, graph: str, session: Any) -> Iterator[str]:
             if beyond := sorted(set(found) - names):
                 yield f"whose {where} have {beyond[0]!r}, which is not declared"
         for name, (kind, *axes) in wanted.items():
-            yield from (f"whose {name} {fault}" for fault in _odd(found[name], _type(bundle, kind), axes, _lengths(bundle)))
+            yield from (f"whose {name} {fault}" for fault in _odd(found[name], _type(bundle, kind), axes, lengths))
 
 
 def _of_layers(part: str, layers: int) -> list[list[str]]:

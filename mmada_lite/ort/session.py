@@ -215,7 +215,7 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif tuning.spinning == "run":
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    if not exact_int8() and _can_overflow(graph):
+    if _can_overflow(graph) and not exact_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
 

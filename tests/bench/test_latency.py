@@ -19,6 +19,7 @@ from mmada_lite.bundle import Architecture, Bundle
 from mmada_lite.cli import main
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
+from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES, cached_bundle
 from mmada_lite.ort import devices
 from mmada_lite.ort.devices import choose_device
@@ -314,6 +315,23 @@ def test_two_trees_are_compared_in_pairs_and_a_stopped_run_goes_on(
     assert all("--no-ceiling" in given and "--against" not in given for _, given in ran)
     assert {Path(given[given.index("--work") + 1]) for _, given in ran} == {work / "this", work / "other"}
     assert "| drawing | - | - | 2 |" in capsys.readouterr().out
+
+
+def test_loading_is_measured_in_processes_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and against a tree; what does not load there is one line."""
+    monkeypatch.setattr(latency, "STARTS", 1)
+    root, target = Path(__file__).parents[2], tmp_path / "load.json"
+    words = ["--tasks", "load", "--rounds", "1", "-o", str(target), "--force"]
+    assert latency.main(words) == 0
+    (alone,) = record.load(target)["rows"]
+    assert latency.main([*words, "--against", str(root), "--pairs", "1"]) == 0
+    (row,) = record.load(target)["rows"]
+    assert (alone["task"], row["task"], row["pairs"]) == ("load", "load", 1)
+    for seconds in (alone["seconds"]["median"], *row["median_seconds"]):
+        assert 0.02 < seconds < 60
+    (tmp_path / "mmada_lite.py").write_text("def load(): raise OSError('no disk')")
+    with pytest.raises(Error, match="the model does not load: OSError: no disk"):
+        pairs.load_seconds(tmp_path)
 
 
 def test_a_folder_that_is_no_checkout_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,6 +226,16 @@ def test_importing_the_package_is_light() -> None:
     alive("import sys, mmada_lite\nassert not {'numpy', 'PIL', 'tokenizers', 'onnxruntime'} & set(sys.modules)")
 
 
+def test_a_model_loads_without_what_decodes(tiny_bundle: Path) -> None:
+    """The loops and the forms of answers come with the first call."""
+    alive(
+        "import sys, mmada_lite\n"
+        "mmada_lite.load(sys.argv[1])\n"
+        "assert not {'mmada_lite.decoding.generate', 'mmada_lite.forms.writer'} & set(sys.modules)",
+        str(tiny_bundle),
+    )
+
+
 def test_importing_changes_nothing() -> None:
     """No log handlers, seeds, threads, signals, warning filters or environment, once the packages that we use are loaded."""
     alive(
