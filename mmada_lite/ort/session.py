@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
 
@@ -33,9 +33,10 @@ _OUT_OF_MEMORY = re.compile(
 )
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
+# How long threads without work stay awake: for the next operation of a run, which comes at once, but not while a process that
+# took their core is waited for, nor when the run has ended. Before 1.26 onnxruntime knows the second alone (docs/lab/benchmarks.md).
+_SPINNING = {"session.intra_op.spin_duration_us": "20", "session.force_spinning_stop": "1"}
 _log = logging.getLogger("mmada_lite")
-
-Spinning = Literal["run", "always", "never"]
 
 
 class OutOfMemory(Error):
@@ -93,12 +94,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How a session works on the CPU. spinning: how long its threads stay awake without work, "run" to the end of a run (the
-    next operation comes soon), "always" beyond it (onnxruntime's own way: they then take the cores from the session that runs
-    next), or "never"; arena: memory is kept for the next run; log_severity: the least that onnxruntime prints, 3 for errors;
-    raw: neither optimized nor packed, since it is only looked at (docs/speed.md has what they do)."""
+    """How a session works on the CPU. arena: memory is kept for the next run; raw: neither optimized nor packed, since it is
+    only looked at."""
 
-    spinning: Spinning = "run"
     arena: bool = True
     raw: bool = False
 
@@ -211,10 +209,8 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
     if tuning.raw:
         options.graph_optimization_level = onnxruntime_package().GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if tuning.spinning == "never":
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    elif tuning.spinning == "run":
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in _SPINNING.items():
+        options.add_session_config_entry(name, value)
     if _can_overflow(graph) and not exact_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options

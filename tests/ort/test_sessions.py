@@ -15,26 +15,13 @@ from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.precision import specs_for
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
-from mmada_lite.ort.session import Spinning, Tuning, open_session
+from mmada_lite.ort.session import open_session
 
 
-@pytest.mark.parametrize(
-    ("spinning", "entry", "value"),
-    [("run", "session.force_spinning_stop", "1"), ("never", "session.intra_op.allow_spinning", "0"), ("always", None, "")],
-)
-def test_threads_sleep_when_a_run_ends_unless_told_otherwise(
-    tiny_bundle: Path, spinning: Spinning, entry: str | None, value: str
-) -> None:
-    assert Tuning().spinning == "run"
-    options = open_session(
-        tiny_bundle / "backbone.onnx", choose_device("cpu"), 2, tuning=Tuning(spinning)
-    ).get_session_options()
-    for name in ("session.force_spinning_stop", "session.intra_op.allow_spinning"):
-        if name == entry:
-            assert options.get_session_config_entry(name) == value
-        else:
-            with pytest.raises(RuntimeError):  # onnxruntime's way to say that nobody set it
-                options.get_session_config_entry(name)
+def test_threads_stay_awake_for_the_next_operation_and_no_longer(tiny_bundle: Path) -> None:
+    options = open_session(tiny_bundle / "backbone.onnx", choose_device("cpu"), 2).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "20"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_the_embedder_has_one_thread_and_the_others_what_is_asked(tiny_bundle: Path) -> None:
