@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = re.compile(
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 # How long threads without work stay awake: for the next operation of a run, which comes at once, but not while a process that
-# took their core is waited for, nor when the run has ended. Before 1.26 onnxruntime knows the second alone (docs/lab/benchmarks.md).
+# took their core is waited for, nor when the run has ended. onnxruntime before 1.26 knows the second alone.
 _SPINNING = {"session.intra_op.spin_duration_us": "20", "session.force_spinning_stop": "1"}
 _log = logging.getLogger("mmada_lite")
 
