@@ -210,7 +210,7 @@ class Lines:
                 ["checkpoint", "-o", "m", "--prompts", "right.png"], ["checkpoint", "-o", "m", "--prompt-count", "0"],
                 ["checkpoint", "-o", "m", "--work", "right.png"], ["checkpoint", "-o", "m", "--work", "folder"],
                 ["checkpoint", "-o", "m", "--seed", "-1"]],
-            "batch": [["right.jsonl"], ["right.jsonl", "-o", "right.jsonl"], ["right.jsonl", "-o", "x", "--pictures", "right.png"],
+            "batch": [["right.jsonl"], ["right.jsonl", "-o", "right.jsonl"], ["right.jsonl", "-o", "x", "--pictures", "pipe"],
                 ["right.jsonl", "-o", "new.jsonl", "--pictures", "folder"], ["-", "-o", "new.jsonl"]],
             "info": [["bundle", "-m", "bundle"], ["bundle", "--threads", "0"], ["--cpp", "gone"]],
             "plan": [["-m", "8b", "--device", "tpu"], ["-m", "8b", "--cache", "all"], ["--speed", "warp"]],
