@@ -31,7 +31,7 @@ from mmada_lite import Error, Model, load
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip('needs pip install "mmada-lite[ray]"', allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 ONGOING, KILLS = 4, 2
 
 
