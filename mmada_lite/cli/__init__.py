@@ -5,7 +5,8 @@ from collections.abc import Mapping
 PAGES: Mapping[str, str] = {  # verb -> its page of the manual
     **dict.fromkeys(("chat", "ask", "paint", "inpaint", "extend", "completion"), "docs/cli.md"),
     "fill": "docs/fill.md",
-    **dict.fromkeys(("serve", "batch"), "docs/serve.md"),
+    "serve": "docs/serve.md",
+    "batch": "docs/clients.md",
     "export": "docs/checkpoint.md",
     "quantize": "docs/quantization.md",
     "check": "docs/parity.md",
