@@ -33,7 +33,7 @@ class Cluster:
     `cpus` and `gpus` (0.5: two share one), each holding `ongoing` requests, of which the first run; `doors` that read requests.
 
     model: a bundle at that path on every node, whose files each node maps once, however many replicas it has. api_key: @FILE is
-    the first line of a file. host: where Ray's proxies listen; behind loopback, other names of this host are refused. The rest
+    a file with a key a line. host: where Ray's proxies listen; behind loopback, other names of this host are refused. The rest
     is as `limits.Options` has it.
     """
 
@@ -140,8 +140,8 @@ class Remote:
                 raise Broken(str(error)) from None
         return self._about
 
-    def submit(self, content: Mapping[str, Any]) -> Task:
-        """Hand a task to the replicas. Raises Full."""
+    def submit(self, content: Mapping[str, Any], client: str = "") -> Task:
+        """Hand a task of a client's to the replicas, which take them in their order. Raises Full."""
         if len(self._drivers) >= self._options.waiting + self._most:
             raise Full(max(1, min(600, math.ceil(self._mean * self._options.waiting / self._most))))
         task = Task(next(self._numbers), content)
@@ -280,7 +280,7 @@ def _key(given: str | None) -> str | None:
     if given is None or not given.startswith("@"):
         return given
     with open(given[1:], encoding="utf-8") as file:
-        key = file.readline().strip()
-    if not key:
-        raise Error(f"{given[1:]} holds no key in its first line")
-    return key
+        keys = [line.strip() for line in file if line.strip()]
+    if not keys:
+        raise Error(f"{given[1:]} holds no key; write one a line")
+    return "\n".join(keys)
