@@ -15,7 +15,14 @@ def main() -> None:
     from mmada_lite.serve.ray_app import application
 
     folder, port, arguments = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    ray.init(num_cpus=5, include_dashboard=False, _temp_dir=folder, object_store_memory=100_000_000)
+    for left in (3, 2, 1, 0):  # it gives its processes 30 s to begin, which may be too few where others compute
+        try:
+            ray.init(num_cpus=5, include_dashboard=False, _temp_dir=folder, object_store_memory=100_000_000)
+            break
+        except Exception:
+            if not left:
+                raise
+            ray.shutdown()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(application(arguments))
     print(f"http://127.0.0.1:{port} {ray.get_runtime_context().gcs_address}", flush=True)
