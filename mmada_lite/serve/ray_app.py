@@ -145,7 +145,8 @@ class Remote:
         if len(self._drivers) >= self._options.waiting + self._most:
             raise Full(max(1, min(600, math.ceil(self._mean * self._options.waiting / self._most))))
         task = Task(next(self._numbers), content)
-        self._drivers[task] = asyncio.create_task(self._drive(task))
+        self._drivers[task] = driver = asyncio.create_task(self._drive(task))
+        driver.add_done_callback(lambda _: self._drivers.pop(task))  # also of one that is cancelled before it began
         return task
 
     def leave(self, task: Task) -> None:
@@ -169,8 +170,6 @@ class Remote:
         except Exception as error:
             fault("fault", error, task=task.number)
             task.fail("internal", "")
-        finally:
-            del self._drivers[task]
 
     async def _try(self, task: Task) -> bool:
         """Let one replica do it. Whether the task is over; False where another is to try."""
