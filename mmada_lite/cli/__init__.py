@@ -6,6 +6,7 @@ PAGES: Mapping[str, str] = {  # verb -> its page of the manual
     **dict.fromkeys(("chat", "ask", "paint", "inpaint", "extend", "completion"), "docs/cli.md"),
     "fill": "docs/fill.md",
     "serve": "docs/serve.md",
+    "batch": "docs/clients.md",
     "export": "docs/checkpoint.md",
     "quantize": "docs/quantization.md",
     "check": "docs/parity.md",

@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {  # verb -> what it does; each is a module of this pack
     "inpaint": "draw anew the part of a picture that a mask covers",
     "extend": "grow a picture beyond one border",
     "serve": "answer over HTTP, by OpenAI's routes, so that other programs can ask",
+    "batch": "answer a file of requests, as OpenAI's batches write them",
     "export": "turn a checkpoint into a bundle that this program runs",
     "quantize": "turn a checkpoint into a smaller bundle, by a method that minds what it loses",
     "check": "replay recorded cases of the reference and compare",
@@ -61,7 +62,7 @@ def _run(argv: list[str]) -> int:
 
 def _answers_there(arguments: argparse.Namespace) -> bool:
     """Whether the result goes to standard output, and not to a file whose name is said there."""
-    files = ("paint", "inpaint", "extend", "export", "quantize")
+    files = ("paint", "inpaint", "extend", "batch", "export", "quantize")
     return arguments.verb not in files or arguments.json or arguments.output == "-"
 
 

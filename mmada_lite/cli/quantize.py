@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmada_lite.cli import options, terminal
 from mmada_lite.cli.extras import needs
+from mmada_lite.errors import Error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantize."""
     from mmada_lite.cli.speeds import say_form
 
+    if arguments.seed < 0:
+        raise Error(f"--seed is {arguments.seed}; use 0 or more")
     with needs("quant"):
         from mmada_lite.quant.convert import Request, quantize_model
         from mmada_lite.quant.prompts import from_file

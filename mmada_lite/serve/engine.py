@@ -63,9 +63,15 @@ class Task:
 class Engine:
     """One model in one process, and the tasks that wait for it."""
 
-    def __init__(self, options: Options, watcher: Callable[[str, float], None] = lambda name, value: None) -> None:
-        """watcher: told of figures by their name, as `metrics` counts them."""
-        self._options, self._watch = options, watcher
+    def __init__(
+        self,
+        options: Options,
+        watcher: Callable[[str, float], None] = lambda name, value: None,
+        log: int | None = None,
+    ) -> None:
+        """watcher: told of figures by their name, as `metrics` counts them. log: the file of the worker's log, None for this
+        process's standard error."""
+        self._options, self._watch, self._log = options, watcher, log
         self._numbers = count(1)
         self._waiting: deque[Task] = deque()
         self._running: Task | None = None
@@ -187,6 +193,7 @@ class Engine:
             *(sys.executable, "-m", "mmada_lite.serve.worker"),
             stdin=pipe,
             stdout=pipe,
+            stderr=self._log,
             env=environment,
             limit=LONGEST_LINE,
             start_new_session=True,  # Ctrl-C in a terminal is for the server, which lets it finish

@@ -17,7 +17,7 @@ NAMES = [page.name for page in PAGES]
 LABORATORY = "docs/lab/"  # dated: its names and words are those of their day
 HOLDS = [page for page in PAGES if not page.name.startswith(LABORATORY)]
 RUN = [page for page in PAGES if page.name in ("README.md", "docs/quickstart.md", "docs/cli.md")]
-ELSEWHERE = ("docs/serve.md",)  # tests/serve runs what it shows, against a server
+ELSEWHERE = ("docs/serve.md", "docs/clients.md", "docs/deploy.md")  # tests/serve runs what it shows, against a server
 PYTHON = [page for page in HOLDS if page.name not in ELSEWHERE and any(block.language == "python" for block in page.blocks)]
 
 

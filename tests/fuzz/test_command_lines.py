@@ -91,6 +91,7 @@ class Lines:
             "paint": ["a cat", "-o", "new.png", "-m", "bundle"],
             "inpaint": ["right.png", "right.png", "a cat", "-o", "new.png", "-m", "bundle"],
             "extend": ["right.png", "a cat", "-o", "new.png", "-m", "bundle"],
+            "batch": ["right.jsonl", "-o", "new.jsonl", "-m", "bundle"],
             "export": ["checkpoint", "-o", "made"],
             "quantize": ["checkpoint", "-o", "made"],
             "check": ["cases"],
@@ -163,6 +164,11 @@ class Lines:
         folder = chance.choice((gone, "letter.png", "pointer.png", "pipe", "folder", "/dev/null", "right.png"))
         if verb in ("ask", "inpaint", "extend"):
             line[chance.choice((1, 2) if verb == "inpaint" else (1,))] = file
+        elif verb == "batch":
+            at, wrong = chance.choice(
+                ((1, file), (3, chance.choice(("gone/x", "right.png", "folder", "pipe", "n" * 300))), (5, folder))
+            )
+            line[at] = wrong
         elif verb in ("chat", "paint", "export", "quantize", "check", "info", "plan"):
             at = {"chat": 3, "paint": 5, "plan": 2}.get(verb, 1)
             line += ["-m", ""] if verb == "plan" else []
@@ -204,6 +210,8 @@ class Lines:
                 ["checkpoint", "-o", "m", "--prompts", "right.png"], ["checkpoint", "-o", "m", "--prompt-count", "0"],
                 ["checkpoint", "-o", "m", "--work", "right.png"], ["checkpoint", "-o", "m", "--work", "folder"],
                 ["checkpoint", "-o", "m", "--seed", "-1"]],
+            "batch": [["right.jsonl"], ["right.jsonl", "-o", "right.jsonl"], ["right.jsonl", "-o", "x", "--pictures", "pipe"],
+                ["right.jsonl", "-o", "new.jsonl", "--pictures", "folder"], ["-", "-o", "new.jsonl"]],
             "info": [["bundle", "-m", "bundle"], ["bundle", "--threads", "0"], ["--cpp", "gone"]],
             "plan": [["-m", "8b", "--device", "tpu"], ["-m", "8b", "--cache", "all"], ["--speed", "warp"]],
         }  # fmt: skip
@@ -248,6 +256,7 @@ def prepare(folder: Path, bundle: Path, checkpoint: Path) -> None:
     (folder / "folder" / "letter").write_text("dear model")
     (folder / "cases").mkdir()
     Image.new("RGB", (16, 16), "white").save(folder / "right.png")
+    (folder / "right.jsonl").write_text('{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n')
     (folder / "letter.png").write_text("dear model")
     (folder / "pointer.png").write_text(POINTER)
     os.mkfifo(folder / "pipe")

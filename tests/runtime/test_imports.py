@@ -16,7 +16,7 @@ from import_graph import ROOT, WORKSHOPS, Import, between_wings, project, projec
 import mmada_lite
 
 RUNTIME = {"numpy", "onnxruntime", "tokenizers", "PIL"}
-SERVING = {"starlette", "uvicorn", "prometheus_client"}  # of the extra [serve], and in its folder alone
+SERVING = {"starlette", "uvicorn", "prometheus_client", "ray"}  # of the extras [serve] and [ray], and in their folder alone
 HEAVY = {"torch", "onnx", "transformers", "safetensors", "resvg_py"}
 # every module beside them in mmada_lite is one of its own
 WINGS = WORKSHOPS | {"decoding", "forms", "ort", "cli", "serve", "models"}
