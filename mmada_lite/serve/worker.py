@@ -396,7 +396,7 @@ def main() -> None:
         out.write(json.dumps({"event": "failed", "message": f"{kind}{error}"}).encode() + b"\n")
         out.flush()
         raise SystemExit(2) from None
-    note("model opened", device=model.device.name, pid=os.getpid())
+    note("model opened", device=model.device.name, pid=os.getpid(), seats=seats)
     worker.say(describe(model, seats))
     worker.run(source)
 
