@@ -27,7 +27,9 @@ def batching(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "It
     """One that does four requests at once."""
     from serving import Server
 
-    with Server(tmp_path_factory.mktemp("batching"), "-m", tiny_bundle, "--threads", "1", "--batch", "4") as running:
+    with Server(
+        tmp_path_factory.mktemp("batching"), "-m", tiny_bundle, "--threads", "1", "--max-body", "2", "--batch", "4"
+    ) as running:
         yield running
 
 
