@@ -27,7 +27,6 @@ from mmada_lite.bench.command import Measured, add_output, at_least_one, execute
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
 from mmada_lite.bench.speed.serving_load import CHAT, Outcome, Serving, alike, ask_all, mixture
 from mmada_lite.bench.timed import turns
-from mmada_lite.cli.options import add_model
 from mmada_lite.decoding.settings import with_changes
 from mmada_lite.errors import Error
 from mmada_lite.model import Model, embedded_bundle, load
@@ -42,7 +41,7 @@ NEAR = 10e6  # bytes that memory may grow by, or 3%
 def build_parser() -> Parser:
     made = Parser(prog="mmada-lite bench serve", description=__doc__.splitlines()[0])
     add, number = made.add_argument, at_least_one
-    add_model(made)
+    add("-m", "--model", help="a bundle (default: the small model)")
     add("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     add("--threads", type=thread_count, default=usable_cores(), help="of the model (default: the cores of this machine)")
     add("--requests", type=number, default=2000, help="of the load (default 2000); memory is looked at after a quarter of them")
