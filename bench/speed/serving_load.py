@@ -33,7 +33,7 @@ CHAT, FILL, PAINT, EDIT = "/v1/chat/completions", "/v1/completions", "/v1/images
 PATIENCE = 120.0  # seconds for one answer
 SEEDS = 5  # of each kind of request
 _TEXT = {"max_tokens": 16, "steps": 8, "temperature": 0.8}
-_DRAW = {"steps": 3}
+_DRAW: dict[str, Any] = {"steps": 3}
 Headers = dict[str, str]
 
 
@@ -98,7 +98,7 @@ class Ask:
 def mixture(model: Model) -> list[Ask]:
     """Every kind of request, with some seeds: texts whole and as a stream of steps, holes, questions about a picture, drawings,
     and drawings under a mask."""
-    picture = model.paint("a red apple", with_changes(model.image_defaults, _DRAW), seed=1).picture
+    picture = model.paint("a red apple", model.image_defaults.replace(**_DRAW), seed=1).picture
     mask = Image.new("L", picture.size)
     mask.paste(255, (0, 0, picture.width // 2, picture.height))
     makers = (_chat, _stream, _fill, lambda m, s: _question(m, s, picture), _paint, lambda m, s: _inpaint(m, s, picture, mask))
@@ -132,12 +132,12 @@ def _question(model: Model, seed: int, picture: Image.Image) -> Ask:
 
 
 def _paint(model: Model, seed: int, settings: Mapping[str, Any] = _DRAW) -> Ask:
-    right = model.paint("a blue car", with_changes(model.image_defaults, settings), seed=seed).result().codes.tolist()
+    right = model.paint("a blue car", model.image_defaults.replace(**settings), seed=seed).result().codes.tolist()
     return _json(PAINT, {"prompt": "a blue car", **settings, "seed": seed}, _codes, right)
 
 
 def _inpaint(model: Model, seed: int, picture: Image.Image, mask: Image.Image) -> Ask:
-    settings = with_changes(model.image_defaults, _DRAW)
+    settings = model.image_defaults.replace(**_DRAW)
     right = model.inpaint(picture, mask, "a green tree", settings, seed=seed).result().codes.tolist()
     words = {"prompt": "a green tree", "seed": seed, **_DRAW}
     parts = [f'name="{name}"\r\n\r\n{value}'.encode() for name, value in words.items()]
