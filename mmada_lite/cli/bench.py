@@ -13,6 +13,7 @@ BENCHES: dict[str, tuple[str, str]] = {  # name -> its module, and what it measu
     "ceiling": ("bench.speed.ceiling", "what this machine can multiply and move at all, in every stored form"),
     "quality": ("bench.quality.evaluate", "every task of the small model; bundles against fp32; quality against latency"),
     "quantization": ("bench.quality.quantization", "what formats, methods and bits cost, along one trajectory"),
+    "serve": ("bench.speed.serving", "a server under load: ready, first step, batches, 2,000 mixed requests, memory"),
     "check": ("bench.parity.check", "recorded cases of the reference, as mmada-lite check"),
 }
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=whole, default=default.port, metavar="N", help=f"default: {default.port}; 0: any free one"
     )
-    parser.add_argument("--api-key", metavar="KEY", help="what clients must send; @FILE: the first line of a file")
+    parser.add_argument("--api-key", metavar="KEY", help="what clients must send; @FILE: the keys in a file, one a line")
     parser.add_argument(
         "--allow-origin",
         action="append",
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=whole, default=default.pixels, metavar="N", help=f"of a picture (default: {default.pixels:,})"
     )
+    parser.add_argument("--batch", type=whole, metavar="N", help="requests that run at once (default: as measured to be fast)")
     options.add_speed(parser)
     options.add_machine(parser)
 
@@ -68,12 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
     _within("--time-limit", arguments.time_limit, 1, 86_400)
     _within("--grace", arguments.grace, 0, 86_400)
     _within("--max-body", arguments.max_body, 0.001, 1000)
+    _within("--batch", 1 if arguments.batch is None else arguments.batch, 1, 64)
     _within("--max-pixels", arguments.max_pixels, 1, 64_000_000)
     chosen = Options(
         model=arguments.model,
         device=arguments.device,
         threads=terminal.threads_of(arguments.threads),
         speed=arguments.speed,
+        batch=arguments.batch,
         host=arguments.host,
         port=arguments.port,
         api_key=_key(arguments.api_key),
@@ -103,13 +106,14 @@ def _within(option: str, value: float, least: float, most: float) -> None:
 def _key(given: str | None) -> str | None:
     if given is None:
         return None
+    keys = [given]
     if given.startswith("@"):
         with open(given[1:], encoding="utf-8") as file:
-            given = file.readline()
-    key = given.strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise Error("--api-key is empty or no plain ASCII; give letters and digits, or @FILE with them in its first line")
-    return key
+            keys = [line for line in file.read().splitlines() if line.strip()]
+    keys = [key.strip() for key in keys]
+    if not keys or not all(key and key.isascii() and key.isprintable() for key in keys):
+        raise Error("--api-key is empty or no plain ASCII; give letters and digits, or @FILE with a key a line")
+    return "\n".join(keys)
 
 
 def _origin(given: str) -> str:

@@ -33,6 +33,7 @@ _FORMATS = {
 _FORMATS["date-time"] = f"{_FORMATS['date']}T{_FORMATS['time']}"
 _SPELLED_ANEW = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')  # what a JSON string spells otherwise, or the library does not write
 _DEEPEST = 32
+_MOST = 1 << 20  # of a count: outlines-core takes one as 0 that 64 bits do not hold (findings/outlines-core-large-counts.sh)
 _NONE = object()
 
 
@@ -159,8 +160,8 @@ def _object(said: Mapping[str, Any], whole: Any, at: str, patterns: list[str], w
 def _counts(said: Mapping[str, Any], least: str, most: str, at: str) -> dict[str, int]:
     counts = {key: said[key] for key in (least, most) if key in said}
     for key, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise Error(f"{at} has {key} {shown(count)}; use a whole number of at least 0")
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST:
+            raise Error(f"{at} has {key} {shown(count)}; use a whole number from 0 to {_MOST:,}")
     if least in counts and most in counts and counts[least] > counts[most]:
         raise Error(f"{at} has {least} {counts[least]} above {most} {counts[most]}")
     return counts

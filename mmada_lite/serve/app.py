@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from mmada_lite.serve import requests
 from mmada_lite.serve.engine import Broken, Engine
-from mmada_lite.serve.forms import Chat, Pictures
+from mmada_lite.serve.forms import Chat, Filled, Pictures
 from mmada_lite.serve.guard import Guard
 from mmada_lite.serve.limits import Options
 from mmada_lite.serve.metrics import Metrics
@@ -75,6 +75,11 @@ class Routes:
         model, body = await self._model(), await self._json(request)
         wish = requests.chat(body, model)
         return Reply(self._engine, wish, Chat(wish, model["name"]))
+
+    async def fill(self, request: Request) -> Any:
+        model, body = await self._model(), await self._json(request)
+        wish = requests.fill(body, model)
+        return Reply(self._engine, wish, Filled(wish, model["name"]))
 
     async def generate(self, request: Request) -> Any:
         model, body = await self._model(), await self._json(request)
@@ -153,7 +158,7 @@ async def _hurry() -> AsyncIterator[None]:
 async def _refuse(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    words = {404: "there is no such path; see /v1/models, /v1/chat/completions, /v1/images/generations, /v1/images/edits"}
+    words = {404: "there is no such path; see /v1/models, /v1/chat/completions, /v1/completions, /v1/images/generations"}
     said = words.get(error.status_code, f"{request.method} is not for this path" if error.status_code == 405 else error.detail)
     refused = Refused(error.status_code, said, headers=error.headers)
     return JSONResponse(refused.body, refused.status, headers=refused.headers)
@@ -187,6 +192,7 @@ def application(engine: Engine, options: Options, metrics: Metrics) -> ASGIApp:
         Route("/v1/models", does.models),
         Route("/v1/models/{name:path}", does.model),
         Route("/v1/chat/completions", does.chat, methods=["POST"]),
+        Route("/v1/completions", does.fill, methods=["POST"]),
         Route("/v1/images/generations", does.generate, methods=["POST"]),
         Route("/v1/images/edits", does.edit, methods=["POST"]),
     ]

@@ -1,5 +1,5 @@
-"""The queue and the worker's keeper: tasks wait in the order they came, one runs, and when the process that holds the model
-dies another is started and no other task is lost.
+"""The queue and the worker's keeper: tasks wait in a fair order, as many run as the worker has seats, and when the process that
+holds the model dies another is started and no task is lost that a client has not seen a part of.
 
 It knows tasks and their events as plain data, and nothing of HTTP.
 """
@@ -11,12 +11,12 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from mmada_lite.serve.fair import FairQueue
 from mmada_lite.serve.journal import note
 from mmada_lite.serve.limits import Options
 
@@ -73,8 +73,9 @@ class Engine:
         process's standard error."""
         self._options, self._watch, self._log = options, watcher, log
         self._numbers = count(1)
-        self._waiting: deque[Task] = deque()
-        self._running: Task | None = None
+        self._waiting = FairQueue[Task]()
+        self._running: dict[int, Task] = {}
+        self._seats = 1
         self._worker: asyncio.subprocess.Process | None = None
         self._open, self._closing = False, False
         self._mean = 1.0  # seconds of a task, a mean in which the last ones weigh most
@@ -98,7 +99,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return int(self._running is not None)
+        return len(self._running)
 
     @property
     def pid(self) -> int | None:
@@ -143,29 +144,28 @@ class Engine:
             self._lost(refused, code)
             await asyncio.sleep(_PAUSES[min(self._starts_failed, len(_PAUSES) - 1)])
 
-    def submit(self, content: Mapping[str, Any]) -> Task:
-        """Put a task behind those that wait. Raises Full, Closing, and Broken where no worker can be had."""
+    def submit(self, content: Mapping[str, Any], client: str = "") -> Task:
+        """Put a task behind those of its client that wait. Raises Full, Closing, and Broken where no worker can be had."""
         if self._closing:
             raise Closing
         if self.why:
             raise Broken(self.why)
         if len(self._waiting) >= self._options.waiting:
-            raise Full(max(1, min(600, math.ceil(self._mean * len(self._waiting)))))
+            raise Full(max(1, min(600, math.ceil(self._mean * len(self._waiting) / self._seats))))
         task = Task(next(self._numbers), content)
         task.timer = asyncio.get_running_loop().call_later(self._options.seconds, self._expire, task)
-        self._waiting.append(task)
+        self._waiting.push(task, client)
         self._feed()
         return task
 
     def leave(self, task: Task) -> None:
         """Nobody waits for this task any more. One that runs ends within one run of a graph, or its worker is killed."""
         task.left = True
-        if task.timer is not None:
-            task.timer.cancel()
-        if task is self._running:
+        self._drop_timer(task)
+        if task.number in self._running:
             self._send({"cancel": task.number})
             asyncio.get_running_loop().call_later(PATIENCE, self._kill_if_running, task)
-        elif task in self._waiting:
+        else:
             self._waiting.remove(task)
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Engine:
         for task in self._waiting:
             task.fail("closing", "the server is being stopped; ask again when it is back")
         self._waiting.clear()
-        if self._running is None:
+        if not self._running:
             self._hang_up()
 
     async def end(self) -> None:
@@ -199,7 +199,7 @@ class Engine:
             start_new_session=True,  # Ctrl-C in a terminal is for the server, which lets it finish
         )
         assert worker.stdin is not None
-        chosen = {name: getattr(self._options, name) for name in ("model", "device", "threads", "speed", "pixels")}
+        chosen = {name: getattr(self._options, name) for name in ("model", "device", "threads", "speed", "pixels", "batch")}
         worker.stdin.write(json.dumps(chosen).encode() + b"\n")
         return worker
 
@@ -223,11 +223,12 @@ class Engine:
     def _take(self, event: Event) -> None:
         if event["event"] == "ready":
             self.model, self.why, self._open, self._starts_failed = event, "", True, 0
+            self._seats = event.get("seats", 1)
             self._known.set()
             self._feed()
             return
-        task = self._running
-        if task is None or event.get("id") != task.number:
+        task = self._running.get(event.get("id", 0))
+        if task is None:
             return
         last = event["event"] in LAST
         if not task.left:
@@ -237,20 +238,23 @@ class Engine:
             self._feed()
 
     def _feed(self) -> None:
-        """Give the worker the task that waited longest."""
-        if self._closing and self._running is None:
+        """Give the worker those whose turn it is. A task that ran while a worker died runs alone: if it is the one that killed
+        it, it kills nobody else's."""
+        if self._closing and not self._running:
             self._hang_up()
-        if not self._open or self._running is not None or not self._waiting:
-            return
-        task = self._running = self._waiting.popleft()
-        task.tries, task.started = task.tries + 1, time.monotonic()
-        self._watch("waited", task.started - task.arrived)
-        self._send({"id": task.number, **task.content})
+        while self._open and self._waiting and len(self._running) < self._seats:
+            alone = self._waiting.peek().tries > 0 or any(task.tries > 1 for task in self._running.values())
+            if alone and self._running:
+                return
+            task = self._waiting.pop()
+            self._running[task.number] = task
+            task.tries, task.started = task.tries + 1, time.monotonic()
+            self._watch("waited", task.started - task.arrived)
+            self._send({"id": task.number, **task.content})
 
     def _ended(self, task: Task, event: Event) -> None:
-        self._running = None
-        if task.timer is not None:
-            task.timer.cancel()
+        del self._running[task.number]
+        self._drop_timer(task)
         seconds = time.monotonic() - task.started
         self._mean += 0.2 * (seconds - self._mean)
         if event["event"] == "done":
@@ -260,16 +264,18 @@ class Engine:
             self._watch("seconds", event["seconds"])
 
     def _lost(self, refused: str, code: int) -> None:
-        """The worker is gone: say so, and put its task in front once more, or say to its client that it is lost."""
+        """The worker is gone: say so, and put its tasks in front once more, or say to their clients that they are lost."""
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if refused and not self.model:  # said by whoever started the server
             self.why = refused
             self._known.set()
             raise Broken(refused)
-        note("worker ended", how=how, message=refused or None, task=self._running.number if self._running else None)
+        note("worker ended", how=how, message=refused or None, tasks=list(self._running) or None)
         self._watch("deaths", 1)
-        task, self._running = self._running, None
-        if task is not None and not task.left:
+        victims, self._running = list(self._running.values()), {}
+        for task in victims:
+            if task.left:
+                continue
             if task.delivered or task.tries > 1:
                 again = "" if task.tries == 1 else " twice"
                 task.fail("worker", f"the process that holds the model ended{again} ({how}) while it answered; ask again")
@@ -278,7 +284,7 @@ class Engine:
                 while not task.events.empty():
                     task.events.get_nowait()
                 task.events.put_nowait({"event": "again"})
-                self._waiting.appendleft(task)
+                self._waiting.push_again(task)
         self._starts_failed += 1
         if refused or (not self.model and self._starts_failed >= _STARTS):
             self.why = refused or f"the process that opens the model ends each time ({how}); is there enough memory?"
@@ -299,6 +305,6 @@ class Engine:
         self.leave(task)
 
     def _kill_if_running(self, task: Task) -> None:
-        if task is self._running and self._worker is not None and self._worker.returncode is None:
+        if task.number in self._running and self._worker is not None and self._worker.returncode is None:
             note("worker killed", task=task.number, message=f"a task did not end within {PATIENCE:g} s of being told to")
             self._worker.kill()

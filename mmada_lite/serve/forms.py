@@ -24,12 +24,13 @@ def server_sent(content: Any, name: str | None = None) -> bytes:
 class Chat:
     """An answer as /v1/chat/completions gives it."""
 
+    kind = "chatcmpl"
     done = b"data: [DONE]\n\n"
 
     def __init__(self, wish: Wish, model: str) -> None:
         self._wish = wish
         self._seed = wish.task["seed"]
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head = {"id": f"{self.kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._prompt = 0
         self._begun = False
 
@@ -43,7 +44,8 @@ class Chat:
             yield from self._delta(event["thought"], event["answer"])
         elif event["event"] == "done":
             yield from self._delta(*event["rest"])
-            yield server_sent(self._chunk([{"index": 0, "delta": {}, "finish_reason": _reason(event)}], seed=self._seed))
+            more = {"seed": self._seed, **_held(event)}
+            yield server_sent(self._chunk([{"index": 0, "delta": {}, "finish_reason": _reason(event)}], **more))
             if self._wish.usage:
                 yield server_sent(self._chunk([], usage=self._usage(event)))
             yield self.done
@@ -58,7 +60,7 @@ class Chat:
             message["reasoning_content"] = event["thought"]
         choice = {"index": 0, "message": message, "finish_reason": _reason(event), "logprobs": None}
         said = {"object": "chat.completion", "choices": [choice], "usage": self._usage(event), "seed": self._seed}
-        return {**self._head, **said}
+        return {**self._head, **said, **_held(event)}
 
     def broken(self, failure: Event, status: int) -> bytes:
         """The one event by which a stream says that no more comes."""
@@ -78,6 +80,36 @@ class Chat:
     def _usage(self, event: Event) -> dict[str, int]:
         written = len(event["tokens"])
         return {"prompt_tokens": self._prompt, "completion_tokens": written, "total_tokens": self._prompt + written}
+
+
+class Filled(Chat):
+    """A text whose holes are filled, as /v1/completions gives it: all of it, in one piece."""
+
+    kind = "cmpl"
+
+    def chunks(self, event: Event) -> Iterator[bytes]:
+        """What a stream says of an event."""
+        if event["event"] in ("began", "step"):
+            yield from super().chunks(event)
+        elif event["event"] == "done":
+            yield server_sent(self._chunk([self._choice(event)], seed=self._seed, **_held(event)))
+            if self._wish.usage:
+                yield server_sent(self._chunk([], usage=self._usage(event)))
+            yield self.done
+
+    def whole(self, events: Iterable[Event]) -> dict[str, Any]:
+        """The text when all of it is there."""
+        for event in events:
+            if event["event"] == "began":
+                self._prompt = event["prompt_tokens"]
+        said = {"object": "text_completion", "choices": [self._choice(event)], "usage": self._usage(event), "seed": self._seed}
+        return {**self._head, **said, **_held(event)}
+
+    def _choice(self, event: Event) -> dict[str, Any]:
+        return {"index": 0, "text": event["text"], "finish_reason": _reason(event), "logprobs": None}
+
+    def _chunk(self, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return {**self._head, "object": "text_completion", "choices": choices, **more}
 
 
 class Pictures:
@@ -120,9 +152,14 @@ class Pictures:
 def _step(event: Event, prompt: int) -> dict[str, Any]:
     """A step of the model's; positions count from the first token of the answer where the prompt's length is given, else from
     the first of the row."""
-    names = ("picture", "step", "total_steps", "tokens", "confidence", "remaining", "model_calls", "text")
+    names = ("picture", "step", "total_steps", "rows", "tokens", "confidence", "remaining", "model_calls", "text")
     said = {name: event[name] for name in names if name in event}
     return {**said, "positions": [position - prompt for position in event["positions"]]}
+
+
+def _held(event: Event) -> dict[str, Any]:
+    """What stands in the holes of an answer, and how likely each of the choices is, where there are any."""
+    return {name: event[name] for name in ("spans", "likelihoods") if name in event}
 
 
 def _drawn(event: Event, seed: int) -> dict[str, Any]:

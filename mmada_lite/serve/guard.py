@@ -29,6 +29,7 @@ class Guard:
     def __init__(self, inner: ASGIApp, options: Options, metrics: Metrics, routes: Iterable[str]) -> None:
         self._inner, self._options, self._metrics, self._routes = inner, options, metrics, frozenset(routes)
         self._loopback = is_loopback(options.host)
+        self._keys = [key.encode() for key in (options.api_key or "").splitlines()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,10 +87,13 @@ class Guard:
             raise Refused(403, "this server answers on loopback alone, under its own name", code="host")
         if origin is not None and origin not in self._options.origins and not _same_host(origin, host):
             raise Refused(403, "a page of another origin may not ask this server; start it with --allow-origin", code="origin")
-        key = self._options.api_key
-        if key is not None and scope["path"] not in OPEN_TO_ALL and scope["method"] != "OPTIONS":
+        scope["mmada_client"] = str((scope.get("client") or ("",))[0])
+        if self._keys and scope["path"] not in OPEN_TO_ALL and scope["method"] != "OPTIONS":
             given = headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
-            if not hmac.compare_digest(given, key.encode()):
+            found = [number for number, key in enumerate(self._keys) if hmac.compare_digest(given, key)]
+            if found and len(self._keys) > 1:  # where all have one key, addresses tell clients apart
+                scope["mmada_client"] = f"key {found[0]}"
+            if not found:
                 words = "this server wants a key; send the header Authorization: Bearer KEY"
                 raise Refused(401, words, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         length = headers.get("content-length", "0")

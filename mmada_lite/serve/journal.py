@@ -13,7 +13,8 @@ def note(event: str, **fields: Any) -> None:
     """One line: when, what, and the fields that are not None."""
     content = {"time": round(time.time(), 3), "event": event} | {k: v for k, v in fields.items() if v is not None}
     with suppress(OSError, ValueError):  # nobody may be left to read it
-        print(json.dumps(content, default=str), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{json.dumps(content, default=str)}\n")  # in one piece: threads write here, too
+        sys.stderr.flush()
 
 
 def fault(event: str, error: BaseException, **fields: Any) -> None:

@@ -10,8 +10,9 @@ CHARACTERS_A_TOKEN = 32  # a prompt with more is too long for the model whatever
 class Options:
     """model, device, threads, speed: as `mmada_lite.load` takes them. host, port: where it listens (port 0: any free one).
 
-    api_key: what a client must send, None for nothing. origins: pages of other hosts that may call (CORS). waiting: requests
-    that wait at most; seconds: what a request may take, waiting included; grace: what running requests may take when the server
+    batch: requests that run at once, None for as many as are fast on the device. api_key: what a client must send, None for
+    nothing; several keys are a line each. origins: pages of other hosts that may call (CORS). waiting: requests that wait at
+    most; seconds: what a request may take, waiting included; grace: what running requests may take when the server
     stops. body: bytes of a request at most; pixels: of a picture at most.
     """
 
@@ -19,6 +20,7 @@ class Options:
     device: str = "auto"
     threads: int | None = None
     speed: str = "exact"
+    batch: int | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = field(default=None, repr=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_LONGEST = 500  # characters of a message
 # What a worker says went wrong: the status, and what stands there where it has no words that a client may know.
 FAILURES: Mapping[str, tuple[int, str]] = {
     "request": (400, "the request cannot be answered"),
@@ -36,12 +37,13 @@ class Refused(Exception):
 
 
 def error(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it; its message is one line."""
+    """An error as OpenAI's clients read it; its message is one line, and no longer than a person reads."""
+    line = " ".join(message.split())
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"message": " ".join(message.split()), "type": kind, "param": param, "code": code}
+    return {"message": line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...", "type": kind, "param": param, "code": code}
 
 
 def failed(event: Mapping[str, Any]) -> Refused:
     """The refusal for a worker's error."""
     status, words = FAILURES.get(event["kind"], FAILURES["internal"])
-    return Refused(status, event["message"] or words, code=event["kind"] if status >= 500 else None)
+    return Refused(status, event["message"] or words, event.get("param"), event["kind"] if status >= 500 else None)

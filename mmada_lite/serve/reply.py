@@ -42,7 +42,7 @@ class Reply:
         self._engine, self._wish, self._form, self._raw = engine, wish, form, raw
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task = submit(self._engine, self._wish.task)
+        task = submit(self._engine, self._wish.task, scope.get("mmada_client", ""))
         gone = asyncio.create_task(_left(receive))
         try:
             work = asyncio.create_task(self._stream(task, send) if self._wish.stream else self._answer(task, send))
@@ -102,10 +102,10 @@ class Reply:
                 return
 
 
-def submit(engine: Engine, task: dict[str, Any]) -> Task:
-    """Put a task in the queue. Raises Refused where there is no place, or no model."""
+def submit(engine: Engine, task: dict[str, Any], client: str = "") -> Task:
+    """Put a task of a client's in the queue. Raises Refused where there is no place, or no model."""
     try:
-        return engine.submit(task)
+        return engine.submit(task, client)
     except Full as full:
         words = f"the queue of this server is full; ask again in {full.after} s"
         raise Refused(429, words, code="queue_full", headers={"retry-after": str(full.after)}) from None

@@ -20,7 +20,7 @@ from mmada_lite.serve.refusals import Refused
 
 Body = Mapping[str, Any]
 Task = dict[str, Any]
-MOST_PICTURES, MOST_STOPS, MOST_MESSAGES = 4, 4, 1024
+MOST_PICTURES, MOST_STOPS, MOST_MESSAGES, MOST_CHOICES = 4, 4, 1024, 1024
 FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
 # Fields that say nothing to this model: what they mean holds anyway, or concerns somebody else.
 _PASSED_OVER = {
@@ -40,17 +40,26 @@ _PASSED_OVER = {
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **{"top_p": (1,), "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (False,)},
     **{"top_logprobs": (0,), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none",)},
-    **{
-        "response_format": ({"type": "text"},),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "reasoning_effort": (),
-    },
-    **{"verbosity": (), "web_search_options": (), "choices": (), "input_fidelity": ("low",), "output_compression": (100,)},
+    **{"modalities": (["text"],), "audio": (), "prediction": (), "reasoning_effort": (), "verbosity": ()},
+    **{"web_search_options": (), "input_fidelity": ("low",), "output_compression": (100,)},
     **{"background": ("auto", "opaque"), "quality": ("auto", "standard"), "style": ()},
 }
-_CHAT = {*("messages", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream_options", "stream_mode")}
+# Those that only /v1/completions has: the holes of a text say how long they are, and the whole text comes back.
+_NEUTRAL_OF_FILL = {
+    **_NEUTRAL,
+    "max_tokens": (),
+    "stop": ([],),
+    "suffix": ("",),
+    "echo": (True,),
+    "best_of": (1,),
+    "logprobs": (0,),
+}
+_FORM = ("response_format", "choices", "pattern")  # each says what an answer, or its holes, must be
+_CHAT = {
+    *("messages", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream_options", "stream_mode", "answer"),
+    *_FORM,
+}
+_FILL = {"prompt", "seed", "n", "stream_options", "stream_mode", *_FORM}
 _PICTURE = {
     *("prompt", "n", "size", "response_format", "output_format", "seed", "partial_images", "stream_mode", "preview_every"),
     *("think", "side", "amount"),
@@ -95,6 +104,27 @@ def chat(body: Body, model: Mapping[str, Any]) -> Wish:
         raise Refused(400, "max_tokens, max_completion_tokens and answer_length differ; send one of them", "max_tokens")
     if given:
         settings["answer_length"] = given.pop()
+    answer = body.get("answer")
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise Refused(400, f"answer is {shown(answer)}; send how the answer begins, or all of it but its holes", "answer")
+    task = {"task": "text", "messages": _messages(body.get("messages"), model), "stop": _stops(body)}
+    if answer is not None:
+        task["answer"] = _text(answer, "answer")
+        _short_enough(len(answer), model)
+    return _written(body, task, settings, model)
+
+
+def fill(body: Body, model: Mapping[str, Any]) -> Wish:
+    """A request to fill the holes of a text, as /v1/completions takes it. Raises Refused."""
+    of_model(body, model)
+    settings = _settings(body, _FILL, model["text"], _NEUTRAL_OF_FILL)
+    prompt = body.get("prompt")
+    texts = prompt if isinstance(prompt, list) and len(prompt) == 1 else [prompt]
+    return _written(body, {"task": "fill", "text": _prompt(texts[0], model), "stop": []}, settings, model)
+
+
+def _written(body: Body, task: Task, settings: dict[str, Any], model: Mapping[str, Any]) -> Wish:
+    """What requests for a text have in common: how it is streamed, from which seed, and of which form it must be."""
     _whole(body, "n", 1, 1)
     stream, mode = _flag(body, "stream"), _one_of(body, "stream_mode", ("text", "denoise"))
     if mode == "denoise" and not stream:
@@ -102,16 +132,45 @@ def chat(body: Body, model: Mapping[str, Any]) -> Wish:
     options = body.get("stream_options") or {}
     if not isinstance(options, Mapping) or (options and not stream):
         raise Refused(400, "stream_options is an object, and for streams alone", "stream_options")
-    task = {
-        "task": "text",
-        "messages": _messages(body.get("messages"), model),
-        "settings": settings,
-        "seed": _seed(body),
-        "stop": _stops(body),
-        "stream": stream,
-        "steps": mode == "denoise",
-    }
-    return Wish(task, stream, usage=_flag(options, "include_usage"))
+    about = {"settings": settings, "seed": _seed(body), "stream": stream, "steps": mode == "denoise"}
+    return Wish(task | about | _form(body, model), stream, usage=_flag(options, "include_usage"))
+
+
+def _form(body: Body, model: Mapping[str, Any]) -> Task:
+    """Of which form a text must be: `choices`, `pattern` or `schema` for the worker, or nothing."""
+    schema = _schema(body.get("response_format"))
+    given = [name for name in _FORM if (schema if name == "response_format" else body.get(name)) is not None]
+    if len(given) > 1:
+        raise Refused(400, f"{given[0]} and {given[1]} both say what the answer must be; send one of them", given[1])
+    if schema is not None:
+        return {"schema": schema}
+    choices, pattern = body.get("choices"), body.get("pattern")
+    if pattern is not None:
+        if not isinstance(pattern, str) or not pattern:
+            raise Refused(400, f"pattern is {shown(pattern)}; send a regular expression", "pattern")
+        return {"pattern": _text(pattern, "pattern")}
+    if choices is None:
+        return {}
+    fine = isinstance(choices, list) and 1 <= len(choices) <= MOST_CHOICES
+    if not fine or not all(isinstance(each, str) and each.strip() for each in choices):
+        raise Refused(400, f"choices is {shown(choices)}; send a list of texts", "choices")
+    _short_enough(max(map(len, choices)), model)
+    return {"choices": [_text(each, "choices") for each in choices]}
+
+
+def _schema(wanted: Any) -> Any:
+    """The JSON schema of a response_format, None where it asks for plain text."""
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if wanted is None or wanted == {"type": "text"}:
+        return None
+    if kind == "json_object":
+        words = 'response_format "json_object" leaves the object open; send "json_schema" with the schema of the answer'
+        raise Refused(400, words, "response_format", "unsupported_parameter")
+    about = wanted.get("json_schema") if kind == "json_schema" else None
+    if not isinstance(about, Mapping) or not isinstance(about.get("schema"), Mapping):
+        like = '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
+        raise Refused(400, f"response_format is {shown(wanted)}; send {like}", "response_format")
+    return about["schema"]
 
 
 def picture(body: Body, model: Mapping[str, Any], image: bytes | None = None, mask: bytes | None = None) -> Wish:
@@ -184,23 +243,26 @@ def of_form(values: Mapping[str, str]) -> Body:
     } | ({"think": json.loads(values["think"])} if values.get("think") in ("true", "false") else {})
 
 
-def _settings(body: Body, ours: set[str], names: Sequence[str]) -> dict[str, Any]:
-    """The settings of the model that a request changes. Raises Refused for a field that nobody honours."""
+def _settings(
+    body: Body, ours: set[str], names: Sequence[str], neutral: Mapping[str, tuple[Any, ...]] = _NEUTRAL
+) -> dict[str, Any]:
+    """The settings of the model that a request changes. neutral: the fields that it cannot honour, and the values at which they
+    ask for nothing. Raises Refused for a field that nobody honours."""
     settings = {}
     for name, value in body.items():
-        if name in ours or name in _PASSED_OVER or (value is None and name in {*_NEUTRAL, *names}):
+        if name in ours or name in _PASSED_OVER or (value is None and name in {*neutral, *names}):
             continue
         if name in names:
             if not isinstance(value, (bool, int, float, str)):
                 raise Refused(400, f"{name} is {shown(value)}; use a number, a word or a flag", name)
             settings[name] = value
-        elif name in _NEUTRAL:
-            if not any(value == neutral for neutral in _NEUTRAL[name]):
+        elif name in neutral:
+            if not any(value == each for each in neutral[name]):
                 raise Refused(
                     400, f"this server cannot honour {name} {shown(value)}; leave it out", name, "unsupported_parameter"
                 )
         else:
-            hint = did_you_mean(name, [*ours, *names, *_NEUTRAL], "leave it out")
+            hint = did_you_mean(name, [*ours, *names, *neutral], "leave it out")
             raise Refused(400, f"there is no field {shown(name)}; {hint}", name[:80], "unknown_parameter")
     return settings
 

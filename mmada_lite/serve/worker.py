@@ -1,7 +1,7 @@
 """The process that holds the model: reads one task a line, and writes what happens to it, one object of JSON a line.
 
-It knows the model and nothing of HTTP. `{"id": ..., "task": "text" or "picture", ...}` begins a task, `{"cancel": id}` ends it
-within one run of a graph. The end of its input ends the process: no worker outlives its server. Standard output is the
+It knows the model and nothing of HTTP. `{"id": ..., "task": "text", "fill" or "picture", ...}` begins a task, `{"cancel": id}`
+ends it within one run of a graph. The end of its input ends the process: no worker outlives its server. Standard output is the
 protocol's alone; what anything prints goes to standard error.
 """
 
@@ -15,17 +15,22 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
 from mmada_lite.serve.deltas import Deltas
 from mmada_lite.serve.journal import fault, note, take_over
+from mmada_lite.serve.together import Together
 
 if TYPE_CHECKING:
     from mmada_lite.decoding.forward import Step
     from mmada_lite.model import Model
     from mmada_lite.streams import Answer, Drawing
 
+FORMS = {"choices": "choices", "pattern": "pattern", "schema": "response_format", "answer": "answer"}  # of tasks, of requests
+FASTEST = {"cpu": 1}  # tasks at once, by device: bench/results/serve.json
+_OPEN = "\0[open]\0"  # a mask, in a text that has no such thing
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of pictures that a client may send
 Event = dict[str, Any]
 
@@ -35,114 +40,172 @@ class Stopped(Exception):
 
 
 class Desk:
-    """Between the thread that reads and the one that works: which task runs, and whether it is to end."""
+    """Between the thread that reads and those that work: which tasks run, and whether they are to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, denoiser: Together) -> None:
         self.tasks: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._running: int | None = None
+        self._denoiser = denoiser
+        self._change = threading.Condition()
+        self._running = set[int]()
         self._stopped = set[int]()
-        self.denoiser: Any = None
+        self._interrupted: int | None = None
 
     def read(self, source: IO[bytes]) -> None:
         """Take lines until there are no more, then end the process, whatever runs."""
         for line in source:
             task = json.loads(line)
-            if "cancel" not in task:
+            if "cancel" in task:
+                self._cancel(task["cancel"])
+            else:
+                with self._change:
+                    self._running.add(task["id"])
                 self.tasks.put(task)
-                continue
-            with self._lock:
-                self._stopped.add(task["cancel"])
-                if task["cancel"] == self._running and self.denoiser is not None:
-                    self.denoiser.interrupt(True)
         os._exit(0)
 
-    def begin(self, number: int) -> None:
-        with self._lock:
-            self._running = number
-        self.check()
+    def _cancel(self, number: int) -> None:
+        """A forward in flight is ended where it is of this task alone; one that others share runs to its end."""
+        with self._change:
+            if number not in self._running:
+                return
+            self._stopped.add(number)
+            if self._running == {number}:
+                self._interrupted = number
+                self._denoiser.interrupt(True)
+        self._denoiser.wake()
 
-    def check(self) -> None:
-        """Raise Stopped where the running task is to end."""
-        if self._running in self._stopped:
+    def begin(self, number: int) -> None:
+        """Wait until a forward that was ended has ended. Raises Stopped."""
+        with self._change:
+            while self._interrupted not in (None, number):
+                self._change.wait()
+        self.check(number)
+
+    def check(self, number: int) -> None:
+        """Raise Stopped where the task is to end."""
+        if number in self._stopped:
             raise Stopped
 
-    def end(self) -> None:
-        with self._lock:
-            self._running = None
-            self._stopped.clear()  # a task that is stopped runs or has run: there is one at a time
-            self.denoiser.interrupt(False)
+    def end(self, number: int) -> None:
+        with self._change:
+            self._running.discard(number)
+            self._stopped.discard(number)
+            if self._interrupted == number:
+                self._interrupted = None
+                self._denoiser.interrupt(False)
+                self._change.notify_all()
 
 
 class Worker:
-    """A model and the tasks that it does, one after another."""
+    """A model and the tasks that it does: one after another, or as many at once as it has seats."""
 
-    def __init__(self, model: "Model", pixels: int, out: IO[bytes]) -> None:
-        self._model, self._pixels, self._out = model, pixels, out
-        self._desk = Desk()
-        self._desk.denoiser = model.denoiser
+    def __init__(self, model: "Model", pixels: int, out: IO[bytes], seats: int = 1) -> None:
+        self._model, self._pixels, self._out, self._seats = model, pixels, out, seats
+        self._together = model.denoiser = Together(model.denoiser)
+        self._desk = Desk(self._together)
+        self._lock = threading.Lock()
         special = model.vocabulary.special
         self._mask, self._ends = special.mask, (special.eos, special.eot)
 
     def run(self, source: IO[bytes]) -> None:
         """Do what comes, to the end of the source, which ends the process."""
-        threading.Thread(target=self._desk.read, args=(source,), daemon=True).start()
+        for _ in range(self._seats):
+            threading.Thread(target=self._sit, daemon=True).start()
+        self._desk.read(source)
+
+    def _sit(self) -> None:
         while True:
             self._do(self._desk.tasks.get())
 
     def _do(self, task: Event) -> None:
-        number, begun = task["id"], []
+        number, begun = task["id"], False
+        work = self._picture if task["task"] == "picture" else self._text
         try:
             self._desk.begin(number)
-            for event in self._text(task) if task["task"] == "text" else self._picture(task):
-                begun += [event["event"]]
-                self.say({"id": number, **event})
+            with self._together.seat(lambda: self._desk.check(number)):
+                for event in work(task):
+                    begun = True
+                    self.say({"id": number, **event})
         except Exception as error:  # whatever a request causes, the next one is to be answered
-            self.say({"id": number, **self._failure(error, bool(begun))})
+            self.say({"id": number, **self._failure(task, error, begun)})
         finally:
-            self._desk.end()
+            self._desk.end(number)
 
-    def _failure(self, error: Exception, begun: bool) -> Event:
+    def _failure(self, task: Event, error: Exception, begun: bool) -> Event:
         """What went wrong, as a client may know it: an argument before the work began, or a fault behind it."""
         from mmada_lite.ort.session import OutOfMemory
 
         try:
-            self._desk.check()
+            self._desk.check(task["id"])
         except Stopped:
             return {"event": "stopped"}
         message = str(error).replace(str(self._model.bundle.path), self._model.bundle.name)
         if isinstance(error, (OutOfMemory, MemoryError)):
             return {"event": "error", "kind": "memory", "message": message or "memory ran out"}
         if isinstance(error, Error) and not begun:
-            return {"event": "error", "kind": "request", "message": message}
+            return {"event": "error", "kind": "request", "message": message, "param": self._blamed(task)}
         fault("task failed", error)
         return {"event": "error", "kind": "internal", "message": message if isinstance(error, Error) else ""}
 
-    def say(self, event: Event) -> None:
-        self._out.write(json.dumps(event).encode() + b"\n")
-        self._out.flush()
+    def _blamed(self, task: Event) -> str | None:
+        """The field without which a task could have begun: a form that cannot be, or a given answer; None where neither is."""
+        for name, field in FORMS.items():
+            if name in task:
+                with suppress(Exception):
+                    self._begun({key: value for key, value in task.items() if key != name})
+                    return field
+        return "prompt" if task["task"] == "fill" else None
 
-    def _text(self, task: Event) -> Iterator[Event]:
+    def say(self, event: Event) -> None:
+        line = json.dumps(event).encode() + b"\n"
+        with self._lock:
+            self._out.write(line)
+            self._out.flush()
+
+    def _begun(self, task: Event) -> "Answer":
+        """The text of a task, before its first step. Raises Error."""
         from mmada_lite.decoding.settings import with_changes
 
-        started = time.monotonic()
         model, settings = self._model, with_changes(self._model.text_defaults, task["settings"])
+        form = {name: task.get(name) for name in ("choices", "pattern", "schema")}
+        if task["task"] == "fill":
+            return model.fill(task["text"], settings, seed=task["seed"], **form)
         messages = [{**message, "content": self._content(message["content"])} for message in task["messages"]]
-        answer = model.chat(messages, settings, seed=task["seed"])
+        return model.chat(messages, settings, answer=task.get("answer"), seed=task["seed"], **form)
+
+    def _text(self, task: Event) -> Iterator[Event]:
+        started = time.monotonic()
+        try:
+            answer = self._begun(task)
+        except RecursionError:
+            raise Error("the schema nests too deeply; make it flatter") from None
         yield {"event": "began", "prompt_tokens": answer.prompt_length}
         deltas, first = Deltas(task["stop"]), None
+        shaped = task["task"] == "fill" or any(name in task for name in FORMS)
+        follows = (task["stream"] or bool(task["stop"])) and not (task["task"] == "fill" or _tries_several(task))
         for step in answer:
             first = time.monotonic() - started if first is None else first
             if task["steps"]:
                 yield {"event": "step", **_step(step), "text": answer.so_far()}
-            if task["stream"] or task["stop"]:
-                thought, words = deltas.read(self._settled(answer)[0])
+            if follows:
+                thought, words = deltas.read(_up_to_a_mask(answer) if shaped else self._settled(answer)[0])
                 if task["stream"] and (thought or words):
                     yield {"event": "text", "thought": thought, "answer": words}
             if deltas.said.stopped:
                 break
-            self._desk.check()
+            self._desk.check(task["id"])
         text, ids, complete = self._settled(answer)
+        more: Event = {}
+        if shaped and not deltas.said.stopped:
+            result = answer.result()
+            text, complete, ids = result.text, result.complete, [token for span in result.spans for token in span.ids]
+            more = {
+                "text": text,
+                "spans": [{"start": s.start, "stop": s.stop, "text": s.text, "mean": s.mean} for s in result.spans],
+            }
+            chosen = [
+                {"text": c.text, "log_likelihood": c.log_likelihood, "probability": c.probability} for c in result.choices
+            ]
+            more |= {"likelihoods": chosen} if chosen else {}
         thought, words = deltas.read(text, ended=True)
         yield {
             "event": "done",
@@ -151,6 +214,7 @@ class Worker:
             "rest": [thought, words],
             "tokens": ids,
             "complete": complete or deltas.said.stopped,
+            **more,
             **_cost(answer, first),
         }
 
@@ -181,7 +245,7 @@ class Worker:
                     every = max(1, -(-step.total_steps // (task["partial"] + 1)))
                 if every and step.predicted_codes is not None and (step.index + 1) % every == 0 and not last:
                     yield {"event": "preview", "picture": number, "image": _written(drawing.preview(), task["format"])}
-                self._desk.check()
+                self._desk.check(task["id"])
             result = drawing.result()
             image = _written(result.picture, task["format"])
             size = f"{result.picture.width}x{result.picture.height}"
@@ -240,6 +304,17 @@ def _white_where_clear(mask: Any) -> Any:
     return ImageOps.invert(clear) if clear.getextrema()[0] < 128 else mask
 
 
+def _tries_several(task: Event) -> bool:
+    """Whether the answer is the likeliest of several, so that none is known before the last step."""
+    from mmada_lite.forms.holes import read_partial
+
+    return "choices" in task or any(hole.length is None for hole in read_partial(task.get("answer", "")).holes)
+
+
+def _up_to_a_mask(answer: "Answer") -> str:
+    return answer.so_far(_OPEN).partition(_OPEN)[0]
+
+
 def _step(step: "Step") -> Event:
     import numpy as np
 
@@ -247,6 +322,7 @@ def _step(step: "Step") -> Event:
         "step": step.index + 1,
         "total_steps": step.total_steps,
         "positions": step.positions.tolist(),
+        **({"rows": step.rows.tolist()} if step.rows.any() else {}),
         "tokens": step.tokens.tolist(),
         "confidence": np.exp(step.log_probabilities.astype(np.float64)).round(6).tolist(),
         "remaining": step.remaining,
@@ -275,8 +351,17 @@ def _open_all(model: "Model") -> None:
         _ = model.codec
 
 
-def describe(model: "Model") -> Event:
-    """What a server must know of its model: its name, what it reads and draws, and which settings a request may change."""
+def seats_for(device: str, asked: int | None) -> int:
+    """How many tasks are done at once: what was asked for, else what was measured to be fast. Raises Error where a device does
+    one at a time."""
+    if asked is not None and asked > 1 and device != "cpu":
+        raise Error(f"--batch {asked} is for the CPU, and this model is on {device}; leave it out")
+    return asked or FASTEST.get(device, 1)
+
+
+def describe(model: "Model", seats: int) -> Event:
+    """What a server must know of its model: its name, what it reads and draws, which settings a request may change, how many
+    tasks it does at once."""
     image = model.bundle.image
     return {
         "event": "ready",
@@ -286,6 +371,7 @@ def describe(model: "Model") -> Event:
         "text": sorted(model.text_defaults.flat()),
         "image": sorted(model.image_defaults.flat()),
         "answer_length": model.text_defaults.answer_length,
+        "seats": seats,
         "resolution": image.resolution if image is not None and "image_decoder" in model.bundle.graphs else None,
         "tokenizer": (model.bundle.path / "tokenizer.json").is_file(),
     }
@@ -303,14 +389,15 @@ def main() -> None:
 
         model = load(options["model"], device=options["device"], threads=options["threads"], speed=options["speed"])
         _open_all(model)
-        worker = Worker(model, options["pixels"], out)
+        seats = seats_for(model.device.name, options.get("batch"))
+        worker = Worker(model, options["pixels"], out, seats)
     except Exception as error:
         kind = "" if isinstance(error, Error) else f"{type(error).__name__}: "
         out.write(json.dumps({"event": "failed", "message": f"{kind}{error}"}).encode() + b"\n")
         out.flush()
         raise SystemExit(2) from None
-    note("model opened", device=model.device.name, pid=os.getpid())
-    worker.say(describe(model))
+    note("model opened", device=model.device.name, pid=os.getpid(), seats=seats)
+    worker.say(describe(model, seats))
     worker.run(source)
 
 

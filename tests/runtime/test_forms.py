@@ -119,6 +119,7 @@ def test_a_score_is_of_the_span_alone(model: Model, law: Any) -> None:
         ({"schema": {"type": "string", "pattern": ".*"}}, "matches a quote"),
         ({"schema": {"type": "string", "format": "email"}}, "use one of date, time, uuid, date-time"),
         ({"schema": {"type": "string", "minLength": 3, "maxLength": 1}}, "minLength 3 above maxLength 1"),
+        ({"schema": {"type": "string", "minLength": 2**64}}, "from 0 to 1,048,576"),
         ({"schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}}, "may never end"),
         ({"schema": {"type": "object", "properties": {"a": {}}, "required": ["b"]}}, "none of its properties"),
         ({"schema": {"type": "object", "properties": {'a"': {}}}}, "with a quote"),

@@ -14,6 +14,8 @@ for await (const chunk of await client.chat.completions.create({ ...asked, strea
   streamed.text += chunk.choices[0]?.delta.content ?? "";
   chunk.denoise?.positions.forEach((position, n) => (streamed.tokens[position] = chunk.denoise.tokens[n]));
 }
+const chosen = await client.chat.completions.create({ ...asked, choices: ["yes", "no"] });
+const filled = await client.completions.create({ model, prompt: "it [mask:3] z", seed: 11 });
 const painted = await client.images.generate({ model, prompt: "a cat", seed: 7, steps: 4 });
 const kinds = [];
 for await (const event of await client.images.generate({ model, prompt: "a cat", seed: 7, steps: 4, stream: true, partial_images: 1 })) {
@@ -31,6 +33,8 @@ console.log(
     answer: whole.choices[0].message.content,
     usage: whole.usage,
     streamed,
+    chosen: chosen.choices[0].message.content,
+    filled: filled.choices[0].text,
     codes: painted.data[0].codes,
     kinds,
     size: grown.size,

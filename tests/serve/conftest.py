@@ -23,6 +23,17 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iter
 
 
 @pytest.fixture(scope="session")
+def batching(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+    """One that does four requests at once."""
+    from serving import Server
+
+    with Server(
+        tmp_path_factory.mktemp("batching"), "-m", tiny_bundle, "--threads", "1", "--max-body", "2", "--batch", "4"
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def client(server: "Server") -> "openai.OpenAI":
     import openai
 

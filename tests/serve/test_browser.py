@@ -2,11 +2,14 @@
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import Page, browse, find_chromium
 from serving import Server
+
+from mmada_lite import load
 
 ANSWERED = "!document.getElementById('go').disabled && document.getElementById('status').textContent !== 'Working'"
 PICTURE = """
@@ -63,6 +66,29 @@ def test_a_text_appears_as_masks_that_resolve(page: Page) -> None:
     assert status in (said[-1][1], "The answer is empty")
 
 
+def test_the_holes_of_a_text_resolve(page: Page, tiny_bundle: Path) -> None:
+    page.run(
+        "window.seen = []; new MutationObserver(() => seen.push(document.getElementById('forming').textContent))"
+        ".observe(document.getElementById('forming'), {childList: true})"
+    )
+    choose(page, "fill")
+    assert page.run("return !document.getElementById('hint').hidden")
+    status = ask(page, "fill", "the [mask:4] and [mask:2].")
+    expected = load(tiny_bundle, device="cpu", threads=1).fill("the [mask:4] and [mask:2].", seed=3).text
+    assert page.run("return document.querySelector('#talk .assistant').textContent") == expected == status
+    seen = page.run("return seen.filter(text => text)")
+    assert [text.count("░") for text in seen] == sorted((text.count("░") for text in seen), reverse=True)
+    assert seen[0].count("░") > seen[-1].count("░")
+    assert all(text.startswith("the ") for text in seen)
+    assert page.run("return document.getElementById('words').value").startswith("the "), "it can be filled again"
+    page.run("document.getElementById('talk').scrollIntoView()")
+    box = page.run(
+        "const b = document.querySelector('#talk .assistant').getBoundingClientRect(); return [b.x, b.y, b.right, b.bottom]"
+    )
+    assert np.asarray(page.photograph().crop([round(each) for each in box])).std() > 5, "the text is on the screen"
+    assert "has no hole" in ask(page, "fill", "nothing open")
+
+
 def test_a_picture_appears_as_it_is_drawn(page: Page) -> None:
     page.run(
         "window.frames_ = []; new MutationObserver(() => frames_.push(document.getElementById('drawn').src))"
@@ -102,7 +128,7 @@ def test_a_dropped_picture_is_asked_about_and_drawn_anew_under_the_brush(page: P
 
 
 def test_it_fits(page: Page) -> None:
-    for verb in ("chat", "ask", "paint", "inpaint"):
+    for verb in ("chat", "fill", "ask", "paint", "inpaint"):
         choose(page, verb)
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
 
@@ -128,6 +154,16 @@ def test_a_keyboard_reaches_everything(page: Page) -> None:
     assert page.run("return document.querySelector('#talk .user').textContent") == "hi"
     page.run("document.getElementById('anew').click()")
     assert page.run("return document.getElementById('talk').children.length") == 0
+    page.wait("!document.getElementById('go').disabled")
+    page.run("document.querySelector('input[value=chat]').focus()")
+    page.press("ArrowDown")  # the next radio button: fill
+    assert page.run("return document.querySelector('input[name=verb]:checked').value") == "fill"
+    page.run("document.getElementById('words').focus()")
+    for key in (*"a [mask:2]", "Enter"):
+        page.press(key)
+    page.wait("document.querySelector('#talk .assistant')")
+    assert page.run("return document.querySelector('#talk .user').textContent") == "a [mask:2]"
+    assert page.run("return document.querySelector('#talk .assistant').textContent").startswith("a ")
 
 
 def test_a_screen_reader_is_told_what_everything_is(page: Page) -> None:
@@ -138,6 +174,8 @@ def test_a_screen_reader_is_told_what_everything_is(page: Page) -> None:
     for role, name in (("button", "Send"), ("textbox", "What to draw there"), ("slider", "Brush"), ("radio", "Inpaint")):
         assert (role, name) in told
     assert ("heading", "mmada-lite checkpoint") in told
+    choose(page, "fill")
+    assert {("radio", "Fill holes"), ("textbox", "Text with holes")} <= set(page.heard())
     choose(page, "ask")
     assert not any(name.startswith("Mask.") for _, name in page.heard())
     assert ask(page, "ask", "what is this?") == "Choose a picture first"

@@ -1,7 +1,7 @@
 """What a stream says of a text is never unsaid, and joined it is the whole."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmada_lite.serve.deltas import Deltas, said
@@ -9,6 +9,7 @@ from mmada_lite.serve.deltas import Deltas, said
 PIECES = ["<think>", "</think>", "<", "</", "think", " ", "\n", "ab", "b", "é", "stop"]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.lists(st.sampled_from(["stop", "ab", "bb"]), max_size=2), st.data())
 def test_joined_pieces_are_the_whole(pieces: list[str], stops: list[str], data: st.DataObject) -> None:
     text = "".join(pieces)

@@ -17,8 +17,10 @@ from mmada_lite.serve.limits import Options
 WORKER = """
 import json, os, pathlib, sys, threading, time
 cancelled = set()
+lock = threading.Lock()
 def say(**event):
-    print(json.dumps(event), flush=True)
+    with lock:  # print writes a line in two pieces
+        print(json.dumps(event), flush=True)
 def read():
     for line in sys.stdin:
         task = json.loads(line)
@@ -41,7 +43,7 @@ options = json.loads(sys.stdin.readline())
 if options["model"]:
     say(event="failed", message=options["model"])
     sys.exit(2)
-say(event="ready", name="script")
+say(event="ready", name="script", seats=options["batch"] or 1)
 read()
 """
 
@@ -117,6 +119,57 @@ def test_who_leaves_the_queue_is_not_worked_for() -> None:
         assert gone.tries == 0
 
     with_engine(test)
+
+
+def test_a_single_request_does_not_wait_for_the_line_of_another_client() -> None:
+    async def test(engine: Engine) -> None:
+        running = engine.submit({"do": "wait"}, "many")
+        line = [engine.submit({"do": "echo"}, "many") for _ in range(50)]
+        await until(lambda: engine.running == 1)
+        single = engine.submit({"do": "echo"}, "one")
+        engine.leave(running)
+        assert (await last(single))["event"] == "done"
+        assert sum(0 < task.started <= single.started for task in line) == 0
+        assert [(await last(task))["event"] for task in line] == ["done"] * 50
+
+    with_engine(test)
+
+
+def test_as_many_run_at_once_as_there_are_seats() -> None:
+    async def test(engine: Engine) -> None:
+        tasks = [engine.submit({"do": "wait"}) for _ in range(5)]
+        await until(lambda: engine.running == 3)
+        assert engine.waiting == 2
+        engine.leave(tasks[1])
+        await until(lambda: engine.waiting == 1)
+        assert engine.running == 3
+        for task in tasks:
+            engine.leave(task)
+        await until(lambda: engine.running == 0)
+
+    with_engine(test, batch=3)
+
+
+def test_a_task_that_kills_the_worker_does_not_take_its_neighbours_along() -> None:
+    """All that ran are done once more, each alone."""
+
+    async def test(engine: Engine) -> None:
+        neighbours = [engine.submit({"do": "steps"}) for _ in range(2)]
+        for task in neighbours:
+            while (await task.events.get())["event"] != "step":
+                pass
+        victim = engine.submit({"do": "die"})
+        neighbours[0].delivered = True
+        assert (await last(neighbours[0]))["kind"] == "worker"  # its client has seen a part
+        await until(lambda: neighbours[1].tries == 2)
+        while (await neighbours[1].events.get())["event"] != "step":
+            pass
+        assert (engine.running, victim.tries) == (1, 1)
+        engine.leave(neighbours[1])
+        assert ((await last(victim))["kind"], victim.tries) == ("worker", 2)
+        assert (await last(engine.submit({"do": "echo"})))["event"] == "done"
+
+    with_engine(test, batch=3)
 
 
 def test_a_worker_that_dies_is_replaced_and_its_task_done_once_more(tmp_path: Path) -> None:

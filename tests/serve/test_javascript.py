@@ -29,6 +29,9 @@ def test_every_answer_is_the_librarys(server: Server, tiny_bundle: Path) -> None
     assert said["usage"]["prompt_tokens"] == answer.prompt_length
     written = {int(place): token for place, token in said["streamed"]["tokens"].items()}
     assert [written.get(place, model.vocabulary.special.mask) for place in range(24)] == expected.ids.tolist()
+    settings = model.text_defaults.replace(answer_length=24, steps=12)
+    assert said["chosen"] == model.chat("hello", settings, choices=["yes", "no"], seed=11).text
+    assert said["filled"] == model.fill("it [mask:3] z", seed=11).text
     assert said["codes"] == model.paint("a cat", model.image_defaults.replace(steps=4), seed=7).result().codes.tolist()
     assert said["kinds"] == ["image_generation.partial_image", "image_generation.completed"]
     assert said["size"] == "24x16"

@@ -1,4 +1,4 @@
-// The page of the server: chat, ask about a picture, paint, inpaint. It speaks the server's own routes, and streams every step:
+// The page of the server: chat, fill holes, ask about a picture, paint, inpaint. It speaks the server's own routes, and streams every step:
 // a text appears as masks that resolve, a picture as it is drawn.
 
 const SIDE = 256; // pixels of the easel: a picture is cut to its central square
@@ -22,7 +22,9 @@ function show() {
   const pictured = verb() === "ask" || verb() === "inpaint";
   at("given").hidden = !pictured;
   at("mask").hidden = at("brushes").hidden = verb() !== "inpaint";
-  at("asked").textContent = { chat: "Message", ask: "Question", paint: "What to paint", inpaint: "What to draw there" }[verb()];
+  at("hint").hidden = verb() !== "fill";
+  const asked = { chat: "Message", fill: "Text with holes", ask: "Question", paint: "What to paint", inpaint: "What to draw there" };
+  at("asked").textContent = asked[verb()];
 }
 
 function line(kind, text) {
@@ -114,6 +116,17 @@ async function write(words) {
   tell(answer || "The answer is empty");
 }
 
+async function fill(words) {
+  line("user", words);
+  let text = "";
+  for await (const chunk of ask("/v1/completions", ...json({ prompt: words, stream: true, stream_mode: "denoise", ...seed() }))) {
+    if (chunk.denoise) at("forming").textContent = chunk.denoise.text;
+    text += chunk.choices[0]?.text ?? "";
+  }
+  line("assistant", text);
+  tell(text);
+}
+
 async function draw(words) {
   let path = "/v1/images/generations";
   let sent = json({ prompt: words, stream: true, preview_every: 1, ...seed() });
@@ -140,13 +153,14 @@ async function go(event) {
   if ((verb() === "ask" || verb() === "inpaint") && !shown) return tell("Choose a picture first");
   running = new AbortController();
   at("go").disabled = !(at("stop").disabled = false);
-  const text = verb() === "chat" || verb() === "ask";
+  const work = { chat: write, fill, ask: write, paint: draw, inpaint: draw }[verb()];
+  const text = work !== draw;
   at("forming").hidden = !text;
   at("forming").textContent = "";
   tell("Working");
   try {
-    await (text ? write(words) : draw(words));
-    if (text) at("words").value = "";
+    await work(words);
+    if (work === write) at("words").value = "";
   } catch (error) {
     tell(error.name === "AbortError" ? "Stopped" : error.message);
   }
