@@ -17,10 +17,10 @@ from mmada_lite.errors import Error, shown
 from mmada_lite.files import require_readable, unreadable
 from mmada_lite.serve import requests
 from mmada_lite.serve.engine import Broken, Engine, Event
-from mmada_lite.serve.forms import Chat, Pictures
+from mmada_lite.serve.forms import Chat, Filled, Pictures
 from mmada_lite.serve.refusals import Refused, failed
 
-URLS = ("/v1/chat/completions", "/v1/images/generations", "/v1/images/edits")
+CHAT, FILL, PAINT, EDIT = URLS = ("/v1/chat/completions", "/v1/completions", "/v1/images/generations", "/v1/images/edits")
 LONGEST = 64 << 20  # bytes of a line
 AHEAD = 16  # lines that wait with the engine, which does those that are alike together
 Result = dict[str, Any]
@@ -174,11 +174,14 @@ async def _answer(engine: Engine, model: Mapping[str, Any], url: str, body: Mapp
 
 def _wish(url: str, body: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[requests.Wish, Chat | Pictures]:
     """What a request asks for, and how its answer is written. Of an edit the pictures are data URLs."""
-    if url == URLS[0]:
+    if url == CHAT:
         wish = requests.chat(body, model)
         return wish, Chat(wish, model["name"])
+    if url == FILL:
+        wish = requests.fill(body, model)
+        return wish, Filled(wish, model["name"])
     files: dict[str, bytes] = {}
-    if url == URLS[2]:
+    if url == EDIT:
         for name in ("image", "mask"):
             if body.get(name) is not None:
                 files[name] = base64.b64decode(requests._data(body[name], name, model))
@@ -186,7 +189,7 @@ def _wish(url: str, body: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[
             raise Refused(400, "image is missing; send the picture as data:image/png;base64,...", "image")
         body = {name: value for name, value in body.items() if name not in ("image", "mask")}
     wish = requests.picture(body, model, files.get("image"), files.get("mask"))
-    return wish, Pictures(wish, "edit" if url == URLS[2] else "generation")
+    return wish, Pictures(wish, "edit" if url == EDIT else "generation")
 
 
 def _kept(result: Result, line: Line, keep: Keep) -> Result:

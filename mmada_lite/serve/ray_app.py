@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.serve.engine import LAST, Broken, Closing, Engine, Event, Full, Task
+from mmada_lite.serve.fair import FairQueue
 from mmada_lite.serve.journal import fault, note, take_over
 from mmada_lite.serve.limits import Options
 
@@ -101,11 +103,12 @@ class Remote:
     been told of it, and else ends with an error."""
 
     def __init__(self, models: Any, options: Options, most: int, watcher: Any) -> None:
-        """models: a handle of the replicas; most: tasks that they hold, beyond which tasks wait."""
+        """models: a handle of the replicas; most: tasks that they hold, beyond which tasks wait here."""
         self._models, self._works = models, models.options(stream=True)
         self._options, self._most, self._watch = options, most, watcher
         self._numbers = count(1)
         self._drivers: dict[Task, asyncio.Task[None]] = {}
+        self._queue = FairQueue[Task]()
         self._mean = 1.0
         self._about: Event = {}
         self._asking: asyncio.Task[None] | None = None
@@ -124,11 +127,11 @@ class Remote:
 
     @property
     def running(self) -> int:
-        return sum(task.started > 0 for task in self._drivers)
+        return len(self._drivers)
 
     @property
     def waiting(self) -> int:
-        return len(self._drivers) - self.running
+        return len(self._queue)
 
     async def known(self) -> Event:
         """As `Engine.known`."""
@@ -141,30 +144,47 @@ class Remote:
         return self._about
 
     def submit(self, content: Mapping[str, Any], client: str = "") -> Task:
-        """Hand a task of a client's to the replicas, which take them in their order. Raises Full."""
-        if len(self._drivers) >= self._options.waiting + self._most:
+        """Put a task behind those of its client that wait for a replica. Raises Full."""
+        if len(self._queue) >= self._options.waiting:
             raise Full(max(1, min(600, math.ceil(self._mean * self._options.waiting / self._most))))
         task = Task(next(self._numbers), content)
-        self._drivers[task] = driver = asyncio.create_task(self._drive(task))
-        driver.add_done_callback(lambda _: self._drivers.pop(task))  # also of one that is cancelled before it began
+        task.timer = asyncio.get_running_loop().call_later(self._options.seconds, self._expire, task)
+        self._queue.push(task, client)
+        self._feed()
         return task
 
     def leave(self, task: Task) -> None:
         """Nobody waits for this task any more."""
+        if task.timer is not None:
+            task.timer.cancel()
         if driver := self._drivers.get(task):
             driver.cancel()
+        else:
+            self._queue.remove(task)
+
+    def _feed(self) -> None:
+        """Hand those to the replicas whose turn it is."""
+        while self._queue and len(self._drivers) < self._most:
+            task = self._queue.pop()
+            self._drivers[task] = driver = asyncio.create_task(self._drive(task))
+            driver.add_done_callback(partial(self._over, task))  # also of one that is cancelled before it began
+
+    def _over(self, task: Task, driver: "asyncio.Task[None]") -> None:
+        del self._drivers[task]
+        self._feed()
+
+    def _expire(self, task: Task) -> None:
+        task.fail("timeout", f"the request took longer than {self._options.seconds:g} s, which is this server's limit")
+        self.leave(task)
 
     async def _drive(self, task: Task) -> None:
         """See a task to its end."""
         try:
-            async with asyncio.timeout(self._options.seconds):
-                for _ in range(_CHANCES):
-                    if await self._try(task):
-                        return
-                    await asyncio.sleep(_PAUSE)
+            for _ in range(_CHANCES):
+                if await self._try(task):
+                    return
+                await asyncio.sleep(_PAUSE)
             task.fail("worker", "no replica of the model could begin with it; ask again")
-        except TimeoutError:
-            task.fail("timeout", f"the request took longer than {self._options.seconds:g} s, which is this server's limit")
         except DeploymentUnavailableError:
             task.fail("broken", "the model cannot be opened; the server's log says why")
         except Exception as error:

@@ -20,7 +20,8 @@ from serving import ROOT
 from mmada_lite import Model, load
 from mmada_lite.cli.main import main
 
-CHAT, PAINT, EDIT = "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"
+CHAT, FILL = "/v1/chat/completions", "/v1/completions"
+PAINT, EDIT = "/v1/images/generations", "/v1/images/edits"
 HELLO = [{"role": "user", "content": "hello"}]
 SMALL = {"steps": 4, "guidance": 0.0}
 
@@ -81,18 +82,21 @@ def test_every_line_is_the_librarys(tiny_bundle: Path, model: Model, tmp_path: P
         line("paint", PAINT, prompt="a cat", n=2, seed=7, **SMALL),
         line("mask", EDIT, prompt="a cat", image=url_of(photo), mask=url_of(half), seed=5, **SMALL),
         line("grow", EDIT, prompt="a cat", image=url_of(photo), side="left", amount=0.5, seed=5, **SMALL),
+        line("fill", FILL, prompt="a [mask:3] b", steps=3, seed=4),
     )
     code, out, error = ended(start(tiny_bundle, requests, "--pictures", tmp_path / "drawn"))
     assert (code, out, error) == (0, f"{tmp_path / 'out.jsonl'}\n", "")
     assert sorted(os.listdir(tmp_path)) == ["drawn", "in.jsonl", "out.jsonl"]
     found = results(tmp_path / "out.jsonl")
-    assert [each["custom_id"] for each in found] == ["chat", "see", "paint", "mask", "grow"]
+    assert [each["custom_id"] for each in found] == ["chat", "see", "paint", "mask", "grow", "fill"]
     assert all(each["error"] is None and each["response"]["status_code"] == 200 for each in found)
     bodies = {each["custom_id"]: each["response"]["body"] for each in found}
     settings = model.text_defaults.replace(answer_length=24, steps=12, temperature=0.9)
     assert bodies["chat"]["choices"][0]["message"]["content"] == model.chat(HELLO, settings, seed=11).result().answer
     settings = model.text_defaults.replace(answer_length=16, steps=8)
     assert bodies["see"]["choices"][0]["message"]["content"] == model.ask(photo, "what?", settings, seed=2).result().answer
+    filled = model.fill("a [mask:3] b", model.text_defaults.replace(steps=3), seed=4).result()
+    assert bodies["fill"]["choices"][0]["text"] == filled.text
     small = model.image_defaults.replace(**SMALL)
     wanted = [
         model.paint("a cat", small, seed=7),
