@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +22,8 @@ from mmada_lite.forms.tokens import ByteAutomaton
 MOST_MEMORY, MOST_SECONDS = 1 << 30, 10  # of that process: bytes; seconds of a processor
 MOST_STATES = 1 << 14  # of an automaton over bytes: 16 MiB
 LONGEST = 1 << 16  # of a pattern or a schema, in characters
+# Called a few times a second while that process works: what it raises ends the process, and goes on.
+while_waiting: ContextVar[Callable[[], None]] = ContextVar("while_waiting", default=lambda: None)
 
 # What the process runs: the request as JSON comes in, a line of JSON and the table go out. It imports nothing of ours. To it
 # every text ends in the byte 0, which none of ours has: Index loses what leads from a state that may end a text to one that may
@@ -128,17 +132,34 @@ def _made(asked: dict[str, Any], named: str, pattern: str | None = None) -> Byte
 def _run(asked: dict[str, Any], named: str) -> tuple[dict[str, Any], bytes]:
     """What `made` answers, in a process that may not have more than its limits."""
     request = json.dumps({**asked, "memory": MOST_MEMORY, "seconds": MOST_SECONDS, "path": sys.path}).encode()
-    process = [sys.executable, "-I", "-S", "-c", _MAKER + _LIMITED]
-    done = subprocess.run(process, input=request + b"\n", capture_output=True)
-    if done.returncode > 0 and b"MemoryError" not in done.stderr:  # neither killed nor out of memory
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+    code, out, errors = _ended([sys.executable, "-I", "-S", "-c", _MAKER + _LIMITED], request + b"\n")
+    if code > 0 and b"MemoryError" not in errors:  # neither killed nor out of memory
+        said = (errors.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
         raise Error(f"outlines-core cannot be used: {said[:200]}")
-    if done.returncode:
+    if code:
         limits = f"{MOST_MEMORY >> 20} MiB or {MOST_SECONDS} s to be made an automaton"
         raise Error(f"{named} takes more than {limits}; make it simpler or its repeats fewer")
-    line, _, table = done.stdout.partition(b"\n")
+    line, _, table = out.partition(b"\n")
     answer: dict[str, Any] = json.loads(line)
     return answer, table
+
+
+def _ended(command: list[str], asked: bytes) -> tuple[int, bytes, bytes]:
+    """Exit code and output of a process, which ends early where `while_waiting` raises."""
+    pipe = subprocess.PIPE
+    request: bytes | None = asked
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            while True:
+                try:
+                    out, errors = process.communicate(request, timeout=0.2)
+                    return process.returncode, out, errors
+                except subprocess.TimeoutExpired:
+                    request = None  # it is on its way
+                    while_waiting.get()()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _in_words(fault: str, named: str, pattern: str | None) -> str:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
+from mmada_lite.forms.letters import while_waiting
 from mmada_lite.serve.deltas import Deltas
 from mmada_lite.serve.journal import fault, note, take_over
 from mmada_lite.serve.together import Together
@@ -121,6 +122,7 @@ class Worker:
         work = self._picture if task["task"] == "picture" else self._text
         try:
             self._desk.begin(number)
+            while_waiting.set(lambda: self._desk.check(number))
             with self._together.seat(lambda: self._desk.check(number)):
                 for event in work(task):
                     begun = True

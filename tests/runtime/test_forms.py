@@ -3,6 +3,7 @@ line that everything else gets."""
 
 import json
 import re
+import time
 from typing import Any
 
 import jsonschema
@@ -190,3 +191,22 @@ def test_a_schema_is_made_ready(schema: dict[str, Any], text: str) -> None:
     from outlines_core.json_schema import build_regex_from_schema
 
     assert build_regex_from_schema(ready(json.dumps(schema))[0]).strip("()") == text.strip("()")
+
+
+def test_an_automaton_that_nobody_waits_for_is_given_up() -> None:
+    """Whoever waits is asked a few times a second, and its exception ends the process that makes the automaton."""
+    asked = list[float]()
+
+    def leave() -> None:
+        asked.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    token = letters.while_waiting.set(leave)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            letters.pattern_automaton("[ab]{9000}")
+    finally:
+        letters.while_waiting.reset(token)
+    assert len(asked) == 1
+    assert asked[0] - started < letters.MOST_SECONDS / 2
