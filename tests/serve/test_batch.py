@@ -82,7 +82,7 @@ def test_every_line_is_the_librarys(tiny_bundle: Path, model: Model, tmp_path: P
         line("paint", PAINT, prompt="a cat", n=2, seed=7, **SMALL),
         line("mask", EDIT, prompt="a cat", image=url_of(photo), mask=url_of(half), seed=5, **SMALL),
         line("grow", EDIT, prompt="a cat", image=url_of(photo), side="left", amount=0.5, seed=5, **SMALL),
-        line("fill", FILL, prompt="a [mask:3] b", steps=3, seed=4),
+        line("fill", FILL, prompt="a [mask:3] b", steps=12, seed=4),
     )
     code, out, error = ended(start(tiny_bundle, requests, "--pictures", tmp_path / "drawn"))
     assert (code, out, error) == (0, f"{tmp_path / 'out.jsonl'}\n", "")
@@ -95,7 +95,7 @@ def test_every_line_is_the_librarys(tiny_bundle: Path, model: Model, tmp_path: P
     assert bodies["chat"]["choices"][0]["message"]["content"] == model.chat(HELLO, settings, seed=11).result().answer
     settings = model.text_defaults.replace(answer_length=16, steps=8)
     assert bodies["see"]["choices"][0]["message"]["content"] == model.ask(photo, "what?", settings, seed=2).result().answer
-    filled = model.fill("a [mask:3] b", model.text_defaults.replace(steps=3), seed=4).result()
+    filled = model.fill("a [mask:3] b", model.text_defaults.replace(steps=12), seed=4).result()
     assert bodies["fill"]["choices"][0]["text"] == filled.text
     small = model.image_defaults.replace(**SMALL)
     wanted = [
