@@ -348,7 +348,7 @@ def test_three_hundred_bad_requests_are_refused_in_a_line(name: str, seed: int, 
     ]
     rng.shuffle(made)
     assert len(made) >= 300
-    quick, before = seconds_of_an_answer(server), resident(server)
+    quick, before, died = seconds_of_an_answer(server), resident(server), len(server.log("worker ended"))
     for send in made:
         answer = send()
         assert 400 <= answer.status < 500, (answer.status, answer.body[:300])
@@ -357,7 +357,7 @@ def test_three_hundred_bad_requests_are_refused_in_a_line(name: str, seed: int, 
         assert "/tmp" not in answer.said
     assert not server.log("fault"), server.log("fault")
     assert not server.log("task failed"), server.log("task failed")
-    assert not server.log("worker ended"), server.log("worker ended")
+    assert len(server.log("worker ended")) == died  # other tests kill the worker that they share
     assert resident(server) < before + 40e6
     assert seconds_of_an_answer(server) < 3 * quick + 0.1
     assert server.process.poll() is None
