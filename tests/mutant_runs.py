@@ -180,14 +180,20 @@ class Forked:
     def control(self) -> None:
         """Unchanged code, put in as a mutant's is, must pass all tests; one that it does not pass is left out."""
         codes = {file: Path(file).read_text(encoding="utf-8") for file in self.options.files}
-        stale = set().union(*self.shared.values())
-        while (child := Child(lambda tell: self.tests(tell, codes, self.good, stale))).result != "lived":
-            bad = next((n for n in self.good if self.items[n].nodeid == child.last("TEST")), None)
+        stale, seconds = set().union(*self.shared.values()), 0.0
+        todo = self.good
+        while todo:
+            child = Child(functools.partial(self.tests, codes=codes, chosen=todo, stale=stale))
+            seconds += child.seconds
+            if child.result == "lived":
+                break
+            bad = next((n for n in todo if self.items[n].nodeid == child.last("TEST")), None)
             if child.result == "error" or bad is None:
                 raise SystemExit(f"control: {child.said}")
             print("left out, unchanged code:", child.record(), flush=True)
             self.good.remove(bad)
-        print(f"unchanged code passes {len(self.good)} tests in {child.seconds:.0f} s", flush=True)
+            todo = [n for n in todo if n > bad]
+        print(f"unchanged code passes {len(self.good)} tests in {seconds:.0f} s", flush=True)
 
     def tests(self, tell: Tell, codes: dict[str, str], chosen: list[int], stale: set[str]) -> int:
         """In the child: 1 where a test fails."""
@@ -227,13 +233,17 @@ class Forked:
             raise LookupError(f"no function of {path} is loaded")
 
     def forget(self, stale: set[str]) -> None:
-        """Shared fixtures that mutated lines made, and what was made of those, are made anew."""
+        """Shared fixtures that mutated lines made, what was made of those, and what they are made of, are made anew."""
         known = {each for item in self.items for same in item._fixtureinfo.name2fixturedefs.values() for each in same}
-        while more := {each.argname for each in known if stale & {*each.argnames}} - stale:
+        made = {each for each in known if each.scope != "function"}
+        while more := {each.argname for each in made if stale & {*each.argnames}} - stale:
             stale = stale | more
-        for each in known:
+        while more := {name for each in made if each.argname in stale for name in each.argnames} - stale:
+            stale = stale | more
+        for each in made:
             if each.argname in stale:
                 each.cached_result = None
+                each._finalizers.clear()
 
     def try_one(self, mutant: Mutant) -> dict[str, Any]:
         if not mutant.function:
@@ -253,7 +263,8 @@ class Forked:
         if not chosen:
             return {"result": "unreached"}
         stale = set().union(*(self.shared[place] for place in places))
-        child = Child(lambda tell: self.tests(tell, {mutant.file: mutant.code}, chosen, stale))
+        codes = {mutant.file: mutant.code}
+        child = Child(functools.partial(self.tests, codes=codes, chosen=chosen, stale=stale))
         for n in chosen:
             if self.items[n].nodeid == child.last("TEST") and child.result != "lived":
                 self.kills.update([(function, n), (mutant.file, n)])

@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--files", nargs="+", required=True)
     parser.add_argument("--tests", nargs="+", required=True)
+    parser.add_argument("--deselect", nargs="*", default=[], help="tests by name, as pytest takes them")
     parser.add_argument("--mark", default="not manual and not fuzz and not slow and not gpu")
     parser.add_argument("--sample", type=int, help="so many of the mutants of what functions do, drawn by --seed")
     parser.add_argument("--seed", type=int, default=32)
@@ -107,7 +108,16 @@ def main() -> int:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("mutants")
-    pytest_options = [*options.tests, "-q", "-p", "no:cacheprovider", "--tb=line", "-m", options.mark]
+    pytest_options = [
+        *options.tests,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+        "-m",
+        options.mark,
+        *(f"--deselect={n}" for n in options.deselect),
+    ]
     kind = Anew if options.anew else Forked
     return kind(options, pytest_options).start(lambda runner: run(options, runner))
 

@@ -10,7 +10,7 @@ from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.decoding.selection import above_threshold, most_confident, remask_least_confident
+from mmada_lite.decoding.selection import above_threshold, entropy_bounded, most_confident, remask_least_confident
 from mmada_lite.decoding.settings import ImageSettings, TextAcceleration, TextSettings, from_plain
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
@@ -198,6 +198,22 @@ def test_selection_laws():
     ties = np.array([[1.0, 1.0, 1.0, 2.0]])
     assert remask_least_confident(ties, np.array([2])).sum() == 0  # strictly below the cutoff
     assert remask_least_confident(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([2])).tolist() == [[False, False, True, True]]
+    assert remask_least_confident(np.array([[2.0, 1.0]]), np.array([5])).tolist() == [[False, True]]  # the best one stays
+
+
+def test_among_equals_the_leftmost_is_written_first():
+    """Among many, since sorts that do not keep the order of equals keep that of a few."""
+    rng = np.random.default_rng(0)
+    confidence, entropy = rng.integers(-3, 0, (2, 200)).astype(float), rng.random((2, 200))
+    order = [sorted(range(200), key=lambda place, row=row: -row[place]) for row in confidence]
+    for count in (1, 50, 150):
+        chosen = most_confident(confidence, np.array([count] * 2))
+        assert [np.flatnonzero(row).tolist() for row in chosen] == [sorted(places[:count]) for places in order]
+    ranked = [entropy[row, places] for row, places in enumerate(order)]
+    lost = [[own[:n].sum() - own[:n].max() for n in range(1, 201)] for own in ranked]
+    for bound in np.arange(0.05, 60, 0.7):
+        counts = [sum(each <= bound for each in own) for own in lost]
+        assert (entropy_bounded(confidence, entropy, bound) == most_confident(confidence, np.array(counts))).all()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_schedules_fall_from_all_to_none(name):
     law = schedule(name)
     values = [float(law(np.float32(r))) for r in np.linspace(0, 1, 33)]
     assert values[0] == pytest.approx(1, abs=1e-6)
-    assert values[-1] == pytest.approx(0, abs=1e-5)
+    assert values[-1] == (pytest.approx(0, abs=1e-7) if name == "cosine" else np.float32(1e-6))  # the reference's least
     assert (np.diff(values) <= 0).all()
 
 
