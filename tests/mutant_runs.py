@@ -46,7 +46,7 @@ class Mutant:
 
     def shown(self) -> str:
         pairs = zip(self.source.splitlines(), [*self.code.splitlines(), ""], strict=False)
-        return next((f"L{n}: {a.strip()}  =>  {b.strip()}" for n, (a, b) in enumerate(pairs, 1) if a != b), "")
+        return next((f"L{n}: {a.strip()}  =>  {b.strip()}" for n, (a, b) in enumerate(pairs, 1) if a.strip() != b.strip()), "")
 
 
 class Child:

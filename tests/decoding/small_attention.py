@@ -58,6 +58,7 @@ class SmallAttention:
         return Prediction(token, np.log(chosen), entropy if self.says_entropy else None)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Doubles:
+        assert head == "text"
         logits: Doubles = np.einsum("nr,rqd->nqd", mix.astype(np.float64), hidden) @ self.head
         return logits
 
