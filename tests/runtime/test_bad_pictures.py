@@ -97,6 +97,20 @@ def test_the_shape_of_a_picture_is_bounded() -> None:
         assert images.fit(long, 64, "squash").getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_a_picture_of_as_many_pixels_as_may_be_is_read() -> None:
+    images._check_size((4, 25), "it", 100)
+    with pytest.raises(Error, match=r"^it has 4 x 26 pixels; scale it below 100 pixels$"):
+        images._check_size((4, 26), "it", 100)
+
+
+def test_a_long_name_is_cut() -> None:
+    name = "/" + "x/" * 149 + "y"
+    for given, shown in ((name, name), (f"{name}z", f"{name[:297]}...")):
+        with pytest.raises(Error) as fault:
+            images.open_picture(given)
+        assert str(fault.value) == f"no picture at {shown}; check the path"
+
+
 def test_a_tiff_is_read_where_standard_error_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "picture.tif"
     Image.fromarray(noise(64, 64)).save(path, compression="tiff_lzw")
