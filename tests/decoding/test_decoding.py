@@ -101,6 +101,9 @@ def test_a_masked_prompt_position_is_filled_too():
             assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
     steps = text(chosen, prompt=(SPECIAL.mask, 2, 3))[2]
     assert [step.tokens.size for step in steps] == [2, 1, 1, 1]  # it is shared out with the first block, and takes no step more
+    canvas, _, steps = text(chosen.replace(mode="reference"), prompt=(SPECIAL.mask, 2, 3))
+    assert [step.tokens.size for step in steps] == [1, 1, 1, 1]  # the reference does not count it, and so leaves one mask
+    assert (canvas.tokens == SPECIAL.mask).sum() == 1
 
 
 @pytest.mark.parametrize(("cache", "calls"), [("none", 2), ("prefix", 4), ("dual", 4)])

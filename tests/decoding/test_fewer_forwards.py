@@ -228,6 +228,8 @@ def test_a_far_suffix_is_left_out_and_positions_stay():
         assert starts == [(1, 0, 9), (1, 0, 13), (1, 0, 17), (1, 0, 19)]
         inside = {"none": (1, 0, 9), "prefix": (1, 3, 9), "dual": (1, 3, 7)}[cache]
         assert model.windows[1:4] == [inside] * 3
+    model = decoded(PLAIN.replace(block_length=4, cache="prompt", suffix_window=2))[2]
+    assert model.windows[::4] == [(1, 0, 9), (1, 3, 13), (1, 3, 17), (1, 3, 19)]
     assert decoded(PLAIN.replace(suffix_window=99))[0] == decoded(PLAIN)[0]
 
 
