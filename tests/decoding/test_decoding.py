@@ -99,6 +99,9 @@ def test_a_masked_prompt_position_is_filled_too():
         for sure in (0.1, 0.9):  # last of its block, where a window must hold it, and first
             canvas, _, _ = text(chosen.replace(cache=cache), prompt=(1, SPECIAL.mask, 3), certainty={1: sure})
             assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
+    sure = {0: 0.9, 3: 0.8}
+    canvas, _, _ = text(chosen, prompt=(SPECIAL.mask, SPECIAL.mask, 3), certainty=sure, stop=[SPECIAL.eot])
+    assert canvas.tokens[0].tolist() == [0, 1, 3, 3, 4, 5, 6]  # one that is written fills no other
     steps = text(chosen, prompt=(SPECIAL.mask, 2, 3))[2]
     assert [step.tokens.size for step in steps] == [2, 1, 1, 1]  # it is shared out with the first block, and takes no step more
     canvas, _, steps = text(chosen.replace(mode="reference"), prompt=(SPECIAL.mask, 2, 3))
