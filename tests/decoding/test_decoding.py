@@ -48,6 +48,7 @@ def test_no_mask_is_left_and_the_prompt_stays(answer, block, share, cache, thres
     assert sum(step.tokens.size for step in done) == answer
     assert [step.index for step in done] == list(range(len(done)))
     assert len(denoiser.windows) == len(done) * (2 if guidance else 1)
+    assert 0 <= done[0].seconds <= done[-1].seconds < 60
     if threshold is None:
         assert len(done) == done[0].total_steps == sum(b.steps for b in chosen.blocks(3))
 
@@ -91,6 +92,11 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
     assert (canvas.tokens[0, 11:] == SPECIAL.mask).all()
     reference = chosen.replace(mode="reference")  # looks at the last token of a block only
     assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == 16
+    for last, steps_taken in ((9, 16), (10, 8)):
+        planted = dict.fromkeys(range(40), 5) | {last: SPECIAL.eot}
+        assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == steps_taken
+    planted = dict.fromkeys(range(40), 5) | {3: SPECIAL.eot}  # nothing is said at all
+    assert len(text(chosen, planted=planted, stop=[SPECIAL.eot])[2]) == 4
 
 
 def test_a_masked_prompt_position_is_filled_too():
@@ -172,6 +178,7 @@ def test_given_codes_never_change_and_every_mask_is_drawn(unknown, share, name, 
     assert (canvas.tokens[0, canvas.region] == final + 112).all()
     assert canvas.unconditional is not None
     assert (canvas.unconditional[0, 3:] == canvas.tokens[0, 5:]).all()
+    assert 0 <= done[0].seconds <= done[-1].seconds < 60
     left = [step.remaining for step in done]
     assert len(done) == steps
     assert left[-1] == 0

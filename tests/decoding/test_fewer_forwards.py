@@ -259,6 +259,9 @@ def test_an_end_that_is_sure_to_come_is_taken():
     assert steps[-1].remaining == 12
     unsure = text(chosen.replace(early_stop=0.9), planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
     assert len(unsure) == 8  # what follows the end is more probable, so the end itself comes last
+    nothing = dict.fromkeys(range(3, 40), SPECIAL.eot)  # an answer may end before it begins
+    first = text(chosen.replace(early_stop=0.7), planted=nothing, certainty=sure | {3: 0.8}, stop=[SPECIAL.eot])[2][0]
+    assert first.positions.tolist() == [3, 4]
     other = planted | {9: 7}  # something else still stands behind the end
     assert len(text(chosen.replace(early_stop=0.7), planted=other, certainty=sure | {9: 0.1}, stop=[SPECIAL.eot])[2]) == 7
 
@@ -310,6 +313,9 @@ def test_what_follows_a_thought_waits_for_it(closing):
         _, _, steps = text(chosen.replace(thought_first=thought_first), closing=closing)
         assert [step.positions.tolist() for step in steps] == written
     assert len(text(chosen.replace(thought_first=True), closing=[8, 7])[2]) == 1  # no such end: nothing waits
+    for end in (3, 13):  # at the first place, or before the last
+        steps = text(chosen.replace(thought_first=True), closing=[end])[2]
+        assert [step.positions.tolist() for step in steps] == [list(range(3, end + 1)), list(range(end + 1, 15))]
     _, _, steps = text(chosen.replace(thought_first=True, threshold=None, steps=2), closing=closing)
     assert [step.total_steps for step in steps] == [None] * len(steps)  # quotas may come a step late
 
