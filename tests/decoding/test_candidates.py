@@ -1,22 +1,12 @@
 """Laws of what a text's model calls give: the candidates and how sure they are."""
 
-import numpy as np
 import pytest
 from mock_denoiser import MockDenoiser
-from small_attention import SmallAttention
+from small_attention import Shifted
 from test_decoding import text
 from test_fewer_forwards import PLAIN, decoded, prompts
 
-from mmada_lite.decoding.denoiser import Floats, Head
 from mmada_lite.decoding.settings import TextSettings
-
-
-class Shifted(SmallAttention):
-    """Its logits are higher by thousands at some places, which is no other law."""
-
-    def logits(self, head: Head, hidden: Floats, mix: Floats) -> np.ndarray:
-        logits = super().logits(head, hidden, mix)
-        return logits + 1000.0 * np.arange(logits.shape[1])[:, None]
 
 
 @pytest.mark.parametrize("change", [{"select": "margin"}, {"select": "entropy"}, {"entropy_bound": 0.5}])
