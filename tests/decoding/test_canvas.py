@@ -46,7 +46,7 @@ def test_an_answer_of_no_tokens_is_refused() -> None:
 
 
 def test_guided_prompts_are_masked_at_the_same_places() -> None:
-    with pytest.raises(AssertionError, match="at the same places"):
+    with pytest.raises(Error, match="guidance needs prompts that are masked at the same places"):
         text_canvas([[1, MASK], [MASK, 1]], 2, MASK, guided=True)
 
 
