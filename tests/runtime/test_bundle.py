@@ -132,6 +132,17 @@ def test_a_picture_that_fills_a_row_is_refused(tiny_bundle: Path, tmp_path: Path
     refused(bundle, "has 16 codes, and max_sequence_length is 16")
 
 
+def test_integers_of_seven_bits_are_eight_bits_that_leave_one(bundle: Path) -> None:
+    for bits, block, fits in ((7, None, True), (8, 32, True), (6, None, False), (7, 32, False)):
+        change(
+            bundle, lambda c, new={"format": "int8", "bits": bits, "block": block}: c["quantization"]["backbone"].update(new)
+        )
+        if fits:
+            assert Bundle.open(bundle).quantization["backbone"].bits == bits
+        else:
+            refused(bundle, "quantization.backbone is int8, and its other keys are not those of this format")
+
+
 def test_the_manifest_is_written_to_be_read_by_people(pristine: Path) -> None:
     lines = (pristine / "bundle.json").read_text(encoding="utf-8").splitlines()
     assert ' "format_version": 2,' in lines
