@@ -113,14 +113,14 @@ class Forked:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.session, self.items = session, session.items
+        lru = functools._lru_cache_wrapper
+        self.caches = [each for each in gc.get_objects() if type(each) is lru and str(each.__module__).startswith("mmada_lite")]
         self.learn()
         everything = gc.get_objects()
         self.functions: dict[str, list[FunctionType]] = defaultdict(list)
         for thing in everything:
             if type(thing) is FunctionType:
                 self.functions[os.path.realpath(thing.__code__.co_filename)].append(thing)
-        lru = functools._lru_cache_wrapper
-        self.caches = [thing for thing in everything if type(thing) is lru and str(thing.__module__).startswith("mmada_lite")]
         gc.freeze()
         self.control()
         self.work(self)
@@ -148,6 +148,7 @@ class Forked:
         self.watching.start()
         self.cost, self.good = [0.0] * len(self.items), []
         for n, item in enumerate(self.items):
+            self.empty_caches()  # or the lines behind one are reached by the first test alone
             self.context = item.nodeid
             self.watching.switch_context(self.context)
             began = time.process_time()
@@ -199,8 +200,7 @@ class Forked:
         """In the child: 1 where a test fails."""
         for file, code in codes.items():
             self.patch(os.path.realpath(file), code)
-        for cache in self.caches:
-            cache.cache_clear()
+        self.empty_caches()
         self.forget(stale)
         self.session._setupstate.teardown_exact(self.items[chosen[0]])
         for n, following in zip(chosen, [*chosen[1:], chosen[-1]], strict=True):
@@ -210,6 +210,10 @@ class Forked:
                 tell(f"FAILED {failed}")
                 return 1
         return 0
+
+    def empty_caches(self) -> None:
+        for cache in self.caches:
+            cache.cache_clear()
 
     def patch(self, path: str, code: str) -> None:
         """The functions of a file take their code from `code`."""

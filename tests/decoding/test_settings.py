@@ -14,7 +14,7 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding import format_1
 from mmada_lite.decoding.format_1 import RENAMED
 from mmada_lite.decoding.setting_fields import settings_of
-from mmada_lite.decoding.settings import from_plain, plain
+from mmada_lite.decoding.settings import from_plain, plain, with_changes
 from mmada_lite.export.bundle import defaults_of, export_checkpoint, open_checkpoint
 from mmada_lite.export.checkpoint import SIDECAR
 
@@ -120,3 +120,50 @@ def test_an_export_writes_what_the_sidecar_says(tiny_checkpoint: Path, tmp_path:
     (folder / SIDECAR).write_text(json.dumps({"defaults": {"text": {"settle": 2}}}), encoding="utf-8")
     with pytest.raises(Error, match=r"defaults.text: 'settle' is called 'kv_commit_every' now"):
         defaults_of(open_checkpoint(folder))
+
+
+def test_changes_of_defaults_take_along_what_follows_from_them() -> None:
+    base = TextSettings(16, 8, 4).replace(cache="dual", refresh=2, threshold=0.5)
+    bounded = with_changes(base, {"entropy_bound": 1.0}).acceleration
+    assert (bounded.threshold, bounded.entropy_bound, bounded.refresh) == (None, 1.0, 2)
+    back = with_changes(base.replace(threshold=None, entropy_bound=1.0), {"threshold": 0.5}).acceleration
+    assert (back.threshold, back.entropy_bound) == (0.5, None)
+    assert with_changes(base, {"guidance": 1.0}) == base.replace(guidance=1.0)
+    plain_cache = with_changes(base.replace(refresh_drift=0.1), {"cache": "none"}).acceleration
+    assert (plain_cache.cache, plain_cache.refresh, plain_cache.refresh_drift) == ("none", None, None)
+    with pytest.raises(Error, match="both say how many tokens"):
+        with_changes(base, {"threshold": 0.5, "entropy_bound": 1.0})
+    dense = TextSettings(16, 8, 4)
+    for given, steps in (
+        ({}, 8),
+        ({"answer_length": 32}, 16),
+        ({"answer_length": 3}, 2),
+        ({"answer_length": 1}, 1),
+        ({"block_length": 1}, 16),
+        ({"answer_length": 32, "steps": 9}, 9),
+    ):
+        assert with_changes(dense, given).steps == steps
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(Error, match="answer_length is"):
+            with_changes(dense, {"answer_length": wrong})
+
+
+def test_what_contradicts_is_refused_at_its_edge() -> None:
+    for fine in ({"temperature": 0.5}, {"order": "random"}, {"cache": "dual", "kv_commit_every": 2}):
+        assert TextSettings().replace(**fine).flat().items() >= fine.items()
+    with pytest.raises(Error, match="guides none of them"):
+        ImageSettings().replace(guidance_from=0.5, guidance_to=0.5)
+    with pytest.raises(Error, match="use it with cache dual or prompt"):
+        TextSettings().replace(kv_commit_every=2, cache="prefix")
+    for name in ("pow0", "pow<exponent>", "pow-1", "powinf"):
+        with pytest.raises(Error, match="no schedule is called"):
+            ImageSettings(schedule=name)
+
+
+def test_a_cache_of_the_reference_needs_a_second_step_in_a_block() -> None:
+    """Its first call of a block is never written from again."""
+    one_a_block = TextSettings(8, 2, 4, mode="reference")
+    with pytest.raises(Error, match="the reference cannot use a cache with one step per block; use more steps"):
+        one_a_block.replace(cache="prefix")
+    assert one_a_block.replace(cache="prefix", threshold=0.5).acceleration.threshold == 0.5
+    assert one_a_block.replace(steps=4, cache="prefix").steps == 4
