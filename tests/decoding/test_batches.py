@@ -67,7 +67,11 @@ def test_pictures_of_a_batch_are_drawn_as_each_alone(change: dict[str, Any]) -> 
         model = MockDenoiser({p: p % 32 for p in range(60)}, {p: (p * 5 % 16 + 0.5) / 17 for p in range(60)})
         prompts = [[SPECIAL.t2i, 5, SPECIAL.soi]] * len(which)
         decoding = draw(model, prompts, [range(16)] * len(which), unknown[which], settings, VOCABULARY)
-        left = [(decoding.ids == SPECIAL.mask).sum(axis=1).tolist() for _ in decoding.steps]
+        left = []
+        for number, step in enumerate(decoding.steps):
+            assert (step.index, step.total_steps) == (number, settings.steps)
+            assert (decoding.canvas.tokens[step.rows, step.positions] == step.tokens).all()
+            left.append((decoding.ids == SPECIAL.mask).sum(axis=1).tolist())
         return decoding.ids.tolist(), left
 
     together, left = drawn([0, 1, 2, 3])

@@ -61,6 +61,16 @@ def test_a_drawing_takes_no_more_steps_than_it_has_codes_to_draw() -> None:
         assert len(list(drawing(ImageSettings(4, mode="reference"), unknown).steps)) == 4
 
 
+def test_the_reference_keeps_given_codes_through_any_noise_and_one_mask() -> None:
+    given = [place >= 8 for place in range(16)]
+    for noise in (1.0, 100.0, 1000.0):
+        decoding = drawing(ImageSettings(6, temperature=noise, mode="reference"), [not each for each in given])
+        list(decoding.steps)
+        assert decoding.codes[0, 8:].tolist() == list(range(8, 16))
+    one = [place == 3 for place in range(6)]
+    assert [step.remaining for step in drawing(ImageSettings(4, mode="reference"), one).steps] == [1] * 4
+
+
 def test_a_drawing_is_compared_with_no_prompt_where_it_is_guided() -> None:
     for guidance in (0.0, 0.5, 3.0):
         rows = drawing(ImageSettings(2, guidance), [True] * 6).canvas.unconditional

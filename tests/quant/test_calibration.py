@@ -94,7 +94,9 @@ def test_what_is_written_sooner_weighs_more() -> None:
 
 def test_prompts_are_fixed_or_come_from_a_file(tmp_path: Path) -> None:
     assert built_in("paint", 5) == built_in("paint", 9)[:5]
-    assert len({prompt.text for task in TASKS for prompt in built_in(task, 20)}) > 30
+    texts = {prompt.text for task in TASKS for prompt in built_in(task, 20)}
+    assert len(texts) > 30
+    assert not any("None" in text or "{" in text for text in texts)
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"task": "chat", "text": "hello"}\n\n{"task": "paint", "text": "a cat"}\n')
     assert from_file(file) == [Prompt("chat", "hello"), Prompt("paint", "a cat")]
