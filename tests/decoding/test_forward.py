@@ -1,6 +1,7 @@
 """Laws of one model call: which positions a window holds, for the row without its prompt too, and whose states come back."""
 
 import numpy as np
+import pytest
 from mock_denoiser import MockDenoiser
 from test_canvas import picture
 from test_decoding import SPECIAL, VOCABULARY
@@ -77,13 +78,14 @@ def test_a_drawing_is_compared_with_no_prompt_where_it_is_guided() -> None:
         assert (rows is not None) == (guidance > 0)
 
 
-def test_what_is_drawn_first_is_the_surest_once_the_noise_is_added() -> None:
-    settings = ImageSettings(4, 0.0, "linear", 2.0, 0.0)
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_what_is_drawn_first_is_the_surest_once_the_noise_is_added(temperature: float) -> None:
+    settings = ImageSettings(4, 0.0, "linear", temperature, 0.0)
     decoding = drawing(settings, [True] * 12)
     places = np.arange(3, 15)
     sure = np.log(np.array([(p * 5 % 16 + 0.5) / 17 for p in places], dtype=np.float32))
     noise = gumbel(PhiloxSampler(5, 0.0, 3).order("image", 0, places[None]))[0]
-    wanted = places[np.argsort(-(sure + 2.0 * 0.75 * noise))[:3]]
+    wanted = places[np.argsort(-(sure + temperature * 0.75 * noise))[:3]]
     step = next(decoding.steps)
     assert sorted(step.positions) == sorted(wanted)
     assert step.tokens.tolist() == [112 + p % 32 for p in step.positions]
