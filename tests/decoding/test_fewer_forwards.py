@@ -156,6 +156,7 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
         for one, other in zip(steps, again, strict=True):
             assert one.positions.tolist() == other.positions.tolist()
             assert one.tokens.tolist() == other.tokens.tolist()
+            assert one.log_probabilities.tolist() == pytest.approx(other.log_probabilities.tolist())
         alone, drafted = alone + steps[-1].model_calls, drafted + again[-1].model_calls
         assert again[-1].model_calls <= steps[-1].model_calls
     assert drafted < alone

@@ -155,11 +155,11 @@ class Painter(SmallAttention):
         return super().logits("text", hidden, mix)[..., :32]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_guidance_compares_with_the_row_without_its_prompt(every: int) -> None:
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), *((every, seed) for every in (2, 3) for seed in range(4))])
+def test_guidance_compares_with_the_row_without_its_prompt(every: int, seed: int) -> None:
     """As it stood when it was computed last: by hand from the logits of both rows."""
     canvas = canvas_of(np.ones((2, CODES), dtype=bool))
-    model, by_hand = (Painter(vocabulary=144, mask=SPECIAL.mask) for _ in range(2))
+    model, by_hand = (Painter(vocabulary=144, mask=SPECIAL.mask, seed=seed) for _ in range(2))
     chosen = ImageSettings(4, 1.5, "linear", 0.0, 0.0).replace(unconditional_every=every)
     steps = decode_image(model, canvas, chosen, PhiloxSampler(0, 0.0, canvas.start))
     identity = np.eye(2, dtype=np.float32)

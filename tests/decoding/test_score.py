@@ -141,6 +141,25 @@ def test_only_differences_of_logits_count() -> None:
         score(model, PROMPT, answer, [True] * 4, MASK, law="one_pass")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_place_where_a_model_would_write_a_mask_is_as_sure_as_its_second_choice(seed: int) -> None:
+    model, answer = small(seed), [1, 0, 2, 3, 1, 0]
+    model.head[:, MASK] = 2 * np.random.default_rng(seed).normal(size=8)
+    total, order = chain_by_hand(model, answer, set(range(6)))
+    found = score(model, PROMPT, answer, [True] * 6, MASK)
+    assert found.log_likelihood[0] == pytest.approx(total, abs=1e-5)
+    assert np.argsort(found.order[0]).tolist() == order
+
+
+def test_there_are_64_choices_at_most() -> None:
+    choices = [list(ids) for ids in product(range(SIZE - 1), repeat=3)]
+    assert len(choose(small(0), PROMPT, [[MASK] * 3], choices[:64], MASK, STOP).probability) == 64
+    with pytest.raises(Error, match="there are 65 choices; give 1 to 64"):
+        choose(small(0), PROMPT, [[MASK] * 3], choices[:65], MASK, STOP)
+    with pytest.raises(Error, match="there are 2 choices and 3 answers; give one for all, or one for each"):
+        choose(small(0), PROMPT, [[MASK] * 3] * 3, choices[:2], MASK, STOP)
+
+
 def test_two_choices_may_have_an_answer_each() -> None:
     model = small(3)
     answers, choices = [[MASK, 1], [2, MASK]], [[0], [1]]
@@ -295,5 +314,7 @@ def test_wrong_choices_are_refused(answer: list[int], choices: list[list[int]], 
     ],
 )
 def test_wrong_scores_are_refused(answer: list[int], scored: list[bool], how: dict, said: str) -> None:
+    with pytest.raises(Error, match="no id of the answer is to be scored"):  # of one of two
+        score(small(0), PROMPT, [[1, 2]] * 2, [[True, False], [False, False]], MASK)
     with pytest.raises(Error, match=said):
         score(small(0), PROMPT, answer, scored, MASK, **how)
