@@ -167,3 +167,46 @@ def test_a_cache_of_the_reference_needs_a_second_step_in_a_block() -> None:
         one_a_block.replace(cache="prefix")
     assert one_a_block.replace(cache="prefix", threshold=0.5).acceleration.threshold == 0.5
     assert one_a_block.replace(steps=4, cache="prefix").steps == 4
+
+
+def test_what_a_setting_takes_is_said_in_its_own_terms() -> None:
+    for settings, changes, line in (
+        (
+            TextSettings(),
+            {"threshold": 1.5},
+            "threshold 1.5 is not a probability; use a number of at least 1e-06 and at most 1",
+        ),
+        (TextSettings(), {"steps": 0}, "steps is 0; use a whole number of at least 1 and at most 1000000"),
+        (TextSettings(), {"guidance": -1.0}, "guidance is -1.0; use a number of at least 0 and at most 1000"),
+        (TextSettings(), {"temperature": 1e-5}, "temperature is 1e-05; use 0, or a number of at least 0.0001 and at most 1000"),
+        (TextSettings(), {"thought_first": 1}, "thought_first is 1; use true or false"),
+        (TextSettings(), {"order": "last"}, "order is 'last'; use one of low_confidence, random"),
+    ):
+        with pytest.raises(Error) as fault:
+            settings.replace(**changes)
+        assert str(fault.value) == line
+    for name, value in (
+        ("temperature", 0),
+        ("temperature", 1e-4),
+        ("temperature", 1000),
+        ("threshold", 1e-6),
+        ("threshold", 1),
+    ):
+        assert TextSettings().replace(**{name: value}).flat()[name] == value
+
+
+def test_format_1_is_read_as_format_2_says_it() -> None:
+    old = {"answer_length": 9, "law": "sensible", "reach": 2, "cache": "dual"}
+    new = {"answer_length": 9, "mode": "default", "acceleration": {"lookahead": 2, "cache": "dual"}}
+    assert format_1.read(format_1.TEXT, old, "here") == new
+    assert format_1.read(format_1.IMAGE, {"law": "reference"}, "here") == {"mode": "reference", "acceleration": {}}
+    for key, line in (
+        ("mode", "here: unknown setting 'mode'; it is 'law' in format 1"),
+        ("step", "here: unknown setting 'step'; did you mean 'steps'?"),
+        ("xyz", f"here: unknown setting 'xyz'; the settings are {', '.join(format_1.IMAGE)}"),
+    ):
+        with pytest.raises(Error) as fault:
+            format_1.read(format_1.IMAGE, {key: 1}, "here")
+        assert str(fault.value) == line
+    with pytest.raises(Error, match="here: law is 'default'; use one of sensible, reference"):
+        format_1.read(format_1.IMAGE, {"law": "default"}, "here")
