@@ -126,6 +126,7 @@ def test_partial_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> 
     assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [16, 16, 16, 8, 8, 8]
+    assert denoiser.keeping_calls == 2
     assert [w.queries.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
     _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear").replace(refresh=4, candidate_ratio=1.0))
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
@@ -155,23 +156,26 @@ class Painter(SmallAttention):
         return super().logits("text", hidden, mix)[..., :32]
 
 
-@pytest.mark.parametrize(("every", "seed"), [(1, 0), *((every, seed) for every in (2, 3) for seed in range(4))])
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), (1, 1), *((every, seed) for every in (2, 3) for seed in range(1, 5))])
 def test_guidance_compares_with_the_row_without_its_prompt(every: int, seed: int) -> None:
     """As it stood when it was computed last: by hand from the logits of both rows."""
     canvas = canvas_of(np.ones((2, CODES), dtype=bool))
     model, by_hand = (Painter(vocabulary=144, mask=SPECIAL.mask, seed=seed) for _ in range(2))
-    chosen = ImageSettings(4, 1.5, "linear", 0.0, 0.0).replace(unconditional_every=every)
+    guidance = 1.5 if seed else 0.0
+    chosen = ImageSettings(4, guidance, "linear", 0.0, 0.0).replace(unconditional_every=every)
     steps = decode_image(model, canvas, chosen, PhiloxSampler(0, 0.0, canvas.start))
     identity = np.eye(2, dtype=np.float32)
     for k in range(4):
         masked, logits = canvas.masked(), []
-        for branch, tokens in enumerate(canvas.branches()):
+        rows = (canvas.tokens, canvas.unconditional)
+        assert rows[1] is not None
+        for branch, tokens in enumerate(rows):
             places = np.arange(tokens.shape[1])
             queries = np.arange(canvas.start, canvas.stop) + (canvas.shift if branch else 0)
             hidden = by_hand.forward(Window(tokens.copy(), places, np.tile(queries, (2, 1))), keep=False)[0]
             logits.append(by_hand.logits("image", hidden, identity))
         without = logits[1] if k % every == 0 else without  # noqa: F821
-        wanted = (2.5 * logits[0] - 1.5 * without).argmax(axis=-1)
+        wanted = ((1 + guidance) * logits[0] - guidance * without).argmax(axis=-1)
         codes = next(steps).predicted_codes
         assert codes is not None
         assert (codes == wanted)[masked[:, canvas.region]].all()
@@ -188,8 +192,9 @@ def test_guidance_is_paid_for_where_it_is_set() -> None:
 
 
 def test_unconditional_states_serve_several_steps() -> None:
-    _, denoiser, _ = draw(ImageSettings(9, 2.0).replace(unconditional_every=3))
-    assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, 23, 23] * 3
+    for every in (2, 3):
+        _, denoiser, _ = draw(ImageSettings(3 * every, 2.0).replace(unconditional_every=every))
+        assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, *[23] * (every - 1)] * 3
 
 
 @pytest.mark.parametrize("shared", [True, False])
