@@ -56,6 +56,15 @@ def test_a_row_reaches_beyond_a_block_when_its_own_part_is_whole() -> None:
     assert [step.positions[step.rows == row].tolist() for row in (0, 1)] == [[3, 5, 6], [3, 5, 6, 7, 8]]
 
 
+def test_each_row_waits_for_its_own_thought() -> None:
+    """All is sure: what stands behind the end of a thought waits where something before it is open."""
+    model = MockDenoiser(dict.fromkeys(range(40), 7), dict.fromkeys(range(40), 1.0))
+    settings = TextSettings(6, 6, 6).replace(threshold=0.5, thought_first=True)
+    answers = [[MASK, MASK, CLOSE, *[MASK] * 3], [9, 9, CLOSE, *[MASK] * 3], [*[MASK] * 4, CLOSE, MASK]]
+    step = next(complete(model, [1, 2, 4], settings, TextTokens(MASK, closing=(CLOSE,)), answer=answers).steps)
+    assert [step.positions[step.rows == row].tolist() for row in range(3)] == [[3, 4], [6, 7, 8], [3, 4, 5, 6]]
+
+
 @pytest.mark.parametrize("change", [{}, {"refresh": 3}, {"refresh": 4, "candidate_ratio": 1.0}, {"mode": "reference"}], ids=str)
 def test_pictures_of_a_batch_are_drawn_as_each_alone(change: dict[str, Any]) -> None:
     """Without noise, and by a model that looks at places alone."""
