@@ -9,6 +9,8 @@ from small_attention import SmallAttention
 from test_decoding import SPECIAL, VOCABULARY
 
 from mmada_lite import ImageSettings, TextSettings
+from mmada_lite.decoding.block_state import over
+from mmada_lite.decoding.canvas import Canvas
 from mmada_lite.decoding.generate import TextTokens, complete, draw
 
 MASK, END, CLOSE = 23, 3, 5
@@ -63,6 +65,18 @@ def test_each_row_waits_for_its_own_thought() -> None:
     answers = [[MASK, MASK, CLOSE, *[MASK] * 3], [9, 9, CLOSE, *[MASK] * 3], [*[MASK] * 4, CLOSE, MASK]]
     step = next(complete(model, [1, 2, 4], settings, TextTokens(MASK, closing=(CLOSE,)), answer=answers).steps)
     assert [step.positions[step.rows == row].tolist() for row in range(3)] == [[3, 4], [6, 7, 8], [3, 4, 5, 6]]
+
+
+def test_each_row_ends_by_its_own_candidates() -> None:
+    """3 is open in the second row alone, which still says something."""
+    model = MockDenoiser({3: 7} | dict.fromkeys(range(4, 40), END), {3: 0.99, 4: 0.8} | dict.fromkeys(range(5, 40), 0.85))
+    settings = TextSettings(8, 8, 8).replace(early_stop=0.7)
+    answers = [[9, *[MASK] * 7], [MASK] * 8]
+    step = next(complete(model, [1, 2, 4], settings, TextTokens(MASK, frozenset({END})), answer=answers).steps)
+    assert [step.positions[step.rows == row].tolist() for row in (0, 1)] == [[4, 5], [3]]
+    tokens = np.array([[1, MASK, END], [1, END, MASK], [1, END, 2]])
+    canvas = Canvas(tokens, np.array([[False, True, True]] * 3), 1, 3, MASK)
+    assert over(canvas, np.array([END])).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("change", [{}, {"refresh": 3}, {"refresh": 4, "candidate_ratio": 1.0}, {"mode": "reference"}], ids=str)
