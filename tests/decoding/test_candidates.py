@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from mock_denoiser import MockDenoiser
 from small_attention import Shifted
 from test_decoding import SPECIAL, text
 from test_fewer_forwards import PLAIN, decoded, prompts
 
+from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.settings import TextSettings
 
 
@@ -28,3 +30,12 @@ def test_beside_a_mask_that_is_not_written_the_others_stay_as_they_are():
     canvas, _, steps = text(TextSettings(answer_length=4, steps=1, block_length=4), planted=planted)
     assert canvas.tokens[0, 3:].tolist() == [7, 9, 7, 11]
     assert steps[0].log_probabilities[[1, 3]].tolist() == pytest.approx([math.log(0.5)] * 2)
+
+
+def test_a_random_order_is_the_samplers():
+    chosen = TextSettings(answer_length=8, steps=8, block_length=8, order="random")
+    sampler, places = PhiloxSampler(4, 0.0, 3), list(range(3, 11))
+    written = [int(step.positions[0]) for step in text(chosen, certainty={3: 0.9}, sampler=sampler)[2]]
+    for step, place in enumerate(written):
+        assert place == places[int(sampler.order("text", step, np.array([places])).argmax())]
+        places.remove(place)

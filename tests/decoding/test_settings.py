@@ -53,7 +53,7 @@ def test_an_old_name_is_refused_with_the_new_one_wherever_it_stands(old: str) ->
 
 
 def test_a_name_of_the_other_layer_or_of_none_says_what_to_write() -> None:
-    with pytest.raises(Error, match=r"a setting of TextAcceleration; use settings.replace\(cache=...\)"):
+    with pytest.raises(Error, match=r"use settings.replace\(cache=...\), or acceleration=TextAcceleration\(cache=...\)$"):
         TextSettings(cache="dual")  # type: ignore[call-arg]
     with pytest.raises(Error, match="did you mean 'candidate_ratio'"):
         ImageSettings().replace(candidate_ration=2.0)
@@ -146,6 +146,8 @@ def test_changes_of_defaults_take_along_what_follows_from_them() -> None:
     for wrong in (0, -1, 1.5, "2"):
         with pytest.raises(Error, match="answer_length is"):
             with_changes(dense, {"answer_length": wrong})
+        with pytest.raises(Error, match="block_length is"):
+            with_changes(dense, {"block_length": wrong})
 
 
 def test_what_contradicts_is_refused_at_its_edge() -> None:
