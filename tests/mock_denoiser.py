@@ -29,6 +29,7 @@ class MockDenoiser:
         return np.stack([tokens, certainty], axis=-1).astype(np.float32), kept if keep else None
 
     def predict(self, head: Head, hidden: Floats, mix: Floats, temperature: float, uniform: Floats | None) -> Prediction:
+        assert head in ("text", "image")
         states = hidden[: mix.shape[0]]
         token = states[..., 0].astype(np.int64)
         if temperature > 0 and uniform is not None:
@@ -36,6 +37,7 @@ class MockDenoiser:
         return Prediction(token, np.log(states[..., 1]))
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Floats:
+        assert head == "text"
         token = hidden[: mix.shape[0], :, 0].astype(np.int64)
         logits = np.zeros((*token.shape, 144), dtype=np.float32)
         np.put_along_axis(logits, token[..., None], 4.0, axis=-1)

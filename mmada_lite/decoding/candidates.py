@@ -121,4 +121,4 @@ def _never_mask(denoiser: Denoiser, drawn: Prediction, forward: Forward, mask: i
     peak = np.take_along_axis(logits, best[..., None], axis=-1)
     log_probability = -np.log(np.exp(logits - peak).sum(axis=-1))
     token = np.where(wrong, best, drawn.token)
-    return Prediction(token, np.where(wrong, log_probability, drawn.log_probability).astype(np.float32), drawn.entropy)
+    return Prediction(token, np.where(wrong, log_probability, drawn.log_probability).astype(np.float32))

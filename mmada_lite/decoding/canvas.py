@@ -84,7 +84,8 @@ class Canvas:
 
 def text_canvas(prompts: ArrayLike, answer: int | ArrayLike, mask: int, *, guided: bool = False) -> Canvas:
     """Prompt ids [B, P] or [P], then an answer: ids [B, N] or [N] of which the masks are to be written, or how many masks.
-    Masks inside the prompt are editable too. Raises Error where nothing of the answer is masked.
+    Masks inside the prompt are editable too. Raises Error where nothing of the answer is masked, and for guided prompts that
+    are masked at different places.
 
     With `guided`, the unconditional row has every given prompt token masked (LLaDA's unsupervised guidance); what is given of
     the answer stands there too, as the given codes of a picture do.
@@ -102,7 +103,8 @@ def text_canvas(prompts: ArrayLike, answer: int | ArrayLike, mask: int, *, guide
     canvas = Canvas(tokens, editable, given.shape[1], tokens.shape[1], mask)
     if guided:
         before = editable[:, : canvas.start]
-        assert (before == before[:1]).all(), "the prompts of guided rows must be masked at the same places"
+        if (before != before[:1]).any():
+            raise Error("guidance needs prompts that are masked at the same places; decode each alone, or without guidance")
         canvas.unconditional = tokens.copy()
         canvas.unconditional[:, : canvas.start] = mask
         canvas.shared = np.concatenate([np.flatnonzero(before.any(axis=0)), np.arange(canvas.start, canvas.stop)])

@@ -40,6 +40,7 @@ def decode_image(denoiser: Denoiser, canvas: Canvas, settings: ImageSettings, sa
             codes[at] = drawn.token[rows, slots] + canvas.code_offset
             confidence[at] = np.maximum(drawn.log_probability[rows, slots], _LEAST)
         again = remask_least_confident(confidence + rule.noise(k), rule.left(open_codes, k))
+        again &= canvas.editable[:, canvas.region]  # much noise makes even a given code of the reference's uncertain
         tokens = np.where(again, canvas.mask, codes)
         rows, slots = np.nonzero(tokens != given)
         canvas.put(rows, slots + canvas.start, tokens[rows, slots])

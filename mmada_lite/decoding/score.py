@@ -197,7 +197,7 @@ def _chain(
     """Write the targets [B, N], one place a row and a forward, where the loop would. closing [B]: up to which place of each
     answer an end fills its hole, as the loop closes one that has something given behind it; 0 where it does not."""
     by_place, order = np.zeros(targets.shape), np.full(targets.shape, -1)
-    settings = TextSettings(1, 1, 1, guidance=guidance)
+    settings = TextSettings()  # of which a candidate needs to know that masks are not written
     sampler = PhiloxSampler(0, 0.0, canvas.start)
     calls = 0
     block = (canvas.editable.cumsum(axis=1) - 1) // (block_length or canvas.length)  # cut from what is masked, as the loop does

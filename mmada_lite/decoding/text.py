@@ -5,7 +5,6 @@ It knows a canvas, a denoiser and a sampler. It knows nothing of onnxruntime or 
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -77,8 +76,7 @@ def decode_text(
                 state.cache(forward.kept, queried)
             elif commits:
                 state.commit(forward.kept)
-            if forward.kept:
-                forward = replace(forward, kept=())  # their cuts are cached: a second copy would outlive the block's steps
+            del forward  # what it kept is cut and cached: a second copy would outlive the block's steps
             for draft in range(drafts.batch // canvas.batch):
                 own = candidates if drafts.batch == canvas.batch else candidates.row(draft)
                 chosen = state.choose(own, step)

@@ -54,12 +54,21 @@ class SmallAttention:
         if temperature > 0 and uniform is not None:
             token = (p.cumsum(axis=-1) < uniform[..., None]).sum(axis=-1)
         chosen = np.take_along_axis(p, token[..., None], axis=-1)[..., 0]
-        entropy = -(p * np.log(p)).sum(axis=-1)
-        return Prediction(token, np.log(chosen), entropy if self.says_entropy else None)
+        entropy = -(p * np.log(p)).sum(axis=-1) if self.says_entropy else None
+        return Prediction(token, np.log(chosen), entropy)
 
     def logits(self, head: Head, hidden: Floats, mix: Floats) -> Doubles:
+        assert head == "text"
         logits: Doubles = np.einsum("nr,rqd->nqd", mix.astype(np.float64), hidden) @ self.head
         return logits
+
+
+class Shifted(SmallAttention):
+    """Its logits are higher by thousands at some places, which is no other law."""
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> Doubles:
+        logits = super().logits(head, hidden, mix)
+        return logits + 1000.0 * np.arange(1, logits.shape[1] + 1)[:, None]
 
 
 def _softmax(x: Doubles) -> Doubles:

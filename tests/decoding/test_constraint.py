@@ -10,7 +10,9 @@ import pytest
 from small_attention import SmallAttention
 
 from mmada_lite import Error
-from mmada_lite.decoding.constraint import ConstrainedHead
+from mmada_lite.decoding.candidates import Candidates
+from mmada_lite.decoding.canvas import text_canvas
+from mmada_lite.decoding.constraint import ConstrainedHead, still_possible
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.forms.form import Form
@@ -116,7 +118,8 @@ def test_the_written_tokens_are_the_law_renormalized() -> None:
     assert step.log_probabilities[0] == pytest.approx(law[place].max(), abs=1e-5)
 
 
-def test_a_draw_is_by_the_law_renormalized() -> None:
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_draw_is_by_the_law_renormalized(temperature: float) -> None:
     """Over many uniforms the shares of what is drawn are those of the softmax at its temperature over what is allowed."""
     rng = np.random.default_rng(0)
     model = SmallAttention(vocabulary=SIZE, mask=MASK)
@@ -125,9 +128,9 @@ def test_a_draw_is_by_the_law_renormalized() -> None:
     allowed[..., [1, 4, 7]] = True
     identity = np.eye(1, dtype=np.float32)
     uniforms = ((np.arange(4000) + 0.5) / 4000).astype(np.float32)[None]
-    drawn = ConstrainedHead(model, allowed).predict("text", hidden, identity, 2.0, uniforms)
+    drawn = ConstrainedHead(model, allowed).predict("text", hidden, identity, temperature, uniforms)
     logits = model.logits("text", hidden[:, :1], identity)[0, 0, [1, 4, 7]]
-    shares = np.exp(logits / 2) / np.exp(logits / 2).sum()
+    shares = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     found = [(drawn.token == token).mean() for token in (1, 4, 7)]
     np.testing.assert_allclose(found, shares, atol=1e-3)
     law = logits - np.log(np.exp(logits).sum())
@@ -135,6 +138,59 @@ def test_a_draw_is_by_the_law_renormalized() -> None:
         np.testing.assert_allclose(drawn.log_probability[drawn.token == token], value, atol=1e-5)
     assert drawn.entropy is not None
     np.testing.assert_allclose(drawn.entropy, -(np.exp(law) * law).sum(), atol=1e-5)
+
+
+def test_a_draw_at_the_edge_of_two_ids_is_the_first() -> None:
+    """Where the cumulative probability reaches the number exactly; and temperature 0 draws nothing."""
+    model = SmallAttention(vocabulary=SIZE, mask=MASK)
+    allowed = np.zeros((1, 3, SIZE), dtype=bool)
+    allowed[..., [4, 7]] = True
+    hidden, identity = np.zeros((1, 3, 16)), np.eye(1, dtype=np.float32)  # so that all logits are 0
+    uniforms = np.array([[0.25, 0.5, 0.75]], dtype=np.float32)
+    head = ConstrainedHead(model, allowed)
+    assert head.predict("text", hidden, identity, 1.0, uniforms).token.tolist() == [[4, 4, 7]]
+    assert head.predict("text", hidden, identity, 0.0, uniforms).token.tolist() == [[4, 4, 4]]
+
+
+def test_masks_of_a_prompt_have_no_form() -> None:
+    for seed in range(3):
+        model, before = SmallAttention(vocabulary=SIZE, mask=MASK, seed=seed), [3, MASK, 4]
+        form = Form([(0, 4, automaton("a*"))], MASK)
+        settings = TextSettings(answer_length=4, steps=1, block_length=4)
+        decoding = complete(model, before, settings, TextTokens(MASK, frozenset(STOP)), constraints=[form])
+        free = complete(model, before, settings, TextTokens(MASK, frozenset(STOP)))
+        next(free.steps)
+        steps = list(decoding.steps)
+        assert decoding.canvas.tokens[0, 1] == free.canvas.tokens[0, 1]
+        assert 1 in steps[0].positions
+        ids = tuple(int(token) for token in decoding.ids[0])
+        assert accepted("a*", ids), ids
+
+
+class Few:
+    """Allows so many ids in an answer, whichever."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def allowed(self, answer: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return np.ones((len(places), SIZE), dtype=bool)
+
+    def possible(self, answer: np.ndarray) -> bool:
+        return int((answer != MASK).sum()) <= self.most
+
+
+def test_of_what_excludes_each_other_the_most_confident_is_written() -> None:
+    """The leftmost among equals; what a row is not asked for stays out, and a prompt's place counts for nothing."""
+    confidence = np.array([[-0.1, -0.5, -0.2, -0.3, *[-0.4] * 20]] * 2)
+    positions = np.array([[1, *range(3, 26)]] * 2)  # one of the prompt, then the answer
+    canvas = text_canvas([[3, MASK, 4]] * 2, 24, MASK)
+    candidates = Candidates(positions, positions > 0, positions * 0, confidence, confidence, None)
+    chosen = np.ones(positions.shape, dtype=bool)
+    chosen[1, 2] = False
+    kept = still_possible([Few(2), Few(4)], candidates, chosen, canvas.tokens, canvas)
+    assert [np.flatnonzero(row).tolist() for row in kept] == [[0, 2, 3], [0, 3, 4, 5, 6]]
+    assert still_possible([], candidates, chosen, canvas.tokens, canvas) is chosen
 
 
 def test_mode_reference_keeps_no_form() -> None:

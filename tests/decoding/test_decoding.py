@@ -10,7 +10,7 @@ from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
-from mmada_lite.decoding.selection import above_threshold, most_confident, remask_least_confident
+from mmada_lite.decoding.selection import above_threshold, entropy_bounded, most_confident, remask_least_confident
 from mmada_lite.decoding.settings import ImageSettings, TextAcceleration, TextSettings, from_plain
 from mmada_lite.decoding.text import decode_text
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
@@ -48,6 +48,7 @@ def test_no_mask_is_left_and_the_prompt_stays(answer, block, share, cache, thres
     assert sum(step.tokens.size for step in done) == answer
     assert [step.index for step in done] == list(range(len(done)))
     assert len(denoiser.windows) == len(done) * (2 if guidance else 1)
+    assert 0 <= done[0].seconds <= done[-1].seconds < 60
     if threshold is None:
         assert len(done) == done[0].total_steps == sum(b.steps for b in chosen.blocks(3))
 
@@ -91,6 +92,11 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
     assert (canvas.tokens[0, 11:] == SPECIAL.mask).all()
     reference = chosen.replace(mode="reference")  # looks at the last token of a block only
     assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == 16
+    for last, steps_taken in ((9, 16), (10, 8)):
+        planted = dict.fromkeys(range(40), 5) | {last: SPECIAL.eot}
+        assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == steps_taken
+    planted = dict.fromkeys(range(40), 5) | {3: SPECIAL.eot}  # nothing is said at all
+    assert len(text(chosen, planted=planted, stop=[SPECIAL.eot])[2]) == 4
 
 
 def test_a_masked_prompt_position_is_filled_too():
@@ -99,8 +105,14 @@ def test_a_masked_prompt_position_is_filled_too():
         for sure in (0.1, 0.9):  # last of its block, where a window must hold it, and first
             canvas, _, _ = text(chosen.replace(cache=cache), prompt=(1, SPECIAL.mask, 3), certainty={1: sure})
             assert canvas.tokens[0].tolist() == [1, 1, 3, 3, 4, 5, 6]
+    sure = {0: 0.9, 3: 0.8}
+    canvas, _, _ = text(chosen, prompt=(SPECIAL.mask, SPECIAL.mask, 3), certainty=sure, stop=[SPECIAL.eot])
+    assert canvas.tokens[0].tolist() == [0, 1, 3, 3, 4, 5, 6]  # one that is written fills no other
     steps = text(chosen, prompt=(SPECIAL.mask, 2, 3))[2]
     assert [step.tokens.size for step in steps] == [2, 1, 1, 1]  # it is shared out with the first block, and takes no step more
+    canvas, _, steps = text(chosen.replace(mode="reference"), prompt=(SPECIAL.mask, 2, 3))
+    assert [step.tokens.size for step in steps] == [1, 1, 1, 1]  # the reference does not count it, and so leaves one mask
+    assert (canvas.tokens == SPECIAL.mask).sum() == 1
 
 
 @pytest.mark.parametrize(("cache", "calls"), [("none", 2), ("prefix", 4), ("dual", 4)])
@@ -166,6 +178,7 @@ def test_given_codes_never_change_and_every_mask_is_drawn(unknown, share, name, 
     assert (canvas.tokens[0, canvas.region] == final + 112).all()
     assert canvas.unconditional is not None
     assert (canvas.unconditional[0, 3:] == canvas.tokens[0, 5:]).all()
+    assert 0 <= done[0].seconds <= done[-1].seconds < 60
     left = [step.remaining for step in done]
     assert len(done) == steps
     assert left[-1] == 0
@@ -198,6 +211,22 @@ def test_selection_laws():
     ties = np.array([[1.0, 1.0, 1.0, 2.0]])
     assert remask_least_confident(ties, np.array([2])).sum() == 0  # strictly below the cutoff
     assert remask_least_confident(np.array([[4.0, 3.0, 2.0, 1.0]]), np.array([2])).tolist() == [[False, False, True, True]]
+    assert remask_least_confident(np.array([[2.0, 1.0]]), np.array([5])).tolist() == [[False, True]]  # the best one stays
+
+
+def test_among_equals_the_leftmost_is_written_first():
+    """Among many, since sorts that do not keep the order of equals keep that of a few."""
+    rng = np.random.default_rng(0)
+    confidence, entropy = rng.integers(-3, 0, (2, 200)).astype(float), rng.random((2, 200))
+    order = [sorted(range(200), key=lambda place, row=row: -row[place]) for row in confidence]
+    for count in (1, 50, 150):
+        chosen = most_confident(confidence, np.array([count] * 2))
+        assert [np.flatnonzero(row).tolist() for row in chosen] == [sorted(places[:count]) for places in order]
+    ranked = [entropy[row, places] for row, places in enumerate(order)]
+    lost = [[own[:n].sum() - own[:n].max() for n in range(1, 201)] for own in ranked]
+    for bound in np.arange(0.05, 60, 0.7):
+        counts = [sum(each <= bound for each in own) for own in lost]
+        assert (entropy_bounded(confidence, entropy, bound) == most_confident(confidence, np.array(counts))).all()
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_drafts_are_lossless_over_hundreds_of_prompts(chosen):
         for one, other in zip(steps, again, strict=True):
             assert one.positions.tolist() == other.positions.tolist()
             assert one.tokens.tolist() == other.tokens.tolist()
+            assert one.log_probabilities.tolist() == pytest.approx(other.log_probabilities.tolist())
         alone, drafted = alone + steps[-1].model_calls, drafted + again[-1].model_calls
         assert again[-1].model_calls <= steps[-1].model_calls
     assert drafted < alone
@@ -228,6 +229,8 @@ def test_a_far_suffix_is_left_out_and_positions_stay():
         assert starts == [(1, 0, 9), (1, 0, 13), (1, 0, 17), (1, 0, 19)]
         inside = {"none": (1, 0, 9), "prefix": (1, 3, 9), "dual": (1, 3, 7)}[cache]
         assert model.windows[1:4] == [inside] * 3
+    model = decoded(PLAIN.replace(block_length=4, cache="prompt", suffix_window=2))[2]
+    assert model.windows[::4] == [(1, 0, 9), (1, 3, 13), (1, 3, 17), (1, 3, 19)]
     assert decoded(PLAIN.replace(suffix_window=99))[0] == decoded(PLAIN)[0]
 
 
@@ -257,6 +260,9 @@ def test_an_end_that_is_sure_to_come_is_taken():
     assert steps[-1].remaining == 12
     unsure = text(chosen.replace(early_stop=0.9), planted=planted, certainty=sure, stop=[SPECIAL.eot])[2]
     assert len(unsure) == 8  # what follows the end is more probable, so the end itself comes last
+    nothing = dict.fromkeys(range(3, 40), SPECIAL.eot)  # an answer may end before it begins
+    first = text(chosen.replace(early_stop=0.7), planted=nothing, certainty=sure | {3: 0.8}, stop=[SPECIAL.eot])[2][0]
+    assert first.positions.tolist() == [3, 4]
     other = planted | {9: 7}  # something else still stands behind the end
     assert len(text(chosen.replace(early_stop=0.7), planted=other, certainty=sure | {9: 0.1}, stop=[SPECIAL.eot])[2]) == 7
 
@@ -308,6 +314,9 @@ def test_what_follows_a_thought_waits_for_it(closing):
         _, _, steps = text(chosen.replace(thought_first=thought_first), closing=closing)
         assert [step.positions.tolist() for step in steps] == written
     assert len(text(chosen.replace(thought_first=True), closing=[8, 7])[2]) == 1  # no such end: nothing waits
+    for end in (3, 13):  # at the first place, or before the last
+        steps = text(chosen.replace(thought_first=True), closing=[end])[2]
+        assert [step.positions.tolist() for step in steps] == [list(range(3, end + 1)), list(range(end + 1, 15))]
     _, _, steps = text(chosen.replace(thought_first=True, threshold=None, steps=2), closing=closing)
     assert [step.total_steps for step in steps] == [None] * len(steps)  # quotas may come a step late
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_denoiser import MockDenoiser
+from small_attention import SmallAttention
 
 from mmada_lite import Error, ImageSettings, load
 from mmada_lite.cli.main import main
 from mmada_lite.decoding.canvas import Canvas, image_canvas
-from mmada_lite.decoding.denoiser import Floats, Window
+from mmada_lite.decoding.denoiser import Floats, Head, Window
 from mmada_lite.decoding.forward import Step
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
@@ -125,9 +126,59 @@ def test_partial_steps_compute_the_codes_that_were_masked_or_the_shortlist() -> 
     assert [step.remaining for step in steps] == [14, 12, 10, 8, 6, 4, 2, 0]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is None] == [23, 23]
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [16, 16, 16, 8, 8, 8]
+    assert denoiser.keeping_calls == 2
     assert [w.queries.shape[1] for w in denoiser.windows] == [16, 14, 12, 10, 8, 6, 4, 2]  # states of masked codes alone
     _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear").replace(refresh=4, candidate_ratio=1.0))
     assert [w.tokens.shape[1] for w in denoiser.windows if w.past is not None] == [8] * 6  # 2 written, 6 to come
+
+
+def test_every_second_step_over_what_the_first_kept() -> None:
+    _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear").replace(refresh=2))
+    assert [window.past is None for window in denoiser.windows] == [True, False] * 4
+    two = np.arange(CODES) < np.array([[8], [4]])  # a window is as long as the longest row asks for
+    _, denoiser, _ = draw(ImageSettings(4, 0.0, "linear").replace(refresh=2), two)
+    assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 8, 23, 4]
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+def test_a_shortlist_foresees_the_noise_of_the_step_that_it_serves(noise: float) -> None:
+    """One partial step after each full one computes the very codes that it draws, so that the drawing stays the same."""
+    for seed in range(5):
+        chosen = ImageSettings(8, 0.0, "linear", noise, 0.0)
+        plain, partial = draw(chosen, seed=seed)[2], draw(chosen.replace(refresh=2, candidate_ratio=1.0), seed=seed)[2]
+        assert [step.positions.tolist() for step in plain] == [step.positions.tolist() for step in partial]
+
+
+class Painter(SmallAttention):
+    """Its image head reads the row and mixes its states; the codes are the first ids."""
+
+    def logits(self, head: Head, hidden: Floats, mix: Floats) -> np.ndarray:
+        return super().logits("text", hidden, mix)[..., :32]
+
+
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), (1, 1), *((every, seed) for every in (2, 3) for seed in range(1, 5))])
+def test_guidance_compares_with_the_row_without_its_prompt(every: int, seed: int) -> None:
+    """As it stood when it was computed last: by hand from the logits of both rows."""
+    canvas = canvas_of(np.ones((2, CODES), dtype=bool))
+    model, by_hand = (Painter(vocabulary=144, mask=SPECIAL.mask, seed=seed) for _ in range(2))
+    guidance = 1.5 if seed else 0.0
+    chosen = ImageSettings(4, guidance, "linear", 0.0, 0.0).replace(unconditional_every=every)
+    steps = decode_image(model, canvas, chosen, PhiloxSampler(0, 0.0, canvas.start))
+    identity = np.eye(2, dtype=np.float32)
+    for k in range(4):
+        masked, logits = canvas.masked(), []
+        rows = (canvas.tokens, canvas.unconditional)
+        assert rows[1] is not None
+        for branch, tokens in enumerate(rows):
+            places = np.arange(tokens.shape[1])
+            queries = np.arange(canvas.start, canvas.stop) + (canvas.shift if branch else 0)
+            hidden = by_hand.forward(Window(tokens.copy(), places, np.tile(queries, (2, 1))), keep=False)[0]
+            logits.append(by_hand.logits("image", hidden, identity))
+        without = logits[1] if k % every == 0 else without  # noqa: F821
+        wanted = ((1 + guidance) * logits[0] - guidance * without).argmax(axis=-1)
+        codes = next(steps).predicted_codes
+        assert codes is not None
+        assert (codes == wanted)[masked[:, canvas.region]].all()
 
 
 def test_guidance_is_paid_for_where_it_is_set() -> None:
@@ -141,8 +192,9 @@ def test_guidance_is_paid_for_where_it_is_set() -> None:
 
 
 def test_unconditional_states_serve_several_steps() -> None:
-    _, denoiser, _ = draw(ImageSettings(9, 2.0).replace(unconditional_every=3))
-    assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, 23, 23] * 3
+    for every in (2, 3):
+        _, denoiser, _ = draw(ImageSettings(3 * every, 2.0).replace(unconditional_every=every))
+        assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 21, *[23] * (every - 1)] * 3
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -4,11 +4,12 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from small_attention import SmallAttention
+from small_attention import Shifted, SmallAttention
 
 from mmada_lite import Error
 from mmada_lite.decoding.denoiser import Window
 from mmada_lite.decoding.generate import TextTokens, complete
+from mmada_lite.decoding.sampling import Stream, uniform
 from mmada_lite.decoding.score import END, choose, score
 from mmada_lite.decoding.settings import TextSettings
 
@@ -21,46 +22,53 @@ def small(seed: int) -> SmallAttention:
     return SmallAttention(vocabulary=SIZE, mask=MASK, width=8, seed=seed)
 
 
-def marginals(model: SmallAttention, answer: list[int], guidance: float = 0.0) -> np.ndarray:
-    """[N, V] log probabilities of a row read off the model's logits, without the mask."""
+def mixed_logits(model: SmallAttention, answer: list[int], guidance: float) -> np.ndarray:
+    """[N, V] of a row."""
     rows = [PROMPT + answer, [MASK] * len(PROMPT) + answer]
     logits = []
     for row in rows:
         places = np.arange(len(row))
         window = Window(np.array([row]), places, places[None, len(PROMPT) :])
         logits.append(model.logits("text", model.forward(window, keep=False)[0], np.eye(1, dtype=np.float32))[0])
-    mixed = (1 + guidance) * logits[0] - guidance * logits[1]
+    return (1 + guidance) * logits[0] - guidance * logits[1]
+
+
+def marginals(model: SmallAttention, answer: list[int], guidance: float = 0.0) -> np.ndarray:
+    """[N, V] log probabilities of a row read off the model's logits, without the mask."""
+    mixed = mixed_logits(model, answer, guidance)
     mixed[:, MASK] = -np.inf
     return mixed - np.log(np.exp(mixed).sum(axis=-1, keepdims=True))
 
 
-def chain_by_hand(model: SmallAttention, answer: list[int], scored: set[int]) -> tuple[float, list[int]]:
+def chain_by_hand(model: SmallAttention, answer: list[int], scored: set[int], guidance: float = 0.0) -> tuple[float, list[int]]:
     row = [MASK if place in scored else token for place, token in enumerate(answer)]
     total, order = 0.0, []
     while left := [place for place in range(len(row)) if place in scored and place not in order]:
-        law = marginals(model, row)
-        place = max(left, key=lambda place: (full(model, row)[place], -place))
+        law = marginals(model, row, guidance)
+        place = max(left, key=lambda place: (full(model, row, guidance)[place], -place))
         total += law[place, answer[place]]
         row[place] = answer[place]
         order.append(place)
     return total, order
 
 
-def full(model: SmallAttention, row: list[int]) -> np.ndarray:
+def full(model: SmallAttention, row: list[int], guidance: float = 0.0) -> np.ndarray:
     """The loop's confidence at every place: the most probable token of the whole vocabulary, or, where that is the mask, the
     most probable other one among the others."""
-    places = np.arange(len(PROMPT + row))
-    window = Window(np.array([PROMPT + row]), places, places[None, len(PROMPT) :])
-    logits = model.logits("text", model.forward(window, keep=False)[0], np.eye(1, dtype=np.float32))[0]
-    law = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return np.where(law.argmax(axis=1) == MASK, marginals(model, row).max(axis=1), law.max(axis=1))
+    law = mixed_logits(model, row, guidance)
+    law -= np.log(np.exp(law).sum(axis=-1, keepdims=True))
+    return np.where(law.argmax(axis=1) == MASK, marginals(model, row, guidance).max(axis=1), law.max(axis=1))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_pass_reads_the_marginals_off_the_logits(seed: int) -> None:
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+def test_one_pass_reads_the_marginals_off_the_logits(seed: int, guidance: float) -> None:
     model, answer, scored = small(seed), [1, 0, 2, 3], [True, False, True, True]
-    law = marginals(model, [MASK, 0, MASK, MASK])
-    found = score(model, PROMPT, answer, scored, MASK, law="one_pass")
+    law = marginals(model, [MASK, 0, MASK, MASK], guidance)
+    model.windows.clear()
+    found = score(model, PROMPT, answer, scored, MASK, law="one_pass", guidance=guidance)
+    assert len(model.windows) == (2 if guidance else 1)
+    assert found.order.tolist() == [[-1] * 4]
     np.testing.assert_allclose(found.by_place[0], [law[0, 1], 0, law[2, 2], law[3, 3]], atol=1e-6)
     assert found.model_calls == 1
 
@@ -79,14 +87,96 @@ def test_a_chain_goes_the_way_of_the_loop_and_is_a_law(seed: int) -> None:
     assert found.model_calls == 2 * -(-len(answers) // 7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("guidance", [0.4, 1.5])
+def test_a_guided_chain_mixes_what_stands_there_at_each_of_its_steps(seed: int, guidance: float) -> None:
+    model, answer = small(seed), [1, 0, 2, 3]
+    found = score(model, PROMPT, answer, [True, False, True, True], MASK, guidance=guidance)
+    total, order = chain_by_hand(model, answer, {0, 2, 3}, guidance)
+    assert found.log_likelihood[0] == pytest.approx(total, abs=1e-5)
+    assert found.order[0].tolist() == [order.index(place) if place in order else -1 for place in range(4)]
+
+
+def test_answers_of_a_batch_are_scored_as_each_alone() -> None:
+    """In blocks that they cut differently, by one of them a forward or by all."""
+    model, rng = small(4), np.random.default_rng(0)
+    answers, scored = rng.integers(0, MASK, (5, 6)), rng.random((5, 6)) < 0.7
+    for block_length in (1, 2, None):
+        together = score(model, PROMPT, answers, scored, MASK, block_length=block_length)
+        apart = score(model, PROMPT, answers, scored, MASK, block_length=block_length, rows=1)
+        np.testing.assert_allclose(together.by_place, apart.by_place, atol=1e-9)
+        assert together.order.tolist() == apart.order.tolist()
+
+
+def test_draws_are_those_that_their_address_gives() -> None:
+    """As another program must draw them: l = 1 + floor(u * L), then those with the l smallest numbers."""
+    model, answer, places, law = small(1), [1, 3, 0, 2], [0, 1, 3], []
+    for draw in range(3):
+        count = 1 + int(float(uniform(7, Stream.SCORE_COUNT, 0, draw, 0)) * 3)
+        numbers = uniform(7, Stream.SCORE_PLACES, 0, draw, np.arange(3))
+        hidden = [places[n] for n in sorted(range(3), key=lambda n, numbers=numbers: numbers[n])[:count]]
+        read = marginals(model, [MASK if n in hidden else token for n, token in enumerate(answer)])
+        law.append(sum(read[n, answer[n]] for n in hidden) * 3 / count)
+    scored = [place in places for place in range(4)]
+    for draws in (1, 3):
+        found = score(model, PROMPT, answer, scored, MASK, law="monte_carlo", draws=draws, seed=7)
+        assert found.log_likelihood[0] == pytest.approx(np.mean(law[:draws]), abs=1e-5)
+        assert found.order.tolist() == [[-1] * 4]
+
+
+def test_only_differences_of_logits_count() -> None:
+    """However large they are; and numbers that are none are refused."""
+    answer = [1, 0, 2, 3]
+    models = [kind(vocabulary=SIZE, mask=MASK, width=8, seed=2) for kind in (SmallAttention, Shifted)]
+    for law in ("one_pass", "chain"):
+        found, same = (score(model, PROMPT, answer, [True] * 4, MASK, law=law) for model in models)
+        np.testing.assert_allclose(found.by_place, same.by_place, atol=1e-6)
+    model = SmallAttention(vocabulary=SIZE, mask=MASK, width=8, seed=2, says_entropy=False)
+    model.head *= 300
+    found = choose(model, PROMPT, [[MASK] * 3], [[1, 0, 2], [2, 0, 1]], MASK, STOP)
+    assert found.log_likelihood.max() < -500
+    assert found.probability.sum() == pytest.approx(1)
+    model.head[:] = np.nan
+    with pytest.raises(Error, match="the model's numbers are not finite"):
+        score(model, PROMPT, answer, [True] * 4, MASK, law="one_pass")
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_a_chain_of_what_the_loop_writes_is_what_the_loop_says(seed: int) -> None:
-    """Greedy decoding, one token a step in blocks of two: the same places in the same order."""
+def test_a_place_where_a_model_would_write_a_mask_is_as_sure_as_its_second_choice(seed: int) -> None:
+    model, answer = small(seed), [1, 0, 2, 3, 1, 0]
+    model.head[:, MASK] = 2 * np.random.default_rng(seed).normal(size=8)
+    total, order = chain_by_hand(model, answer, set(range(6)))
+    found = score(model, PROMPT, answer, [True] * 6, MASK)
+    assert found.log_likelihood[0] == pytest.approx(total, abs=1e-5)
+    assert np.argsort(found.order[0]).tolist() == order
+
+
+def test_there_are_64_choices_at_most() -> None:
+    choices = [list(ids) for ids in product(range(SIZE - 1), repeat=3)]
+    assert len(choose(small(0), PROMPT, [[MASK] * 3], choices[:64], MASK, STOP).probability) == 64
+    with pytest.raises(Error, match="there are 65 choices; give 1 to 64"):
+        choose(small(0), PROMPT, [[MASK] * 3], choices[:65], MASK, STOP)
+    with pytest.raises(Error, match="there are 2 choices and 3 answers; give one for all, or one for each"):
+        choose(small(0), PROMPT, [[MASK] * 3] * 3, choices[:2], MASK, STOP)
+
+
+def test_two_choices_may_have_an_answer_each() -> None:
+    model = small(3)
+    answers, choices = [[MASK, 1], [2, MASK]], [[0], [1]]
+    found = choose(model, PROMPT, answers, choices, MASK, STOP)
+    alone = [choose(model, PROMPT, [a], [c], MASK, STOP).log_likelihood[0] for a, c in zip(answers, choices, strict=True)]
+    np.testing.assert_allclose(found.log_likelihood, alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("block_length", [2, 3])
+def test_a_chain_of_what_the_loop_writes_is_what_the_loop_says(seed: int, block_length: int) -> None:
+    """Greedy decoding, one token a step in blocks: the same places in the same order."""
     model = small(seed)
-    settings = TextSettings(answer_length=5, steps=5, block_length=2)
+    settings = TextSettings(answer_length=5, steps=5, block_length=block_length)
     decoding = complete(model, PROMPT, settings, TextTokens(MASK))
     written = [int(step.positions[0]) - len(PROMPT) for step in decoding.steps]
-    found = score(model, PROMPT, decoding.ids, [True] * 5, MASK, block_length=2)
+    found = score(model, PROMPT, decoding.ids, [True] * 5, MASK, block_length=block_length)
     assert list(np.argsort(found.order[0])) == written
 
 
@@ -224,5 +314,7 @@ def test_wrong_choices_are_refused(answer: list[int], choices: list[list[int]], 
     ],
 )
 def test_wrong_scores_are_refused(answer: list[int], scored: list[bool], how: dict, said: str) -> None:
+    with pytest.raises(Error, match="no id of the answer is to be scored"):  # of one of two
+        score(small(0), PROMPT, [[1, 2]] * 2, [[True, False], [False, False]], MASK)
     with pytest.raises(Error, match=said):
         score(small(0), PROMPT, answer, scored, MASK, **how)

@@ -88,11 +88,15 @@ def test_what_is_written_sooner_weighs_more() -> None:
     weights = position_weights(np.array([-1, 0, 1, 8, 1000]), 16, Weighting(given=0.1, masked=0.5, soon=1.0, half=0.125))
     np.testing.assert_allclose(weights[[0, 1, 4]], [0.1, 1.5, 0.5], atol=1e-6)
     assert (np.diff(weights[1:]) < 0).all()
+    halved = position_weights(np.array([0, 2, 4, 6]), 16, Weighting(given=0, masked=0.5, soon=1.0, half=0.125))
+    np.testing.assert_allclose(halved, [1.5, 1, 0.75, 0.625])  # every two steps
 
 
 def test_prompts_are_fixed_or_come_from_a_file(tmp_path: Path) -> None:
     assert built_in("paint", 5) == built_in("paint", 9)[:5]
-    assert len({prompt.text for task in TASKS for prompt in built_in(task, 20)}) > 30
+    texts = {prompt.text for task in TASKS for prompt in built_in(task, 20)}
+    assert len(texts) > 30
+    assert not any("None" in text or "{" in text for text in texts)
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"task": "chat", "text": "hello"}\n\n{"task": "paint", "text": "a cat"}\n')
     assert from_file(file) == [Prompt("chat", "hello"), Prompt("paint", "a cat")]

@@ -51,6 +51,16 @@ def test_clipping_is_never_worse_than_rounding(seed: int, name: str, inputs: int
     assert (better <= block_errors(values, quantize(values, fmt, "w"), importance) * (1 + 1e-6)).all()
 
 
+@pytest.mark.parametrize("name", ["int4-b32", "int4-b32-asym"])
+def test_the_error_of_a_block_is_its_squares_by_their_importance(name: str) -> None:
+    rng = np.random.default_rng(0)
+    values, importance = rng.standard_normal((3, 80), dtype=np.float32), rng.random(80, dtype=np.float32) + 0.1
+    quantized = quantize(values, FORMATS[name], "w")
+    weighted = np.square(dequantize(quantized) - values) * importance
+    by_hand = np.stack([weighted[:, start : start + 32].sum(axis=1) for start in (0, 32, 64)], axis=1)
+    np.testing.assert_allclose(block_errors(values, quantized, importance), by_hand, rtol=1e-5)
+
+
 def test_clipping_pays_on_long_tails() -> None:
     values, ones = np.random.default_rng(0).standard_t(4, (64, 256)).astype(np.float32), np.ones(256, np.float32)
     fmt = FORMATS["int4-b128"]

@@ -81,6 +81,9 @@ def test_smoothing_takes_from_what_is_large() -> None:
     np.testing.assert_allclose(np.log(factors[:3]).mean(), 0, atol=1e-6)
     np.testing.assert_allclose((x / factors)[:2] / (w * factors)[:2], (x / factors)[0] / (w * factors)[0], rtol=1e-5)
     assert (smoothing(x * 0, w, 0.5) == 1).all()
+    for alpha in (0.25, 0.75):
+        wanted = x[:3] ** alpha / w[:3] ** (1 - alpha)
+        np.testing.assert_allclose(smoothing(x, w, alpha)[:3], wanted / np.prod(wanted) ** (1 / 3), rtol=1e-5)
 
 
 def test_names_are_read() -> None:

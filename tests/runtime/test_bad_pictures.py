@@ -97,6 +97,34 @@ def test_the_shape_of_a_picture_is_bounded() -> None:
         assert images.fit(long, 64, "squash").getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_a_picture_of_as_many_pixels_as_may_be_is_read() -> None:
+    images._check_size((4, 25), "it", 100)
+    with pytest.raises(Error, match=r"^it has 4 x 26 pixels; scale it below 100 pixels$"):
+        images._check_size((4, 26), "it", 100)
+
+
+def test_a_long_name_is_cut() -> None:
+    name = "/" + "x/" * 149 + "y"
+    for given, shown in ((name, name), (f"{name}z", f"{name[:297]}...")):
+        with pytest.raises(Error) as fault:
+            images.open_picture(given)
+        assert str(fault.value) == f"no picture at {shown}; check the path"
+
+
+def test_what_was_given_is_named_and_a_library_quoted_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Error, match=r"^the given bytes is not a picture that pillow can read; convert it"):
+        images.open_picture(b"no picture")
+    with pytest.raises(Error, match=r'^the open file gives texts; open it with open\(path, "rb"\)$'):
+        images.open_picture(io.StringIO("no picture"))  # type: ignore[arg-type]
+
+    def fails(_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(Error, match=r"that pillow can read \(two lines\); convert it"):
+        images.open_picture(b"no picture")
+
+
 def test_a_tiff_is_read_where_standard_error_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "picture.tif"
     Image.fromarray(noise(64, 64)).save(path, compression="tiff_lzw")
@@ -121,7 +149,7 @@ def test_a_large_image_object_is_refused_unread(tmp_path: Path) -> None:
     class Large(Image.Image):
         size = property(lambda self: (10_000, 10_000))  # type: ignore[assignment]
 
-    with pytest.raises(Error, match="10000 x 10000 pixels; scale it below 64,000,000"):
+    with pytest.raises(Error, match=r"^the picture has 10000 x 10000 pixels; scale it below 64,000,000"):
         images.open_picture(Large())
 
 

@@ -89,6 +89,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "nested unknown": (lambda c: c["architecture"].update(n_layer=1), "unknown key 'n_layer'; did you mean 'n_layers'?"),
     "wrong type": (lambda c: c["architecture"].update(n_heads="4"), "architecture.n_heads is '4'"),
     "no object": (lambda c: c.update(files=[]), "files is .* where an object is needed"),
+    "no defaults": (lambda c: c.update(defaults=[]), r"bundle\.json: defaults is .* where an object is needed"),
+    "no groups": (lambda c: c.update(quantization=[]), r"bundle\.json: quantization is .* where an object is needed"),
+    "no graphs": (lambda c: c.update(graphs=[]), r"bundle\.json: graphs is .* where an object is needed"),
+    "no special tokens": (lambda c: c["vocabulary"].pop("special"), "vocabulary: the key 'special' is missing"),
     "vocabulary": (lambda c: c["vocabulary"]["special"].update(mask=10**6), "special token 'mask' is 1000000"),
     "family": (lambda c: c.update(family="lumina"), "family is 'lumina', and this program knows mmada; it may be of a newer"),
     "need": (lambda c: c.update(needs=["two guidances"]), "the model needs 'two guidances', which this program does not have"),
@@ -118,6 +122,30 @@ def test_a_changed_manifest(bundle: Path, fault: str) -> None:
     edit, message = BROKEN[fault]
     change(bundle, edit)
     refused(bundle, message)
+
+
+def test_a_picture_that_fills_a_row_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    change(bundle, lambda c: c["architecture"].update(max_sequence_length=17))
+    assert Bundle.open(bundle).image is not None
+    change(bundle, lambda c: c["architecture"].update(max_sequence_length=16))
+    refused(bundle, "has 16 codes, and max_sequence_length is 16")
+
+
+def test_integers_of_seven_bits_are_eight_bits_that_leave_one(bundle: Path) -> None:
+    for bits, block, fits in ((7, None, True), (8, 32, True), (6, None, False), (7, 32, False)):
+        change(
+            bundle, lambda c, new={"format": "int8", "bits": bits, "block": block}: c["quantization"]["backbone"].update(new)
+        )
+        if fits:
+            assert Bundle.open(bundle).quantization["backbone"].bits == bits
+        else:
+            refused(bundle, "quantization.backbone is int8, and its other keys are not those of this format")
+
+
+def test_the_manifest_is_written_to_be_read_by_people(pristine: Path) -> None:
+    lines = (pristine / "bundle.json").read_text(encoding="utf-8").splitlines()
+    assert ' "format_version": 2,' in lines
 
 
 OLD_TEXT = {  # format 1, key by key as it was written when these were the settings' names

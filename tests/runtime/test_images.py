@@ -358,6 +358,19 @@ def test_a_cell_is_touched_by_one_pixel() -> None:
     assert cells.nonzero() == (1, 1)
 
 
+def test_a_picture_is_put_back_where_it_lay() -> None:
+    drawn, given = Image.new("RGB", (10, 8), "black"), Image.new("RGB", (4, 3), "white")
+    for side, box in {"left": (6, 0, 10, 3), "right": (0, 0, 4, 3), "top": (0, 5, 4, 8), "bottom": (0, 0, 4, 3)}.items():
+        expected = Image.new("RGB", (10, 8), "black")
+        expected.paste("white", box)
+        assert images.pasted(given, side)(drawn).tobytes() == expected.tobytes()
+    known = np.array([[True, False], [False, False]])
+    white = Image.new("RGB", (8, 8), "white")
+    kept = np.asarray(images.keeping(white, known, 4)(Image.new("RGB", (8, 8), "black")))
+    assert (kept[:4, :4] == 255).all()
+    assert kept.sum() == 255 * 4 * 4 * 3
+
+
 def test_pixels_there_and_back() -> None:
     image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     again = images.to_bytes(images.to_pixels(image))[0].astype(int)

@@ -109,3 +109,22 @@ def test_layouts(vocabulary):
         canvas.write(np.ones_like(where), canvas.tokens)
     guided = text_canvas([1, 2], 2, s.mask, guided=True)
     assert guided.unconditional.tolist() == [[s.mask] * 4]
+
+
+def test_a_file_is_read_in_lower_case_where_it_is_asked(golden):
+    path = golden / "prompting" / "tokenizer" / "tokenizer.json"
+    assert Tokenizer.from_file(path, lower_case=True).encode("A Cat") == Tokenizer.from_file(path).encode("a cat")
+    assert Tokenizer.from_file(path).encode("A Cat") != Tokenizer.from_file(path).encode("a cat")
+
+
+def test_a_file_is_refused_whose_ids_would_be_others_or_whose_tokens_are_no_bytes(golden, tmp_path):
+    content = json.loads((golden / "prompting" / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    content["decoder"] = {"type": "Fuse"}
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(Error, match="the tokenizer's decoder is 'Fuse'; only tokens of bytes"):
+        Tokenizer.from_file(tmp_path / "a.json").spellings()
+    last = max(content["added_tokens"], key=lambda token: token["id"])
+    last["id"] += 7
+    (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(Error, match=f"with the id {last['id']}, and the tokenizers library gives it"):
+        Tokenizer.from_file(tmp_path / "b.json")
