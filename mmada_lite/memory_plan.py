@@ -34,6 +34,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from mmada_lite.bundle import LARGE, LOGITS, Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.contracts import BITS
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 
@@ -52,6 +53,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
         "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
+        "bf16": {**dict.fromkeys(("embedder", "backbone", "text_head", "image_head"), "bf16"), "codec": "fp16"},
         "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
         "int8-7bit": {
             **{"embedder": "int8", "backbone": "int8-7bit", "text_head": "int8-7bit"},
@@ -292,7 +294,7 @@ def _rounds(groups: Mapping[str, WeightGroup], target: str) -> bool:
 
 def _group(name: str, size: int) -> WeightGroup:
     family, _, block = name.removesuffix("-7bit").partition("-b")
-    bits = 7 if name.endswith("-7bit") else {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[family]
+    bits = 7 if name.endswith("-7bit") else BITS[family]
     scale = {"int4": "fp16", "int8": "fp32"}.get(family)
     return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
 
@@ -300,7 +302,7 @@ def _group(name: str, size: int) -> WeightGroup:
 def _bytes(outputs: int, inputs: int, name: str) -> int:
     """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block."""
     family, _, block = name.partition("-b")
-    if family in ("fp32", "fp16"):
+    if family in ("fp32", "fp16", "bf16"):
         return outputs * inputs * (4 if family == "fp32" else 2)
     if not block:
         return outputs * (inputs + 4)
