@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import Tensors
 from mmada_lite.export.formats import (
@@ -32,7 +33,6 @@ Target = Literal["cpu", "cuda", "tensorrt", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _CHUNK = 12 << 20  # bytes of a tensor held at once, as float32
 _ACCURACY = 4  # MatMulNBits may quantize activations to int8 block by block: the fast way on a CPU
-_HOSTS = ("cpu", "openvino")  # targets whose graphs are in float32
 _PER_TOKEN = "per token"  # what `Graph.once` knows codes and scales of activations by
 _FLOAT, _HALF = 1, 10  # ONNX's numbers of float32 and float16
 
@@ -96,7 +96,7 @@ class WeightSpec:
     @property
     def computed(self) -> str:
         """The type that products and caches have: half precision on a GPU, but for a group that is stored in fp32."""
-        return "float32" if self.target in _HOSTS or self.format.family == "fp32" else "float16"
+        return "float32" if self.target in IN_FLOAT32 or self.format.family == "fp32" else "float16"
 
 
 def linear(graph: Graph, x: str, weight: Weight, spec: WeightSpec, *, to: str = "") -> str:
@@ -196,7 +196,7 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
 def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
     """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
     stored, (columns, inputs) = spec.format, shape
-    if stored.family == "bf16" and spec.target not in _HOSTS:
+    if stored.family == "bf16" and spec.target not in IN_FLOAT32:
         raise Error(f"bf16 cannot be written for {spec.target}, whose kernels take half precision; use --precision fp16")
     if spec.target != "tensorrt" or stored.block is None:
         return
@@ -234,7 +234,7 @@ def _kind(spec: WeightSpec) -> str:
         return "floating"
     if spec.target == "tensorrt":
         return "dequantized"
-    return "integer" if stored.block is None and spec.target in _HOSTS else "blocks"
+    return "integer" if stored.block is None and spec.target in IN_FLOAT32 else "blocks"
 
 
 def _block(spec: WeightSpec, inputs: int) -> int:
@@ -302,7 +302,7 @@ def _blocks(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> 
         packed = [pack_zeros(part, stored) for part in zeros]
         inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
     attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
-    if spec.target not in _HOSTS:
+    if spec.target not in IN_FLOAT32:
         return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
     product = graph.op("MatMulNBits", *inputs_of, attributes=attributes, domain=CONTRIB)
     return graph.op("Add", product, *graph.once("nothing", x, lambda: (_nothing(graph, x),)), to=to)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mmada_lite.bundle import Bundle
-from mmada_lite.contracts import read_json
+from mmada_lite.contracts import IN_FLOAT32, read_json
 from mmada_lite.files import cache_folder
 from mmada_lite.ort.session import Device, exact_int8, onnxruntime_package, open_session, usable_cores
 from mmada_lite.ort.trial_layer import FORMS, NARROW, layer_graph
@@ -98,9 +98,9 @@ def _ordered(times: Mapping[Any, Times]) -> list[Any]:
 def form_of(bundle: Bundle) -> str | None:
     """The measured form that stands for a bundle's backbone on a CPU; None where none does."""
     group = bundle.quantization.get("backbone")
-    if group is None or bundle.target != "cpu":
+    if group is None or bundle.target not in IN_FLOAT32:
         return None
-    if group.format in ("fp16", "fp32"):
+    if group.format in ("fp16", "bf16", "fp32"):
         return "fp32"
     if group.format == "int4":
         return "int4-b128"
@@ -120,7 +120,7 @@ def form_in_words(form: str) -> str:
 
 def slowness(bundle: Bundle, speeds: Speeds) -> str | None:
     """A line about a quantized bundle that is clearly slower here than another form of no more memory, which it names. None
-    where nothing is, and for fp16 and fp32, which are taken for what they lose and not for their speed."""
+    where nothing is, and for fp16, bf16 and fp32, which are taken for what they lose and not for their speed."""
     form = form_of(bundle)
     if form is None or form == "fp32" or (better := speeds.faster(form)) is None:
         return None

@@ -7,18 +7,18 @@ from functools import cache
 from pathlib import Path
 
 from mmada_lite.bundle import LARGE, Bundle
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.files import cache_folder
 from mmada_lite.ort import openvino
 from mmada_lite.ort.session import Device, exact_int8, usable_cores
 
-_READS = ("cpu", "openvino")  # targets
 _log = logging.getLogger("mmada_lite")
 
 
 def refusal(bundle: Bundle, device: Device) -> str | None:
     """Why a bundle is not computed by OpenVINO, with what mends it; None where it is."""
     name, backbone = bundle.path.name, bundle.quantization["backbone"]
-    if bundle.target not in _READS:
+    if bundle.target not in IN_FLOAT32:
         return f"{name} is made for {bundle.target}, which OpenVINO does not read; export it with --target openvino"
     groups = [group for group in bundle.quantization.values() if group.activation and group.bits != 7]
     if device.name == "openvino" and groups and not exact_int8():
