@@ -116,8 +116,11 @@ def device_for(bundle: Bundle, name: str) -> Device:
     if device.by_openvino:
         from mmada_lite.ort.openvino_graphs import precision_of, refusal
 
-        if (why := refusal(bundle, device)) is not None and name != "auto":
+        why = refusal(bundle, device)
+        if why is not None and name != "auto":
             raise Error(why)
+        if name == "auto" and why is None:
+            why = _faster_elsewhere(bundle)
         computed = precision_of(bundle, "backbone", device)
         device = Device("cpu", why.split(";")[0]) if why else Device(device.name, f"{device.reason}; computed in {computed}")
     _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
@@ -146,6 +149,14 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
         speeds = measured.kept()
         if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
             _log.warning("%s", slow)
+
+
+def _faster_elsewhere(bundle: Bundle) -> str | None:
+    """Why onnxruntime computes a bundle for OpenVINO, as it was measured here before."""
+    from mmada_lite.ort import measured
+
+    speeds = measured.kept()
+    return None if speeds is None else measured.cpu_instead(bundle, speeds)
 
 
 def _target_of(device: Device) -> str:
