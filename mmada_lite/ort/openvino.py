@@ -118,9 +118,10 @@ class Session:
     Runs from several threads take turns. RunOptions count for `terminate` alone.
     """
 
-    def __init__(self, graph: Path | bytes, how: Compiling) -> None:
-        """Raises RuntimeError, in OpenVINO's words, where it cannot be read or compiled."""
-        model = _plainly(lambda: core().read_model(str(graph) if isinstance(graph, Path) else graph))
+    def __init__(self, graph: Path | bytes, how: Compiling, change: Callable[[Any], Any] = lambda model: model) -> None:
+        """change: what becomes of OpenVINO's model before it is compiled. Raises RuntimeError, in OpenVINO's words, where it
+        cannot be read or compiled."""
+        model = change(_plainly(lambda: core().read_model(str(graph) if isinstance(graph, Path) else graph)))
         mixed = "mix" in {port.get_any_name() for port in model.inputs}
         compile_model = core().compile_model
         self.compiled = _plainly(lambda: compile_model(_without_branches(model), PLACES[how.device], how.properties))

@@ -137,6 +137,7 @@ def test_finer_formats_are_nearer(golden: Path, logits: Logits, case: str) -> No
     expected = reference(load_file(golden / "llm" / case / "forward.safetensors"))
     ladder = [
         logits(case, "fp16"),
+        logits(case, "bf16"),
         logits(case, "int8"),
         logits(case, "fp16", "cpu", {"backbone": "int4-b32-asym"}),
         logits(case, "int4"),
@@ -184,6 +185,45 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
     assert closeness(exact, expected)[1] < 1e-4
     for target in ("cpu", "cuda", "tensorrt"):  # here activations are rounded to int8 as well
         assert closeness(logits("gqa", precision, target, formats), expected)[1] < 0.02
+
+
+@pytest.mark.parametrize("case", ["mha", "gqa"])
+def test_bf16_is_the_reference_in_bf16_weights(golden: Path, logits: Logits, case: str, tmp_path: Path) -> None:
+    """In fp32, torch over weights that torch rounded to bf16, but for the norms, gives the same logits; both targets do."""
+    import torch
+
+    from mmada_lite.train.model import MMaDA
+
+    source = golden / "llm" / case
+    recorded, model = load_file(source / "forward.safetensors"), MMaDA.load(source)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.copy_(weight.bfloat16().float())
+        rows = [
+            model(torch.from_numpy(recorded["input_ids"][row : row + 1, mask.astype(bool)]))[0][0].numpy()
+            for row, mask in enumerate(recorded["attention_mask"])
+        ]
+    for target in ("cpu", "openvino"):
+        np.testing.assert_allclose(logits(case, "bf16", target), np.concatenate(rows), atol=2e-4)
+    exact = reference(recorded)
+    assert 1e-3 < np.abs(logits(case, "bf16") - exact).max() < 1  # and they are not those of fp32
+
+
+def test_bf16_takes_half_of_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        bundle = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / precision, precision=precision))  # type: ignore[arg-type]
+        sizes[precision] = {name: group.bytes or 0 for name, group in bundle.quantization.items()}
+        for name in bundle.graphs:
+            onnx.checker.check_model(str(bundle.graph_path(name)), full_check=True)
+    assert {
+        name: size / sizes["bf16"][name] for name, size in sizes["fp32"].items() if name.endswith(("head", "embedder"))
+    } == {
+        "embedder": 2,
+        "text_head": 2,
+        "image_head": 2,
+    }
 
 
 def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -385,7 +425,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no format": (("--store", "backbone"), "--store backbone: write GROUP=FORMAT"),
     "group": (("--store", "backbon=int8"), "no group of tensors is called 'backbon'; did you mean 'backbone'?"),
     "format": (("--store", "backbone=int4-b33"), "no format is called 'int4-b33'; did you mean 'int4-b32'?"),
-    "embedder": (("--store", "embedder=int4-b32"), "the embedder is not stored as int4-b32; use one of fp32, fp16, int8"),
+    "embedder": (("--store", "embedder=int4-b32"), "the embedder is not stored as int4-b32; use one of fp32, fp16, bf16, int8"),
     "codec": (("--store", "codec=int8"), "the codec is not stored as int8; use one of fp32, fp16"),
     "tensorrt's shapes": (
         ("--precision", "int4", "--target", "tensorrt"),
@@ -427,9 +467,9 @@ def test_weights_that_are_no_numbers_are_named_and_leave_nothing(
 
 
 def test_from_python_faults_are_errors_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, int8, int8-7bit, int4"):
+    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, bf16, int8, int8-7bit, int4"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int2")  # type: ignore[arg-type]
-    with pytest.raises(Error, match="no target is called 'npu'; use one of cpu, cuda, tensorrt"):
+    with pytest.raises(Error, match="no target is called 'npu'; use one of cpu, cuda, tensorrt, openvino"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int8", target="npu")  # type: ignore[arg-type]
 
 

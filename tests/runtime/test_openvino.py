@@ -25,7 +25,7 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed")
 CPU, OPENVINO = Device("cpu", "a test"), Device("openvino", "a test")
 ONE = np.ones((1, 1), np.float32)
 KINDS = ("text", "drawing", "question", "inpainting")
-FEW = [case for kind in KINDS for case in [case for case in CASES if case.kind == kind][:3]]
+FEW = [case for kind in KINDS for case in [case for case in CASES if case.kind == kind][:2]]
 
 
 def exported(checkpoint: Path, folder: Path, precision: str, target: str = "openvino", **formats: str) -> Bundle:
@@ -74,9 +74,8 @@ def test_the_packaged_model_writes_what_it_wrote_on_a_cpu(speed: str) -> None:
 def test_every_precision_gives_onnxruntimes_numbers(tiny_checkpoint: Path, tmp_path: Path, precision: str) -> None:
     """Codes within 63 are summed exactly on any processor; beside int4 onnxruntime alone rounds activations."""
     bundle = exported(tiny_checkpoint, tmp_path / "b", precision)
-    near = (
-        2e-2 if precision == "int4" else 2e-5 if openvino_graphs.precision_of(bundle, "backbone", OPENVINO) == "f32" else 5e-2
-    )
+    floating = 2e-5 if openvino_graphs.precision_of(bundle, "backbone", OPENVINO) == "f32" else 5e-2
+    near = {"int8-7bit": 1e-2, "int4": 2e-2}.get(precision, floating)  # codes may turn on the last bit of a float
     for ours, theirs in zip(states(bundle, OPENVINO), states(bundle, CPU), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=near * np.abs(theirs).max())
 
