@@ -1,6 +1,7 @@
 """OpenVINO in onnxruntime's place: the same ids, the options that were asked for, graphs that come back from its cache as they
 were, and one line for what cannot be."""
 
+import json
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -280,3 +281,21 @@ def test_a_fault_in_openvino_is_its_reason_in_one_line(lowered: Bundle) -> None:
         openvino._plainly(fails)
     with pytest.raises(Error, match="the graph backbone fails in OpenVINO: x is 4"):
         loader._guard(lowered, OPENVINO)(lambda: openvino._plainly(fails), "backbone")
+
+
+# ---- the race
+
+
+def test_runtimes_race_over_windows_pasts_and_heads(tmp_path: Path) -> None:
+    """Every side in every task, with its error: small in fp32, larger in less."""
+    from mmada_lite.bench.speed import runtimes
+
+    words = ["--shape", "tiny", "--work", str(tmp_path), "--windows", "8", "32", "--pasts", "0", "20", "--heads", "8"]
+    assert runtimes.main([*words, "--rounds", "1", "--threads", "1", "-o", str(tmp_path / "r.json")]) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len({row["task"] for row in rows}) == 5
+    sides = {*runtimes.sides(["fp32", "bf16", "int8"]), runtimes.THEIRS}
+    assert {(row["task"], row["side"]) for row in rows} == {(row["task"], side) for row in rows for side in sides}
+    errors = {row["side"]: row["rms_error"] for row in rows if row["task"] == "32 tokens behind 20"}
+    assert errors[runtimes.EXACT] == 0
+    assert errors["fp32 on openvino"] < 1e-5 < errors["bf16 on openvino"] < 1e-2
