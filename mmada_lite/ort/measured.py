@@ -148,9 +148,11 @@ def on_openvino(form: str) -> bool:
 def cpu_instead(bundle: Bundle, speeds: Speeds) -> str | None:
     """Why onnxruntime computes a bundle for OpenVINO on this machine: it was measured to be faster in the same precision. None
     where it was not, or computes in another."""
-    group, form = bundle.quantization["backbone"], form_of(bundle)
-    theirs = next((name for name, (same, _) in _BY_OPENVINO.items() if same == form and name in speeds.forms), None)
-    if form is None or theirs is None or form not in speeds.forms or group.format == "bf16" or speeds.ratio(theirs, form) <= 1:
+    form = form_of(bundle)
+    theirs = f"openvino-{form}"
+    if form not in speeds.forms or theirs not in speeds.forms or bundle.quantization["backbone"].format == "bf16":
+        return None
+    if speeds.ratio(theirs, form) <= 1:
         return None
     return f"OpenVINO takes {speeds.ratio(theirs, form):.1f} times as long for {form_in_words(form)} (measured on this machine)"
 

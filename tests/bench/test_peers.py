@@ -135,7 +135,7 @@ def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch
     words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--contestants", "torch", "--only", "forward 8"]
     assert peers.main([*words, "-o", str(work / "bf16.json")]) == 0
     content = json.loads((work / "bf16.json").read_text())
-    assert {row["contestant"] for row in content["rows"]} == {"torch fp32"}
+    assert {row["contestant"] for row in content["rows"]} == {"torch fp32", "torch dynamic int8"}
     assert '--contestants "torch bf16" measures it' in content["missing"]["torch bf16"]
 
 

@@ -192,6 +192,7 @@ def test_bf16_is_the_reference_in_bf16_weights(golden: Path, logits: Logits, cas
     """In fp32, torch over weights that torch rounded to bf16, but for the norms, gives the same logits; both targets do."""
     import torch
 
+    from mmada_lite.bench.reference import torch_logits
     from mmada_lite.train.model import MMaDA
 
     source = golden / "llm" / case
@@ -201,7 +202,7 @@ def test_bf16_is_the_reference_in_bf16_weights(golden: Path, logits: Logits, cas
             if weight.ndim == 2:
                 weight.copy_(weight.bfloat16().float())
         rows = [
-            model(torch.from_numpy(recorded["input_ids"][row : row + 1, mask.astype(bool)]))[0][0].numpy()
+            torch_logits(model)(torch.from_numpy(recorded["input_ids"][row : row + 1, mask.astype(bool)]), None)[0].numpy()
             for row, mask in enumerate(recorded["attention_mask"])
         ]
     for target in ("cpu", "openvino"):
