@@ -187,46 +187,6 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
         assert closeness(logits("gqa", precision, target, formats), expected)[1] < 0.02
 
 
-@pytest.mark.parametrize("case", ["mha", "gqa"])
-def test_bf16_is_the_reference_in_bf16_weights(golden: Path, logits: Logits, case: str, tmp_path: Path) -> None:
-    """In fp32, torch over weights that torch rounded to bf16, but for the norms, gives the same logits; both targets do."""
-    import torch
-
-    from mmada_lite.bench.reference import torch_logits
-    from mmada_lite.train.model import MMaDA
-
-    source = golden / "llm" / case
-    recorded, model = load_file(source / "forward.safetensors"), MMaDA.load(source)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.copy_(weight.bfloat16().float())
-        rows = [
-            torch_logits(model)(torch.from_numpy(recorded["input_ids"][row : row + 1, mask.astype(bool)]), None)[0].numpy()
-            for row, mask in enumerate(recorded["attention_mask"])
-        ]
-    for target in ("cpu", "openvino"):
-        np.testing.assert_allclose(logits(case, "bf16", target), np.concatenate(rows), atol=2e-4)
-    exact = reference(recorded)
-    assert 1e-3 < np.abs(logits(case, "bf16") - exact).max() < 1  # and they are not those of fp32
-
-
-def test_bf16_takes_half_of_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    sizes = {}
-    for precision in ("fp32", "bf16"):
-        bundle = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / precision, precision=precision))  # type: ignore[arg-type]
-        sizes[precision] = {name: group.bytes or 0 for name, group in bundle.quantization.items()}
-        for name in bundle.graphs:
-            onnx.checker.check_model(str(bundle.graph_path(name)), full_check=True)
-    assert {
-        name: size / sizes["bf16"][name] for name, size in sizes["fp32"].items() if name.endswith(("head", "embedder"))
-    } == {
-        "embedder": 2,
-        "text_head": 2,
-        "image_head": 2,
-    }
-
-
 def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for precision, formats in (("int8", {}), ("int4", NARROW)):
         logits = []
