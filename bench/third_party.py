@@ -1,5 +1,6 @@
-"""What others make of the same model, run here by us: bitsandbytes on the torch model, onnxruntime's own quantizers and
-optimum's dynamic int8 on our graphs in fp32. What is not installed says how to install it.
+"""What others make of the same model, run here by us: bitsandbytes and torch's own dynamic int8 on the torch model,
+onnxruntime's own quantizers, optimum's dynamic int8 and OpenVINO on our graphs in fp32. What is not installed says how to
+install it.
 
 Each gives a denoiser and the bytes of what it stores for the transformer's matrices. Versions are those installed.
 """
@@ -147,6 +148,39 @@ def optimum(bundle: Path, scratch: Path, threads: int) -> ThirdParty:
         (target.parent / f"{source.stem}_made.onnx").rename(target)
 
     return _converted(bundle, scratch, convert, threads)
+
+
+def openvino(bundle: Path, threads: int, *, int8: bool) -> Denoiser:
+    """OpenVINO on our fp32 graphs as they are, in bf16 where the processor has it; int8: weights rounded by NNCF to int8, a
+    scale a column, activations left alone."""
+    from mmada_lite.ort import openvino as runtime
+
+    if (what := runtime.lacking()) is not None:
+        raise Error(what)
+    change: Callable[[Any], Any] = lambda model: model  # noqa: E731
+    if int8:
+        need("nncf")
+        import nncf
+
+        change = partial(nncf.compress_weights, mode=nncf.CompressWeightsMode.INT8_SYM)
+    opened, how = Bundle.open(bundle), runtime.Compiling("openvino", threads, "bf16")
+    sessions: dict[str, Any] = {name: runtime.Session(opened.graph_path(name), how, change) for name in _GRAPHS}
+    sessions["embedder"] = open_session(opened.graph_path("embedder"), choose_device("cpu"), 1)
+    shape = opened.architecture
+    return OnnxDenoiser(sessions, shape.n_layers, shape.n_kv_heads, shape.head_dim)
+
+
+def dynamic_int8(model: "MMaDA") -> "MMaDA":
+    """Every Linear of the torch model, the head too, by torch's own quantize_dynamic, with its engine for this processor."""
+    import torch
+    from torch.ao.quantization import quantize_dynamic
+
+    engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
+    torch.backends.quantized.engine = engine
+    made: MMaDA = quantize_dynamic(  # type: ignore[no-untyped-call]
+        model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
+    )
+    return made
 
 
 class _LogitsAlone(OnnxDenoiser):

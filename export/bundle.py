@@ -84,7 +84,7 @@ def export_checkpoint(
 ) -> Path:
     """Write the checkpoint folder `source` as the bundle `output`; returns the bundle's path.
 
-    precision: fp32, fp16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
+    precision: fp32, fp16, bf16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
     backbone, text_head, image_head or codec. target: the kind of device that graphs are written for.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",

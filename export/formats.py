@@ -21,8 +21,8 @@ from mmada_lite.errors import Error
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
-Family = Literal["fp32", "fp16", "int8", "int4"]
-_BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+Family = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+_BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
 BLOCKS = (32, 64, 128)
 LARGEST = 65504.0  # of a weight in half precision; so of codes, whose products would overflow, and of norms and biases
 LARGEST_WHOLE = 1e9  # of a matrix in float32, so that a product of two stays in it
@@ -63,12 +63,18 @@ class Format:
 
     @property
     def floating(self) -> bool:
-        return self.family in ("fp32", "fp16")
+        return self.family in ("fp32", "fp16", "bf16")
 
     @property
     def dtype(self) -> str:
-        """numpy's name of one number: of a floating format the weight, of an integer one the code."""
-        return {"fp32": "float32", "fp16": "float16"}.get(self.family, "int8")
+        """numpy's name of one number: of a floating format the weight (of bf16 its bits, which numpy has no type for), of an
+        integer one the code."""
+        return {"fp32": "float32", "fp16": "float16", "bf16": "uint16"}.get(self.family, "int8")
+
+    @property
+    def onnx_type(self) -> str:
+        """ONNX's name of it."""
+        return "bfloat16" if self.family == "bf16" else self.dtype
 
     @property
     def scale_dtype(self) -> str:
@@ -88,7 +94,7 @@ class Format:
 
 
 _ALL = (
-    *(Format("fp32"), Format("fp16"), Format("int8"), Format("int8", narrow=True)),
+    *(Format("fp32"), Format("fp16"), Format("bf16"), Format("int8"), Format("int8", narrow=True)),
     *(Format("int8", block) for block in BLOCKS),
     *(Format("int4", block, symmetric) for symmetric in (True, False) for block in BLOCKS),
 )
@@ -174,11 +180,20 @@ def dequantize(quantized: Quantized) -> NDArray[np.float32]:
 
 
 def rounded(values: np.ndarray, fmt: Format, name: str) -> np.ndarray:
-    """Values as a floating format stores them. Raises Error naming the tensor when it holds NaN, infinite numbers, or
-    numbers beyond half precision."""
+    """Values as a floating format stores them, bf16 as its bits. Raises Error naming the tensor when it holds NaN, infinite
+    numbers, or numbers beyond half precision."""
     assert fmt.floating, f"{fmt.name} is not a floating format"
-    require_finite(values, name, LARGEST_WHOLE if fmt.family == "fp32" else LARGEST)
+    require_finite(values, name, LARGEST if fmt.family == "fp16" else LARGEST_WHOLE)
+    if fmt.family == "bf16":
+        return narrow_bfloat16(values)
     return values.astype(fmt.dtype, copy=False)
+
+
+def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 -> the bits of bfloat16, rounded to nearest even; a NaN keeps its sign and becomes quiet."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(values), (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), rounded)
 
 
 def require_finite(values: np.ndarray, name: str, largest: float = LARGEST) -> None:

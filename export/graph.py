@@ -30,6 +30,7 @@ INLINE_BELOW = 4096  # bytes; a smaller tensor stays in the graph file, where it
 _ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int4": TensorProto.INT4,

@@ -1,8 +1,8 @@
 """How a matrix of a checkpoint becomes ONNX: the one place that knows which operators a number format turns into.
 
 One quantization, three lowerings, chosen by target: integers times integers with activations quantized per token
-(MatMulIntegerToFloat), blocks (MatMulNBits), and what TensorRT reads (DequantizeLinear). Nothing here knows which layer it
-lowers, and nothing how codes are found: that is `mmada_lite.export.formats`.
+(MatMulIntegerToFloat), blocks (MatMulNBits), and what TensorRT reads (DequantizeLinear). OpenVINO reads what is written for
+CPUs. Nothing here knows which layer it lowers, and nothing how codes are found: that is `mmada_lite.export.formats`.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.errors import Error
 from mmada_lite.export.checkpoint import Tensors
 from mmada_lite.export.formats import (
@@ -26,9 +27,9 @@ from mmada_lite.export.formats import (
     rounded,
 )
 from mmada_lite.export.graph import CONTRIB, Graph
-from mmada_lite.ort.session import NARROW_CODES
+from mmada_lite.ort.session import IN_BF16, NARROW_CODES
 
-Target = Literal["cpu", "cuda", "tensorrt"]
+Target = Literal["cpu", "cuda", "tensorrt", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _CHUNK = 12 << 20  # bytes of a tensor held at once, as float32
 _ACCURACY = 4  # MatMulNBits may quantize activations to int8 block by block: the fast way on a CPU
@@ -95,7 +96,7 @@ class WeightSpec:
     @property
     def computed(self) -> str:
         """The type that products and caches have: half precision on a GPU, but for a group that is stored in fp32."""
-        return "float32" if self.target == "cpu" or self.format.family == "fp32" else "float16"
+        return "float32" if self.target in IN_FLOAT32 or self.format.family == "fp32" else "float16"
 
 
 def linear(graph: Graph, x: str, weight: Weight, spec: WeightSpec, *, to: str = "") -> str:
@@ -131,8 +132,7 @@ def widen(graph: Graph, x: str, spec: WeightSpec, *, to: str = "") -> str:
 def plain(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool = False) -> str:
     """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
     that at load."""
-    name = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec), transposed=transposed)
-    return _as_float(graph, name, spec.format.dtype)
+    return _as_float(graph, _floats(graph, weight, spec, transposed=transposed), spec.format.dtype)
 
 
 def vector(graph: Graph, weight: Weight) -> str:
@@ -144,7 +144,7 @@ def lookup(graph: Graph, tokens: str, weight: Weight, spec: WeightSpec, *, to: s
     """Rows of a table. The cast, and in int8 the multiplication by the row's scale, come after the lookup, so that the
     table stays as it is on disk and can be mapped."""
     if spec.format.floating:
-        table = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec))
+        table = _floats(graph, weight, spec)
         if spec.format.dtype == "float32":
             return graph.op("Gather", table, tokens, to=to)
         return graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT}, to=to)
@@ -153,6 +153,27 @@ def lookup(graph: Graph, tokens: str, weight: Weight, spec: WeightSpec, *, to: s
     units = graph.weight(f"{weight.name}.scale", (weight.shape[0], 1), "float32", scales)
     looked_up = graph.op("Cast", graph.op("Gather", table, tokens), attributes={"to": _FLOAT})
     return graph.op("Mul", looked_up, graph.op("Gather", units, tokens), to=to)
+
+
+def rotated(graph: Graph, x: str, angles: tuple[str, str], size: int, spec: WeightSpec, *, to: str = "") -> str:
+    """x [B, H, W, Hd] turned by cosines and sines [B, W, Hd / 2], its halves paired -> [B, H, W, Hd].
+
+    For OpenVINO in plain operators over tables of all Hd columns: it fuses them to the same kernel and the same numbers, whose
+    settings then come back from its cache as they were. Those of the operator do not (2026.4.1).
+    """
+    if spec.target != "openvino":
+        return graph.op("RotaryEmbedding", x, *angles, to=to)
+
+    def whole(table: str) -> tuple[str]:
+        return (graph.op("Unsqueeze", graph.op("Concat", table, table, attributes={"axis": -1}), graph.ints(1)),)
+
+    (cosines,), (sines,) = (graph.once("whole", table, lambda table=table: whole(table)) for table in angles)  # type: ignore[misc]
+    first, second = (
+        graph.op("Slice", x, graph.ints(start), graph.ints(stop), graph.ints(3))
+        for start, stop in ((0, size // 2), (size // 2, size))
+    )
+    turned = graph.op("Concat", graph.op("Mul", second, graph.constant(-1.0, "float32")), first, attributes={"axis": -1})
+    return graph.op("Add", graph.op("Mul", x, cosines), graph.op("Mul", turned, sines), to=to)
 
 
 def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], spec: WeightSpec) -> str:
@@ -175,6 +196,8 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
 def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
     """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
     stored, (columns, inputs) = spec.format, shape
+    if stored.family == "bf16" and spec.target not in IN_FLOAT32:
+        raise Error(f"bf16 cannot be written for {spec.target}, whose kernels take half precision; use --precision fp16")
     if spec.target != "tensorrt" or stored.block is None:
         return
     if stored.family == "int8" or not stored.symmetric:
@@ -211,7 +234,7 @@ def _kind(spec: WeightSpec) -> str:
         return "floating"
     if spec.target == "tensorrt":
         return "dequantized"
-    return "integer" if stored.block is None and spec.target == "cpu" else "blocks"
+    return "integer" if stored.block is None and spec.target in IN_FLOAT32 else "blocks"
 
 
 def _block(spec: WeightSpec, inputs: int) -> int:
@@ -223,8 +246,16 @@ def _block(spec: WeightSpec, inputs: int) -> int:
 def _floating(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
     if spec.computed == "float32":
         return graph.op("MatMul", x, plain(graph, weight, spec, transposed=True), to=to)
-    name = graph.weight(weight.name, weight.shape, spec.format.dtype, _rounded(weight, spec), transposed=True)
-    return graph.op("MatMul", x, name, to=to)
+    return graph.op("MatMul", x, _floats(graph, weight, spec, transposed=True), to=to)
+
+
+def _floats(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool = False) -> str:
+    """A weight in its floating format."""
+    shape, fmt = weight.shape, spec.format
+    if fmt.family == "bf16":
+        graph.metadata[IN_BF16] = "1"
+    seen = (fmt.onnx_type, shape[::-1] if transposed else shape) if fmt.onnx_type != fmt.dtype else None
+    return graph.weight(weight.name, shape, fmt.dtype, _rounded(weight, spec), transposed=transposed, seen=seen)
 
 
 def _integer(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
@@ -271,7 +302,7 @@ def _blocks(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> 
         packed = [pack_zeros(part, stored) for part in zeros]
         inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
     attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
-    if spec.target != "cpu":
+    if spec.target not in IN_FLOAT32:
         return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
     product = graph.op("MatMulNBits", *inputs_of, attributes=attributes, domain=CONTRIB)
     return graph.op("Add", product, *graph.once("nothing", x, lambda: (_nothing(graph, x),)), to=to)

@@ -2,7 +2,8 @@
 
 It knows the groups and what each may be stored as, and no graph; the formats of each precision are
 `mmada_lite.memory_plan.PRECISIONS`, which plans with them too. Reasons for them, at 8B: the embedder lies on the CPU and is
-read row by row, so int8 rows halve the file and cost no quality that was measured; `int8` is the fastest format on a CPU
+read row by row, so int8 rows halve the file and cost no quality that was measured; `bf16` is how the published weights are
+stored, so that nothing of them is lost; `int8` is the fastest format on a CPU
 (`int8-7bit` where it has no VNNI: with codes within 63 the fast kernels' sums of pairs fit their 16 bits),
 its image head in half precision (guidance multiplies what rounding does to states before that head, and codes of pictures
 are near ties: it lost more there than in all layers together, and costs 34 MB); `int4` is the smallest, its backbone in
@@ -22,9 +23,11 @@ from mmada_lite.export.formats import format_named
 from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
 from mmada_lite.memory_plan import PRECISIONS
 
-Precision = Literal["fp32", "fp16", "int8", "int8-7bit", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"]
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
-_ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType({"embedder": ("fp32", "fp16", "int8"), "codec": ("fp32", "fp16")})
+_ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"embedder": ("fp32", "fp16", "bf16", "int8"), "codec": ("fp32", "fp16")}
+)
 
 
 def specs_for(precision: str, target: str = "cpu", overrides: Mapping[str, str] | None = None) -> dict[str, WeightSpec]:

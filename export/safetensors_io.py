@@ -17,6 +17,7 @@ import numpy as np
 
 from mmada_lite import contracts
 from mmada_lite.errors import Error
+from mmada_lite.export.formats import narrow_bfloat16
 from mmada_lite.files import require_readable
 
 _NUMPY_OF = {
@@ -250,13 +251,6 @@ def _widen_bfloat16(raw: np.ndarray) -> np.ndarray:
     return wide.view(np.float32)
 
 
-def _narrow_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Round to nearest even; a NaN keeps its sign and becomes quiet."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(values), (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), rounded)
-
-
 def _no_weights(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
@@ -276,7 +270,7 @@ _Written = tuple[Path, list[str], int]  # temporary path, names in it, bytes of 
 def _encode(name: str, values: np.ndarray, dtype: str) -> _Encoded:
     code = _FLOAT_CODES[dtype] if values.dtype.kind == "f" else _CODE_OF[values.dtype]
     shape = tuple(values.shape)
-    stored = _narrow_bfloat16(values) if code == "BF16" else np.ascontiguousarray(values, _NUMPY_OF[code])
+    stored = narrow_bfloat16(values) if code == "BF16" else np.ascontiguousarray(values, _NUMPY_OF[code])
     return name, code, shape, stored
 
 

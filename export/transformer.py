@@ -87,7 +87,7 @@ class _Block:
         return self.graph.op("Transpose", split, attributes={"perm": [0, 2, 1, 3]}, to=to)
 
     def _rotate(self, x: str, angles: tuple[str, str], to: str = "") -> str:
-        return self.graph.op("RotaryEmbedding", x, *angles, to=to)
+        return lowering.rotated(self.graph, x, angles, self.config.head_dim, self.spec, to=to)
 
     def _linear(self, name: str, x: str) -> str:
         return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.spec)

@@ -89,9 +89,9 @@ class GraphInfo:
 class WeightGroup:
     """How the matrices of one group are stored.
 
-    format: fp32, fp16, int8 or int4; of the integers, bits a weight (7: codes within 63), block (weights along the inputs that
-    share a scale; None, a whole column), symmetric (no zero points), scale (how the scales are stored). activation: how the
-    graph rounds what is multiplied, None when it does not. bytes: what the group takes on disk. Bundles of before
+    format: fp32, fp16, bf16, int8 or int4; of the integers, bits a weight (7: codes within 63), block (weights along the inputs
+    that share a scale; None, a whole column), symmetric (no zero points), scale (how the scales are stored). activation: how
+    the graph rounds what is multiplied, None when it does not. bytes: what the group takes on disk. Bundles of before
     quantization say the format alone.
     """
 
@@ -138,7 +138,7 @@ class Bundle:
     graphs: Mapping[str, GraphInfo]
     files: Mapping[str, FileInfo]
     provenance: Provenance
-    target: str  # the kind of device that the matrices are lowered for: cpu, cuda or tensorrt
+    target: str  # the kind of device that the matrices are lowered for: one of contracts.TARGETS
     tensors: Mapping[str, Mapping[str, str]]  # graph -> tensor -> name of its format
     family: str
     knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds

@@ -6,7 +6,8 @@ context, L layers, d the width, H heads, k the width of all keys of a position, 
 f bytes of a float: 4, or 2 where a GPU computes in half precision.
 
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
-    weights      as stored, times what a CPU makes of them: fp16 2.2* (it computes in float32), int4 blocks (bytes + 12) / bytes
+    weights      as stored, times what a CPU makes of them: fp16, bf16 2.2* (it computes in float32), int4 blocks (bytes + 12) /
+                 bytes; OpenVINO maps the file beside what it packs: fp32 2.1*, fp16, bf16 4.3*, integers 2.5*
     embedding    0: its table is mapped, and rows are read from disk
     activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
                  over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
@@ -34,6 +35,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from mmada_lite.bundle import LARGE, LOGITS, Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.contracts import BITS, IN_FLOAT32
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 
@@ -47,11 +49,16 @@ _SCALE = {"fp16": 2, "fp32": 4}
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_THE_WAY = 1.1
 _FULL_STEPS = ImageSettings()  # every step of a drawing computes everything
+# What OpenVINO holds of a byte on disk, of size S on a CPU without bf16 (docs/lab/benchmarks.md): the file, mapped, and a copy
+# that is packed, of 16 bits in float32, beside what compiling leaves.
+_BY_OPENVINO = {"fp32": 2.1, "fp16": 4.3, "bf16": 4.3}
+_INTEGERS_BY_OPENVINO = 2.5
 _FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
         "fp16": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp16"),
+        "bf16": {**dict.fromkeys(("embedder", "backbone", "text_head", "image_head"), "bf16"), "codec": "fp16"},
         "int8": {"embedder": "int8", "backbone": "int8", "text_head": "int8", "image_head": "fp16", "codec": "fp16"},
         "int8-7bit": {
             **{"embedder": "int8", "backbone": "int8-7bit", "text_head": "int8-7bit"},
@@ -156,17 +163,23 @@ def need(
     tasks: Sequence[Task] = TASKS,
 ) -> Need:
     """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings."""
-    on_card = device != "cpu"
+    by_openvino = device.startswith("openvino")  # whose devices share the machine's memory
+    on_card = device != "cpu" and not by_openvino
     sizes = {name: group.bytes or 0 for name, group in groups.items()}
     disk = {"weights": sum(sizes.values()) - sizes.get("embedder", 0), "embedding": sizes.get("embedder", 0)}
     large = not on_card and sum(sizes.values()) >= LARGE
     rounded = not on_card and _rounds(groups, target)
 
+    def in_memory(name: str, group: WeightGroup) -> int:
+        if by_openvino:
+            return round((group.bytes or 0) * _BY_OPENVINO.get(group.format, _INTEGERS_BY_OPENVINO))
+        return group.bytes or 0 if on_card else _in_memory(name, group, target)
+
     def work(tasks: Sequence[Task]) -> dict[str, int]:
         weights = {n: g for n, g in groups.items() if n not in ("embedder", "codec")}
         few = LOGITS if large else None
         return {
-            "weights": sum(sizes[n] if on_card else _in_memory(n, g, target) for n, g in weights.items()),
+            "weights": sum(in_memory(name, group) for name, group in weights.items()),
             "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few, tasks=tasks),
             "caches": caches(shape, text, image, prompt, half=on_card, tasks=tasks),
             "codec": _codec(shape, groups, on_card, large, tasks),
@@ -259,7 +272,7 @@ def expansion(name: str, group: WeightGroup, target: str) -> float:
     """Bytes that a CPU holds for a byte of a group on disk."""
     if name == "embedder" or group.format == "fp32":
         return 1.0  # a table is read row by row, as it lies
-    if group.format == "fp16":
+    if group.format in ("fp16", "bf16"):
         return 2.0
     if target == "tensorrt":
         return _FOR_TENSORRT.get(group.format, 1.0)
@@ -271,7 +284,7 @@ def expansion(name: str, group: WeightGroup, target: str) -> float:
 
 def _in_memory(name: str, group: WeightGroup, target: str) -> int:
     """Bytes that a CPU holds of a group at the highest: half precision passes through memory on its way to float32."""
-    return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format == "fp16" else 1))
+    return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format in ("fp16", "bf16") else 1))
 
 
 def _backbone(a: Architecture, window: int, past: int, size: int) -> float:
@@ -292,12 +305,12 @@ def _grid(shape: Shape) -> int:
 
 
 def _rounds(groups: Mapping[str, WeightGroup], target: str) -> bool:
-    return target == "cpu" and groups["backbone"].format in ("int8", "int4")
+    return target in IN_FLOAT32 and groups["backbone"].format in ("int8", "int4")
 
 
 def _group(name: str, size: int) -> WeightGroup:
     family, _, block = name.removesuffix("-7bit").partition("-b")
-    bits = 7 if name.endswith("-7bit") else {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[family]
+    bits = 7 if name.endswith("-7bit") else BITS[family]
     scale = {"int4": "fp16", "int8": "fp32"}.get(family)
     return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
 
@@ -305,7 +318,7 @@ def _group(name: str, size: int) -> WeightGroup:
 def _bytes(outputs: int, inputs: int, name: str) -> int:
     """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block."""
     family, _, block = name.partition("-b")
-    if family in ("fp32", "fp16"):
+    if family in ("fp32", "fp16", "bf16"):
         return outputs * inputs * (4 if family == "fp32" else 2)
     if not block:
         return outputs * (inputs + 4)

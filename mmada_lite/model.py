@@ -60,10 +60,10 @@ def load(
 ) -> "Model":
     """Open a bundle; without a path, the small model that comes with the package.
 
-    device: auto, cpu, cuda, rtx (TensorRT-RTX) or tensorrt; auto takes the best that works, and the model's `device.reason`
-    says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256 of every file, of bundles
-    above 256 MiB while the first answer is made, and of unchanged files once; "full" does it before anything runs. speed:
-    "exact", "balanced" or "fast", for the model's default settings (docs/speed.md).
+    device: auto, cpu, cuda, rtx (TensorRT-RTX), tensorrt or openvino (openvino:gpu, openvino:npu); auto takes the best that
+    works, and `device.reason` says why. threads: per operation, default one per usable core. verify: "auto" checks the sha256
+    of every file, of bundles above 256 MiB while the first answer is made, and of unchanged files once; "full" does it before
+    anything runs. speed: "exact", "balanced" or "fast", for the model's default settings (docs/speed.md).
     Raises Error when the bundle is missing, damaged or newer than this program, or the device is not there.
     """
     folder = Path(path) if path is not None else embedded_bundle()

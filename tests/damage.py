@@ -34,8 +34,8 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def packaged_in(precision: str, folder: Path) -> Path:
-    """The packaged model in one of `PRECISIONS`."""
-    told = PRECISIONS[precision]
+    """The packaged model in one of `PRECISIONS`, or as an export calls it."""
+    told = PRECISIONS.get(precision, {"precision": precision})
     return export_checkpoint(SHIPPED, folder, **told) if told else embedded_bundle()
 
 

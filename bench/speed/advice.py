@@ -62,7 +62,7 @@ def _compared(
     yield from measured
     by_form = {form: _seconds(measured, precision=form, threads=cores) for form in forms_here()}
     by_threads = {n: _seconds(measured, precision=doctor["order"][0], threads=n) for n in thread_counts(cores)}
-    told = {form: list(times.values()) for form, times in doctor["forms"].items()}
+    told = {form: list(times.values()) for form, times in doctor["forms"].items() if form in by_form}
     told_threads = {int(count): list(times.values()) for count, times in doctor["threads"].items()}
     yield {
         "task": "advice",

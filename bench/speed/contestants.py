@@ -27,9 +27,16 @@ from mmada_lite.train.loop import fast_type
 from mmada_lite.train.model import MMaDA, load_state
 
 GUIDANCE = 3.5
+OPENVINO = {"openvino": False, "openvino int8 weights": True}  # on our fp32 graphs; whether weights are rounded
 WORDS = 30  # ids of a caption
 REFERENCES = {"torch fp32": torch.float32, "torch bf16": torch.bfloat16}
-TORCH_DEVICES = {"cpu": "cpu", "cuda": "cuda", "rtx": "cuda", "tensorrt": "cuda"}  # our device -> torch's beside it
+TORCH_DEVICES = {
+    "cpu": "cpu",
+    "openvino": "cpu",
+    "cuda": "cuda",
+    "rtx": "cuda",
+    "tensorrt": "cuda",
+}  # our device -> torch's beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +73,12 @@ class Plan:
 class TaskRun:
     """A task in one way of doing it. begin: starts it anew, an item a step; steps: of the whole task, where a few of its steps
     tell the time of all; cycle: so many of them cost the same together, since a block's last steps ask the head for fewer rows
-    than its first."""
+    than its first. logits: of a full forward, [tokens, V] in float32, by which errors are told."""
 
     begin: Callable[[], Iterator[object]]
     steps: int | None = None
     cycle: int = 1
+    logits: Callable[[], np.ndarray] | None = None
 
 
 Tasks = dict[str, TaskRun]
@@ -97,9 +105,11 @@ class Contest:
             makers[f"ours {precision}"] = partial(self._forwards, precision)
             for policy in policies.for_peers() if precision == precisions[0] else ():
                 makers[f"ours {precision} {policy.name}"] = partial(self.decoding, precision, policy)
-        if self.device == "cpu":
+        if TORCH_DEVICES[self.device] == "cpu":
             makers |= {f"bitsandbytes {kind}": partial(self._bitsandbytes, kind) for kind in ("int8", "nf4")}
             makers["optimum dynamic int8"] = self._optimum
+            makers["torch dynamic int8"] = self._torch_dynamic
+            makers |= {name: partial(self._openvino, int8) for name, int8 in OPENVINO.items()}
         return makers
 
     def torch_model(self, dtype: torch.dtype) -> MMaDA:
@@ -127,7 +137,10 @@ class Contest:
             return draw_picture(logits, picture, plan.drawing_steps, GUIDANCE)
 
         return {
-            **{f"forward {count}": TaskRun(partial(forward, count)) for count in plan.forwards},
+            **{
+                f"forward {count}": TaskRun(partial(forward, count), logits=partial(_logits_of, partial(forward, count)))
+                for count in plan.forwards
+            },
             "text": TaskRun(partial(write, self._words(plan.prompt)), plan.steps),
             "understanding": TaskRun(partial(write, self._seen()), plan.steps),
             "drawing": TaskRun(draw, plan.drawing_steps),
@@ -172,7 +185,14 @@ class Contest:
             hidden, _ = denoiser.forward(_window(np.array([self._words(count)])), keep=False)
             yield denoiser.predict("text", hidden, np.eye(len(hidden), dtype=np.float32), 0.0, None)
 
-        return {f"forward {count}": TaskRun(partial(forward, count)) for count in self.plan.forwards}
+        def logits(count: int) -> np.ndarray:
+            hidden, _ = denoiser.forward(_window(np.array([self._words(count)])), keep=False)
+            made: np.ndarray = denoiser.logits("text", hidden, np.eye(len(hidden), dtype=np.float32))[0]
+            return made
+
+        return {
+            f"forward {count}": TaskRun(partial(forward, count), logits=partial(logits, count)) for count in self.plan.forwards
+        }
 
     def _bitsandbytes(self, kind: str) -> Tasks:
         """The published loop over the torch model whose Linears are bitsandbytes' own, the head too."""
@@ -182,10 +202,23 @@ class Contest:
         return self.reference(torch_logits(model, third_party.quantized_linear(model.transformer.ff_out, kind)))
 
     def _optimum(self) -> Tasks:
-        """The published loop over our fp32 graphs as optimum makes them int8. These take no mask, so pads are attended to."""
+        """The published loop over our fp32 graphs as optimum makes them int8."""
         third_party.need("optimum.onnxruntime", "optimum-onnx")
         bundle = cached_bundle(self.size_name, "fp32", self.work)
-        denoiser = third_party.optimum(bundle.path, self.work / f"{self.size_name}-optimum", self.threads).denoiser
+        return self._over(third_party.optimum(bundle.path, self.work / f"{self.size_name}-optimum", self.threads).denoiser)
+
+    def _torch_dynamic(self) -> Tasks:
+        """The published loop over the torch model in torch's own dynamic int8."""
+        model = third_party.dynamic_int8(self.torch_model(torch.float32))
+        return self.reference(torch_logits(model, model.transformer.ff_out))
+
+    def _openvino(self, int8: bool) -> Tasks:
+        """The published loop over our fp32 graphs in OpenVINO, which computes them in bf16 where the processor has it."""
+        bundle = cached_bundle(self.size_name, "fp32", self.work)
+        return self._over(third_party.openvino(bundle.path, self.threads, int8=int8))
+
+    def _over(self, denoiser: Denoiser) -> Tasks:
+        """The published loop over graphs, which take no mask, so that pads are attended to."""
 
         def logits(tokens: Tensor, kept: Tensor | None) -> Tensor:
             hidden, _ = denoiser.forward(_window(tokens.numpy()), keep=False)
@@ -210,6 +243,12 @@ def _open(size_name: str, precision: str, work: Path, device: str, threads: int)
     """Once for all that a precision of ours does."""
     bundle = cached_bundle(size_name, precision, work, target=TARGETS[device])
     return open_denoiser(bundle, choose_device(device), threads)
+
+
+def _logits_of(forward: Callable[[], Iterator[Tensor]]) -> np.ndarray:
+    """Of the one row of a forward, in float32."""
+    logits: np.ndarray = next(forward())[0].float().cpu().numpy()
+    return logits
 
 
 def _window(tokens: np.ndarray) -> Window:

@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     what = made.add_mutually_exclusive_group()
     what.add_argument("--shape", help=f"random weights of this size: {', '.join(SIZES)} (default: the small model)")
     what.add_argument("-m", "--model", type=Path, help="a bundle (default: the small model)")
-    add("--precision", help="of random weights: fp32, fp16, int8, int4 (default int8; on a GPU fp16)")
+    add("--precision", help="of random weights: fp32, fp16, bf16, int8, int4 (default int8; on openvino bf16, on a GPU fp16)")
     add("--device", choices=TARGETS, default="cpu", help="where the model runs (default: %(default)s)")
     add("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
     add("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
@@ -72,7 +72,7 @@ def opened_bundle(options: argparse.Namespace) -> tuple[str, Bundle]:
     """Precision and bundle; a random one is made where it is not there yet."""
     if options.shape is None:
         return AS_STORED, Bundle.open(options.model or embedded_bundle())
-    precision = options.precision or ("int8" if options.device == "cpu" else "fp16")
+    precision = options.precision or {"cpu": "int8", "openvino": "bf16"}.get(options.device, "fp16")
     say(f"random weights of size {options.shape} in {options.work}: made where they are not there yet")
     return precision, cached_bundle(options.shape, precision, options.work, target=TARGETS[options.device])
 

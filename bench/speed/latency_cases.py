@@ -18,7 +18,9 @@ from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
-TARGETS = {"cpu": "cpu", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}  # device -> what a bundle is lowered for
+# Device -> what a bundle is lowered for.
+TARGETS = {"cpu": "cpu", "openvino": "openvino", "cuda": "cuda", "rtx": "tensorrt", "tensorrt": "tensorrt"}
+ON_HOST = ("cpu", "openvino")  # devices whose weights lie in the machine's own memory
 TASKS = ("text", "filling", "understanding", "drawing", "inpainting")
 QUESTION = "what is 3 + 4?"
 CAPTION = 16  # tokens of a prompt to draw

@@ -19,7 +19,7 @@ import numpy as np
 
 from mmada_lite.bench.record import Row, spread
 from mmada_lite.bench.speed import ceiling
-from mmada_lite.bench.speed.latency_cases import TARGETS, Bench, Case
+from mmada_lite.bench.speed.latency_cases import ON_HOST, TARGETS, Bench, Case
 from mmada_lite.bench.timed import PARTS, Run, TimedDenoiser, card_bytes, open_timed, timed, turns
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.kv_cache import KeyValues
@@ -50,7 +50,7 @@ class OpenModel:
 
     @classmethod
     def open(cls, bundle: Bundle, device: str, precision: str, threads: int, rates: ceiling.Rates | None) -> "OpenModel":
-        before = None if device == "cpu" else card_bytes()
+        before = None if device in ON_HOST else card_bytes()
         denoiser, seconds = open_timed(bundle, threads, device)
         return cls(bundle, precision, threads, denoiser, seconds, rates, before)
 

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmada_lite.arguments import Parser
@@ -33,7 +34,9 @@ from mmada_lite.export.synthetic import SIZES, size_named
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import usable_cores
 
-PRECISIONS = {"cpu": ("int8", "int4", "fp32"), "gpu": ("fp16", "int4")}  # the first one's loops are run
+EXACT = "torch fp32"  # what errors are told against
+# Of ours, by device; the first one's loops are run.
+PRECISIONS = {"cpu": ("int8", "int4", "fp32"), "openvino": ("bf16", "int8"), "gpu": ("fp16", "int4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ def alternate(runs: Mapping[str, TaskRun], rounds: int, limit: int) -> tuple[dic
 def rows(task: str, everyone: Mapping[str, Tasks], written: int, rounds: int, limit: int) -> Iterator[Row]:
     """A row for each contestant in a task, which writes so many tokens; of one that failed, why."""
     with torch.inference_mode():
-        taken, failures = alternate({name: of[task] for name, of in everyone.items() if task in of}, rounds, limit)
+        runs = {name: of[task] for name, of in everyone.items() if task in of}
+        taken, failures = alternate(runs, rounds, limit)
+        errors = rms_errors({name: run for name, run in runs.items() if name in taken})
     yield from ({"task": task, "contestant": name, "not_run": reason} for name, reason in failures.items())
     for name, own in taken.items():
         seconds, one = spread(each.seconds for each in own), own[-1]
@@ -93,6 +98,7 @@ def rows(task: str, everyone: Mapping[str, Tasks], written: int, rounds: int, li
             "kind": "reference" if name in REFERENCES else "ours" if name.startswith("ours") else "other",
             "seconds": seconds,
             "tokens_per_s": written / seconds["median"],
+            "rms_error": errors.get(name),
             "steps": one.steps,
             "model_calls": one.model_calls,
             "scaled_from": {"steps": one.timed, "total_steps": one.steps} if one.timed < one.steps else None,
@@ -104,8 +110,21 @@ def rows(task: str, everyone: Mapping[str, Tasks], written: int, rounds: int, li
         }
 
 
+def rms_errors(runs: Mapping[str, TaskRun]) -> dict[str, float]:
+    """Contestant -> the root mean square of what its logits are off from those of torch in fp32, over that of these. Empty
+    where that takes no part, or the task is no forward."""
+    exact = next((run.logits for name, run in runs.items() if name == EXACT), None)
+    if exact is None:
+        return {}
+    expected = exact()
+    scale = np.sqrt(np.mean(np.square(expected), dtype=np.float64))
+    made = {name: run.logits() for name, run in runs.items() if run.logits is not None and name != EXACT}
+    return {name: float(np.sqrt(np.mean(np.square(own - expected), dtype=np.float64)) / scale) for name, own in made.items()}
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Task by task: seconds with their spread, tokens a second, and how many times as fast as each reference."""
+    """Task by task: seconds with their spread, tokens a second, the error of forwards, and how many times as fast as each
+    reference."""
     against = [name for name in REFERENCES if any(row["contestant"] == name for row in rows)]
     lines = []
     for row in rows:
@@ -118,8 +137,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{seconds['min']:.3f} to {seconds['max']:.3f}{about}",
         ]
         times = [f"{row['times'][name]['median']:.2f}" if name in row["times"] else "" for name in against]
-        lines.append([*cells, f"{row['tokens_per_s']:.1f}", row["model_calls"], *times])
-    heads = ["task", "contestant", "seconds", "lowest to highest", "tokens/s", "model calls"]
+        error = f"{row['rms_error']:.4f}" if row.get("rms_error") is not None else ""
+        lines.append([*cells, f"{row['tokens_per_s']:.1f}", row["model_calls"], error, *times])
+    heads = ["task", "contestant", "seconds", "lowest to highest", "tokens/s", "model calls", "rms error"]
     return markdown([*heads, *(f"x {name}" for name in against)], lines)
 
 
@@ -155,7 +175,7 @@ def reason_of(fault: Exception) -> str:
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """Task by task, each kept when it is done."""
     size = size_named(options.shape)
-    precisions = options.precisions or PRECISIONS["cpu" if options.device == "cpu" else "gpu"]
+    precisions = options.precisions or PRECISIONS.get(options.device, PRECISIONS["gpu"])
     for precision in precisions:
         specs_for(precision)  # an unknown one is told before a model is made
     choose_device(options.device)
@@ -197,7 +217,11 @@ def build_parser() -> Parser:
     add("--shape", default="s", help=f"of the random model: {', '.join(SIZES)} (default s)")
     add("--work", type=Path, help="where random bundles are made once and kept (default: a temporary folder)")
     add("--device", choices=TARGETS, default="cpu", help="of ours and of torch (default: %(default)s)")
-    add("--precisions", nargs="+", help="ours, the first one's loops too (default int8 int4 fp32; on a GPU fp16 int4)")
+    add(
+        "--precisions",
+        nargs="+",
+        help="ours, the first one's loops too (default int8 int4 fp32; on openvino bf16 int8, on a GPU fp16 int4)",
+    )
     add("--rounds", type=number, default=3, help="counted turns of each contestant (default 3)")
     add("--steps", type=number, default=3, help="timed steps of a loop of equal steps (default 3)")
     add("--only", nargs="+", metavar="TASK", help='such as text understanding drawing "forward 32"')

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
     parser.add_argument(
         "--precision",
-        choices=["fp32", "fp16", "int8", "int8-7bit", "int4"],
+        choices=["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"],
         help=f"how weights are stored (default: fp16; {FOR_WEB} with --target web)",
     )
     options.add_target(parser, also=("web",))

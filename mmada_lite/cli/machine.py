@@ -29,6 +29,7 @@ _LIBRARIES: Mapping[str, tuple[str, str]] = {
     "onnxruntime-gpu": ("cuda", "running on CUDA or TensorRT"),
     "onnxruntime-ep-nv-tensorrt-rtx-cu13": ("rtx", "TensorRT-RTX, for consumer cards"),
     "tensorrt": ("tensorrt", "TensorRT, for servers"),
+    "openvino": ("openvino", "OpenVINO, for Intel's processors, GPUs and NPUs"),
     "tensorrt-rtx-cu13-bindings": ("rtx-build", "building engines ahead of time"),
     "onnx": ("export", "export and engines"),
     "torch": ("train", "quantizing, training and parity"),
@@ -77,7 +78,7 @@ def as_text(machine: Mapping[str, Any]) -> str:
         f"driver     {_driver(machine['driver'])}",
         "",
         "devices",
-        *(f"  {_mark(device['works'])} {device['name']:9} {device['why']}" for device in machine["devices"]),
+        *(f"  {_mark(device['works'])} {device['name']:12} {device['why']}" for device in machine["devices"]),
         "",
         "libraries",
         *(_library_line(library) for library in machine["libraries"]),
@@ -177,12 +178,13 @@ def _best(
         return {"device": None, "why": "nothing runs here yet; begin with onnxruntime above", "settings": []}
     form, threads = speed["order"][0], speed["thread_order"][0]
     smallest = "and the smallest" if form == "int4-b128" else "--precision int4 is the smallest"
+    device, chosen = ("openvino", "--device openvino ") if measured.on_openvino(form) else ("cpu", "")
     settings = [
         f"mmada-lite export CHECKPOINT -o BUNDLE {measured.EXPORTS[form]}  (the fastest here; {smallest})",
-        "mmada-lite plan -m 8b",
-        f"run with --threads {threads} --cache dual",
+        f"mmada-lite plan -m 8b{f' --device {device}' if chosen else ''}",
+        f"run with {chosen}--threads {threads} --cache dual",
     ]
-    return {"device": "cpu", "why": f"cpu, {threads} threads, in {measured.form_in_words(form)}", "settings": settings}
+    return {"device": device, "why": f"{device}, {threads} threads, in {measured.form_in_words(form)}", "settings": settings}
 
 
 def _precision(memory: int) -> str:

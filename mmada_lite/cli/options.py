@@ -136,7 +136,10 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (the best that works), cpu, cuda, rtx or tensorrt"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto (the best that works), cpu, cuda, rtx, tensorrt, openvino, openvino:gpu or openvino:npu",
     )
 
 
@@ -144,7 +147,7 @@ def add_target(parser: argparse.ArgumentParser, also: Sequence[str] = ()) -> Non
     """Which device a bundle is written for, and formats of single groups of its tensors."""
     parser.add_argument(
         "--target",
-        choices=["cpu", "cuda", "tensorrt", *also],
+        choices=["cpu", "cuda", "tensorrt", "openvino", *also],
         help="the kind of device to write for (default: cpu; with --engine tensorrt)",
     )
     parser.add_argument(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a verb's module imports no numpy before it runs
     from mmada_lite.memory_plan import Need, Shape
 
 _ON_CARD = ("cuda", "rtx", "tensorrt")
+_BY_OPENVINO = ("openvino", "openvino:gpu", "openvino:npu")  # which take the machine's memory
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
 
 
@@ -53,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mmada_lite.decoding.settings import with_speed
 
     device = arguments.device if arguments.device != "auto" else "cpu"
-    if device not in ("cpu", *_ON_CARD):
-        raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join(_ON_CARD)}")
+    if device not in ("cpu", *_ON_CARD, *_BY_OPENVINO):
+        raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join((*_ON_CARD, *_BY_OPENVINO))}")
     memory = _memory(arguments.memory, device)
     shape, defaults, groups = _source(arguments.model)
     text, image = with_speed(arguments.speed, *defaults)
@@ -179,7 +180,7 @@ class _Spare:
 
 def _asked(counted: Need, device: str, shared: bool) -> int:
     """What is compared with the memory: the process on a CPU, the card's part on a card, both where they share it."""
-    if device == "cpu":
+    if device not in _ON_CARD:
         return counted.peak
     return counted.card_peak + (counted.peak if shared else 0)
 
@@ -228,6 +229,9 @@ def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:
             less = "--cache none keeps nothing between steps, and takes longer"
         return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
     row = next(row for row in precisions if row.precision == best)
-    target = {"cpu": "", "cuda": " --target cuda"}.get(content["device"], " --target tensorrt")
+    device = content["device"]
+    target = {"cpu": "", "cuda": " --target cuda"}.get(
+        device, " --target openvino" if device in _BY_OPENVINO else " --target tensorrt"
+    )
     how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
     return f"the finest that fits: {best}, with {size_in_words(row.spare)} to spare; {how}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmada_lite.bundle import Bundle
 from mmada_lite.cli import terminal
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.ort import measured
 
 
@@ -51,7 +52,7 @@ def lines(speed: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(name: str, cells: Any, about: str = "") -> str:
-    return f"  {name:14} {' '.join(f'{cell:>8}' for cell in cells)}  {about}".rstrip()
+    return f"  {name:18} {' '.join(f'{cell:>8}' for cell in cells)}  {about}".rstrip()
 
 
 def _milliseconds(times: Any) -> Iterator[str]:
@@ -61,7 +62,7 @@ def _milliseconds(times: Any) -> Iterator[str]:
 def say_form(folder: Path, *, may_measure: bool) -> None:
     """A note about a bundle that was just written, where another form of no more memory is clearly faster here."""
     bundle = Bundle.open(folder)
-    if bundle.target != "cpu":
+    if bundle.target not in IN_FLOAT32:
         return
     speeds = examined(anew=False)[0] if may_measure else measured.kept()
     if speeds is not None and speeds.quiet and (slow := measured.slowness(bundle, speeds)) is not None:

@@ -8,17 +8,29 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from mmada_lite.errors import Error
-from mmada_lite.ort.session import PROVIDERS, RTX_PLUGIN, Device, first_line, onnxruntime_package, open_session
+from mmada_lite.ort.session import (
+    OPENVINO,
+    PROVIDERS,
+    RTX_PLUGIN,
+    Device,
+    first_line,
+    onnxruntime_package,
+    open_session,
+)
 
 DEVICES = ("auto", *PROVIDERS)
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
 # What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
 _BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu"), "integers": ("cpu",)}
+    {
+        **{"cpu": ("cuda", "cpu"), "cuda": ("cuda", "cpu"), "tensorrt": ("rtx", "tensorrt", "cpu")},
+        **{"openvino": ("openvino", "cpu"), "integers": ("cpu",)},
+    }
 )
 
 
@@ -50,22 +62,37 @@ def fault(device: str) -> str | None:
         return None
     if (lacking := not_installed(device)) is not None:
         return lacking
+    if device.startswith(OPENVINO):
+        from mmada_lite.ort import openvino
+
+        if (no_device := openvino.absent(device)) is not None:
+            return no_device
+        return _tried(device)
     from mmada_lite.ort import nvidia  # a CPU does without, and is found sooner
 
     if nvidia.version() is None:
         return f"there is no NVIDIA driver here ({nvidia.LIBRARY}), which {provider.what} needs; {DRIVER}"
     if not nvidia.cards():
         return f"the NVIDIA driver finds no card; {DRIVER}"
+    return _tried(device)
+
+
+def _tried(device: str) -> str | None:
     try:
         trial(device)
     except Exception as error:  # onnxruntime's own errors share no base class
-        return f"{provider.what} does not run here: {first_line(error.__cause__ or error)}; try `mmada-lite doctor`"
+        what = PROVIDERS[device].what
+        return f"{what} does not run here: {first_line(error.__cause__ or error)}; try `mmada-lite doctor`"
     return None
 
 
 def not_installed(device: str) -> str | None:
     """What must be installed for a device, with the line; None when its package is there."""
     provider = PROVIDERS[device]
+    if device.startswith(OPENVINO):
+        from mmada_lite.ort import openvino
+
+        return openvino.lacking()
     if device == "rtx":
         there = find_spec(RTX_PLUGIN) is not None
     else:
@@ -77,7 +104,13 @@ def trial(device: str) -> None:
     """Open the smallest graph on the device and run it. Raises whatever goes wrong."""
     from mmada_lite.ort.device_graphs import FLOAT, join_graph
 
-    session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1)
+    session: Any
+    if device.startswith(OPENVINO):
+        from mmada_lite.ort import openvino
+
+        session = openvino.Session(join_graph(FLOAT), openvino.Compiling(device, 1))
+    else:
+        session = open_session(join_graph(FLOAT), Device(device, "a trial"), 1)
     one = np.ones((1, 1, 1), dtype=np.float32)
     (joined,) = session.run(None, {"a": one, "b": one})
     if joined.shape != (2, 1, 1):

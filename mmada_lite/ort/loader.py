@@ -6,6 +6,7 @@ graphs mean is `denoiser`'s and `device_denoiser`'s.
 """
 
 import logging
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,9 +26,11 @@ from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
 from mmada_lite.ort.session import (
+    OPENVINO,
     Device,
     OutOfMemory,
     Tuning,
+    bf16_products,
     first_line,
     is_out_of_memory,
     open_session,
@@ -103,8 +106,23 @@ def check_contracts(bundle: Bundle, device: Device) -> None:
 
 
 def device_for(bundle: Bundle, name: str) -> Device:
-    """`choose_device` for what the bundle is lowered for."""
-    device = devices.choose_device(name, "integers" if _rounds_activations(bundle) else bundle.target)
+    """`choose_device` for what the bundle is lowered for. Raises Error where it is not for the device that is asked for."""
+    rounds = _rounds_activations(bundle) and bundle.target != OPENVINO
+    device = devices.choose_device(name, "integers" if rounds else bundle.target)
+    if bundle.target == OPENVINO and device.memory != "cpu":
+        raise Error(
+            f"{bundle.path.name} is made for openvino, and not for {device.name}; export it with --target {_target_of(device)}"
+        )
+    if device.by_openvino:
+        from mmada_lite.ort.openvino_graphs import precision_of, refusal
+
+        why = refusal(bundle, device)
+        if why is not None and name != "auto":
+            raise Error(why)
+        if name == "auto" and why is None:
+            why = _faster_elsewhere(bundle)
+        computed = precision_of(bundle, "backbone", device)
+        device = Device("cpu", why.split(";")[0]) if why else Device(device.name, f"{device.reason}; computed in {computed}")
     _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
     return device
 
@@ -112,14 +130,16 @@ def device_for(bundle: Bundle, name: str) -> Device:
 def warn_where_slow(bundle: Bundle, device: Device) -> None:
     """Say aloud where a bundle will be slow on this device, by what was measured here before; nothing is measured now."""
     rounds = _rounds_activations(bundle)
-    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.name == "cpu"
+    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.memory == "cpu"
+    if (instead := _in_place_of_bf16(bundle, device)) is not None:
+        _log.warning("%s", instead)
     group = bundle.quantization.get("backbone")
     if fits and (device.name != "cpu" or group is None or group.format not in ("int8", "int4")):
         return
     from mmada_lite.ort import measured  # other bundles load sooner without
 
     if not fits:
-        target = "tensorrt" if device.name == "rtx" else device.name
+        target = _target_of(device)
         speeds = measured.kept() if target == "cpu" else None
         _log.warning(
             "%s is made for %s and will be slow on %s; export it with --target %s%s",
@@ -129,6 +149,37 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
         speeds = measured.kept()
         if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
             _log.warning("%s", slow)
+
+
+def _faster_elsewhere(bundle: Bundle) -> str | None:
+    """Why onnxruntime computes a bundle for OpenVINO, as it was measured here before."""
+    from mmada_lite.ort import measured
+
+    speeds = measured.kept()
+    return None if speeds is None else measured.cpu_instead(bundle, speeds)
+
+
+def _target_of(device: Device) -> str:
+    """What graphs for a device are lowered for."""
+    return "tensorrt" if device.name == "rtx" else OPENVINO if device.by_openvino else device.name
+
+
+def _in_place_of_bf16(bundle: Bundle, device: Device) -> str | None:
+    """A line where weights are stored in bf16 and computed in another precision."""
+    if not any(group.format == "bf16" for name, group in bundle.quantization.items() if name != "embedder"):
+        return None
+    if device.by_openvino:
+        from mmada_lite.ort.openvino_graphs import precision_of
+
+        if precision_of(bundle, "backbone", device) == "bf16":
+            return None
+        return (
+            f"{bundle.path.name} is stored in bf16, which {device.name} lacks here: it is computed in fp32, in the time of fp32"
+        )
+    if device.name != "cpu" or (platform.machine() == "aarch64" and bf16_products()):
+        return None
+    mend = "; --device openvino computes it in bf16" if bf16_products() else ""
+    return f"{bundle.path.name} is stored in bf16, and onnxruntime computes it in fp32, in the time of fp32{mend}"
 
 
 def open_denoiser(
@@ -145,7 +196,7 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wr
     sessions = {name: wrap(name, session) for name, session in _open_graphs(bundle, device, threads).items()}
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
-    if device.name == "cpu":
+    if device.memory == "cpu":
         return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
     from mmada_lite.ort.device_denoiser import DeviceDenoiser  # most machines do without, and load sooner
 
@@ -177,13 +228,19 @@ def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> Co
 
 def is_large(bundle: Bundle, device: Device) -> bool:
     """Whether memory decides what is open at a time."""
-    return device.name == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
+    return device.memory == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
 
 
 def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
     """One graph of a bundle on a device, by its engine where one fits."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     session: onnxruntime.InferenceSession
+    if device.by_openvino:
+        from mmada_lite.ort.openvino_graphs import open_compiled
+
+        session = _guard(bundle, device)(lambda: open_compiled(bundle, graph, device, threads), graph)
+        check_interface(bundle, graph, session)
+        return session
     if device.name in ("rtx", "tensorrt") and graph not in ("embedder", *_CODEC):
         from mmada_lite.ort.engine_sessions import open_engine
 
@@ -209,7 +266,8 @@ def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str],
             if not is_out_of_memory(error):
                 if isinstance(error, Error):
                     raise
-                raise Error(f"{bundle.path}: the graph {graph} fails in onnxruntime: {first_line(error)}") from error
+                runtime = "OpenVINO" if device.by_openvino else "onnxruntime"
+                raise Error(f"{bundle.path}: the graph {graph} fails in {runtime}: {first_line(error)}") from error
             raise OutOfMemory(f"{bundle.path.name} ran out of memory on {device.name}: {_plan(bundle, device)}") from error
 
     return run
@@ -228,9 +286,9 @@ def _plan(bundle: Bundle, device: Device) -> str:
         target=bundle.target,
         image=bundle.image_defaults,
     )
-    parts, peak = (counted.host, counted.peak) if device.name == "cpu" else (counted.card, counted.card_peak)
+    parts, peak = (counted.host, counted.peak) if device.memory == "cpu" else (counted.card, counted.card_peak)
     listed = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts.items() if size)
-    cards = nvidia.cards() if device.name != "cpu" else ()
+    cards = nvidia.cards() if device.memory != "cpu" else ()
     has = f", and {cards[0].name} has {size_in_words(cards[0].memory)}" if cards else ""
     return (
         f"the plan counts {size_in_words(peak)} ({listed}){has}; use a smaller --precision, a shorter answer, or another "

@@ -1,5 +1,5 @@
-"""How fast each stored form and each number of threads is on this machine: measured once, kept in the user's cache, read when
-a model is loaded.
+"""How fast each stored form and each number of threads is on this machine, and each form that OpenVINO computes where it is
+installed: measured once, kept in the user's cache, read when a model is loaded.
 
 Measured are the products of a layer of size S (1,024 wide), all forms in turns. `measure` takes some seconds; `kept` reads a
 small file and measures nothing. What is kept counts for one processor, one number of cores and one version of onnxruntime; a
@@ -16,15 +16,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mmada_lite.bundle import Bundle
-from mmada_lite.contracts import read_json
+from mmada_lite.contracts import IN_FLOAT32, read_json
 from mmada_lite.files import cache_folder
-from mmada_lite.ort.session import Device, exact_int8, onnxruntime_package, open_session, usable_cores
+from mmada_lite.ort.session import OPENVINO, Device, exact_int8, onnxruntime_package, open_session, usable_cores
 from mmada_lite.ort.trial_layer import FORMS, NARROW, layer_graph
 
 WIDTH, INNER = 1024, 3072  # of size S
@@ -41,9 +42,25 @@ EXPORTS: Mapping[str, str] = {
     NARROW: f"--precision {NARROW}",
     "int8-b128": "--precision int8 --store backbone=int8-b128 --store text_head=int8-b128",
     "fp32": "--precision fp16",
+    "openvino-int8": "--precision int8 --target openvino",
+    "openvino-int8-7bit": f"--precision {NARROW} --target openvino",
+    "openvino-bf16": "--precision bf16 --target openvino",
+    "openvino-fp32": "--precision fp16 --target openvino",
 }
-NAMES: Mapping[str, str] = {"int4-b128": "int4", "fp32": "fp16 and fp32"}  # of forms, where a user knows another
-_BITS: Mapping[str, int] = {"int4-b128": 4, "int8": 8, NARROW: 8, "int8-b128": 8, "fp32": 16}
+NAMES: Mapping[str, str] = {
+    "int4-b128": "int4",
+    "fp32": "fp16 and fp32",
+    "openvino-fp32": "openvino-fp16",
+}  # of forms, where a user knows another
+_BITS: Mapping[str, int] = {
+    **{"int4-b128": 4, "int8": 8, NARROW: 8, "int8-b128": 8, "fp32": 16},
+    **{"openvino-int8": 8, "openvino-int8-7bit": 8, "openvino-bf16": 16, "openvino-fp32": 16},
+}
+# OpenVINO's forms -> the form of the graph, and the precision beside its products of integers.
+_BY_OPENVINO: Mapping[str, tuple[str, Literal["f32", "bf16"]]] = {
+    **{"openvino-int8": ("int8", "bf16"), "openvino-int8-7bit": (NARROW, "f32")},
+    **{"openvino-bf16": ("fp32", "bf16"), "openvino-fp32": ("fp32", "f32")},
+}
 _KEPT = "speed"
 Times = dict[int, float]
 
@@ -98,9 +115,9 @@ def _ordered(times: Mapping[Any, Times]) -> list[Any]:
 def form_of(bundle: Bundle) -> str | None:
     """The measured form that stands for a bundle's backbone on a CPU; None where none does."""
     group = bundle.quantization.get("backbone")
-    if group is None or bundle.target != "cpu":
+    if group is None or bundle.target not in IN_FLOAT32:
         return None
-    if group.format in ("fp16", "fp32"):
+    if group.format in ("fp16", "bf16", "fp32"):
         return "fp32"
     if group.format == "int4":
         return "int4-b128"
@@ -114,16 +131,44 @@ def forms_here() -> tuple[str, ...]:
     return tuple(form for form in FORMS if form != NARROW or not exact_int8())
 
 
+def openvino_forms_here() -> tuple[str, ...]:
+    """OpenVINO's forms that are computed as they are called on this processor; none where it is not installed."""
+    from mmada_lite.ort import openvino
+
+    if openvino.lacking() is not None or openvino.absent(OPENVINO) is not None:
+        return ()
+    int8 = "openvino-int8" if exact_int8() else "openvino-int8-7bit"
+    return (int8, *(("openvino-bf16",) if openvino.computes(OPENVINO, "bf16") else ()), "openvino-fp32")
+
+
+def on_openvino(form: str) -> bool:
+    return form in _BY_OPENVINO
+
+
+def cpu_instead(bundle: Bundle, speeds: Speeds) -> str | None:
+    """Why onnxruntime computes a bundle for OpenVINO on this machine: it was measured to be faster in the same precision. None
+    where it was not, or computes in another."""
+    form = form_of(bundle)
+    theirs = f"openvino-{form}"
+    if form not in speeds.forms or theirs not in speeds.forms or bundle.quantization["backbone"].format == "bf16":
+        return None
+    if speeds.ratio(theirs, form) <= 1:
+        return None
+    return f"OpenVINO takes {speeds.ratio(theirs, form):.1f} times as long for {form_in_words(form)} (measured on this machine)"
+
+
 def form_in_words(form: str) -> str:
     return NAMES.get(form, form)
 
 
 def slowness(bundle: Bundle, speeds: Speeds) -> str | None:
     """A line about a quantized bundle that is clearly slower here than another form of no more memory, which it names. None
-    where nothing is, and for fp16 and fp32, which are taken for what they lose and not for their speed."""
+    where nothing is, and for fp16, bf16 and fp32, which are taken for what they lose and not for their speed."""
     form = form_of(bundle)
     if form is None or form == "fp32" or (better := speeds.faster(form)) is None:
         return None
+    if bundle.target == OPENVINO and on_openvino(better):
+        return None  # it is, and was asked for on another device
     return (
         f"{bundle.path.name} is stored as {form_in_words(form)}, which takes {speeds.ratio(form, better):.1f} times as long as "
         f"{form_in_words(better)} on this machine (measured in steps of {_listed(ROWS)} tokens); "
@@ -133,14 +178,23 @@ def slowness(bundle: Bundle, speeds: Speeds) -> str | None:
 
 def measure(rounds: int = ROUNDS, turn: float = TURN, limit: float = LIMIT) -> Speeds:
     """Every form on all cores, then the fastest on fewer threads. Raises Error where onnxruntime is absent."""
-    cores, cpu = usable_cores(), Device("cpu", "a measurement")
-    graphs = {form: layer_graph(form, WIDTH, INNER) for form in forms_here()}
-    sessions = {form: open_session(graph, cpu, cores) for form, graph in graphs.items()}
+    cores = usable_cores()
+    sessions = {form: _opened(form, cores) for form in (*forms_here(), *openvino_forms_here())}
     forms, _ = _in_turns(sessions, rounds, turn, limit)
     best = Speeds(forms, {}).best
-    by_threads = {threads: open_session(graphs[best], cpu, threads) for threads in thread_counts(cores)}
+    by_threads = {threads: _opened(best, threads) for threads in thread_counts(cores)}
     threads, taken = _in_turns(by_threads, rounds, turn, limit)
     return Speeds(forms, threads, taken[1] <= BUSY_ONE and taken[cores] * cores <= BUSY_ALL)
+
+
+def _opened(form: str, threads: int) -> Any:
+    """A session over a layer in a form."""
+    if not on_openvino(form):
+        return open_session(layer_graph(form, WIDTH, INNER), Device("cpu", "a measurement"), threads)
+    from mmada_lite.ort import openvino
+
+    graph, precision = _BY_OPENVINO[form]
+    return openvino.Session(layer_graph(graph, WIDTH, INNER), openvino.Compiling(OPENVINO, threads, precision))
 
 
 def thread_counts(cores: int) -> list[int]:
@@ -189,7 +243,7 @@ def kept() -> Speeds | None:
         content = read_json(_file())
         forms, threads = content["forms"], content["threads"]
         counts = thread_counts(usable_cores())
-        there = [form for form in FORMS if form != NARROW or form in forms]
+        there = [form for form in (*FORMS, *_BY_OPENVINO) if form in forms or (form in FORMS and form != NARROW)]
         return Speeds({form: _times(forms[form]) for form in there}, {count: _times(threads[str(count)]) for count in counts})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
@@ -220,7 +274,15 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": usable_cores(),
         "onnxruntime": str(onnxruntime_package().__version__),
+        "openvino": _openvino_version(),
     }
+
+
+def _openvino_version() -> str | None:
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:

@@ -24,6 +24,7 @@ from mmada_lite.errors import Error
 if TYPE_CHECKING:
     import onnxruntime
 
+OPENVINO = "openvino"  # how the devices of its own runtime begin
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _CPU = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}  # no memory put aside
@@ -31,6 +32,7 @@ _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are rais
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
+IN_BF16 = "weights_in_bf16"  # a graph's metadata, where it has such weights
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 # How long threads without work stay awake: for the next operation of a run, which comes at once, but not while a process that
@@ -45,7 +47,7 @@ class OutOfMemory(Error):
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A device as onnxruntime knows it.
+    """A device as onnxruntime knows it, or as OpenVINO's own runtime does.
 
     name: of the provider; what: in words; extra: of ours, that installs it; memory: where its tensors lie, as onnxruntime's io
     binding says it; beside: providers that take what this one does not.
@@ -61,7 +63,7 @@ class Provider:
     def install(self) -> str:
         """onnxruntime and onnxruntime-gpu overwrite each other, so that what brings the second needs a place of its own."""
         line = f'pip install "mmada-lite[{self.extra}]"'
-        return line if self.extra in ("cpu", "rtx") else f"in an environment of its own: {line}"
+        return line if self.extra in ("cpu", "rtx", "openvino") else f"in an environment of its own: {line}"
 
 
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
@@ -70,6 +72,9 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
         "cuda": Provider("CUDAExecutionProvider", "CUDA", "cuda", "cuda", (_CPU,)),
         "rtx": Provider("NvTensorRTRTXExecutionProvider", "TensorRT-RTX", "rtx", "cuda", (_CPU,)),
         "tensorrt": Provider("TensorrtExecutionProvider", "TensorRT", "tensorrt", "cuda", ("CUDAExecutionProvider", _CPU)),
+        "openvino": Provider("OpenVINO CPU", "OpenVINO", "openvino", "cpu"),
+        "openvino:gpu": Provider("OpenVINO GPU", "OpenVINO on Intel's GPU", "openvino", "cpu"),
+        "openvino:npu": Provider("OpenVINO NPU", "OpenVINO on Intel's NPU", "openvino", "cpu"),
     }
 )
 
@@ -90,6 +95,10 @@ class Device:
     def memory(self) -> str:
         """Where its tensors lie, in the words of onnxruntime's io binding."""
         return PROVIDERS[self.name].memory
+
+    @property
+    def by_openvino(self) -> bool:
+        return self.name.startswith(OPENVINO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +186,28 @@ def first_line(error: BaseException) -> str:
 
 
 def exact_int8() -> bool:
-    """Whether onnxruntime's fast kernels add up products of int8 exactly on this processor.
+    """Whether onnxruntime's fast kernels, and OpenVINO's, add up products of int8 exactly on this processor.
 
     On x86 without VNNI they add pairs of them in 16 bits, which can overflow. Where the system does not say: yes.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
+    flags = _flags()
+    return not flags or bool({"avx512_vnni", "avx_vnni"} & flags)
+
+
+def bf16_products() -> bool:
+    """Whether this processor multiplies numbers in bf16. Where the system does not say: no."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags())
+
+
+def _flags() -> set[str]:
+    """What the system says that the processor can, as Linux spells it; empty where it says nothing."""
     try:
-        flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        said = re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        return True
-    return not flags or bool({"avx512_vnni", "avx_vnni"} & set(flags[0].split()))
+        return set()
+    return set(said[0].split()) if said else set()
 
 
 def usable_cores() -> int:
@@ -211,6 +231,8 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.disable_prepacking", "1")
     for name, value in _SPINNING.items():
         options.add_session_config_entry(name, value)
+    if platform.machine() == "aarch64" and bf16_products() and _holds(graph, IN_BF16):
+        options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")  # products in bf16, as was asked for
     if _can_overflow(graph) and not exact_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
@@ -253,8 +275,12 @@ def _plugin_devices(runtime: Any) -> list[Any]:
 def _can_overflow(graph: Path | bytes) -> bool:
     """Whether a graph multiplies integers, and not by narrow codes alone. Only such a one is opened for exact sums: onnxruntime
     1.32 then fails at a DequantizeLinear without zero points."""
+    return _holds(graph, "MatMulInteger") and not _holds(graph, NARROW_CODES)
+
+
+def _holds(graph: Path | bytes, word: str) -> bool:
+    """Whether a word stands in a graph. Of a file that cannot be read the session says what is wrong."""
     try:
-        content = graph.read_bytes() if isinstance(graph, Path) else graph
-        return b"MatMulInteger" in content and NARROW_CODES.encode() not in content
+        return word.encode() in (graph.read_bytes() if isinstance(graph, Path) else graph)
     except OSError:
-        return False  # the session says what is wrong with the file
+        return False

@@ -34,7 +34,7 @@ def contest(work: Path) -> Contest:
 @pytest.fixture(scope="module")
 def result(work: Path) -> dict:
     words = ["--shape", "tiny", "--work", str(work), "--rounds", "2", "--steps", "2", "--threads", "1"]
-    words += ["--contestants", "torch fp32", "torch bf16", "ours", "bitsandbytes", "optimum"]
+    words += ["--contestants", "torch fp32", "torch bf16", "ours", "bitsandbytes", "optimum", "openvino", "torch dynamic"]
     assert peers.main([*words, "-o", str(work / "peers.json")]) == 0
     content: dict = json.loads((work / "peers.json").read_text())
     return content
@@ -53,6 +53,7 @@ def test_every_contestant_does_every_task(result: dict) -> None:
     everyone = set(contest(Path()).makers(peers.PRECISIONS["cpu"]))
     assert everyone == set(result["missing"]) | {name for _, name in did}
     assert {"bitsandbytes int8", "bitsandbytes nf4", "optimum dynamic int8"} <= everyone
+    assert {"torch dynamic int8", "openvino", "openvino int8 weights"} <= everyone
     assert all("pip install" in why for name, why in result["missing"].items() if "not installed" in why)
 
 
@@ -72,10 +73,20 @@ def test_what_is_scaled_is_said(result: dict) -> None:
             assert row["model_calls"] == plan.steps
 
 
+def test_forwards_say_how_far_they_are_off(result: dict) -> None:
+    """Against torch in fp32: a form of less is farther off, and a decode says nothing."""
+    errors = {row["contestant"]: row["rms_error"] for row in result["rows"] if row["task"] == "forward 16"}
+    assert errors["torch fp32"] is None
+    assert errors["ours fp32"] < 1e-5 < errors["torch bf16"] < 0.1
+    assert errors["ours fp32"] < errors["torch dynamic int8"] < errors["ours int4"]
+    assert errors.get("openvino", 0.0) < errors["torch bf16"]
+    assert {row["rms_error"] for row in result["rows"] if not row["task"].startswith("forward")} == {None}
+
+
 def test_the_table_has_every_row(result: dict) -> None:
     lines = table(result["rows"]).splitlines()
     assert len(lines) == 2 + len(result["rows"])
-    assert lines[0].endswith("| x torch fp32 | x torch bf16 |")
+    assert lines[0].endswith("| rms error | x torch fp32 | x torch bf16 |")
     for row, line in zip(result["rows"], lines[2:], strict=True):
         assert line.startswith(f"| {row['task']} | {row['contestant']} |")
         assert ("of" in line) == (row["scaled_from"] is not None)
@@ -124,7 +135,7 @@ def test_bf16_without_its_instructions_is_left_out_aloud(work: Path, monkeypatch
     words = ["--shape", "tiny", "--work", str(work), "--rounds", "1", "--contestants", "torch", "--only", "forward 8"]
     assert peers.main([*words, "-o", str(work / "bf16.json")]) == 0
     content = json.loads((work / "bf16.json").read_text())
-    assert {row["contestant"] for row in content["rows"]} == {"torch fp32"}
+    assert {row["contestant"] for row in content["rows"]} == {"torch fp32", "torch dynamic int8"}
     assert '--contestants "torch bf16" measures it' in content["missing"]["torch bf16"]
 
 

@@ -106,6 +106,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {  # what is done to a manifest, and what 
     "file hash": (put("files", "weights.bin", "sha256", value="0" * 64), "weights.bin", "sha256"),
     "provenance": (put("provenance", "versions", value={"onnx": 1}), "provenance.versions", "onnx"),
     "target": (put("target", value=3), "target is 3"),
+    "target of another runtime": (put("target", value="openvino"), "target is", "openvino"),
     "target missing": (drop("target"), "target"),
     "tensors missing": (drop("tensors"), "tensors"),
     "family": (put("family", value="lumina"), "family is", "lumina", "mmada", "pip install -U"),

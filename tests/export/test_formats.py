@@ -173,7 +173,7 @@ def test_names_of_formats() -> None:
     assert all(format_named(name).name == name for name in FORMATS)
     with pytest.raises(Error, match=r"no format is called 'int4-b30'; did you mean 'int4-b32'\?"):
         format_named("int4-b30")
-    with pytest.raises(Error, match="no format is called 'nf9'; use one of fp32, fp16, int8"):
+    with pytest.raises(Error, match="no format is called 'nf9'; use one of fp32, fp16, bf16, int8"):
         format_named("nf9")
     for wrong in (("int4", None), ("int4", 48), ("fp16", 32), ("int8", None, False), ("int2", 32)):
         with pytest.raises(Error, match="is no format; use one of"):

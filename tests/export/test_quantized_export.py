@@ -137,6 +137,7 @@ def test_finer_formats_are_nearer(golden: Path, logits: Logits, case: str) -> No
     expected = reference(load_file(golden / "llm" / case / "forward.safetensors"))
     ladder = [
         logits(case, "fp16"),
+        logits(case, "bf16"),
         logits(case, "int8"),
         logits(case, "fp16", "cpu", {"backbone": "int4-b32-asym"}),
         logits(case, "int4"),
@@ -385,7 +386,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no format": (("--store", "backbone"), "--store backbone: write GROUP=FORMAT"),
     "group": (("--store", "backbon=int8"), "no group of tensors is called 'backbon'; did you mean 'backbone'?"),
     "format": (("--store", "backbone=int4-b33"), "no format is called 'int4-b33'; did you mean 'int4-b32'?"),
-    "embedder": (("--store", "embedder=int4-b32"), "the embedder is not stored as int4-b32; use one of fp32, fp16, int8"),
+    "embedder": (("--store", "embedder=int4-b32"), "the embedder is not stored as int4-b32; use one of fp32, fp16, bf16, int8"),
     "codec": (("--store", "codec=int8"), "the codec is not stored as int8; use one of fp32, fp16"),
     "tensorrt's shapes": (
         ("--precision", "int4", "--target", "tensorrt"),
@@ -427,9 +428,9 @@ def test_weights_that_are_no_numbers_are_named_and_leave_nothing(
 
 
 def test_from_python_faults_are_errors_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, int8, int8-7bit, int4"):
+    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, bf16, int8, int8-7bit, int4"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int2")  # type: ignore[arg-type]
-    with pytest.raises(Error, match="no target is called 'npu'; use one of cpu, cuda, tensorrt"):
+    with pytest.raises(Error, match="no target is called 'npu'; use one of cpu, cuda, tensorrt, openvino"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int8", target="npu")  # type: ignore[arg-type]
 
 

@@ -204,7 +204,10 @@ def test_asked_for_and_missing_is_an_error_with_its_mend(world: Callable[..., No
 
 
 def test_an_unknown_device_is_an_error() -> None:
-    with pytest.raises(Error, match="no device is called 'tpu'; use one of auto, cpu, cuda, rtx, tensorrt"):
+    with pytest.raises(
+        Error,
+        match="no device is called 'tpu'; use one of auto, cpu, cuda, rtx, tensorrt, openvino, openvino:gpu, openvino:npu",
+    ):
         choose_device("tpu")
 
 

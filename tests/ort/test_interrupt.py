@@ -15,8 +15,11 @@ from mmada_lite.ort.session import Device, open_session
 CPU = Device("cpu", "")
 
 
-@pytest.fixture(params=["host", "device", "lazy"])
+@pytest.fixture(params=["host", "device", "lazy", "openvino"])
 def model(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        return load(tiny_bundle, device="openvino", threads=1)
     model = load(tiny_bundle, device="cpu", threads=1)
     inner: Any = model.denoiser
     if request.param == "device":
@@ -45,9 +48,12 @@ def test_an_interrupted_model_answers_nothing_and_then_as_before(model: Model) -
     assert model.chat("hello", settings, seed=3).result().ids.tolist() == expected.tolist()
 
 
-def test_a_run_in_flight_ends() -> None:
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_a_run_in_flight_ends(device: str) -> None:
     """A row of the packaged model's full length takes long enough to be met in the middle."""
-    model = load(device="cpu", threads=1)
+    if device == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    model = load(device=device, threads=1)
     settings = model.text_defaults.replace(answer_length=400, block_length=400, steps=2, threshold=None, entropy_bound=None)
     answer = model.chat("what is 47 + 85?", settings)
     begun = time.monotonic()

@@ -78,7 +78,7 @@ def test_what_is_measured_is_what_an_export_writes(form: str, tmp_path: Path) ->
 
 def test_a_measurement_has_every_form_and_number_of_threads() -> None:
     speeds = measured.measure(rounds=1, turn=0.0, limit=0.0)
-    assert set(speeds.forms) == set(measured.forms_here())
+    assert set(speeds.forms) == {*measured.forms_here(), *measured.openvino_forms_here()}
     assert sorted(speeds.threads) == COUNTS
     for times in (*speeds.forms.values(), *speeds.threads.values()):
         assert list(times) == list(ROWS)
@@ -149,6 +149,45 @@ def test_the_fastest_is_the_one_that_was_measured() -> None:
     crossing = Speeds({"int8": {8: 2.0, 32: 3.0, 128: 4.0}, "fp32": {8: 1.0, 32: 6.0, 128: 8.0}}, {})
     assert (crossing.at(8), crossing.at(32)) == (["fp32", "int8"], ["int8", "fp32"])
     assert crossing.best == "int8"
+
+
+# size S at 128 tokens on a Xeon with AMX, OpenVINO beside
+BESIDE = planted(int8=72.0, int8_b128=199.0, int4_b128=214.0, fp32=254.0, openvino_int8=71.0, openvino_bf16=89.0)
+
+
+def test_openvinos_forms_are_advised_and_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert BESIDE.best == "openvino-int8"
+    assert measured.keep(BESIDE) is None
+    assert measured.kept() == BESIDE
+    assert main(["doctor", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    if best["device"] == "openvino":
+        assert best["settings"][0].startswith("mmada-lite export CHECKPOINT -o BUNDLE --precision int8 --target openvino  ")
+        assert best["settings"][-1].startswith("run with --device openvino --threads")
+    monkeypatch.setattr(measured, "_openvino_version", lambda: "another")
+    assert measured.kept() is None
+
+
+def test_auto_takes_the_runtime_that_was_faster_in_the_same_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    slower = planted(
+        int8=72.0, int8_b128=1.0, int4_b128=1.0, fp32=50.0, openvino_int8=144.0, openvino_bf16=10.0, openvino_fp32=90.0
+    )
+    lines = {
+        "int8": "OpenVINO takes 2.0 times as long for int8 (measured on this machine)",
+        "fp16": "OpenVINO takes 1.8 times as long for fp16 and fp32 (measured on this machine)",
+        "bf16": None,  # onnxruntime would compute another precision
+        "int4": None,  # not measured
+    }
+    narrow = {"backbone": "int4-b32", "text_head": "int4-b32"}
+    for precision, line in lines.items():
+        formats = narrow if precision == "int4" else None
+        folder = export_checkpoint(
+            tiny_checkpoint, tmp_path / precision, precision=precision, target="openvino", formats=formats
+        )  # type: ignore[arg-type]
+        assert measured.cpu_instead(Bundle.open(folder), slower) == line
+        assert measured.cpu_instead(Bundle.open(folder), BESIDE) is None
 
 
 def test_orders_agree_but_for_what_is_nearly_the_same() -> None:

@@ -65,7 +65,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["vocabulary"].update(codebook_size=15),
         r"logits has the length 16 .*vocabulary\.codebook_size is 15",
     ),
-    "target": (lambda c: c.update(target="gpu"), "target is 'gpu'; it can be cpu, cuda, tensorrt"),
+    "target": (lambda c: c.update(target="gpu"), "target is 'gpu'; it can be cpu, cuda, tensorrt, openvino"),
     "halves": (
         lambda c: (c.update(target="cuda"), c["quantization"]["backbone"].update(format="fp16", bits=16)),
         r"past_key_0 is a tensor\(float\) where a tensor\(float16\)",

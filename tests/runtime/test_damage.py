@@ -20,12 +20,17 @@ USES: dict[str, Callable[[Model], Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_no_damage_is_silent(precision: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    every = 1 if precision == "fp16" or pytestconfig.getoption("fuzz") else 8
+@pytest.mark.parametrize(
+    ("precision", "device"),
+    [*((precision, "cpu") for precision in PRECISIONS), ("fp16", "openvino"), ("int8-7bit", "openvino")],
+)
+def test_no_damage_is_silent(precision: str, device: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    if device == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    every = 1 if (precision, device) == ("fp16", "cpu") or pytestconfig.getoption("fuzz") else 8
     silent, number = [], 0
     for graph, tensor in damaged(packaged_in(precision, tmp_path / "bundle"), tmp_path / "damaged", every=every):
-        model, number = load(tmp_path / "damaged", device="cpu", threads=1), number + 1
+        model, number = load(tmp_path / "damaged", device=device, threads=1), number + 1
         for use in READ_BY[graph]:
             try:
                 USES[use](model)

@@ -11,15 +11,18 @@ from watched import SWITCH, Watch
 
 SESSION = (
     "import sys, mmada_lite\n"
-    "model = mmada_lite.load(sys.argv[1], device='cpu', threads=1)\n"
+    "model = mmada_lite.load(sys.argv[1], device=sys.argv[2], threads=1)\n"
     "model.chat('hello', mmada_lite.TextSettings(answer_length=4, steps=2))\n"
     "model.paint('a cat')\nprint('done')\nsys.stdin.read()"
 )
 
 
 @pytest.mark.slow
-def test_a_python_program_sends_nothing(watch: Watch, tiny_bundle: Path, tmp_path: Path) -> None:
-    assert watch.run(tmp_path, [sys.executable, "-c", SESSION, tiny_bundle]) == "done\n"
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_a_python_program_sends_nothing(watch: Watch, tiny_bundle: Path, tmp_path: Path, device: str) -> None:
+    if device == "openvino":  # whose wheel comes with a package for telemetry, of its converter
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    assert watch.run(tmp_path, [sys.executable, "-c", SESSION, tiny_bundle, device]) == "done\n"
 
 
 @pytest.mark.slow

@@ -29,9 +29,9 @@ const std::map<std::string, std::pair<double, double>> kBounds{{"d_model", {1, 1
                                                                {"bytes", {0, 9007199254740992.0}},
                                                                {"size", {0, 9007199254740992.0}}};
 const std::map<std::string, std::vector<std::string>> kWords{{"target", {"cpu", "cuda", "tensorrt"}},
-                                                             {"format", {"fp32", "fp16", "int8", "int4"}},
+                                                             {"format", {"fp32", "fp16", "bf16", "int8", "int4"}},
                                                              {"scale", {"fp16", "fp32"}}};
-const std::map<std::string, std::int64_t> kBits{{"fp32", 32}, {"fp16", 16}, {"int8", 8}, {"int4", 4}};
+const std::map<std::string, std::int64_t> kBits{{"fp32", 32}, {"fp16", 16}, {"bf16", 16}, {"int8", 8}, {"int4", 4}};
 const std::vector<std::string> kGraphs{"embedder", "backbone", "text_head", "image_head"};
 const std::vector<std::string> kPictures{"image_encoder", "image_decoder"};
 
