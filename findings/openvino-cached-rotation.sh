@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # OpenVINO 2026.4.1, CPU: ONNX's RotaryEmbedding over tables of half of the columns comes back from the cache (CACHE_DIR) as
-# another operator: the numbers are those of memory that is not its own, and no error is raised. Compiled anew they are right;
+# another operator: it gives other numbers, and no error is raised. Compiled anew they are right;
 # written out in Slice, Concat, Mul and Add over tables of all columns, it is fused to the same kernel and comes back as it was.
 # Seen: the graph that is loaded from the cache gives other numbers. Fails when that changes.
 set -euo pipefail

@@ -3,7 +3,8 @@
     python -m mmada_lite.bench.speed.runtimes --shape s --work .cache/bench --rounds 7
 
 One process, random weights. All take turns; a ratio is taken within a round, and the error is that of the hidden states, or of
-the logits, against onnxruntime in fp32. "openvino's own" is our fp32 graph for CPUs as OpenVINO computes it in bf16.
+a head's log probabilities, against onnxruntime in fp32. "openvino's own" is our fp32 graph for CPUs as OpenVINO computes it in
+bf16.
 """
 
 import argparse
