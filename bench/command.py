@@ -12,7 +12,7 @@ from typing import Any
 
 from mmada_lite.arguments import Parser, exit_code, within_cores
 from mmada_lite.bench.record import FRESH, say
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, shown
 
 Measured = tuple[dict[str, Any], str, Path | None]  # the record, the table that a person reads, and where the record lies
 Measure = Callable[[argparse.Namespace, Sequence[str]], Measured]  # of options and arguments
@@ -20,7 +20,11 @@ Measure = Callable[[argparse.Namespace, Sequence[str]], Measured]  # of options 
 
 def at_least_one(text: str) -> int:
     """A type of options: a whole number of at least 1."""
-    if (value := int(text)) < 1:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number; give one of at least 1") from None
+    if value < 1:
         raise argparse.ArgumentTypeError(f"{value} cannot be measured; give whole numbers of at least 1")
     return value
 

@@ -28,13 +28,14 @@ from mmada_lite.bench.record import Row, Run, default_output, fingerprint, requi
 from mmada_lite.bench.speed.serving_load import CHAT, Outcome, Serving, alike, ask_all, mixture
 from mmada_lite.bench.timed import turns
 from mmada_lite.decoding.settings import with_changes
-from mmada_lite.errors import Error
+from mmada_lite.errors import Error, shown
 from mmada_lite.model import Model, embedded_bundle, load
 from mmada_lite.ort.session import usable_cores
 
 TASKS = ("ready", "first", "batching", "load")
 BATCHES = (1, 2, 4, 8)
 LIMIT = 3600.0  # seconds of one task's load
+MOST = {"requests": 100_000, "connections": 1024, "batch": 64, "queue": 10_000, "starts": 1000, "rounds": 1000}
 NEAR = 10e6  # bytes that memory may grow by, or 3%
 
 
@@ -62,6 +63,9 @@ def build_parser() -> Parser:
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """All tasks."""
+    for name, most in MOST.items():
+        if (value := getattr(options, name)) > most:
+            raise Error(f"--{name} is {shown(value)}; use at most {most}")
     output = options.output or default_output("serve")
     require_replaceable(output)
     path = Path(options.model) if options.model else embedded_bundle()

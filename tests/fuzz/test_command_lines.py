@@ -57,6 +57,7 @@ BENCHES = {  # a benchmark -> what it needs, and a number that it takes
     "quality": (["gone"], "--count"),
     "quantization": (["gone"], "--prompts"),
     "check": (["gone"], ""),
+    "serve": ([], "--requests"),
 }
 TRAINING = ("fetch", "render", "vq", "sharpen", "judge", "pool", "one", "two", "three", "export")
 

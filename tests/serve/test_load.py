@@ -63,3 +63,14 @@ def test_a_step_is_sent_when_it_is_made(name: str, request: pytest.FixtureReques
     assert b'mmada_queue{state="running"} 1.0' in server.ask("GET", "/metrics").body
     assert response.read().endswith(b"data: [DONE]\n\n")
     connection.close()
+
+
+@pytest.mark.parametrize("words", [("--connections", "99999999999"), ("--requests", "1e9999"), ("--batch", "65")])
+def test_a_load_beyond_bounds_is_refused_before_a_server_starts(
+    words: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serving.main([*words, "-o", str(tmp_path / "out.json")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmada-lite: {words[0]}")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
