@@ -160,7 +160,8 @@ def openvino(bundle: Path, threads: int, *, int8: bool) -> Denoiser:
     change: Callable[[Any], Any] = lambda model: model  # noqa: E731
     if int8:
         need("nncf")
-        import nncf
+        with runtime.untracked():
+            import nncf
 
         change = partial(nncf.compress_weights, mode=nncf.CompressWeightsMode.INT8_SYM)
     opened, how = Bundle.open(bundle), runtime.Compiling("openvino", threads, "bf16")

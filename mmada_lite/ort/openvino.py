@@ -7,8 +7,10 @@ graph is computed in, and whether it is kept, is told to it.
 
 import ctypes
 import re
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -79,10 +81,32 @@ def absent(device: str) -> str | None:
     return f"OpenVINO finds no {place} here ({has}); install Intel's driver for it, or use --device openvino for the CPU"
 
 
+@contextmanager
+def untracked() -> Iterator[None]:
+    """What is imported within cannot import the package that sends usage data to Intel: the import of openvino 2026.4.1 would
+    write an identity into the home and send an event."""
+    tracker = "openvino_telemetry"
+    there = tracker in sys.modules
+    if not there:
+        sys.modules[tracker] = None  # type: ignore[assignment]  # Python's way to say that it is not to be found
+    try:
+        yield
+    finally:
+        if not there:
+            del sys.modules[tracker]
+
+
+@cache
+def library() -> Any:
+    """OpenVINO's package, which nothing else of ours imports."""
+    with untracked():
+        return import_module("openvino")
+
+
 @cache
 def core() -> Any:
     """OpenVINO's core, one a process."""
-    return import_module("openvino").Core()
+    return library().Core()
 
 
 def computes(device: str, precision: Precision) -> bool:
@@ -97,7 +121,7 @@ def processor(device: str) -> str:
 
 def version_here() -> str:
     """Of OpenVINO, to its last digit."""
-    return str(import_module("openvino").get_version())
+    return str(library().get_version())
 
 
 def unwritable(folder: Path) -> str | None:
@@ -122,6 +146,8 @@ class Session:
         """change: what becomes of OpenVINO's model before it is compiled. Raises RuntimeError, in OpenVINO's words, where it
         cannot be read or compiled."""
         model = change(_plainly(lambda: core().read_model(str(graph) if isinstance(graph, Path) else graph)))
+        if (broken := _not_finite(model)) is not None:
+            raise RuntimeError(f"its weights {broken} are not finite; check the files with `mmada-lite info --verify`")
         mixed = "mix" in {port.get_any_name() for port in model.inputs}
         compile_model = core().compile_model
         self.compiled = _plainly(lambda: compile_model(_without_branches(model), PLACES[how.device], how.properties))
@@ -150,7 +176,7 @@ class Session:
             self._infer(binding.inputs, binding.outputs, options)
 
     def _infer(self, feeds: Mapping[str, NDArray], into: Mapping[str, NDArray], options: Any) -> None:
-        tensor = import_module("openvino").Tensor
+        tensor = library().Tensor
         given = self._mixed(feeds) if self._rounds_states else feeds
         arrays = {name: np.require(array, requirements=["C", "W"]) for name, array in given.items()} | dict(into)
         for name, array in arrays.items():  # the very arrays, alive to the end of the run; a scalar has to be copied
@@ -212,6 +238,16 @@ def _value(port: Any) -> Value:
     return Value(port.get_any_name(), _TYPES.get(kind, kind), shape)
 
 
+def _not_finite(model: Any) -> str | None:
+    """The first floats beside integer weights that are not finite: OpenVINO rounds what they make to integers, and nothing
+    behind would show it. Floats alone carry it to the end."""
+    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+    if not any(node.get_element_type().to_string() in ("i8", "u8", "i4", "u4") for node in constants):
+        return None
+    floats = (node for node in constants if node.get_element_type().is_real())
+    return next((node.get_friendly_name() for node in floats if not np.isfinite(node.data).all()), None)
+
+
 def _without_branches(model: Any) -> Any:
     """A model with both branches of every If in its own graph, where the first gets no rows unless the condition holds, so that
     it costs nothing.
@@ -219,7 +255,7 @@ def _without_branches(model: Any) -> Any:
     With it, the first greedy tokens of a compiled head are rubbish on OpenVINO's CPU (2026.4.1), and the next ones right
     (tests/runtime/test_openvino.py). Both branches of ours give rows [N, ...] of the same shape.
     """
-    ops = import_module("openvino.opset13")
+    ops = library().opset13
     for node in [node for node in model.get_ops() if node.get_type_name() == "If"]:
         zero, one, all_of_them = (ops.constant(np.array([number], np.int64)) for number in (0, 1, 2**62))
         rows = ops.gather(ops.shape_of(_rows_of(node), "i64"), zero, ops.constant(np.int64(0)))

@@ -10,6 +10,7 @@ import pytest
 from mmada_lite import Error, Model, load
 from mmada_lite.ort.device_denoiser import DeviceDenoiser
 from mmada_lite.ort.lazy import LazyDenoiser
+from mmada_lite.ort.openvino import lacking
 from mmada_lite.ort.session import Device, open_session
 
 CPU = Device("cpu", "")
@@ -18,7 +19,8 @@ CPU = Device("cpu", "")
 @pytest.fixture(params=["host", "device", "lazy", "openvino"])
 def model(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
     if request.param == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        if fault := lacking():
+            pytest.skip(fault)
         return load(tiny_bundle, device="openvino", threads=1)
     model = load(tiny_bundle, device="cpu", threads=1)
     inner: Any = model.denoiser
@@ -51,8 +53,8 @@ def test_an_interrupted_model_answers_nothing_and_then_as_before(model: Model) -
 @pytest.mark.parametrize("device", ["cpu", "openvino"])
 def test_a_run_in_flight_ends(device: str) -> None:
     """A row of the packaged model's full length takes long enough to be met in the middle."""
-    if device == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if device == "openvino" and (fault := lacking()):
+        pytest.skip(fault)
     model = load(device=device, threads=1)
     settings = model.text_defaults.replace(answer_length=400, block_length=400, steps=2, threshold=None, entropy_bound=None)
     answer = model.chat("what is 47 + 85?", settings)

@@ -10,6 +10,7 @@ from damage import PRECISIONS, READ_BY, damaged, packaged_in
 from PIL import Image
 
 from mmada_lite import Error, ImageSettings, Model, TextSettings, load
+from mmada_lite.ort.openvino import lacking
 
 TEXT, IMAGE = TextSettings(answer_length=4, steps=2, block_length=4), ImageSettings(steps=2)
 USES: dict[str, Callable[[Model], Any]] = {
@@ -19,19 +20,27 @@ USES: dict[str, Callable[[Model], Any]] = {
 }
 
 
+def opened(folder: Path, device: str) -> Model | None:
+    """The model, or None where loading it is refused."""
+    try:
+        return load(folder, device=device, threads=1)
+    except Error:
+        return None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "device"),
     [*((precision, "cpu") for precision in PRECISIONS), ("fp16", "openvino"), ("int8-7bit", "openvino")],
 )
 def test_no_damage_is_silent(precision: str, device: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    if device == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if device == "openvino" and (fault := lacking()):
+        pytest.skip(fault)
     every = 1 if (precision, device) == ("fp16", "cpu") or pytestconfig.getoption("fuzz") else 8
     silent, number = [], 0
     for graph, tensor in damaged(packaged_in(precision, tmp_path / "bundle"), tmp_path / "damaged", every=every):
-        model, number = load(tmp_path / "damaged", device=device, threads=1), number + 1
-        for use in READ_BY[graph]:
+        model, number = opened(tmp_path / "damaged", device), number + 1
+        for use in READ_BY[graph] if model else ():
             try:
                 USES[use](model)
             except Error:

@@ -21,7 +21,8 @@ from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.ort import devices, loader, openvino, openvino_graphs, session
 from mmada_lite.ort.session import Device, open_session
 
-pytest.importorskip("openvino", reason="OpenVINO is not installed")
+if fault := openvino.lacking():
+    pytest.skip(fault, allow_module_level=True)
 
 CPU, OPENVINO = Device("cpu", "a test"), Device("openvino", "a test")
 ONE = np.ones((1, 1), np.float32)

@@ -205,7 +205,9 @@ def test_a_replica_that_is_killed_loses_nobody_elses_request(cluster: Cluster) -
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
         finally:
-            time.sleep(0.5)
+            deadline = time.monotonic() + PATIENCE
+            while fates["right"] <= 20 and time.monotonic() < deadline:
+                time.sleep(0.1)
             over.set()
     for each in asking:
         each.result()
