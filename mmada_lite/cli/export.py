@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Error("the following arguments are required: -o/--output, the folder of the bundle")
     if arguments.target == "web" and engines:
         raise Error("--target web is for browsers, which have no engines; leave --engine out")
+    if arguments.target == "web" and arguments.precision == "bf16":
+        raise Error("--precision bf16 was tried in no browser; use fp16, which is as large, or leave it out for int8")
     if engines:
         _engines_can_be_built()
     folder = Path(arguments.checkpoint) if ready else _write_bundle(arguments)

@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     _within("--grace", arguments.grace, 0, 86_400)
     _within("--max-body", arguments.max_body, 0.001, 1000)
     _within("--batch", 1 if arguments.batch is None else arguments.batch, 1, 64)
+    if (arguments.batch or 1) > 1 and arguments.device not in ("auto", "cpu"):
+        raise Error(f"--batch {arguments.batch} is for --device cpu; leave one of them out")
     _within("--max-pixels", arguments.max_pixels, 1, 64_000_000)
     chosen = Options(
         model=arguments.model,
@@ -100,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _within(option: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
-        raise Error(f"{option} is {value:g}; use {least:g} to {most:g}")
+        raise Error(f"{option} is {value}; use {least:g} to {most:g}")
 
 
 def _key(given: str | None) -> str | None:

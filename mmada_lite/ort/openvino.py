@@ -148,7 +148,8 @@ class Session:
         model = change(_plainly(lambda: core().read_model(str(graph) if isinstance(graph, Path) else graph)))
         if (broken := _not_finite(model)) is not None:
             raise RuntimeError(f"its weights {broken} are not finite; check the files with `mmada-lite info --verify`")
-        mixed = "mix" in {port.get_any_name() for port in model.inputs}
+        self._names = {port.get_any_name() for port in (*model.inputs, *model.outputs)}
+        mixed = "mix" in self._names
         compile_model = core().compile_model
         self.compiled = _plainly(lambda: compile_model(_without_branches(model), PLACES[how.device], how.properties))
         self._rounds_states = mixed and how.precision != "f32"
@@ -156,10 +157,17 @@ class Session:
         self._turn = threading.Lock()
 
     def get_inputs(self) -> list[Value]:
-        return [_value(port) for port in self.compiled.inputs]
+        return [self._value(port) for port in self.compiled.inputs]
 
     def get_outputs(self) -> list[Value]:
-        return [_value(port) for port in self.compiled.outputs]
+        return [self._value(port) for port in self.compiled.outputs]
+
+    def _value(self, port: Any) -> Value:
+        """Compiling gives an output the names of nodes beside its own."""
+        name = next(name for name in port.get_names() if name in self._names)
+        shape = [axis.get_length() if axis.is_static else None for axis in port.get_partial_shape()]
+        kind = port.get_element_type().to_string()
+        return Value(name, _TYPES.get(kind, kind), shape)
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, NDArray], options: Any = None) -> list[NDArray]:
         """As onnxruntime's; arrays of its own."""
@@ -230,12 +238,6 @@ def _ended(options: Any) -> None:
     """Raise where a run's options say that it is to end."""
     if options is not None and options.terminate:
         raise RuntimeError("the terminate flag is set")
-
-
-def _value(port: Any) -> Value:
-    shape = [axis.get_length() if axis.is_static else None for axis in port.get_partial_shape()]
-    kind = port.get_element_type().to_string()
-    return Value(port.get_any_name(), _TYPES.get(kind, kind), shape)
 
 
 def _not_finite(model: Any) -> str | None:

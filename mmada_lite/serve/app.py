@@ -158,7 +158,8 @@ async def _hurry() -> AsyncIterator[None]:
 async def _refuse(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
-    words = {404: "there is no such path; see /v1/models, /v1/chat/completions, /v1/completions, /v1/images/generations"}
+    paths = "/v1/models, /v1/chat/completions, /v1/completions, /v1/images/generations, /v1/images/edits"
+    words = {404: f"there is no such path; see {paths}"}
     said = words.get(error.status_code, f"{request.method} is not for this path" if error.status_code == 405 else error.detail)
     refused = Refused(error.status_code, said, headers=error.headers)
     return JSONResponse(refused.body, refused.status, headers=refused.headers)

@@ -26,12 +26,12 @@ class Resumed:
     def __init__(self, target: Path, about: Mapping[str, Any], *, force: bool = False) -> None:
         """Looks, and changes nothing. Raises Error where the target may not be written, or where an earlier run did other work,
         but with `force`, which begins anew then."""
+        if target.is_dir():
+            raise Error(f"{target} is a folder; name a file in it")
         self._target, self._about, self._force = target, dict(about), force
         self._part, self._said = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.about")
         self._file: Any = None
         self.done = 0
-        if target.is_dir():
-            raise Error(f"{target} is a folder; name a file in it")
         if not target.parent.is_dir():
             raise Error(f"there is no folder {target.parent}; make it first")
         if os.path.lexists(target) and not target.is_file():

@@ -63,7 +63,7 @@ async def _serve(options: Options, ear: socket.socket, started: float) -> int:
         from mmada_lite.serve.metrics import Metrics
         from mmada_lite.serve.protocol import Protocol, Server
 
-        take_over("uvicorn", "uvicorn.error", "asyncio")
+        take_over("uvicorn", "uvicorn.error", "asyncio", "python_multipart", "python_multipart.multipart")
         metrics = Metrics()
         holder.append(metrics)
         config = uvicorn.Config(

@@ -144,12 +144,26 @@ class Worker:
         if isinstance(error, (OutOfMemory, MemoryError)):
             return {"event": "error", "kind": "memory", "message": message or "memory ran out"}
         if isinstance(error, Error) and not begun:
-            return {"event": "error", "kind": "request", "message": message, "param": self._blamed(task)}
+            param = None
+            with suppress(Exception):  # it is advice alone
+                param = self._blamed(task)
+            return {"event": "error", "kind": "request", "message": message, "param": param}
         fault("task failed", error)
         return {"event": "error", "kind": "internal", "message": message if isinstance(error, Error) else ""}
 
     def _blamed(self, task: Event) -> str | None:
-        """The field without which a task could have begun: a form that cannot be, or a given answer; None where neither is."""
+        """The field without which a task could have begun: a setting, a form that cannot be, or a given answer; None where none
+        of them is."""
+        from mmada_lite.decoding.settings import with_changes
+
+        for name, value in task["settings"].items():
+            try:
+                if task["task"] == "picture":
+                    self._model.image_defaults.replace(**{name: value})
+                else:
+                    with_changes(self._model.text_defaults, {name: value})
+            except Error:
+                return str(name)
         for name, field in FORMS.items():
             if name in task:
                 with suppress(Exception):

@@ -132,6 +132,14 @@ def test_options_hold(lowered: Bundle, cache: Path, threads: int) -> None:
     assert precision == ("bf16" if openvino.computes("openvino", "bf16") else "f32")
 
 
+def test_every_graph_has_the_names_of_the_contract_compiled_and_from_the_cache(lowered: Bundle, cache: Path) -> None:
+    for _ in range(2):
+        for graph, info in lowered.graphs.items():
+            opened = openvino_graphs.open_compiled(lowered, graph, OPENVINO, 1)
+            assert {value.name for value in opened.get_inputs()} == set(info.inputs), graph
+            assert {value.name for value in opened.get_outputs()} == set(info.outputs), graph
+
+
 def test_a_graph_comes_back_from_the_cache_as_it_was(lowered: Bundle, cache: Path) -> None:
     first = states(lowered, OPENVINO)
     (folder,) = (cache / "mmada-lite" / "openvino").iterdir()

@@ -161,6 +161,8 @@ def test_what_is_no_batch(refused: Any, tmp_path: Path) -> None:
     assert "holds no line of JSON" in refused(written(tmp_path / "in.jsonl", "", " "))
     written(tmp_path / "in.jsonl", chat("a", 1))
     assert "is a folder; name a file" in refused(requests, "-o", tmp_path / "folder")
+    assert "is a folder; name a file" in refused(requests, "-o", ".")
+    assert "is a folder; name a file" in refused(requests, "-o", "/")
     assert "there is no folder" in refused(requests, "-o", tmp_path / "gone" / "x.jsonl")
     assert "no plain file" in refused(requests, "-o", tmp_path / "pipe")
     assert "exists; add --force" in refused(requests, "-o", tmp_path / "picture")

@@ -138,6 +138,13 @@ def test_a_form_that_cannot_be_is_refused_by_its_field(server: Server, field: st
     assert refused.json["error"]["param"] == field
 
 
+@pytest.mark.parametrize(("field", "value"), [("steps", 10**9), ("steps", "a"), ("temperature", -1), ("guidance", 1e9)])
+def test_a_setting_that_cannot_be_is_refused_by_its_field(server: Server, field: str, value: Any) -> None:
+    for path, body in (("/v1/chat/completions", {"messages": HELLO}), ("/v1/images/generations", {"prompt": "a cat"})):
+        refused = server.post(path, {**body, field: value})
+        assert (refused.status, refused.json["error"]["param"]) == (400, field)
+
+
 def test_what_a_fill_has_not_is_refused(server: Server) -> None:
     for more, param in (
         ({"prompt": "no hole"}, "prompt"),
