@@ -265,4 +265,5 @@ def _answer(connection: http.client.HTTPConnection, ask: Ask, deadline: float) -
         if response.status != 429 or time.monotonic() > deadline:
             return response.status, body, refused
         refused += 1
+        connection.close()  # the server would, before a long wait is over
         time.sleep(int(response.headers["retry-after"]))

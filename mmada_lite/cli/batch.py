@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmada_lite.cli import options, output, terminal
+from mmada_lite.cli import options, terminal
 from mmada_lite.errors import Error
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def _check(folder: Path, mine: bool) -> None:
 
 def _keeper(folder: Path) -> Any:
     """What writes a picture and says where."""
+    from mmada_lite.cli import output
     from mmada_lite.files import write_whole
 
     folder.mkdir(exist_ok=True)
