@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=whole, default=default.pixels, metavar="N", help=f"of a picture (default: {default.pixels:,})"
     )
-    parser.add_argument("--batch", type=whole, metavar="N", help="requests that run at once (default: as measured to be fast)")
+    parser.add_argument(
+        "--batch", type=whole, metavar="N", help="requests that run at once on a CPU (default: 8 of a small model, else 1)"
+    )
     options.add_speed(parser)
     options.add_machine(parser)
 

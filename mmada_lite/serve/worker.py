@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mmada_lite.streams import Answer, Drawing
 
 FORMS = {"choices": "choices", "pattern": "pattern", "schema": "response_format", "answer": "answer"}  # of tasks, of requests
-FASTEST = {"cpu": 1}  # tasks at once, by device: bench/results/serve.json
+SEATS, SMALL = 8, 1 << 26  # tasks at once on a CPU, and the bytes of weights up to which that pays: bench/results/serve.json
 _OPEN = "\0[open]\0"  # a mask, in a text that has no such thing
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of pictures that a client may send
 Event = dict[str, Any]
@@ -367,12 +367,14 @@ def _open_all(model: "Model") -> None:
         _ = model.codec
 
 
-def seats_for(device: str, asked: int | None) -> int:
+def seats_for(model: "Model", asked: int | None) -> int:
     """How many tasks are done at once: what was asked for, else what was measured to be fast. Raises Error where a device does
     one at a time."""
+    device = model.device.name
     if asked is not None and asked > 1 and device != "cpu":
         raise Error(f"--batch {asked} is for the CPU, and this model is on {device}; leave it out")
-    return asked or FASTEST.get(device, 1)
+    small = sum(group.bytes or 0 for group in model.bundle.quantization.values()) <= SMALL
+    return asked or (SEATS if small and device == "cpu" else 1)
 
 
 def describe(model: "Model", seats: int) -> Event:
@@ -405,7 +407,7 @@ def main() -> None:
 
         model = load(options["model"], device=options["device"], threads=options["threads"], speed=options["speed"])
         _open_all(model)
-        seats = seats_for(model.device.name, options.get("batch"))
+        seats = seats_for(model, options.get("batch"))
         worker = Worker(model, options["pixels"], out, seats)
     except Exception as error:
         kind = "" if isinstance(error, Error) else f"{type(error).__name__}: "

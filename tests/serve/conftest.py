@@ -18,7 +18,8 @@ for needed in ("starlette", "uvicorn", "prometheus_client", "python_multipart", 
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
     from serving import Server
 
-    with Server(tmp_path_factory.mktemp("server"), "-m", tiny_bundle, "--threads", "1", "--max-body", "2") as running:
+    words = ("--threads", "1", "--batch", "1", "--max-body", "2")
+    with Server(tmp_path_factory.mktemp("server"), "-m", tiny_bundle, *words) as running:
         yield running
 
 

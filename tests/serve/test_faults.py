@@ -393,7 +393,7 @@ def test_logs_hold_no_prompt(server: Server) -> None:
 
 
 def test_what_runs_is_finished_when_the_server_is_stopped(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1") as own:
+    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1", "--batch", "1") as own:
         connection = http.client.HTTPConnection(urlsplit(own.url).netloc, timeout=60)
         connection.request("POST", CHAT, json.dumps(LONG), {"content-type": "application/json"})
         response = connection.getresponse()
@@ -409,7 +409,7 @@ def test_what_runs_is_finished_when_the_server_is_stopped(tiny_bundle: Path, tmp
 
 
 def test_no_worker_outlives_its_server(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1") as own:
+    with Server(tmp_path, "-m", tiny_bundle, "--threads", "1", "--batch", "1") as own:
         worker = own.worker
         own.process.kill()
         own.process.wait()
