@@ -43,7 +43,10 @@ class Batch:
 
     def __init__(self, path: Path) -> None:
         """Raises Error where the file cannot be read, or holds no line of JSON."""
-        require_readable(path)
+        try:
+            require_readable(path)
+        except FileNotFoundError:
+            raise Error(f"no file of requests at {path}; check the path") from None
         self._path = path
         self._places: list[tuple[int, int, int]] = []  # number, offset, bytes of each line that is not blank
         self._first: dict[str, int] = {}  # custom_id -> the line that had it first

@@ -24,7 +24,7 @@ def server_sent(content: Any, name: str | None = None) -> bytes:
 class Chat:
     """An answer as /v1/chat/completions gives it."""
 
-    kind = "chatcmpl"
+    kind, written, piece = "chatcmpl", "chat.completion", "chat.completion.chunk"
     done = b"data: [DONE]\n\n"
 
     def __init__(self, wish: Wish, model: str) -> None:
@@ -55,11 +55,7 @@ class Chat:
         for event in events:
             if event["event"] == "began":
                 self._prompt = event["prompt_tokens"]
-        message = {"role": "assistant", "content": event["answer"]}
-        if event["thought"]:
-            message["reasoning_content"] = event["thought"]
-        choice = {"index": 0, "message": message, "finish_reason": _reason(event), "logprobs": None}
-        said = {"object": "chat.completion", "choices": [choice], "usage": self._usage(event), "seed": self._seed}
+        said = {"object": self.written, "choices": [self._choice(event)], "usage": self._usage(event), "seed": self._seed}
         return {**self._head, **said, **_held(event)}
 
     def broken(self, failure: Event, status: int) -> bytes:
@@ -74,8 +70,14 @@ class Chat:
             if text:
                 yield server_sent(self._chunk([{"index": 0, "delta": {name: text}, "finish_reason": None}]))
 
+    def _choice(self, event: Event) -> dict[str, Any]:
+        message = {"role": "assistant", "content": event["answer"]}
+        if event["thought"]:
+            message["reasoning_content"] = event["thought"]
+        return {"index": 0, "message": message, "finish_reason": _reason(event), "logprobs": None}
+
     def _chunk(self, choices: list[Any], **more: Any) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
+        return {**self._head, "object": self.piece, "choices": choices, **more}
 
     def _usage(self, event: Event) -> dict[str, int]:
         written = len(event["tokens"])
@@ -85,7 +87,7 @@ class Chat:
 class Filled(Chat):
     """A text whose holes are filled, as /v1/completions gives it: all of it, in one piece."""
 
-    kind = "cmpl"
+    kind, written, piece = "cmpl", "text_completion", "text_completion"
 
     def chunks(self, event: Event) -> Iterator[bytes]:
         """What a stream says of an event."""
@@ -97,19 +99,8 @@ class Filled(Chat):
                 yield server_sent(self._chunk([], usage=self._usage(event)))
             yield self.done
 
-    def whole(self, events: Iterable[Event]) -> dict[str, Any]:
-        """The text when all of it is there."""
-        for event in events:
-            if event["event"] == "began":
-                self._prompt = event["prompt_tokens"]
-        said = {"object": "text_completion", "choices": [self._choice(event)], "usage": self._usage(event), "seed": self._seed}
-        return {**self._head, **said, **_held(event)}
-
     def _choice(self, event: Event) -> dict[str, Any]:
         return {"index": 0, "text": event["text"], "finish_reason": _reason(event), "logprobs": None}
-
-    def _chunk(self, choices: list[Any], **more: Any) -> dict[str, Any]:
-        return {**self._head, "object": "text_completion", "choices": choices, **more}
 
 
 class Pictures:

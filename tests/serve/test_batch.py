@@ -156,7 +156,7 @@ def test_what_is_no_batch(refused: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert "is a pipe" in refused(tmp_path / "pipe")
     assert "is a folder" in refused(tmp_path / "folder")
-    assert "No such file" in refused(tmp_path / "gone")
+    assert f"no file of requests at {tmp_path / 'gone'}; check the path" in refused(tmp_path / "gone")
     assert "holds no line of JSON" in refused(tmp_path / "picture")
     assert "holds no line of JSON" in refused(written(tmp_path / "in.jsonl", "", " "))
     written(tmp_path / "in.jsonl", chat("a", 1))
