@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import os
-import queue
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from mmada_lite.errors import Error
 from mmada_lite.forms.letters import while_waiting
 from mmada_lite.serve.deltas import Deltas
+from mmada_lite.serve.desk import Desk, Stopped
 from mmada_lite.serve.journal import fault, note, take_over
 from mmada_lite.serve.together import Together
 
@@ -34,66 +34,6 @@ SEATS, SMALL = 8, 1 << 26  # tasks at once on a CPU, and the bytes of weights up
 _OPEN = "\0[open]\0"  # a mask, in a text that has no such thing
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of pictures that a client may send
 Event = dict[str, Any]
-
-
-class Stopped(Exception):
-    """The task was ended from outside."""
-
-
-class Desk:
-    """Between the thread that reads and those that work: which tasks run, and whether they are to end."""
-
-    def __init__(self, denoiser: Together) -> None:
-        self.tasks: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._denoiser = denoiser
-        self._change = threading.Condition()
-        self._running = set[int]()
-        self._stopped = set[int]()
-        self._interrupted: int | None = None
-
-    def read(self, source: IO[bytes]) -> None:
-        """Take lines until there are no more, then end the process, whatever runs."""
-        for line in source:
-            task = json.loads(line)
-            if "cancel" in task:
-                self._cancel(task["cancel"])
-            else:
-                with self._change:
-                    self._running.add(task["id"])
-                self.tasks.put(task)
-        os._exit(0)
-
-    def _cancel(self, number: int) -> None:
-        """A forward in flight is ended where it is of this task alone; one that others share runs to its end."""
-        with self._change:
-            if number not in self._running:
-                return
-            self._stopped.add(number)
-            if self._running == {number}:
-                self._interrupted = number
-                self._denoiser.interrupt(True)
-        self._denoiser.wake()
-
-    def begin(self, number: int) -> None:
-        """Wait until a forward that was ended has ended. Raises Stopped."""
-        with self._change:
-            while self._interrupted not in (None, number):
-                self._change.wait()
-        self.check(number)
-
-    def check(self, number: int) -> None:
-        """Raise Stopped where the task is to end."""
-        if number in self._stopped:
-            raise Stopped
-
-    def end(self, number: int) -> None:
-        with self._change:
-            self._running.discard(number)
-            self._stopped.discard(number)
-            if self._interrupted == number:
-                self._interrupted = None
-                self._denoiser.interrupt(False)
-                self._change.notify_all()
 
 
 class Worker:
