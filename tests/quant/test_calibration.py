@@ -25,6 +25,7 @@ from mmada_lite.quant.prompts import NEEDED, TASKS, Prompt, built_in, from_file
 from mmada_lite.quant.sources import open_calibration_model, open_source
 
 
+@pytest.mark.slow
 def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
     checkpoint = open_source(tiny_checkpoint)
     model = open_calibration_model(checkpoint, None)

@@ -32,6 +32,7 @@ def calibrated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return quantize_model(tiny_checkpoint, tmp_path_factory.mktemp("gptq") / "bundle", SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "smooth+gptaq"])
 def test_a_conversion_that_was_cut_off_ends_the_same(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -124,6 +125,7 @@ def test_a_removal_killed_at_any_moment_leaves_nothing_to_trip_over(tmp_path: Pa
     assert calls > 5
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_no_wrong_bundle_is_there(tiny_checkpoint: Path, calibrated: Path, tmp_path: Path) -> None:
     """A process of its own, killed after some units and a moment; what loads afterwards is right, and the last run ends."""
     command = [sys.executable, "-m", "mmada_lite", "quantize", str(tiny_checkpoint), "-o", str(tmp_path / "b"), "--force"]

@@ -64,6 +64,7 @@ def test_the_checkpoint_and_its_tokenizer_are_small() -> None:
     assert sum(path.stat().st_size for path in (SHIPPED / "emoji").rglob("*") if path.is_file()) <= 24 * 2**20
 
 
+@pytest.mark.slow
 def test_torch_and_the_bundle_draw_and_answer_alike(bundle: EvalModel, checkpoint: EvalModel) -> None:
     captions = ["a star on a black background", "a cat on a purple background"]
     ours, theirs = (drawn(model, captions, 3).astype(int) for model in (bundle, checkpoint))

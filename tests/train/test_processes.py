@@ -14,6 +14,7 @@ from toys import records
 from mmada_lite.train.loop import trained_weights
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

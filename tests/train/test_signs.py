@@ -120,6 +120,7 @@ def test_a_grown_picture_holds_the_whole_thing_at_two_thirds(decoded: bool) -> N
         assert 0.5 * (64 * 0.9 * 16 / 24) ** 2 < red[0].sum() * 1.5**2 < 1.5 * (64 * 0.9 * 16 / 24) ** 2
 
 
+@pytest.mark.slow
 def test_the_judge_learns_from_icons_and_signs() -> None:
     torch.manual_seed(0)
     model = MagViT(VQ_CONFIG).eval()

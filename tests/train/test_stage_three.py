@@ -33,6 +33,7 @@ def model(toy_sequences: Sequences) -> MMaDA:
     return tiny_model(toy_sequences.vocabulary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", [None, 1])
 @pytest.mark.parametrize("task", ["letters", "shades"])
 def test_a_planted_reward_rises(toy_sequences: Sequences, model: MMaDA, tmp_path: Path, task: str, trace: int | None) -> None:
