@@ -1,5 +1,5 @@
-"""Does UniGRPO gain? One start, trained for the same seconds in several ways, some seeds each: copies hidden at random, as in the
-paper, states of the decoding, and further supervised training; and what is right of held-out questions, before and after.
+"""Does UniGRPO gain? One start, trained for the same seconds in several ways, some seeds each: copies hidden at random as in
+the paper, states of the decoding, and further supervised training; and what is right of held-out questions, before and after.
 
     mmada-lite train gains --from START --task difference3 --seconds 1800 --seeds 0 1 2
     mmada-lite train gains --from START --task difference3 --ablate --batches 30
