@@ -14,7 +14,7 @@ from mmada_lite.arguments import Parser, exit_code, within_cores
 from mmada_lite.errors import Error
 from mmada_lite.train import verbs
 from mmada_lite.train.policy import WHOLE
-from mmada_lite.train.recipe import IMAGE, LAYERS, SHARD
+from mmada_lite.train.recipe import LAYERS, SHARD
 from mmada_lite.train.stage_three import Ends
 from mmada_lite.train.workspace import Workspace
 
@@ -111,7 +111,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--guidance",
         type=float,
-        default=IMAGE.guidance,
+        default=0.0,
         help="three: of drawings, as they are drawn and learned; 0: none (%(default)s)",
     )
     parser.add_argument("--seconds", type=float, help="three: stop after so many of training")

@@ -253,7 +253,7 @@ def build_parser() -> Parser:
     add("--batches", type=int, help="of responses, or steps of supervised training, instead of seconds")
     add("--seeds", type=int, nargs="+", default=[0], help="draws of the runs (%(default)s)")
     add("--prompts", type=int, default=BASE["prompts"], help="prompts of a batch, each has 8 responses (%(default)s)")
-    add("--guidance", type=float, default=2.5, help="of drawings, as they are drawn and learned (%(default)s)")
+    add("--guidance", type=float, default=0.0, help="of drawings in training, as they are drawn and learned (%(default)s)")
     add("--count", type=int, default=400, help="held-out questions (%(default)s)")
     add("--threads", type=lambda text: within_cores(int(text)), default=2, help="CPU threads (%(default)s)")
     add("-o", "--output", type=Path, help="write JSON here too")
@@ -268,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_all(given: Sequence[str]) -> int:
     import torch
 
+    from mmada_lite.train.judge import Judge
     from mmada_lite.train.workspace import Workspace
 
     arguments = build_parser().parse_args(given)
@@ -280,6 +281,8 @@ def _run_all(given: Sequence[str]) -> int:
         raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
     torch.set_num_threads(arguments.threads)
     workspace = Workspace(arguments.folder)
+    if arguments.task in DRAWINGS:
+        Judge.load(workspace.judge)  # what is missing is said before anything is trained
     seconds = arguments.seconds or (None if arguments.batches else 1800.0)
     start = measured(None, arguments, workspace)
     records = [

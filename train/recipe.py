@@ -61,15 +61,16 @@ def policy_settings(
     prompts: int = 8,
     copies: int = 2,
     skip_ties: bool = False,
-    guidance: float = IMAGE.guidance,
+    guidance: float = 0.0,
     ratios: tuple[float, float] = WHOLE,
     ends: Ends = "masked",
     seconds: float | None = None,
     on_gpu: bool = False,
 ) -> PolicySettings:
     """Stage three of the small model. With few steps responses are decoded in a quarter of them; with a trace, masked copies
-    are states of the decoding, four steps of which are counted (one of few), four tokens of a text. On a GPU all responses
-    of a batch are decoded at once, and keys and values are computed again rather than copied."""
+    are states of the decoding, four steps of which are counted (one of few), four tokens of a text. Drawings are drawn, and
+    learned, without guidance: guided ones of one caption earn alike. On a GPU all responses of a batch are decoded at once, and
+    keys and values are computed again rather than copied."""
     if seconds is not None and not 0 < seconds < float("inf"):
         raise Error(f"a training of {seconds:g} seconds cannot be: give --seconds a number above 0")
     share = 4 if few_steps else 1

@@ -25,6 +25,7 @@ def test_halves_share_nothing_and_are_all_that_is_held_out() -> None:
     assert min(map(len, apart)) > 20
     assert not apart[1] & set(pairs(False, "test"))  # of the training side there are no halves
     assert pairs(False, "test") == pairs(False)
+    assert any(problem.answer == 0 for problem in every_held_out("difference2"))
     for kind in ("sum2", "difference2"):
         first, second = (set(every_held_out(kind, half)) for half in HALVES)
         assert not first & second

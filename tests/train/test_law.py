@@ -93,6 +93,7 @@ def test_half_of_the_answers_are_hidden_block_wise(toy_sequences: Sequences) -> 
         if hidden.shape[1] >= 2 * BLOCK:
             total += len(hidden)
             block_wise += int((hidden[:, BLOCK:].all(axis=1) & ~counted[:, BLOCK:].any(axis=1)).sum())
+            assert (hidden[:, :BLOCK] == counted[:, :BLOCK]).all()  # the block itself is hidden in part
     assert total > 200
     assert 0.4 < block_wise / total < 0.65
 
