@@ -26,7 +26,17 @@ from typing import Any
 import _pytest.runner
 import pytest
 
-LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "PIL.Image", "torch", "onnx", "safetensors.torch", "hypothesis")
+LIBRARIES = (
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "PIL.Image",
+    "torch",
+    "onnx",
+    "safetensors.torch",
+    "hypothesis",
+    "accelerate",
+)
 Tell = Callable[[str], object]
 
 

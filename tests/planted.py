@@ -122,16 +122,16 @@ REPORTED = (
     ),
     Fault(
         "both updates masked alike",
-        "stage_three.py",
-        "ratios = spaced_ratios(first, settings.updates)[:, turn]",
-        "ratios = first",
+        "policy.py",
+        "Draws(spaced_ratios(draws.ratio, updates)[:, turn], draws.position)",
+        "Draws(draws.ratio, draws.position)",
         LAW + "later_updates_hide_more_and_the_last_one_all",
     ),
     Fault(
         "ends after the first shown in copies at random",
-        "stage_three.py",
-        "settings.ratios, late=late)",
-        "settings.ratios)",
+        "policy.py",
+        "random_copies(targets, region, mask_id, spaced, bounds, late=region & ~counted)",
+        "random_copies(targets, counted, mask_id, spaced, bounds)",
         LAW + "ends_after_the_first_are_never_shown",
     ),
     Fault(
@@ -293,8 +293,8 @@ MORE = (
     Fault(
         "t uniform",
         "data/masking.py",
-        "0.999 * np.sqrt(spread(count, rng))[:, None]",
-        "0.999 * spread(count, rng)[:, None]",
+        "(1 - LEAST) * np.sqrt(spread(count, rng))[:, None]",
+        "(1 - LEAST) * spread(count, rng)[:, None]",
         PLAIN + "the_loss_of_texts",
     ),
     Fault(

@@ -136,6 +136,22 @@ def random_copies(
     return _copies(targets, chosen, chosen | late[row], row, mask_id)
 
 
+def noised_copies(
+    targets: Tensor,  # int64 [B, L]
+    counted: Tensor,  # bool [B, L] the response up to its first end
+    region: Tensor,  # bool [B, L] all of it
+    mask_id: int,
+    draws: Draws,  # C = B * copies of each; the ratios are of the first update
+    turn: int,
+    updates: int,
+    bounds: tuple[float, float] = WHOLE,
+) -> MaskedCopies:
+    """UniGRPO's copies of update number `turn` from 0 (algorithm 1). What follows the first end is masked in all of them and
+    never counted, since the length of a response would be given away by it."""
+    spaced = Draws(spaced_ratios(draws.ratio, updates)[:, turn], draws.position)
+    return random_copies(targets, region, mask_id, spaced, bounds, late=region & ~counted)
+
+
 def trace_copies(
     targets: Tensor,  # int64 [B, L]
     response: Tensor,  # bool [B, L]

@@ -30,9 +30,8 @@ from mmada_lite.train.policy import (
     MaskedCopies,
     Objective,
     group_advantages,
+    noised_copies,
     policy_loss,
-    random_copies,
-    spaced_ratios,
     token_log_probabilities,
     trace_copies,
 )
@@ -111,8 +110,7 @@ class Responses(NamedTuple):
 
     @property
     def late(self) -> Tensor:
-        """What follows the first end of a response, or was never reached, bool [B, L]: hidden and never counted, since the
-        length of a response would be given away by it."""
+        """What follows the first end of a response, or was never reached, bool [B, L]."""
         return self.region & ~self.counted
 
 
@@ -253,11 +251,9 @@ class StageThree:
         if settings.trace is not None:
             states = (first + turn / settings.updates) % 1.0  # each update has other states of a decoding, spread over it
             return trace_copies(targets, region, order, mask, settings.trace, late, states)
-        ratios = spaced_ratios(first, settings.updates)[:, turn]
-        draws = Draws(ratios, torch.rand(len(first), targets.shape[1], generator=generator))
-        if settings.ends == "shown":
-            return random_copies(targets, counted, mask, draws, settings.ratios)
-        return random_copies(targets, region, mask, draws, settings.ratios, late=late)
+        draws = Draws(first, torch.rand(len(first), targets.shape[1], generator=generator))
+        open_to = counted if settings.ends == "shown" else region
+        return noised_copies(targets, counted, open_to, mask, draws, turn, settings.updates, settings.ratios)
 
     @torch.no_grad()
     def _piece(self, copies: MaskedCopies, responses: Responses, advantages: Tensor, drawing: bool) -> Piece:
@@ -303,7 +299,7 @@ class StageThree:
             region, order = counted, np.pad(order, ((0, 0), (0, body.shape[1] - codes.shape[1])))
         else:
             written = rollouts.write(self.policy, ids, settings.text, seed, settings.together)
-            body, counted = _ended(written.ids, special.eot, special.eos, special.mask, settings.ends == "counted")
+            body, counted = ended(written.ids, special.eot, special.eos, special.mask, settings.ends == "counted")
             region = np.ones(body.shape, dtype=bool)
             order = np.where(written.order < 0, written.order.max() + 1, written.order)
         before = np.zeros((len(ids), len(ids[0])), dtype=np.int64)
@@ -333,7 +329,7 @@ class StageThree:
         return torch.tensor(rewards).reshape(len(prompts), settings.group)
 
 
-def _ended(
+def ended(
     body: NDArray[np.int64], eot: int, eos: int, mask: int, to_the_last: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Answers with ends of text after their first end, and which tokens count: up to that end, or all that was written; masks
