@@ -19,6 +19,7 @@ from mmada_lite.train.policy import TRACED, UNIGRPO, policy_loss, spaced_ratios
 from mmada_lite.train.rewards import REWARDS, Truth
 from mmada_lite.train.rollouts import Written
 from mmada_lite.train.stage_three import PolicySettings, Responses, StageThree
+from mmada_lite.train.stages import STAGE_TWO, groups
 from mmada_lite.vocabulary import Vocabulary
 
 GUIDED = ("paint", "pair", "thought_to_image", "edit")
@@ -96,6 +97,14 @@ def test_half_of_the_answers_are_hidden_block_wise(toy_sequences: Sequences) -> 
             assert (hidden[:, :BLOCK] == counted[:, :BLOCK]).all()  # the block itself is hidden in part
     assert total > 200
     assert 0.4 < block_wise / total < 0.65
+
+
+def test_a_stage_can_leave_a_task_out(toy_sequences: Sequences) -> None:
+    """As `--groups edit=0` does; the rest stays as it is."""
+    settings = STAGE_TWO.scaled(groups={"edit": 0.0}, rows=2)
+    assert {rows.task for step in range(4) for rows, _ in groups(toy_sequences, settings, step)} == {*STAGE_TWO.mixture} - {
+        "edit"
+    }
 
 
 def test_copies_hide_from_nothing_to_all(toy_sequences: Sequences, tmp_path: Path) -> None:
