@@ -284,6 +284,7 @@ def _run_all(given: Sequence[str]) -> int:
     if arguments.task in DRAWINGS:
         Judge.load(workspace.judge)  # what is missing is said before anything is trained
     seconds = arguments.seconds or (None if arguments.batches else 1800.0)
+    _keep_to(arguments.folder / "gains" / "start.txt", str(arguments.start.resolve()))
     start = measured(None, arguments, workspace)
     records = [
         measured(
@@ -306,6 +307,15 @@ def _run_all(given: Sequence[str]) -> int:
         partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         partial.replace(arguments.output)
     return 0
+
+
+def _keep_to(file: Path, start: str) -> None:
+    """Write down what the runs of a folder begin with. Raises Error where others began with something else."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(start, encoding="utf-8")
+    elif (other := file.read_text(encoding="utf-8")) != start:
+        raise Error(f"the runs in {file.parent} began with {other}, not with {start}: give another --folder")
 
 
 if __name__ == "__main__":

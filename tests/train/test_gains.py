@@ -65,6 +65,13 @@ def test_every_way_is_trained_asked_and_told(start: Path, capsys: pytest.Capture
     assert not [*start.parent.glob("gains/*/*/state/weights.pt")]
 
 
+def test_runs_of_another_start_want_another_folder(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (start.parent / "gains").mkdir()
+    (start.parent / "gains" / "start.txt").write_text("/elsewhere")
+    assert run(start, "--batches", "1") == 2
+    assert "began with /elsewhere" in capsys.readouterr().err
+
+
 def test_a_cut_run_goes_on_where_it_was(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(start.parent)
     way = gains.Run(start.parent, start, "difference3", "random", 0, None, 2, 2, 0.0)

@@ -68,6 +68,13 @@ def test_what_follows_a_thought_weighs_four_times_as_much(toy_sequences: Sequenc
     assert weight[both, 10] == pytest.approx(4 * weight[both, 4])
 
 
+def test_every_picture_has_a_mask(toy_sequences: Sequences) -> None:
+    rng, vocabulary = np.random.default_rng(0), toy_sequences.vocabulary
+    for _ in range(200):  # of four codes the cosine's share is often none
+        rows = picture_rows("paint", np.zeros((8, 3), np.int64), rng.integers(CODES, size=(8, 4)), vocabulary, rng)
+        assert (rows.weight > 0).any(axis=1).all()
+
+
 def test_all_masks_of_a_group_of_pictures_weigh_alike(toy_sequences: Sequences) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(CODES, size=(8, SIDE * SIDE))
