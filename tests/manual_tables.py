@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import training_tables
+
 from mmada_lite.decoding.setting_fields import Setting, settings_of, spelled
 from mmada_lite.decoding.settings import PRESETS, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
 from mmada_lite.memory_plan import PRECISIONS
@@ -147,6 +149,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "quantization-losses": losses,
     "quantization-methods": methods,
     "checkpoint-walkthrough": walkthrough,
+    "training-law": lambda: table(training_tables.HEADS, training_tables.law()),
 }
 
 

@@ -24,10 +24,19 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import _pytest.runner
-import coverage
 import pytest
 
-LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "PIL.Image", "torch", "onnx", "safetensors.torch", "hypothesis")
+LIBRARIES = (
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "PIL.Image",
+    "torch",
+    "onnx",
+    "safetensors.torch",
+    "hypothesis",
+    "accelerate",
+)
 Tell = Callable[[str], object]
 
 
@@ -102,7 +111,7 @@ class Forked:
 
     def __init__(self, options: argparse.Namespace, pytest_options: list[str]) -> None:
         self.options, self.pytest_options = options, [*pytest_options, "-s"]
-        self.watching: coverage.Coverage | None = None
+        self.watching: Any = None
         self.reached: dict[tuple[str, int], set[int]] = defaultdict(set)  # file and line -> tests
         self.shared: dict[tuple[str, int], set[str]] = defaultdict(set)  # the same -> shared fixtures
         self.kills: Counter[tuple[object, int]] = Counter()
@@ -141,6 +150,8 @@ class Forked:
 
     def learn(self) -> None:
         """What each test costs and reaches; one that fails or skips is left out."""
+        import coverage  # which those that import anew do without
+
         folders = (Path(), Path("mmada_lite"))  # the package reaches some folders by a link
         self.watching = coverage.Coverage(
             data_file=None, include=[str(Path.cwd() / f / n) for f in folders for n in self.options.files]

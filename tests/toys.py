@@ -19,6 +19,8 @@ from mmada_lite.export.checkpoint import SIDECAR, TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.data import arithmetic, scenes, texts
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
+from mmada_lite.train.data.layouts import cells
+from mmada_lite.train.data.pictures import background_tone
 from mmada_lite.train.data.pool import NOTHING, Pool
 from mmada_lite.train.data.scenes import GRIDS, draw_layout
 from mmada_lite.train.data.sources import STYLES
@@ -56,6 +58,13 @@ def discs(styles: int = 1) -> NDArray[np.uint8]:
     """Icons [styles, concepts, 96, 96, 4], a tone of its own for each."""
     tones = [[(40 + 3 * i, 90 + 40 * s, 230 - 3 * i) for i in range(len(CONCEPT_NAMES))] for s in range(styles)]
     return np.stack([np.stack([disc(tone) for tone in row]) for row in tones])
+
+
+def occupied(picture: NDArray[np.uint8], rows: int, columns: int) -> list[bool]:
+    """Whether each cell of a picture holds something that stands out from the background."""
+    tone = background_tone(picture)
+    apart = [np.linalg.norm(cell.astype(np.float64) - tone, axis=2) > 40 for cell in cells(picture, rows, columns)]
+    return [float(far.mean()) > 0.05 for far in apart]
 
 
 def write_tokenizer(file: Path) -> Path:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 from mmada_lite.arguments import Parser, exit_code, within_cores
 from mmada_lite.errors import Error
 from mmada_lite.train import verbs
+from mmada_lite.train.policy import WHOLE
 from mmada_lite.train.recipe import LAYERS, SHARD
+from mmada_lite.train.stage_three import Ends
 from mmada_lite.train.workspace import Workspace
 
 LEAST = {"steps": 0, "seed": 0, "workers": 0} | dict.fromkeys(("threads", "shards", "rows", "prompts", "copies", "layers"), 1)
@@ -34,6 +37,7 @@ SHEETS = {  # verbs with options of their own, that show what a training came to
     "gallery": "a sheet of what a bundle draws",
     "curves": "the logs of a training as a picture",
     "synergy": "one joint training against one a task",
+    "gains": "UniGRPO against further supervised training",
 }
 
 
@@ -56,7 +60,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mmada-lite train",
         description="Train the small emoji model, step by step.",
-        epilog=f"Three more verbs have a --help of their own: {others}. Manual: docs/training.md.",
+        epilog=f"More verbs have a --help of their own: {others}. Manual: docs/training.md.",
     )
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
@@ -98,6 +102,19 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--prompts", type=int, default=8, help="three: prompts of a batch, each has 8 responses (%(default)s)")
     parser.add_argument("--copies", type=int, default=2, help="three: masked copies of a response (%(default)s)")
+    parser.add_argument(
+        "--ratios", nargs=2, type=float, default=WHOLE, metavar="SHARE", help="three: least and most that a copy hides (0 1)"
+    )
+    parser.add_argument(
+        "--ends", choices=get_args(Ends), default="masked", help="three: what copies do with ends after the first (%(default)s)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=0.0,
+        help="three: of drawings, as they are drawn and learned; 0: none (%(default)s)",
+    )
+    parser.add_argument("--seconds", type=float, help="three: stop after so many of training")
     parser.add_argument("--few-steps", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
     parser.add_argument("--skip-ties", action="store_true", help="three: learn from no prompt whose responses all earn alike")

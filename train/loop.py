@@ -46,6 +46,7 @@ class LoopSettings:
     average: float = 0.998
     clip: float = 2.0
     save_seconds: float = 120.0
+    seconds: float | None = None  # no step is begun after so many of training, however many are left
     align: int = 1  # states are saved at multiples of this step: stage three learns several times from the same responses
 
     def scaled(self, steps: int | None = None, rate: float = 1.0) -> LoopSettings:
@@ -133,7 +134,7 @@ class Loop:
         settings = self.settings
         records = Log(self.folder / "log.jsonl", self.step) if self.accelerator.is_main_process else None
         saved = time.monotonic()
-        while self.step < min(settings.steps, until or settings.steps):
+        while self.step < min(settings.steps, until or settings.steps) and not self._over():
             began = time.monotonic()
             parts = self.update(batch(self.step)) | self._noted
             self._noted = {}
@@ -147,6 +148,11 @@ class Loop:
                 self._pause(records, check)
                 saved = time.monotonic()
         self._pause(records, check)
+
+    def _over(self) -> bool:
+        """Whether the time of this training is used up; several steps on the same responses are always made together."""
+        limit = self.settings.seconds
+        return limit is not None and self.step % self.settings.align == 0 and self._all_agree(self.seconds >= limit)
 
     def note(self, values: Mapping[str, float]) -> None:
         """Values for the record of the step that is being made."""

@@ -48,14 +48,14 @@ class Objective:
 
     clip: a ratio may earn nothing beyond 1 - clip .. 1 + clip. beta: weight of the divergence.
     estimator: "k3" is exp(-d) - 1 + d, never negative; "difference" is d itself (d = new - reference).
-    unit: what has a ratio: each "token", or the "response" through the mean of its masked log-probabilities (equation 4).
-    divergence: "sum" or "mean" over the masked positions of a copy.
+    over: what the terms of a copy are averaged over: its "masked" positions, or all tokens of its "response", of which those
+    that are shown add nothing (equations 3 and 5). divergence: its "sum" over the masked positions, or that "mean".
     """
 
     clip: float = 0.2
     beta: float = 0.01
     estimator: Literal["k3", "difference"] = "k3"
-    unit: Literal["token", "response"] = "token"
+    over: Literal["masked", "response"] = "masked"
     divergence: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Objective:
             raise Error(f"beta is {self.beta!r}; use a number of at least 0")
         for name, value, choices in (
             ("estimator", self.estimator, ("k3", "difference")),
-            ("unit", self.unit, ("token", "response")),
+            ("over", self.over, ("masked", "response")),
             ("divergence", self.divergence, ("sum", "mean")),
         ):
             if value not in choices:
@@ -73,7 +73,8 @@ class Objective:
 
 
 DLLM_RL = Objective()
-UNIGRPO = Objective(unit="response", divergence="mean")  # equations 4 and 5; unit="token" clips each token on its own
+UNIGRPO = Objective(over="response", divergence="mean")  # equations 3 and 5
+TRACED = Objective(divergence="mean")  # of states of a decoding, each of which counts a few tokens
 WHOLE = (0.0, 1.0)  # UniGRPO's mask ratios: uniform over everything from nearly clean to nearly hidden
 
 
@@ -100,7 +101,7 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 
 def spaced_ratios(first: Tensor, updates: int) -> Tensor:
-    """Structured noising over the updates of one batch [B, updates]: from `first` [B] in equal parts up to 1 (algorithm 1)."""
+    """Mask ratios over the updates of a batch [B, updates]: from `first` [B] in equal parts up to 1 (algorithm 1, line 13)."""
     return first[:, None] + (1 - first[:, None]) * torch.linspace(0, 1, updates, device=first.device)
 
 
@@ -133,6 +134,22 @@ def random_copies(
         chosen = torch.stack((chosen, ~hit & free), 1).flatten(0, 1)
         row = row.repeat_interleave(2)
     return _copies(targets, chosen, chosen | late[row], row, mask_id)
+
+
+def noised_copies(
+    targets: Tensor,  # int64 [B, L]
+    counted: Tensor,  # bool [B, L] the response up to its first end
+    region: Tensor,  # bool [B, L] all of it
+    mask_id: int,
+    draws: Draws,  # C = B * copies of each; the ratios are of the first update
+    turn: int,
+    updates: int,
+    bounds: tuple[float, float] = WHOLE,
+) -> MaskedCopies:
+    """UniGRPO's copies of update number `turn` from 0 (algorithm 1). What follows the first end is masked in all of them and
+    never counted, since the length of a response would be given away by it."""
+    spaced = Draws(spaced_ratios(draws.ratio, updates)[:, turn], draws.position)
+    return random_copies(targets, region, mask_id, spaced, bounds, late=region & ~counted)
 
 
 def trace_copies(
@@ -191,13 +208,16 @@ def policy_loss(
     advantages: Tensor,  # [C]
     objective: Objective = DLLM_RL,
     reference: Tensor | None = None,  # [C, L] under the reference model; None: the divergence is from `old` (dLLM-RL)
+    length: Tensor | None = None,  # int64 [C] tokens of the whole response; read where the mean is over them
 ) -> PolicyLoss:
-    """Minus the clipped gain, a mean over masked positions and then over copies, plus beta * divergence (equation 5)."""
-    count = chosen.sum(1).clamp(min=1)
+    """Minus the clipped gain plus beta * divergence: a mean over tokens, and then over copies (equation 5)."""
+    if objective.over == "response":
+        assert length is not None, "a mean over the response needs its length"
+        count = length.clamp(min=1)
+    else:
+        count = chosen.sum(1).clamp(min=1)
     copies = max(1, len(chosen))
     change = (new - old).masked_fill(~chosen, 0.0)
-    if objective.unit == "response":
-        change = (change.sum(1) / count)[:, None].expand_as(change)
     ratio, gain = change.exp(), advantages[:, None]
     free, clipped_gain = ratio * gain, ratio.clamp(1 - objective.clip, 1 + objective.clip) * gain
     policy = -(torch.minimum(free, clipped_gain).masked_fill(~chosen, 0.0).sum(1) / count).sum() / copies

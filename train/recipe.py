@@ -15,8 +15,9 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
 from mmada_lite.train.loop import LoopSettings
 from mmada_lite.train.model import MMaDA
+from mmada_lite.train.policy import TRACED, UNIGRPO, WHOLE
 from mmada_lite.train.rollouts import ROWS
-from mmada_lite.train.stage_three import PolicySettings
+from mmada_lite.train.stage_three import Ends, PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -60,25 +61,35 @@ def policy_settings(
     prompts: int = 8,
     copies: int = 2,
     skip_ties: bool = False,
+    guidance: float = 0.0,
+    ratios: tuple[float, float] = WHOLE,
+    ends: Ends = "masked",
+    seconds: float | None = None,
     on_gpu: bool = False,
 ) -> PolicySettings:
     """Stage three of the small model. With few steps responses are decoded in a quarter of them; with a trace, masked copies
-    are states of the decoding, four steps of which are counted (one of few), four tokens of a text. On a GPU all responses
-    of a batch are decoded at once, and keys and values are computed again rather than copied."""
+    are states of the decoding, four steps of which are counted (one of few), four tokens of a text. Drawings are drawn, and
+    learned, without guidance: guided ones of one caption earn alike. On a GPU all responses of a batch are decoded at once, and
+    keys and values are computed again rather than copied."""
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise Error(f"a training of {seconds:g} seconds cannot be: give --seconds a number above 0")
     share = 4 if few_steps else 1
-    loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.97, clip=1.0).scaled(steps, rate)
+    loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.97, clip=1.0, seconds=seconds).scaled(steps, rate)
     return PolicySettings(
         tasks=tuple(tasks),
         rewards=REWARDS,
         loop=loop,
         text=TEXT.replace(steps=TEXT.steps // share, temperature=1.0, cache="none" if on_gpu else "prefix"),
-        image=IMAGE.replace(steps=IMAGE.steps // share),
+        image=IMAGE.replace(steps=IMAGE.steps // share, guidance=guidance),
         prompts=prompts,
         copies=copies,
         group=RESPONSES,
         together=prompts * RESPONSES if on_gpu else ROWS,
         trace=4 // share if trace else None,
+        ratios=ratios,
+        ends=ends,
         skip_ties=skip_ties,
+        objective=TRACED if trace else UNIGRPO,
         seed=seed,
     )
 

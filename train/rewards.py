@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train.data.arithmetic import problem_in, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
-from mmada_lite.train.data.layouts import Layout, cell_pictures, occupied
+from mmada_lite.train.data.layouts import Layout, cell_pictures
 from mmada_lite.train.data.pictures import Pixels, background_of
 from mmada_lite.train.data.thoughts import answer_of, split_thought
 
@@ -71,15 +71,6 @@ def background_reward(prompt: str, response: Response, truth: Truth) -> float:
     return float(background_of(_picture("background", response)) == truth.background)
 
 
-def layout_reward(prompt: str, response: Response, truth: Truth) -> float:
-    """The share of the cells of truth.layout that are filled or empty as they should be; not what fills them."""
-    if truth.layout is None:
-        raise _lacks("layout", "layout", prompt)
-    layout = truth.layout
-    filled = occupied(_picture("layout", response), layout.rows, layout.columns)
-    return float(np.mean([full == (name is not None) for full, name in zip(filled, layout.names, strict=True)]))
-
-
 def concept_reward(classify: Classifier) -> Reward:
     """The share of the named cells of truth.layout in which the classifier sees that very concept."""
 
@@ -117,7 +108,6 @@ REWARDS: dict[str, Reward] = {
     "format": format_reward,
     "thought": thought_reward,
     "background": background_reward,
-    "layout": layout_reward,
 }
 JUDGED: dict[str, Callable[[Classifier], Reward]] = {"concept": concept_reward}
 
@@ -159,7 +149,7 @@ def weigh(weights: Mapping[str, float], classify: Classifier | None = None) -> W
 
 def _text(name: str, response: Response) -> str:
     if not isinstance(response, str):
-        raise Error(f"the reward {name!r} judges texts and was given a picture; use background, layout or concept for pictures")
+        raise Error(f"the reward {name!r} judges texts and was given a picture; use background or concept for pictures")
     return response
 
 

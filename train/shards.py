@@ -88,8 +88,10 @@ def _single(
 
 def _scene(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
     """Tidy ones are two things side by side, to be drawn; the others are mostly four places, to be asked about."""
-    grid = int(rng.integers(1, 3)) if tidy else 0
+    grid, unseen = int(rng.integers(1, 3)) if tidy else 0, set(pairs(held_out=True))
     layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
+    while any((NUMBERS[name], COLOURS[colour]) in unseen for _, name in layout.named):  # each thing has colours of its own
+        layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
     picture = compose_layout(layout, icons, COLOURS[colour], rng, TIDY_CELL if tidy or rng.random() < 0.5 else WILD_CELL)
     names = [NOTHING if name is None else NUMBERS[name] for name in layout.names]
     return picture, names + [NOTHING] * (4 - len(names)), grid, colour

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmada_lite.decoding.rows import picture_part
+from mmada_lite.decoding.rows import picture_end, picture_part, unconditional_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.train import rollouts
@@ -30,8 +30,8 @@ from mmada_lite.train.policy import (
     MaskedCopies,
     Objective,
     group_advantages,
+    noised_copies,
     policy_loss,
-    random_copies,
     token_log_probabilities,
     trace_copies,
 )
@@ -41,16 +41,20 @@ from mmada_lite.train.rewards import Classifier, SeenTogether, weigh
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Decode = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # codes [B, N] -> pictures [B, H, W, 3]
+Ends = Literal["masked", "counted", "shown"]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """Stage three: what is asked, how it is rewarded, and how far a step may go.
 
-    tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. prompts, group:
-    prompts of a batch and responses to each. together: responses decoded at once, more on a GPU. updates: steps on the same
-    responses. copies: masked copies of a response. trace: copies hide at random, at ratios of their own (None, as in UniGRPO),
-    or they are what the decoding had before it when it took so many steps, which alone are counted (TraceRL). skip_ties: groups
+    tasks: names of train/prompts.sources in turn, one a batch. rewards: by task, weights of train/rewards. text, image: how
+    responses are drawn; a drawing is learned under the guidance that it was drawn with. prompts, group: prompts of a batch and
+    responses to each. together: responses decoded at once, more on a GPU. updates: steps on the same responses. copies: masked
+    copies of a response. trace: copies hide at random, at ratios of their own (None, as in UniGRPO), or they are what the
+    decoding had before it when it took so many steps, which alone are counted (TraceRL). ratios: the mask ratios of copies at
+    random. ends: what follows the first end of a text is masked in those and not counted, or it is masked at random and counted
+    as any token (both are in dLLM-RL), or it is shown, which gives the length away: for ablations alone. skip_ties: groups
     whose responses all earn alike are left out of the updates, which they could only hold back (DAPO, arXiv 2503.14476).
     """
 
@@ -65,8 +69,10 @@ class PolicySettings:
     updates: int = 2
     copies: int = 2
     trace: int | None = None
+    ratios: tuple[float, float] = WHOLE
+    ends: Ends = "masked"
     skip_ties: bool = False
-    objective: Objective = field(default_factory=lambda: replace(UNIGRPO, unit="token"))
+    objective: Objective = UNIGRPO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +85,16 @@ class PolicySettings:
             raise Error(f"trace is {self.trace}: give the decoding steps that a copy counts, 1 or more, or None")
         if self.loop.steps % self.updates:
             raise Error(f"{self.loop.steps} steps are no multiple of {self.updates} updates on the same responses; use one")
+        if not 0 <= self.ratios[0] < self.ratios[1] <= 1:
+            raise Error(
+                f"mask ratios from {self.ratios[0]:g} to {self.ratios[1]:g} cannot be: give two within 0..1, the lower first"
+            )
+        if self.ends not in get_args(Ends):
+            raise Error(f"ends is {self.ends!r}; use one of {', '.join(get_args(Ends))}")
+        if (self.text.temperature, self.image.sampling_temperature) != (1, 1):
+            raise Error(
+                "stage three learns from what is drawn at temperature 1: set text.temperature and sampling_temperature to 1"
+            )
         if self.group < 2:
             raise Error(f"group is {self.group}; an advantage needs at least 2 responses to compare")
 
@@ -91,6 +107,11 @@ class Responses(NamedTuple):
     counted: Tensor  # bool
     region: Tensor  # bool, every position of the response, counted or not
     order: Tensor  # int64
+
+    @property
+    def late(self) -> Tensor:
+        """What follows the first end of a response, or was never reached, bool [B, L]."""
+        return self.region & ~self.counted
 
 
 @dataclass(slots=True)
@@ -107,12 +128,21 @@ class Policy:
         return TorchDenoiser(self.model, slice(offset, offset + self.vocabulary.codebook_size))
 
 
+class Guided(NamedTuple):
+    """How drawings are guided: (1 + scale) * conditional - scale * unconditional logits. nothing: ids of the unconditional
+    prompt; body: tokens from the first code to the end of the row."""
+
+    scale: float
+    nothing: tuple[int, ...]
+    body: int
+
+
 class PolicyObjective(nn.Module):
     """The policy loss of a piece of masked copies."""
 
-    def __init__(self, model: MMaDA, objective: Objective, codes: tuple[int, int]) -> None:
+    def __init__(self, model: MMaDA, objective: Objective, codes: tuple[int, int], guided: Guided) -> None:
         super().__init__()
-        self.model, self.objective, self.codes = model, objective, codes
+        self.model, self.objective, self.codes, self.guided = model, objective, codes, guided
 
     def forward(
         self,
@@ -122,20 +152,28 @@ class PolicyObjective(nn.Module):
         old: Tensor,  # float32 [C, L] log-probabilities before the batch
         reference: Tensor,  # float32 [C, L] of the model that the stage began with
         advantages: Tensor,  # float32 [C]
+        length: Tensor,  # int64 [C] tokens of the response that a copy was made from
         drawing: Tensor,  # bool [C] codes rather than text
-        total: Tensor,  # float32 [C] copies of the whole batch
+        total: Tensor,  # float32 [C] copies of the whole batch, with those that hide nothing
     ) -> tuple[Tensor, dict[str, Tensor]]:
         new = self.log_probabilities(tokens, targets, chosen, bool(drawing[0]))
-        parts = policy_loss(new, old, chosen, advantages, self.objective, reference)
+        parts = policy_loss(new, old, chosen, advantages, self.objective, reference, length)
         share = len(tokens) / total[0]
         logged = {"policy": parts.policy, "divergence": parts.divergence, "clipped": parts.clipped}
         return share * parts.total, {name: torch.stack([v.detach(), v.new_tensor(1.0)]) for name, v in logged.items()}
 
     def log_probabilities(self, tokens: Tensor, targets: Tensor, chosen: Tensor, drawing: bool) -> Tensor:
-        """Of the targets at the chosen positions [C, L]; of a drawing among the codes alone, as it is sampled."""
+        """Of the targets at the chosen positions [C, L]; of a drawing as it is sampled, among the codes alone and guided."""
         hidden = self.model.hidden_at(tokens, chosen)
-        columns = slice(*self.codes) if drawing else None
-        return token_log_probabilities(self.model.logits(hidden, columns), targets, chosen, self.codes[0] if drawing else 0)
+        if not drawing:
+            return token_log_probabilities(self.model.logits(hidden), targets, chosen)
+        scale, nothing, body = self.guided
+        if scale > 0:
+            prompts = torch.tensor(nothing, device=tokens.device).expand(len(tokens), -1)
+            plain = torch.cat((prompts, tokens[:, -body:]), dim=1)
+            there = torch.cat((torch.zeros_like(prompts, dtype=torch.bool), chosen[:, -body:]), dim=1)
+            hidden = (1 + scale) * hidden - scale * self.model.hidden_at(plain, there)
+        return token_log_probabilities(self.model.logits(hidden, slice(*self.codes)), targets, chosen, self.codes[0])
 
 
 class StageThree:
@@ -158,8 +196,11 @@ class StageThree:
         self.rewards = {task: weigh(settings.rewards[task], self.seen) for task in settings.tasks}
         offset = policy.vocabulary.image_code_offset
         span = (offset, offset + policy.vocabulary.codebook_size)
-        self.reference = PolicyObjective(copy.deepcopy(policy.model).eval().requires_grad_(False), settings.objective, span)
-        objective = PolicyObjective(policy.model, settings.objective, span)
+        body = policy.model.config.num_vq_tokens + len(picture_end(policy.vocabulary))
+        guided = Guided(settings.image.guidance, tuple(unconditional_prompt(policy.vocabulary)), body)
+        frozen = copy.deepcopy(policy.model).eval().requires_grad_(False)
+        self.reference = PolicyObjective(frozen, settings.objective, span, guided)
+        objective = PolicyObjective(policy.model, settings.objective, span, guided)
         how = replace(settings.loop, align=settings.updates)
         # AdamW alone: Muon makes every direction of a gradient as strong as its strongest, and most of this one is noise.
         self.loop = Loop(objective, set(), folder, how, lambda step: min(1.0, (step + 1) / 5))
@@ -193,28 +234,29 @@ class StageThree:
             responses, advantages = Responses(*(part[counting] for part in responses)), advantages[differ]
             if not len(advantages):
                 return [[] for _ in range(settings.updates)]
-        advantages = advantages.flatten()
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
         first = torch.rand(len(responses.targets) * settings.copies, generator=generator)
         updates = []
         for turn in range(settings.updates):
-            copies = self._copies(responses, first, turn / settings.updates, generator)
-            updates.append([self._piece(copies, advantages, prompts[0].draws)] if len(copies.tokens) else [])
+            copies = self._copies(responses, first, turn, generator)
+            updates.append(
+                [self._piece(copies, responses, advantages.flatten(), prompts[0].draws)] if len(copies.tokens) else []
+            )
         return updates
 
-    def _copies(self, responses: Responses, first: Tensor, turn: float, generator: torch.Generator) -> MaskedCopies:
-        """The masked copies of an update: `first` [C] are the draws of the first, `turn` the share of the updates before it."""
-        targets, counted, region, order = responses
-        mask = self.policy.vocabulary.special.mask
-        if self.settings.trace is not None:
-            states = (first + turn) % 1.0  # each update has other states of a decoding, spread over it
-            return trace_copies(targets, region, order, mask, self.settings.trace, region & ~counted, states)
-        spaced = first + (1 - first) * turn  # structured noising: later updates hide more
-        draws = Draws(spaced, torch.rand(len(first), targets.shape[1], generator=generator))
-        return random_copies(targets, counted, mask, draws, WHOLE)
+    def _copies(self, responses: Responses, first: Tensor, turn: int, generator: torch.Generator) -> MaskedCopies:
+        """The masked copies of update number `turn`: `first` [C] are the draws of the first."""
+        settings, (targets, counted, region, order) = self.settings, responses
+        mask, late = self.policy.vocabulary.special.mask, responses.late
+        if settings.trace is not None:
+            states = (first + turn / settings.updates) % 1.0  # each update has other states of a decoding, spread over it
+            return trace_copies(targets, region, order, mask, settings.trace, late, states)
+        draws = Draws(first, torch.rand(len(first), targets.shape[1], generator=generator))
+        open_to = counted if settings.ends == "shown" else region
+        return noised_copies(targets, counted, open_to, mask, draws, turn, settings.updates, settings.ratios)
 
     @torch.no_grad()
-    def _piece(self, copies: MaskedCopies, advantages: Tensor, drawing: bool) -> Piece:
+    def _piece(self, copies: MaskedCopies, responses: Responses, advantages: Tensor, drawing: bool) -> Piece:
         device = self.loop.accelerator.device
         arguments = (copies.tokens.to(device), copies.targets.to(device), copies.chosen.to(device), drawing)
         with self.loop.accelerator.autocast():  # as the new ones are computed: a ratio begins at 1
@@ -226,8 +268,9 @@ class StageThree:
             "old": old.cpu(),
             "reference": reference.cpu(),
             "advantages": advantages[copies.row],
+            "length": responses.counted.sum(1)[copies.row],
             "drawing": torch.full((len(copies.tokens),), drawing),
-            "total": torch.full((len(copies.tokens),), float(len(copies.tokens))),
+            "total": torch.full((len(copies.tokens),), float(len(advantages) * self.settings.copies)),
         }
 
     def _shared(self, task: str, prompts: Sequence[Prompt], seed: int) -> tuple[Responses, Tensor]:
@@ -256,7 +299,7 @@ class StageThree:
             region, order = counted, np.pad(order, ((0, 0), (0, body.shape[1] - codes.shape[1])))
         else:
             written = rollouts.write(self.policy, ids, settings.text, seed, settings.together)
-            body, counted = _ended(written.ids, special.eot, special.eos, special.mask)
+            body, counted = ended(written.ids, special.eot, special.eos, special.mask, settings.ends == "counted")
             region = np.ones(body.shape, dtype=bool)
             order = np.where(written.order < 0, written.order.max() + 1, written.order)
         before = np.zeros((len(ids), len(ids[0])), dtype=np.int64)
@@ -286,9 +329,11 @@ class StageThree:
         return torch.tensor(rewards).reshape(len(prompts), settings.group)
 
 
-def _ended(body: NDArray[np.int64], eot: int, eos: int, mask: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Answers with ends of text after their first end, and which tokens count: up to that end; masks that were never
-    reached do not."""
+def ended(
+    body: NDArray[np.int64], eot: int, eos: int, mask: int, to_the_last: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Answers with ends of text after their first end, and which tokens count: up to that end, or all that was written; masks
+    that were never reached do not."""
     ends = np.isin(body, [eot, eos])
     after = (ends.cumsum(axis=1) - ends) > 0
-    return np.where(after, eos, body), ~after & (body != mask)
+    return np.where(after, eos, body), (body != mask) & (to_the_last | ~after)

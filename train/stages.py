@@ -192,10 +192,11 @@ def train_stage(
     processes make the rows of coming steps, for which a GPU would wait (0: none but this one)."""
     objective = UnifiedObjective(model)
     matrices = {name for name, p in objective.named_parameters() if ".blocks." in name and p.ndim == 2}
-    steps = settings.loop.steps
+    steps, limit = settings.loop.steps, settings.loop.seconds
 
     def rate(step: int) -> float:
-        return trapezoid(step, steps, settings.warmup, settings.decay)
+        made = steps if limit is None or not loop.seconds else min(steps, round(step * limit / loop.seconds))
+        return trapezoid(step, max(made, step), settings.warmup, settings.decay)  # where time ends it: steps at this pace
 
     loop = Loop(objective, matrices, folder, settings.loop, rate)
     stop = min(steps, until or steps)

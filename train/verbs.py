@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.model import MMaDA
     from mmada_lite.train.rewards import Classifier
-    from mmada_lite.train.stage_three import Decode
+    from mmada_lite.train.stage_three import Decode, PolicySettings, StageThree
     from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.vq import MagViT
+    from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 
 def fetch(workspace: Workspace, arguments: argparse.Namespace) -> None:
@@ -186,17 +187,9 @@ def three(workspace: Workspace, arguments: argparse.Namespace) -> None:
     """Stage three, UniGRPO: go on from stage two, or where it was stopped. --tasks says what is rewarded."""
     import torch
 
-    from mmada_lite.train.grow import grow
-    from mmada_lite.train.judge import Judge
-    from mmada_lite.train.prompts import sources
-    from mmada_lite.train.recipe import new_model, policy_settings
-    from mmada_lite.train.stage_three import Policy, StageThree
-    from mmada_lite.train.stage_vq import to_pictures
-    from mmada_lite.train.stages import load_trained
-    from mmada_lite.train.vq import MagViT
+    from mmada_lite.train.recipe import policy_settings
 
     seed = arguments.seed or 0
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = policy_settings(
         arguments.tasks,
         seed,
@@ -207,29 +200,56 @@ def three(workspace: Workspace, arguments: argparse.Namespace) -> None:
         arguments.prompts,
         arguments.copies,
         arguments.skip_ties,
-        on_gpu=device == "cuda",
+        arguments.guidance,
+        (arguments.ratios[0], arguments.ratios[1]),
+        arguments.ends,
+        arguments.seconds,
+        on_gpu=torch.cuda.is_available(),
     )
+    open_stage_three(workspace, arguments.start, workspace.policy / f"seed-{seed}", settings).train()
+
+
+def start_model(workspace: Workspace, start: Path | None) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+    """The small transformer with the weights of the checkpoint `start`, or of stage two; a folder without tokenizers of its own
+    takes those of that checkpoint."""
+    from mmada_lite.train.grow import grow
+    from mmada_lite.train.recipe import new_model
+    from mmada_lite.train.stages import load_trained
+
     tokenizer_file = workspace.tokenizer
-    if arguments.start is not None and not tokenizer_file.exists():
-        tokenizer_file = arguments.start / "tokenizer.json"
+    if start is not None and not tokenizer_file.exists():
+        tokenizer_file = start / "tokenizer.json"
     model, tokenizer, vocabulary = new_model(tokenizer_file)
-    if arguments.start is not None:
-        print(f"{grow(model, tokenizer_file, arguments.start)} text tokens known from {arguments.start}")
-    else:
+    if start is None:
         load_trained(workspace.stage_two, model)
+    else:
+        print(f"{grow(model, tokenizer_file, start)} text tokens known from {start}")
+        _adopt(workspace, start)
+    return model, tokenizer, vocabulary
+
+
+def open_stage_three(workspace: Workspace, start: Path | None, folder: Path, settings: PolicySettings) -> StageThree:
+    """A run of stage three with its state in `folder`. The pool is opened where a task looks, the judge where one draws."""
+    import torch
+
+    from mmada_lite.train.judge import Judge
+    from mmada_lite.train.prompts import sources
+    from mmada_lite.train.stage_three import Policy, StageThree
+    from mmada_lite.train.stage_vq import to_pictures
+    from mmada_lite.train.vq import MagViT
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     known = sources()
-    if any(task not in known for task in settings.tasks):  # the pool and the judge only where they serve
+    if any(task not in known for task in settings.tasks):
         known = sources(workspace.pool)
     draws = any("concept" in settings.rewards[task] for task in settings.tasks)
     classify: Classifier | None = Judge.load(workspace.judge).to(device).classify if draws else None
-    if arguments.start is not None:
-        _adopt(workspace, arguments.start)
+    model, tokenizer, vocabulary = start_model(workspace, start)
     decode: Decode | None = None
     if draws:
         image_tokenizer = MagViT.load(workspace.best_vq).eval().to(device)
         decode = lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())  # noqa: E731
-    policy, folder = Policy(model, tokenizer, vocabulary), workspace.policy / f"seed-{seed}"
-    StageThree(policy, folder, settings, known, decode, classify).train()
+    return StageThree(Policy(model, tokenizer, vocabulary), folder, settings, known, decode, classify)
 
 
 def _adopt(workspace: Workspace, start: Path) -> None:

@@ -149,6 +149,8 @@ def _section_without_cases(section: str, models: _Models, engines: Sequence[str]
         yield from (Checked("torch", c) for c in training.compare_losses(section, root, models.folder))
     if section == "rl" and "torch" in engines:
         yield from (Checked("torch", c) for c in training.compare_policy(section, root, models.folder))
+        if (root / "ends.json").exists():
+            yield from (Checked("torch", c) for c in training.compare_ends(section, root, models.folder))
 
 
 def _codec(root: Path, scratch: Path) -> Codec:

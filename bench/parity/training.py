@@ -203,6 +203,43 @@ def compare_policy(name: str, folder: Path, models: Path) -> Iterator[Comparison
         yield Comparison(f"{name}/z_score {number}", "advantages of a group", apart, SHARE)
 
 
+def compare_ends(name: str, folder: Path, models: Path) -> Iterator[Comparison]:
+    """UniGRPO as stage three has it, on texts that end early: what is masked, the loss, the gradient norm. Recorded by loops
+    from the formulas, not by published code (rl/README.md)."""
+    import torch
+    from safetensors.torch import load_file
+
+    from mmada_lite.train.model import MMaDA
+    from mmada_lite.train.policy import UNIGRPO, Draws, noised_copies, policy_loss
+    from mmada_lite.train.stage_three import ended
+
+    info = read_json(folder / "ends.json")
+    model, tensors = MMaDA.load(models / info["model"]), load_file(folder / "ends.safetensors")
+    ids, start, every = tensors["full_ids"], info["prompt_len"], len(tensors["t_uniform"])
+    counted, region = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    counted[:, start:] = torch.from_numpy(ended(ids[:, start:].numpy(), info["eot_id"], info["eos_id"], info["mask_id"])[1])
+    region[:, start:] = True
+    draws = Draws(tensors["t_uniform"], tensors["pos_uniform"])
+    for case in info["cases"]:
+        label, prefix = f"{name}/{case['prefix']} ends, update {case['turn'] + 1} of {info['updates']}", case["prefix"] + "."
+        recorded = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        copies = noised_copies(ids, counted, region, info["mask_id"], draws, case["turn"], info["updates"])
+        pairs = ((copies.tokens, "noisy"), (copies.targets, "labels"), (copies.chosen, "p_mask"))
+        wrong = sum(_unequal(ours, recorded[key]) for ours, key in pairs) + _unequal(copies.row, torch.tensor(case["rows"]))
+        yield Comparison(label, f"{len(copies.row)} masked copies", wrong, 0)
+        if wrong:
+            continue
+        model.zero_grad()
+        new, length = _log_probabilities(model, copies, copies.chosen), counted.sum(1)[copies.row]
+        gains = torch.tensor(info["advantages"])[copies.row]
+        old, reference = recorded["logp_old"], recorded["logp_ref"]
+        loss = len(copies.row) / every * policy_loss(new, old, copies.chosen, gains, UNIGRPO, reference, length).total
+        torch.autograd.backward(loss)
+        norm = float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+        yield Comparison(label, "loss, relative", _relative(float(loss.detach()), case["loss"]), LOSS)
+        yield Comparison(label, "gradient norm, relative", _relative(norm, case["global_grad_norm"]), GRADIENT)
+
+
 def _masked_copies(
     case: dict[str, Any], info: dict[str, Any], recorded: "dict[str, Tensor]", tensors: "dict[str, Tensor]"
 ) -> "MaskedCopies":

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import get_args
 
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
@@ -25,6 +26,7 @@ from mmada_lite.bench.record import Row, Run, default_output, fingerprint
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train.data import emoji
+from mmada_lite.train.data.texts import Half
 from mmada_lite.train.intervals import paired
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.workspace import Workspace
@@ -46,6 +48,10 @@ def build_parser() -> Parser:
     mode.add_argument("--presets", action="store_true", help="quality against latency of what --speed names")
     add("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
     add("--judge", type=Path, default=Path("train/shipped/judge"), help="folder of the judge (%(default)s)")
+    halves = (
+        "half of what is held out: models and settings are chosen by validation, the card is measured on test (%(default)s)"
+    )
+    add("--split", choices=get_args(Half), default="validation", help=halves)
     add("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
     add("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
     add("--device", default="auto", help="of a bundle: auto, cpu or cuda")
@@ -94,7 +100,7 @@ class Cases:
 
     def __init__(self, options: argparse.Namespace) -> None:
         concepts = Workspace(options.folder).concepts
-        self._icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", "validation", "test")}
+        self._icons = {role: emoji.load_concepts(concepts, role).pixels for role in ("train", options.split)}
         self._judge, self._options = Judge.load(options.judge), options
         self.of = cache(self._of)
 
@@ -103,7 +109,7 @@ class Cases:
         if options.few_steps:
             model.text = model.text.replace(steps=max(1, model.text.steps // 4))
             model.image = model.image.replace(steps=max(1, model.image.steps // 4))
-        return EvalContext(model, self._judge.classify, self._icons, options.count, options.seed)
+        return EvalContext(model, self._judge.classify, self._icons, options.count, options.seed, options.split)
 
 
 def _reports(run: Run, cases: Cases, path: Path, names: Sequence[str]) -> list[Row]:

@@ -21,7 +21,7 @@ from mmada_lite.forms.rows import Row, beginning, forms
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import Problem, every_held_out, thought_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
-from mmada_lite.train.data.texts import DESCRIBE_QUESTIONS, FACTS, WHAT_QUESTIONS, pairs, standard_caption
+from mmada_lite.train.data.texts import DESCRIBE_QUESTIONS, FACTS, WHAT_QUESTIONS, Half, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
 from mmada_lite.train.intervals import tally
 
@@ -100,12 +100,12 @@ class Blanks:
         return forms(given, self._encode, self._end, self._special.eos, self.model.text.block_length, mask)
 
 
-def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int) -> Report:
-    """Right is what is exactly as it should be, given words and all. most: cases of a kind."""
+def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int, half: Half) -> Report:
+    """Right is what is exactly as it should be, given words and all. most: cases of a kind; half: of what is held out."""
     blanks, report = Blanks(model), Report()
     _facts(blanks, ask, report, most)
-    _sums(blanks, ask, report, rng, most)
-    _captions(blanks, report, most)
+    _sums(blanks, ask, report, rng, most, half)
+    _captions(blanks, report, most, half)
     for role, (pictures, concepts, colours) in shown.items():
         _descriptions(blanks, ask, report, role, pictures, concepts.tolist(), colours.tolist())
     return report
@@ -123,9 +123,9 @@ def _facts(blanks: Blanks, ask: Ask, report: Report, most: int) -> None:
     report["fact_begun"] = _same(blanks.answers([question for question, _ in begun], firsts), [reply for _, reply in begun])
 
 
-def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, most: int) -> None:
+def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, most: int, half: Half) -> None:
     """Held-out problems, whose results the model writes behind a thought alone."""
-    problems = _drawn([problem for kind in KINDS for problem in every_held_out(kind)], rng, most)
+    problems = _drawn([problem for kind in KINDS for problem in every_held_out(kind, half)], rng, most)
     questions, results = [f"what is {p}?" for p in problems], [str(p.answer) for p in problems]
     report["sum_whole"] = _same([answer_of(reply) for reply in ask(questions, None)], results)
     report["sum_hole"] = _same(blanks.answers(questions, [blanks.hole(result) for result in results]), results)
@@ -140,9 +140,9 @@ def _drawn(problems: Sequence[Problem], rng: np.random.Generator, most: int) -> 
     return [problems[number] for number in rng.permutation(len(problems))[:most]]
 
 
-def _captions(blanks: Blanks, report: Report, most: int) -> None:
+def _captions(blanks: Blanks, report: Report, most: int, half: Half) -> None:
     """Of things on backgrounds that were never drawn together: the words that the others determine, and two as one hole."""
-    captions = [standard_caption(CONCEPTS[i], colour) for i, colour in pairs(held_out=True)][:most]
+    captions = [standard_caption(CONCEPTS[i], colour) for i, colour in pairs(True, half)][:most]
     for name, first, last in (("article", -3, -2), ("on", -4, -3), ("background", -1, None), ("on_a", -4, -2)):
         cases = [_parted(caption, first, last) for caption in captions]
         known = [before + blanks.hole(word, before) + after for before, word, after in cases]
@@ -184,7 +184,7 @@ def _descriptions(
     report[f"what_hole_{role}"] = _same(blanks.answers([WHAT_QUESTIONS[0]] * len(what), holes, codes), what)
 
 
-def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int) -> Report:
+def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int, half: Half) -> Report:
     """The likeliest of a few answers, beside the same asked whole: a fact among three others, a result among near ones, the
     background among all, yes or no. most: cases of a kind."""
     report, blanks = Report(), Blanks(model)
@@ -194,7 +194,7 @@ def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Ge
     others = [[str(o) for o in rng.permutation([r for r in dict.fromkeys(replies) if r != reply])[:3]] for reply in wanted]
     choices = [[reply, *three] for reply, three in zip(wanted, others, strict=True)]
     report["fact_choice_of_4"] = _same(blanks.chosen(questions, choices), wanted)
-    problems = _drawn(every_held_out("sum2"), rng, most)
+    problems = _drawn(every_held_out("sum2", half), rng, most)
     results = [[str(p.answer + near) for near in (0, -1, 1, 10)] for p in problems]
     chosen = blanks.chosen([f"what is {p}?" for p in problems], results)
     report["sum_choice_of_4"] = _same(chosen, [str(p.answer) for p in problems])

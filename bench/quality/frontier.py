@@ -160,11 +160,11 @@ def prompts(context: EvalContext, kind: str, count: int) -> Prompts:
     """What no training saw. text: sums and, every second one, a question about a picture; image: pairs of thing and colour."""
     model, half = context.model, -(-count // 2)
     if kind == "image":
-        unseen_pairs = pairs(held_out=True)
+        unseen_pairs = pairs(True, context.half)
         chosen = (unseen_pairs[n % len(unseen_pairs)] for n in range(count))
         return rollouts.caption_prompts(model, [standard_caption(CONCEPTS[i], colour) for i, colour in chosen])
-    sums = [f"what is {p}?" for p in distinct_problems("sum2", True, half, context.rng(7))]
-    pictures, _, _ = singles(context.icons["validation"], half, context.rng(8))
+    sums = [f"what is {p}?" for p in distinct_problems("sum2", True, half, context.rng(7), context.half)]
+    pictures, _, _ = singles(context.icons[context.half], half, context.rng(8))
     asked = rollouts.question_prompts(model, [WHAT_QUESTIONS[0]] * half, model.encode(pictures))
     both = zip(rollouts.question_prompts(model, sums), asked, strict=True)
     return [prompt for pair in both for prompt in pair][:count]

@@ -27,7 +27,7 @@ from mmada_lite.train.data.scenes import (
     scene_question,
     scene_thought,
 )
-from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
+from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, Half, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
 from mmada_lite.train.intervals import interval, tally
 from mmada_lite.train.shards import TIDY, TIDY_CELL
@@ -36,18 +36,20 @@ Report = dict[str, object]
 Classify = Callable[[Pictures], NDArray[np.int64]]
 Icons = Mapping[str, NDArray[np.uint8]]  # role -> [styles, concepts, S, S, 4]
 SIDE = 8  # codes
-MOST_OF_TWO_DIGITS = 300  # problems of a kind: some 400 are held out
+MOST_OF_TWO_DIGITS = 150  # problems of a kind: some 200 are in a half of what is held out
 
 
 @dataclass(frozen=True, slots=True)
 class EvalContext:
-    """What a task needs: the model, an independent classifier of pictures, icons by role, how many cases at most, a seed."""
+    """What a task needs: the model, an independent classifier of pictures, icons by role, how many cases at most, a seed, and
+    the half of what is held out that is asked, which is the role of the icons that no training saw, too."""
 
     model: EvalModel
     classify: Classify
     icons: Icons
     count: int = 400
     seed: int = 1000
+    half: Half = "validation"
 
     def rng(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, number])
@@ -63,7 +65,7 @@ class EvalContext:
 
 
 def tokenizer_of_images(context: EvalContext) -> Report:
-    """Peak signal-to-noise ratio on untouched icons of the validation style, and the share of the codebook that is used."""
+    """Peak signal-to-noise ratio on untouched icons by their role, and the share of the codebook that is used."""
     rng, report = context.rng(1), Report()
     shown = {role: singles(context.icons[role], context.count, rng)[0] for role in context.icons}
     codes = {role: context.model.encode(pictures) for role, pictures in shown.items()}
@@ -85,27 +87,27 @@ def tokenizer_of_images(context: EvalContext) -> Report:
 def what_is_this(context: EvalContext) -> Report:
     """One thing alone, untouched: its name (chance is 1 in 64), and the colour of the background (1 in 10)."""
     report = Report()
-    for role in ("validation", "test"):
-        pictures, concepts, colours = singles(context.icons[role], context.count * (2 if role == "test" else 1), context.rng(2))
-        names = context.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
-        right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
-        report[f"what_{role}"] = tally(right)
-        report[f"missed_{role}"] = sorted(CONCEPT_NAMES[c] for c in set(concepts.tolist()) if right[concepts == c].mean() < 0.5)
-        part = slice(0, context.count // 2)
-        grounds = context.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
-        report[f"background_{role}"] = tally(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
+    role = context.half
+    pictures, concepts, colours = singles(context.icons[role], context.count * (2 if role == "test" else 1), context.rng(2))
+    names = context.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
+    right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
+    report[f"what_{role}"] = tally(right)
+    report[f"missed_{role}"] = sorted(CONCEPT_NAMES[c] for c in set(concepts.tolist()) if right[concepts == c].mean() < 0.5)
+    part = slice(0, context.count // 2)
+    grounds = context.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
+    report[f"background_{role}"] = tally(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
     return report
 
 
 def scenes(context: EvalContext) -> Report:
-    """Four places, layouts never trained on, with a thought; icons of the training styles and of the validation style."""
+    """Four places, layouts never trained on, with a thought; icons of the training styles and of a style that none saw."""
     report = Report()
-    for role in ("train", "validation"):
+    for role in ("train", context.half):
         rng, total = context.rng(3), context.count // 2
         for kind in ("background", "position", "count", "compare"):
             cases: list[tuple[Layout, str, str, Pictures]] = []
             while len(cases) < total:
-                layout, colour = draw_layout((2, 2), True, rng), COLOURS[rng.integers(len(COLOURS))]
+                layout, colour = draw_layout((2, 2), True, rng, context.half), COLOURS[rng.integers(len(COLOURS))]
                 question = scene_question(layout, colour, kind, rng)
                 if question:
                     picture = compose_layout(layout, context.icons[role], colour, rng, TIDY_CELL)
@@ -121,7 +123,7 @@ def scenes(context: EvalContext) -> Report:
 
 def drawing(context: EvalContext) -> Report:
     """One thing on a background that it was never shown on: named right by the judge, background right by the pixel rule."""
-    unseen_pairs = pairs(held_out=True)
+    unseen_pairs = pairs(True, context.half)
     wanted = [unseen_pairs[n % len(unseen_pairs)] for n in range(context.count)]
     captions = [standard_caption(CONCEPTS[i], colour) for i, colour in wanted]
     pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
@@ -141,7 +143,7 @@ def thinking_before_drawing(context: EvalContext) -> Report:
     for n in range(context.count // 2):
         relation = list(RELATIONS)[n % len(RELATIONS)]
         rows, columns, _ = RELATIONS[relation]
-        layout, colour = draw_layout((rows, columns), True, rng), COLOURS[rng.integers(len(COLOURS))]
+        layout, colour = draw_layout((rows, columns), True, rng, context.half), COLOURS[rng.integers(len(COLOURS))]
         cases.append((layout, colour, relation_caption(layout, relation, colour)))
     captions = [caption for *_, caption in cases]
     thoughts = rollouts.answers(
@@ -166,7 +168,7 @@ def arithmetic(context: EvalContext) -> Report:
     report, good_thoughts, good_results = Report(), 0, 0
     for kind in ("sum2", "difference2", "sum3", "difference3"):
         most = MOST_OF_TWO_DIGITS if kind.endswith("2") else context.count
-        problems = distinct_problems(kind, True, min(context.count // 2, most), context.rng(5))
+        problems = distinct_problems(kind, True, min(context.count // 2, most), context.rng(5), context.half)
         replies = context.ask([f"what is {p}?" for p in problems])
         right = [answer_of(s) == str(p.answer) for s, p in zip(replies, problems, strict=True)]
         exact = [true_share(p, _thought(s)) == 1.0 for s, p in zip(replies, problems, strict=True)]
@@ -182,7 +184,7 @@ def arithmetic(context: EvalContext) -> Report:
 
 def editing(context: EvalContext) -> Report:
     """A hidden half drawn anew, and a picture grown by half of its side: does the judge still see the same thing?"""
-    rng, unseen_pairs = context.rng(6), pairs(held_out=True)
+    rng, unseen_pairs = context.rng(6), pairs(True, context.half)
     chosen = [unseen_pairs[rng.integers(len(unseen_pairs))] for _ in range(context.count // 2)]
     icons = context.icons["train"]
     pictures = np.stack([compose(icons[rng.integers(len(icons)), c], colour, rng, TIDY) for c, colour in chosen])
@@ -207,12 +209,12 @@ def editing(context: EvalContext) -> Report:
 
 def filling(context: EvalContext) -> Report:
     """Holes in texts and partial answers, beside the same asked whole; every held-out icon once where `count` allows it."""
-    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count)
+    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count, context.half)
 
 
 def choosing(context: EvalContext) -> Report:
     """The likeliest of a few answers, beside the same asked whole; pictures as in `filling`."""
-    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9), context.count)
+    return examined_choices(context.model, context.ask, _untouched(context), context.rng(9), context.count, context.half)
 
 
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
@@ -240,9 +242,8 @@ def singles(
 
 
 def _untouched(context: EvalContext) -> Shown:
-    icons = {role: context.icons[role] for role in ("validation", "test")}
-    every = {role: len(styles) * len(styles[0]) for role, styles in icons.items()}
-    return {role: singles(icons[role], min(every[role], context.count), context.rng(7)) for role in icons}
+    icons = context.icons[context.half]
+    return {context.half: singles(icons, min(len(icons) * len(icons[0]), context.count), context.rng(7))}
 
 
 def _fill(

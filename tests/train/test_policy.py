@@ -13,7 +13,7 @@ from mmada_lite.bench.parity.check import check_folder
 from mmada_lite.bench.parity.training import LOSS, _size_of_terms
 from mmada_lite.errors import Error
 from mmada_lite.train import policy
-from mmada_lite.train.policy import DLLM_RL, UNIGRPO, WHOLE, Draws, MaskedCopies, Objective, policy_loss
+from mmada_lite.train.policy import DLLM_RL, TRACED, UNIGRPO, WHOLE, Draws, MaskedCopies, Objective, policy_loss
 
 MASK, PAD = 99, 98
 REWARDS = st.lists(st.floats(-100, 100), min_size=1, max_size=9)
@@ -33,6 +33,12 @@ def scattered(rows: int = 12, length: int = 20) -> tuple[Tensor, Tensor]:
 def some_copies(seed: int = 3, each: int = 4) -> MaskedCopies:
     targets, response = scattered()
     return policy.random_copies(targets, response, MASK, Draws.uniform(len(targets) * each, targets.shape[1], seeded(seed)))
+
+
+def response_lengths(copies: MaskedCopies) -> Tensor:
+    """Of the responses of `scattered`, [C]."""
+    _, response = scattered()
+    return response.sum(1)[copies.row]
 
 
 def values(copies: MaskedCopies, seed: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,27 +173,30 @@ def test_log_probabilities_are_of_the_targets_of_any_columns() -> None:
 
 @pytest.mark.parametrize("objective", [DLLM_RL, UNIGRPO])
 def test_an_unchanged_policy_loses_minus_the_mean_advantage(objective: Objective) -> None:
+    """Of dLLM-RL over the masked tokens; of the paper over the whole response, where those that are shown add nothing."""
     copies = some_copies()
     old, _, advantages = values(copies)
-    new = old.clone().requires_grad_()
-    loss = policy_loss(new, old, copies.chosen, advantages, objective)
-    assert float(loss.total.detach()) == pytest.approx(-float(advantages.mean()), abs=1e-6)
+    new, length = old.clone().requires_grad_(), response_lengths(copies)
+    loss = policy_loss(new, old, copies.chosen, advantages, objective, length=length)
+    over = copies.chosen.sum(1) if objective is DLLM_RL else length
+    shares = advantages[:, None] * copies.chosen / over[:, None] / len(advantages)
+    assert float(loss.total.detach()) == pytest.approx(-float(shares.sum()), abs=1e-6)
     assert float(loss.divergence.detach()) == 0.0
     assert float(loss.clipped) == 0.0
     torch.autograd.backward(loss.total)
-    expected = -(advantages[:, None] * copies.chosen / copies.chosen.sum(1, keepdim=True)) / len(advantages)
+    expected = -shares
     assert new.grad is not None
     assert torch.allclose(new.grad, expected, atol=1e-7)  # the plain policy gradient, each copy's tokens sharing its weight
 
 
-@pytest.mark.parametrize("unit", ["token", "response"])
-def test_what_is_not_masked_is_never_read(unit: str) -> None:
+@pytest.mark.parametrize("objective", [Objective(beta=0.5), Objective(beta=0.5, over="response", divergence="mean")])
+def test_what_is_not_masked_is_never_read(objective: Objective) -> None:
     copies = some_copies()
     old, change, advantages = values(copies)
-    objective = Objective(unit=unit, beta=0.5)  # type: ignore[arg-type]
-    plain = policy_loss(old + change, old, copies.chosen, advantages, objective).total
+    length = response_lengths(copies)
+    plain = policy_loss(old + change, old, copies.chosen, advantages, objective, length=length).total
     spoilt = (old + change).masked_fill(~copies.chosen, 900.0).requires_grad_()
-    loss = policy_loss(spoilt, old, copies.chosen, advantages, objective).total
+    loss = policy_loss(spoilt, old, copies.chosen, advantages, objective, length=length).total
     torch.autograd.backward(loss)
     assert float(loss.detach()) == float(plain)
     assert spoilt.grad is not None
@@ -212,14 +221,10 @@ def test_the_clip_bounds_the_gradient() -> None:
                 assert abs(slope) <= (1 + clip) * gain
 
 
-@pytest.mark.parametrize("unit", ["token", "response"])
-def test_clipping_never_makes_the_loss_smaller(unit: str) -> None:
+def test_clipping_never_makes_the_loss_smaller() -> None:
     copies = some_copies()
     old, change, advantages = values(copies)
-    tight, loose = (
-        policy_loss(old + change, old, copies.chosen, advantages, Objective(clip, beta=0.0, unit=unit))  # type: ignore[arg-type]
-        for clip in (0.1, 1e6)
-    )
+    tight, loose = (policy_loss(old + change, old, copies.chosen, advantages, Objective(clip, beta=0.0)) for clip in (0.1, 1e6))
     assert float(tight.total) >= float(loose.total)
     assert float(tight.clipped) > 0.1
     assert float(loose.clipped) == 0.0
@@ -252,7 +257,7 @@ def test_divergence_is_from_the_reference_model_if_there_is_one() -> None:
         assert torch.equal(other.policy, same.policy)
 
 
-@pytest.mark.parametrize("objective", [Objective(beta=0.04, estimator="difference"), Objective(beta=0.01), UNIGRPO])
+@pytest.mark.parametrize("objective", [Objective(beta=0.04, estimator="difference"), Objective(beta=0.01), TRACED])
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_rounding_is_no_fault_of_a_loss_however_small_its_sum(objective: Objective, gain: float) -> None:
     """Log-probabilities off by their rounding, where new and old are close and what is won is lost again."""
@@ -268,7 +273,7 @@ def test_rounding_is_no_fault_of_a_loss_however_small_its_sum(objective: Objecti
 def test_mean_and_sum_of_the_divergence_differ_by_the_masks() -> None:
     old, chosen = torch.zeros(3, 6), torch.ones(3, 6, dtype=torch.bool)
     new, advantages = old + 0.4, torch.zeros(3)
-    added, averaged = (policy_loss(new, old, chosen, advantages, o).divergence for o in (DLLM_RL, UNIGRPO))
+    added, averaged = (policy_loss(new, old, chosen, advantages, o).divergence for o in (DLLM_RL, TRACED))
     assert float(added) == pytest.approx(6 * float(averaged), rel=1e-5)
 
 
@@ -290,7 +295,9 @@ def test_gradient_steps_raise_the_better_response() -> None:
         copies = policy.random_copies(targets, response, MASK, Draws.uniform(2 * 4, 4, generator), WHOLE)
         logits = table.expand(len(copies.row), -1, -1)[copies.chosen]
         new = policy.token_log_probabilities(logits, copies.targets, copies.chosen)
-        loss = policy_loss(new, new.detach(), copies.chosen, advantages[copies.row], UNIGRPO).total
+        loss = policy_loss(
+            new, new.detach(), copies.chosen, advantages[copies.row], UNIGRPO, length=response.sum(1)[copies.row]
+        ).total
         (slope,) = torch.autograd.grad(loss, table)
         table = (table - 0.5 * slope).detach().requires_grad_()
     chance = table.detach().softmax(-1)
@@ -307,7 +314,7 @@ def test_gradient_steps_raise_the_better_response() -> None:
         ({"clip": float("nan")}, "clip is nan"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"estimator": "k2"}, "estimator is 'k2'; use one of k3, difference"),
-        ({"unit": "word"}, "unit is 'word'; use one of token, response"),
+        ({"over": "word"}, "over is 'word'; use one of masked, response"),
         ({"divergence": "max"}, "divergence is 'max'; use one of sum, mean"),
     ],
 )

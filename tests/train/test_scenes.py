@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from toys import discs
+from toys import discs, occupied
 
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
-from mmada_lite.train.data.layouts import Layout, cells, occupied
+from mmada_lite.train.data.layouts import Layout, cells
 from mmada_lite.train.data.pictures import Augmentation, background_of
 from mmada_lite.train.data.scenes import (
     CELLS,

@@ -85,7 +85,7 @@ def test_layouts_are_the_runtime_s_own(toy_sequences: Sequences) -> None:
         ("thought_to_image", special.r2i),
         ("caption_to_thought", special.r2i),
     ):
-        assert all((rows.targets[:, 0] == first).all() for rows in groups(toy_sequences, task, 2, 3))
+        assert all((rows.targets[:, 0] == first).all() for rows in groups(with_captions(toy_sequences, 0.0), task, 2, 3))
     for task in ("ask", "list", "scene"):
         for rows in groups(toy_sequences, task, 2, 3):
             assert (rows.targets[:, 0] == special.mmu).all()
@@ -96,12 +96,14 @@ def test_layouts_are_the_runtime_s_own(toy_sequences: Sequences) -> None:
         assert all((rows.targets[:, 0] == special.bos).all() for rows in groups(toy_sequences, task, 2, 3))
 
 
+def with_captions(sequences: Sequences, dropout: float) -> Sequences:
+    """The same rows, so many groups of them without a caption."""
+    return Sequences(sequences.tokenizer, sequences.vocabulary, sequences.singles, sequences.several, caption_dropout=dropout)
+
+
 def test_without_a_caption_nothing_is_left_of_it(toy_sequences: Sequences) -> None:
-    special = toy_sequences.vocabulary.special
-    bare = Sequences(
-        toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=1.0
-    )
-    for task in ("paint", "pair"):
+    special, bare = toy_sequences.vocabulary.special, with_captions(toy_sequences, 1.0)
+    for task in DRAWN:
         (rows,) = groups(bare, task, 3, 1)
         assert (rows.targets[:, :4] == [special.t2i, special.bos, special.eos, special.soi]).all()
 
@@ -231,7 +233,7 @@ def test_conclusions_are_all_that_is_hidden_and_need_no_picture(toy_sequences: S
 
 
 def test_drawn_rows_think_what_the_caption_says(toy_sequences: Sequences) -> None:
-    for rows in groups(toy_sequences, "thought_to_image", 10, 40):
+    for rows in groups(with_captions(toy_sequences, 0.0), "thought_to_image", 10, 40):
         for row in rows.targets:
             caption, thought = spoken(toy_sequences, row).removesuffix("</think>").split("<think>")
             parts = [part.split(" ", 1) for part in thought.strip().split(", ")]
@@ -264,9 +266,7 @@ def test_every_answer_fits(toy_sequences: Sequences) -> None:
 
 def test_nothing_held_out_is_ever_drawn(toy_sequences: Sequences) -> None:
     """Problems, layouts, and things on backgrounds: thousands of rows, as they are read."""
-    sequences = Sequences(
-        toy_sequences.tokenizer, toy_sequences.vocabulary, toy_sequences.singles, toy_sequences.several, caption_dropout=0.0
-    )
+    sequences = with_captions(toy_sequences, 0.0)
     decoded = {
         task: [spoken(sequences, row) for rows in groups(sequences, task, 12, 60, 20) for row in rows.targets] for task in TASKS
     }

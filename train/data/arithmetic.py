@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from mmada_lite.errors import Error, did_you_mean
-from mmada_lite.train.data.texts import held_out, sum_held_out
+from mmada_lite.train.data.texts import Half, held_out, on_side
 from mmada_lite.train.data.thoughts import with_thought
 
 Sign = Literal["+", "-"]
@@ -64,14 +64,21 @@ class Problem:
         return len(str(max(self.first, self.second)))
 
     @property
+    def split_text(self) -> str:
+        """The text that decides on which side of the split it lies; a + b and b + a have one."""
+        return f"{min(self.first, self.second)} + {max(self.first, self.second)}" if self.sign == "+" else str(self)
+
+    @property
     def held_out(self) -> bool:
-        """Whether it is kept for evaluation, by CRC-32 of its text; a + b and b + a always fall on the same side."""
-        return sum_held_out(self.first, self.second) if self.sign == "+" else held_out(str(self))
+        """Whether it is kept for evaluation, by CRC-32 of its text."""
+        return held_out(self.split_text)
 
 
-def draw_problem(kind: str, held_out: bool, rng: np.random.Generator, shorter: float = 0.0) -> Problem:
-    """A problem of a kind from the wanted side of the split; with probability `shorter` one number has fewer digits. Raises
-    Error for an unknown kind."""
+def draw_problem(
+    kind: str, held_out: bool, rng: np.random.Generator, shorter: float = 0.0, half: Half | None = None
+) -> Problem:
+    """A problem of a kind from the wanted side of the split, or from a half of what is held out; with probability `shorter` one
+    number has fewer digits. Raises Error for an unknown kind."""
     if kind not in KINDS:
         raise Error(f"no kind of problem is called {kind!r}; {did_you_mean(kind, KINDS, f'use one of {KINDS}')}")
     sign, digits = KINDS[kind]
@@ -81,26 +88,28 @@ def draw_problem(kind: str, held_out: bool, rng: np.random.Generator, shorter: f
             second = int(rng.integers(10 ** (digits - 1)))
             first, second = (first, second) if rng.random() < 0.5 else (second, first)
         problem = Problem(max(first, second), sign, min(first, second)) if sign == "-" else Problem(first, sign, second)
-        if problem.held_out == held_out:
+        if on_side(problem.split_text, held_out, half):
             return problem
 
 
-def distinct_problems(kind: str, held_out: bool, count: int, rng: np.random.Generator) -> list[Problem]:
+def distinct_problems(
+    kind: str, held_out: bool, count: int, rng: np.random.Generator, half: Half | None = None
+) -> list[Problem]:
     """`count` different problems: an evaluation set. Raises Error where there are not as many."""
     problems: dict[Problem, None] = {}
     for _ in range(20 * count):
-        problems[draw_problem(kind, held_out, rng)] = None
+        problems[draw_problem(kind, held_out, rng, half=half)] = None
         if len(problems) == count:
             return list(problems)
     raise Error(f"only {len(problems)} different problems of kind {kind!r} were found on this side of the split, not {count}")
 
 
-def every_held_out(kind: str) -> list[Problem]:
-    """Every problem of a kind that is kept for evaluation."""
+def every_held_out(kind: str, half: Half | None = None) -> list[Problem]:
+    """Every problem of a kind that is kept for evaluation, or of a half of them."""
     sign, digits = KINDS[kind]
     numbers = range(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
     problems = (Problem(a, sign, b) for a in numbers for b in numbers if sign == "+" or a >= b)
-    return [problem for problem in problems if problem.held_out]
+    return [problem for problem in problems if on_side(problem.split_text, True, half)]
 
 
 def question_of(problem: Problem, rng: np.random.Generator) -> str:

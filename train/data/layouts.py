@@ -1,5 +1,5 @@
-"""Where things lie in a picture: a grid of cells with a name in each, and the rules that read it from pixels alone: which cells
-hold something that is not background, and what a cell looks like as a picture of its own. Knows no models and no text.
+"""Where things lie in a picture: a grid of cells with a name in each, and what a cell looks like as a picture of its own. Knows
+no models and no text.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from PIL import Image
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.pictures import RESOLUTION, Pixels, background_tone
-
-FOREGROUND = 40.0  # Euclidean distance in sRGB from the background beyond which a pixel belongs to a thing
-OCCUPIED = 0.05  # share of such pixels in a cell that holds something
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +39,6 @@ class Layout:
 def cells(picture: Pixels, rows: int, columns: int) -> list[Pixels]:
     """The picture [H, W, 3] cut into rows * columns parts, row by row."""
     return [part for band in np.array_split(picture, rows, axis=0) for part in np.array_split(band, columns, axis=1)]
-
-
-def occupied(picture: Pixels, rows: int, columns: int) -> list[bool]:
-    """Whether each cell holds something that stands out from the background. A thing across a border is in both cells."""
-    tone = background_tone(picture)
-    shares = [
-        float((np.linalg.norm(cell.astype(np.float64) - tone, axis=2) > FOREGROUND).mean())
-        for cell in cells(picture, rows, columns)
-    ]
-    return [share > OCCUPIED for share in shares]
 
 
 def cell_pictures(picture: Pixels, rows: int, columns: int, size: int = RESOLUTION) -> NDArray[np.uint8]:

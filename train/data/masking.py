@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmada_lite.decoding.rows import picture_part
 from mmada_lite.vocabulary import Vocabulary
 
+LEAST = 0.001  # share of a text that is masked where t is 0, so that 1 / p stays finite
 BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
 CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
@@ -76,7 +77,7 @@ def answer_rows(
     hidden.
     """
     count, length = answers.shape
-    p = 0.999 * np.sqrt(spread(count, rng))[:, None] + 0.001
+    p = (1 - LEAST) * np.sqrt(spread(count, rng))[:, None] + LEAST
     filling, closed = answers == vocabulary.special.eos, answers == close
     concluding = closed.cumsum(axis=1) - closed > 0
     shown = (rng.random((count, 1)) < answer_alone) & (concluding & ~filling).any(axis=1, keepdims=True)

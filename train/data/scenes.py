@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmada_lite.train.data.concepts import BACKGROUNDS, COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
 from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.pictures import RESOLUTION, Augmentation, Pixels, choose_tone, prepare
-from mmada_lite.train.data.texts import held_out
+from mmada_lite.train.data.texts import Half, held_out, on_side
 from mmada_lite.train.data.thoughts import with_thought
 
 CELLS = ("top left", "top right", "bottom left", "bottom right")
@@ -25,13 +25,19 @@ KINDS = ("count", "position", "compare", "cell", "background", "all")
 
 
 def layout_held_out(layout: Layout) -> bool:
-    """Whether a layout is kept for evaluation. Of two things side by side the pair of names decides, whatever their order."""
+    """Whether a layout is kept for evaluation."""
+    return held_out(layout_text(layout))
+
+
+def layout_text(layout: Layout) -> str:
+    """The text that decides on which side of the split a layout lies: of two things side by side whatever their order."""
     names = [name or "none" for name in layout.names]
-    return held_out(" + ".join(names if len(names) == 4 else sorted(names)))
+    return " + ".join(names if len(names) == 4 else sorted(names))
 
 
-def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator) -> Layout:
-    """A layout of the wanted side of the split: two different things side by side, or one to four in four places.
+def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator, half: Half | None = None) -> Layout:
+    """A layout of the wanted side of the split, or of a half of what is held out: two different things side by side, or one to
+    four in four places.
 
     In four places names come twice more often than by chance, so that there is something to count.
     """
@@ -43,7 +49,7 @@ def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator)
             first, second = rng.choice(len(SMALL), size=2, replace=False)
             names = [CONCEPT_NAMES[SMALL[first]], CONCEPT_NAMES[SMALL[second]]]
         layout = Layout(*grid, tuple(names))
-        if layout_held_out(layout) == held_out:
+        if on_side(layout_text(layout), held_out, half):
             return layout
 
 

@@ -53,9 +53,10 @@ Example = TypeVar("Example", bound=tuple[Any, ...])
 
 
 class Sequences:
-    """Draws groups of rows. Every draw uses the generator that is passed in. `blocks`: share of answers hidden block-wise.
+    """Draws groups of rows. Every draw uses the generator that is passed in. `caption_dropout`: share of the groups to be drawn
+    that have no prompt, for guidance. `blocks`: share of answers hidden block-wise. `problems`: shares of the kinds of them.
 
-    held_out: problems of the side that is kept for evaluation, instead of the training side.
+    held_out: problems of the side that is kept for evaluation (its half to choose by), instead of the training side.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Sequences:
         caption_dropout: float = 0.1,
         blocks: float = 0.5,
         held_out: bool = False,
+        problems: Mapping[str, float] = PROBLEM_SHARES,
     ) -> None:
         self.tokenizer, self.vocabulary, self.singles, self._several = tokenizer, vocabulary, singles, several
-        self.caption_dropout, self.blocks, self.held_out = caption_dropout, blocks, held_out
+        self.caption_dropout, self.blocks, self.held_out, self.problems = caption_dropout, blocks, held_out, problems
         self._ids: dict[str, list[int]] = {}
         self._close = tokenizer.find(CLOSE, -1)
 
@@ -91,7 +93,7 @@ class Sequences:
         }
 
     def paint(self, count: int, rng: np.random.Generator) -> Rows:
-        """Caption, then the picture's codes; or, for guidance, a group without captions."""
+        """Caption, then the picture's codes."""
         return self._pictures("paint", lambda: self._captioned(rng), count, rng)
 
     def pair(self, count: int, rng: np.random.Generator) -> Rows:
@@ -105,23 +107,25 @@ class Sequences:
             text, codes, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
             return thought_prompt(text, self._text(thought), self.vocabulary), codes
 
-        examples = equal_length(draw, count)
-        prompts, codes = np.array([p for p, _ in examples]), np.array([c for _, c in examples])
+        prompts, codes = self._drawn(draw, count, rng)
         return picture_rows("thought_to_image", prompts, codes, self.vocabulary, rng)
 
     def edit(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption and one half of a picture, then the codes of the other half; in every second group the given half is the
         far one of a picture that goes on, on its background, beyond that edge."""
         beyond, turns = rng.random() < 0.5, int(rng.integers(4))
-        examples = equal_length(lambda: self._captioned(rng), count)
-        codes = np.array([codes for _, codes in examples])
+
+        def draw() -> tuple[list[int], Ints]:
+            text, codes = self._captioned(rng)
+            return paint_prompt(text, self.vocabulary), codes
+
+        prompts, codes = self._drawn(draw, count, rng)
         side = round(codes.shape[1] ** 0.5)
-        pictures = np.rot90(codes.reshape(count, side, side), turns, axes=(1, 2))
+        pictures: Ints = np.rot90(codes.reshape(count, side, side), turns, axes=(1, 2))
         if beyond:
             pictures = np.concatenate([pictures[:, :, side // 2 :], pictures[:, :, [-1] * (side // 2)]], axis=2)
         hidden = np.broadcast_to(np.arange(side) >= side // 2, pictures.shape)
         pictures, hidden = (np.rot90(a, -turns, axes=(1, 2)).reshape(count, -1) for a in (pictures, hidden))
-        prompts = np.array([paint_prompt(ids, self.vocabulary) for ids, _ in examples])
         return picture_rows("edit", prompts, pictures, self.vocabulary, rng, hidden)
 
     def caption_to_thought(self, count: int, rng: np.random.Generator) -> Rows:
@@ -176,11 +180,11 @@ class Sequences:
 
     def problem(self, count: int, rng: np.random.Generator) -> Rows:
         """A sum or a difference, its thought and its result."""
-        kind = str(rng.choice(list(PROBLEM_SHARES), p=list(PROBLEM_SHARES.values())))
+        kind = str(rng.choice(list(self.problems), p=list(self.problems.values())))
         assert kind in PROBLEMS
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            problem = draw_problem(kind, self.held_out, rng, SHORTER)
+            problem = draw_problem(kind, self.held_out, rng, SHORTER, "validation")
             return self._chat_ids(question_of(problem, rng)), self.tokenizer.encode(response_to(problem)), []
 
         return self._answered("sum", draw, count, rng)
@@ -199,11 +203,21 @@ class Sequences:
         return self._cached("chat " + question, lambda: self._chat_ids(question))
 
     def _pictures(self, task: str, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> Rows:
+        """Of captions' ids and codes."""
+
+        def prompted() -> tuple[list[int], Ints]:
+            text, codes = draw()
+            return paint_prompt(text, self.vocabulary), codes
+
+        prompts, codes = self._drawn(prompted, count, rng)
+        return picture_rows(task, prompts, codes, self.vocabulary, rng)
+
+    def _drawn(self, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Prompts [count, P] and codes [count, N]; in a share of the groups the prompt that guidance compares with."""
         plain = rng.random() < self.caption_dropout
         examples = [draw() for _ in range(count)] if plain else equal_length(draw, count)
         nothing = unconditional_prompt(self.vocabulary)
-        prompts = np.array([nothing if plain else paint_prompt(ids, self.vocabulary) for ids, _ in examples])
-        return picture_rows(task, prompts, np.array([codes for _, codes in examples]), self.vocabulary, rng)
+        return np.array([nothing if plain else prompt for prompt, _ in examples]), np.array([codes for _, codes in examples])
 
     def _captioned(self, rng: np.random.Generator) -> tuple[list[int], Ints]:
         picture = self._pick(self.singles, True, rng)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
 
 HELD_OUT_SHARE = 10  # one in ten
+Half = Literal["validation", "test"]  # of what is held out: models are chosen by the one, the card is measured on the other
 
 CAPTIONS = (
     "{a_concept} on {a_colour} background",
@@ -82,19 +84,24 @@ def held_out(text: str, share: int = HELD_OUT_SHARE) -> bool:
     return zlib.crc32(text.encode("utf-8")) % share == 0
 
 
-def pair_held_out(concept: Concept, colour: str) -> bool:
-    """Whether a concept on a background is kept for the evaluation of drawings."""
-    return held_out(f"{concept.name} on {colour}")
+def half_of(text: str) -> Half:
+    """The half of a text that is held out: by its CRC-32 too, of which `held_out` takes the multiples of ten."""
+    return "test" if zlib.crc32(text.encode("utf-8")) // HELD_OUT_SHARE % 2 else "validation"
 
 
-def sum_held_out(a: int, b: int) -> bool:
-    """Whether a sum is kept for evaluation; a + b and b + a always fall on the same side."""
-    return held_out(f"{min(a, b)} + {max(a, b)}")
+def on_side(text: str, wanted_held_out: bool, half: Half | None) -> bool:
+    """Whether a text lies on the wanted side of the split and, where it is held out, in that half (None: in either)."""
+    return held_out(text) == wanted_held_out and (not wanted_held_out or half in (None, half_of(text)))
 
 
-def pairs(held_out: bool) -> list[tuple[int, str]]:
-    """(index of concept, colour) of every pair on the wanted side of the split."""
-    return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if pair_held_out(concept, k) == held_out]
+def pair_text(concept: Concept, colour: str) -> str:
+    """The text that decides on which side a concept on a background lies."""
+    return f"{concept.name} on {colour}"
+
+
+def pairs(held_out: bool, half: Half | None = None) -> list[tuple[int, str]]:
+    """(index of concept, colour) of every pair on the wanted side of the split, or of a half of what is held out."""
+    return [(i, k) for i, concept in enumerate(CONCEPTS) for k in COLOURS if on_side(pair_text(concept, k), held_out, half)]
 
 
 def _fill(template: str, concept: Concept, colour: str) -> str:
