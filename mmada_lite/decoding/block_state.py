@@ -42,7 +42,7 @@ class BlockState:
     acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
-    _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed; -1: none
+    _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed
     _drift: float = 0.0  # mean change of probability since
     _thoughts_at_refresh: int = 0  # rows whose thought was over when all was computed
     _thought_ended: bool = False  # more are now, and what follows is to be read with the whole thought
@@ -243,11 +243,11 @@ class BlockState:
         probability = np.exp(unwritten.log_probability[rows, slots])
         if self._at_refresh is None:
             shape = self.canvas.tokens.shape
-            self._at_refresh, self._drift = (np.full(shape, -1, dtype=np.int64), np.zeros(shape)), 0.0
+            self._at_refresh, self._drift = (np.zeros(shape, dtype=np.int64), np.zeros(shape)), 0.0
             self._at_refresh[0][at], self._at_refresh[1][at] = token, probability
             return
-        before, was = self._at_refresh[0][at], self._at_refresh[1][at]
-        change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))[before >= 0]
+        before, was = self._at_refresh[0][at], self._at_refresh[1][at]  # what is open now was open then
+        change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))
         self._drift = float(change.mean()) if change.size else 0.0
 
 

@@ -99,6 +99,22 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
     assert len(text(chosen, planted=planted, stop=[SPECIAL.eot])[2]) == 4
 
 
+@pytest.mark.parametrize(("least", "written"), [(0.5, [4]), (0.49, [3, 4])])
+def test_an_end_comes_early_where_it_is_more_probable_than_asked(least, written):
+    ends = dict.fromkeys(range(40), SPECIAL.eot)
+    sure = {3: 0.5} | dict.fromkeys(range(4, 40), 0.85)
+    steps = text(TextSettings(8, 8, 8).replace(early_stop=least), planted=ends, certainty=sure, stop=[SPECIAL.eot])[2]
+    assert steps[0].positions.tolist() == written
+
+
+def test_a_step_that_computes_all_may_write_beyond_its_block():
+    """The window of a block, which later steps compute, does not hold what is beyond it."""
+    chosen = TextSettings(8, 8, 4).replace(cache="dual", threshold=0.5, lookahead=2)
+    for refresh, written in ((1, [[3, 4, 5], [6, 7, 8], [9, 10]]), (None, [[3, 4, 5], [6], [7, 8, 9, 10]])):
+        steps = text(chosen.replace(refresh=refresh), certainty=dict.fromkeys(range(40), 0.9) | {6: 0.1})[2]
+        assert [step.positions.tolist() for step in steps] == written
+
+
 def test_a_masked_prompt_position_is_filled_too():
     chosen = TextSettings(answer_length=4, steps=4, block_length=2)
     for cache in ("none", "prefix", "dual", "prompt"):

@@ -27,10 +27,10 @@ def test_guidance_mixes_the_branches() -> None:
 
 
 def test_a_row_without_its_prompt_is_read_at_its_own_places() -> None:
-    """Three ids fewer: what stands at 6 stands at 3 there."""
+    """Three ids fewer: what stands at 6 stands at 3 there. A past of more rows serves the first of them."""
     canvas, queried = picture(), np.zeros((2, 10), dtype=bool)
     queried[:, [0, 6]] = True
-    past = KeyValues(*((np.zeros((2, 1, 5, 1), np.float32),),) * 2)
+    past = KeyValues(*((np.zeros((3, 1, 5, 1), np.float32),),) * 2)
     context = CachedContext((past, past), 5, 9)
     assert canvas.shift == -3
     for inside, end, spans in (
@@ -47,6 +47,7 @@ def test_a_row_without_its_prompt_is_read_at_its_own_places() -> None:
         for tokens, window in zip(canvas.branches(), model.windows, strict=True):
             assert (window.tokens == tokens[:, window.positions]).all()
             assert (window.past is None) == (inside is None)
+            assert window.past is None or window.past.keys[0].shape[0] == 2
     assert run_forward(MockDenoiser({0: 9}), canvas, queried, 1.0).hidden[0, 0, 0] == 9
 
 
