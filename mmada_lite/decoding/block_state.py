@@ -24,8 +24,8 @@ from mmada_lite.decoding.settings import Block, TextAcceleration, TextSettings
 class BlockState:
     """One block while it is decoded. buffers, spare_buffers: memory for the keys and values of the cached
     context, one for each branch of guidance, used by one block after another, and in turn while a past grows; closing: ids
-    that end a thought; steps_done: in this block; context: the keys and values that cached steps attend to; prompt: with cache
-    "prompt", those that every block after the first begins with."""
+    that end a thought; prompt: with cache "prompt", the keys and values that every block after the first begins with;
+    steps_done: in this block; context: those that cached steps attend to."""
 
     canvas: Canvas
     block: Block
@@ -34,12 +34,11 @@ class BlockState:
     stop_tokens: Ints
     buffers: tuple[KVBuffer, KVBuffer]
     spare_buffers: tuple[KVBuffer, KVBuffer]
-    closing: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    closing: Ints
+    prompt: CachedContext | None
+    constraints: Sequence[Constraint]
     steps_done: int = 0
     context: CachedContext | None = None
-    prompt: CachedContext | None = None
-    constraints: Sequence[Constraint] = ()
-    acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
     _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed
@@ -49,10 +48,13 @@ class BlockState:
 
     def __post_init__(self) -> None:
         """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
-        self.acceleration = self.settings.acceleration
         first = self.block.start if self.settings.mode == "reference" else 0
         masks = self.canvas.masked()[:, first : self.block.stop].sum(axis=1)
         self._quota = np.stack([transfers(int(m), self.block.steps) for m in masks])
+
+    @property
+    def acceleration(self) -> TextAcceleration:
+        return self.settings.acceleration
 
     @property
     def end(self) -> int:

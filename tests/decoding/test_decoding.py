@@ -113,6 +113,7 @@ def test_a_step_that_computes_all_may_write_beyond_its_block():
     for refresh, written in ((1, [[3, 4, 5], [6, 7, 8], [9, 10]]), (None, [[3, 4, 5], [6], [7, 8, 9, 10]])):
         steps = text(chosen.replace(refresh=refresh), certainty=dict.fromkeys(range(40), 0.9) | {6: 0.1})[2]
         assert [step.positions.tolist() for step in steps] == written
+        assert {step.predicted_codes for step in steps} == {None}  # a text has no codes
 
 
 def test_a_masked_prompt_position_is_filled_too():

@@ -47,6 +47,7 @@ def test_a_row_without_its_prompt_is_read_at_its_own_places() -> None:
         for tokens, window in zip(canvas.branches(), model.windows, strict=True):
             assert (window.tokens == tokens[:, window.positions]).all()
             assert (window.past is None) == (inside is None)
+            assert forward.kept == ()
             assert window.past is None or window.past.keys[0].shape[0] == 2
     assert run_forward(MockDenoiser({0: 9}), canvas, queried, 1.0).hidden[0, 0, 0] == 9
 
