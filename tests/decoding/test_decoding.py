@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_denoiser import MockDenoiser
+from small_attention import SmallAttention
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
+from mmada_lite.decoding.generate import TextTokens, complete, draw
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import above_threshold, entropy_bounded, most_confident, remask_least_confident
@@ -114,6 +116,21 @@ def test_a_step_that_computes_all_may_write_beyond_its_block():
         steps = text(chosen.replace(refresh=refresh), certainty=dict.fromkeys(range(40), 0.9) | {6: 0.1})[2]
         assert [step.positions.tolist() for step in steps] == written
         assert {step.predicted_codes for step in steps} == {None}  # a text has no codes
+
+
+def test_a_seed_that_is_not_said_is_0():
+    hot, codes = TextSettings(8, 8, 8, temperature=1.0), [True] * 6
+
+    def written(**seed):
+        decoding = complete(SmallAttention(), [1, 2], hot, TextTokens(23), **seed)
+        return [step.tokens.tolist() for step in decoding.steps]
+
+    def drawn(**seed):
+        decoding = draw(MockDenoiser({}), [SPECIAL.t2i, SPECIAL.soi], range(6), codes, ImageSettings(3), VOCABULARY, **seed)
+        return [step.tokens.tolist() for step in decoding.steps]
+
+    for made in (written, drawn):
+        assert made() == made(seed=0) != made(seed=1)
 
 
 def test_a_masked_prompt_position_is_filled_too():

@@ -7,6 +7,7 @@ from test_canvas import picture
 from test_decoding import SPECIAL, VOCABULARY
 
 from mmada_lite import ImageSettings
+from mmada_lite.decoding import image
 from mmada_lite.decoding.forward import mix_of, positions_of, run_forward
 from mmada_lite.decoding.generate import Decoding, draw
 from mmada_lite.decoding.kv_cache import CachedContext, KeyValues
@@ -72,6 +73,12 @@ def test_the_reference_keeps_given_codes_through_any_noise_and_one_mask() -> Non
         assert decoding.codes[0, 8:].tolist() == list(range(8, 16))
     one = [place == 3 for place in range(6)]
     assert [step.remaining for step in drawing(ImageSettings(4, mode="reference"), one).steps] == [1] * 4
+
+
+def test_confidence_is_bounded_as_the_references_is() -> None:
+    """By the largest float32 for what is given, and by 1e-20 for what is not at all likely."""
+    assert np.float32(88.72284) == image._KNOWN
+    assert np.float32(-46.0517) == image._LEAST
 
 
 def test_a_drawing_is_compared_with_no_prompt_where_it_is_guided() -> None:
