@@ -189,7 +189,7 @@ class BundleWriter(AtomicFolder):
             files[path.relative_to(self.folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **description, "files": files}
         _parse(self.folder, content)  # what is written must be what can be read
-        (self.folder / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.folder / MANIFEST).write_bytes(f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode())
         return self.commit()
 
 

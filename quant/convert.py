@@ -133,7 +133,7 @@ def _spec_of_adopted_codec(source: Path, asked: WeightSpec, *, explicitly: bool)
     stored = Bundle.open(source).quantization["codec"].format
     if explicitly and stored != asked.format.name:
         raise Error(f"{source}: its codec is {stored} and is taken over as it is; drop codec={asked.format.name}")
-    return WeightSpec(format_named(stored), asked.target)
+    return replace(asked, format=format_named(stored))
 
 
 def _check_output(output: Path, checkpoint: Checkpoint, specs: dict[str, WeightSpec], method: Method, force: bool) -> None:

@@ -3,8 +3,8 @@
     python tests/mutants.py OUT.jsonl --files mmada_lite/decoding/*.py --tests tests/decoding
 
 OUT gets a line of JSON for each mutant: what it changes, and whether it lived, was killed and by which test, was endless, or is
-reached by no test; `loaded` is changed when a module is loaded, which needs `--anew`, and `wording` is not run. What OUT holds
-already is not run again. How a mutant is run stands in mutant_runs.py.
+reached by no test; `loaded` is changed when a module is loaded, which needs `--anew`, and `wording` needs
+`--wordings`. What OUT holds already is not run again. How a mutant is run stands in mutant_runs.py.
 
 A part of no suite: it needs `mutmut==3.8.1` and `coverage` beside what the tests need. Set OMP_NUM_THREADS=1, since threads of
 a library do not outlive a fork."""
@@ -61,9 +61,10 @@ def _spliced(source: str, place: object, new: str) -> str:
 
 
 def run(options: argparse.Namespace, runner: Forked | Anew) -> None:
-    todo: Iterable[Mutant] = (mutant for file in options.files for mutant in mutants(file))
+    every = (mutant for file in options.files for mutant in mutants(file))
+    todo: Iterable[Mutant] = (mutant for mutant in every if mutant.wording or not options.wordings)
     if options.sample:
-        inside = [mutant for mutant in todo if mutant.function and not mutant.wording]
+        inside = [mutant for mutant in todo if options.wordings or (mutant.function and not mutant.wording)]
         chosen = random.Random(options.seed).sample(inside, options.sample)
         todo = sorted(chosen, key=lambda mutant: (options.files.index(mutant.file), mutant.number))
     if options.only:
@@ -76,7 +77,8 @@ def run(options: argparse.Namespace, runner: Forked | Anew) -> None:
         results: Counter[str] = Counter()
         for mutant in todo:
             if (mutant.file, mutant.number) not in done:
-                record = {"result": "wording"} if mutant.wording else runner.try_one(mutant)
+                skipped = mutant.wording and not options.wordings
+                record = {"result": "wording"} if skipped else runner.try_one(mutant)
                 results[record["result"]] += 1
                 about = {"file": mutant.file, "number": mutant.number, "shown": mutant.shown()}
                 out.write(json.dumps(about | record) + "\n")
@@ -91,8 +93,9 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", required=True)
     parser.add_argument("--deselect", nargs="*", default=[], help="tests by name, as pytest takes them")
     parser.add_argument("--mark", default="not manual and not fuzz and not slow and not gpu")
-    parser.add_argument("--sample", type=int, help="so many of the mutants of what functions do, drawn by --seed")
+    parser.add_argument("--sample", type=int, help="so many of what functions do (or of wordings), drawn by --seed")
     parser.add_argument("--seed", type=int, default=32)
+    parser.add_argument("--wordings", action="store_true", help="run mutants of wordings, and no others")
     parser.add_argument("--seconds", type=float, default=2.5, help="tests for a mutant at most; one test at least")
     parser.add_argument("--slowest", type=float, default=3.0, help="a test that takes longer is left out")
     parser.add_argument("--only", type=Path, help="those mutants that this OUT of an earlier run has with --results")

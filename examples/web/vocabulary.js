@@ -63,13 +63,14 @@ export class Vocabulary {
     return this.#row("chat", { open: "masks", filled: { messages: [] } }).before;
   }
 
-  /** What stands behind a message's content. */
+  /** What stands behind the content of what the assistant says. */
   turnEnd() {
     const content = this.rows.message.findIndex((element) => element.text?.includes(CONTENT));
     const text = this.rows.message[content].text;
     const behind = this.rows.message.slice(content + 1);
     const rest = { text: text.slice(text.indexOf(CONTENT) + CONTENT.length) };
-    return [rest, ...behind].flatMap((element) => (element.text === undefined ? this.special[element] : this.encode(element.text)));
+    const said = (words) => this.encode(words.replace("{role}", "assistant"));
+    return [rest, ...behind].flatMap((element) => (element.text === undefined ? this.special[element] : said(element.text)));
   }
 
   #row(name, content) {

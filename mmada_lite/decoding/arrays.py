@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmada_lite.errors import Error
 
 Ints = NDArray[np.int64]
+_MOST = 1 << 24  # no model reads as many numbers
 
 
 def numbers_of(given: Any, what: str, count: int, axes: int) -> Ints:
@@ -31,7 +32,7 @@ def numbers_of(given: Any, what: str, count: int, axes: int) -> Ints:
 def array_of(numbers: Any, what: str) -> NDArray[Any]:
     """What a caller calls an array, or an iterator, as one. Raises Error where it has no shape."""
     try:
-        if isinstance(numbers, range) and len(numbers) > 1 << 24:
+        if isinstance(numbers, range) and len(numbers) > _MOST:
             raise ValueError("more numbers than a model reads")
         return np.asarray(list(numbers) if isinstance(numbers, Iterator) else numbers)
     except Exception as fault:  # rows of unequal length, and whatever an object of the caller's raises

@@ -24,8 +24,8 @@ from mmada_lite.decoding.settings import Block, TextAcceleration, TextSettings
 class BlockState:
     """One block while it is decoded. buffers, spare_buffers: memory for the keys and values of the cached
     context, one for each branch of guidance, used by one block after another, and in turn while a past grows; closing: ids
-    that end a thought; steps_done: in this block; context: the keys and values that cached steps attend to; prompt: with cache
-    "prompt", those that every block after the first begins with."""
+    that end a thought; prompt: with cache "prompt", the keys and values that every block after the first begins with;
+    steps_done: in this block; context: those that cached steps attend to."""
 
     canvas: Canvas
     block: Block
@@ -34,25 +34,27 @@ class BlockState:
     stop_tokens: Ints
     buffers: tuple[KVBuffer, KVBuffer]
     spare_buffers: tuple[KVBuffer, KVBuffer]
-    closing: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    closing: Ints
+    prompt: CachedContext | None
+    constraints: Sequence[Constraint]
     steps_done: int = 0
     context: CachedContext | None = None
-    prompt: CachedContext | None = None
-    constraints: Sequence[Constraint] = ()
-    acceleration: TextAcceleration = field(init=False)
     _quota: Ints = field(init=False)
     _unwritten: Candidates | None = None  # the last candidates, less what was written
-    _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed; -1: none
+    _at_refresh: tuple[Ints, NDArray[np.floating]] | None = None  # tokens, probabilities [B, L] when all was computed
     _drift: float = 0.0  # mean change of probability since
     _thoughts_at_refresh: int = 0  # rows whose thought was over when all was computed
     _thought_ended: bool = False  # more are now, and what follows is to be read with the whole thought
 
     def __post_init__(self) -> None:
         """The quota: tokens to write at each step, int64 [B, steps]. The reference does not count masks left of the block."""
-        self.acceleration = self.settings.acceleration
         first = self.block.start if self.settings.mode == "reference" else 0
         masks = self.canvas.masked()[:, first : self.block.stop].sum(axis=1)
         self._quota = np.stack([transfers(int(m), self.block.steps) for m in masks])
+
+    @property
+    def acceleration(self) -> TextAcceleration:
+        return self.settings.acceleration
 
     @property
     def end(self) -> int:
@@ -243,11 +245,11 @@ class BlockState:
         probability = np.exp(unwritten.log_probability[rows, slots])
         if self._at_refresh is None:
             shape = self.canvas.tokens.shape
-            self._at_refresh, self._drift = (np.full(shape, -1, dtype=np.int64), np.zeros(shape)), 0.0
+            self._at_refresh, self._drift = (np.zeros(shape, dtype=np.int64), np.zeros(shape)), 0.0
             self._at_refresh[0][at], self._at_refresh[1][at] = token, probability
             return
-        before, was = self._at_refresh[0][at], self._at_refresh[1][at]
-        change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))[before >= 0]
+        before, was = self._at_refresh[0][at], self._at_refresh[1][at]  # what is open now was open then
+        change = np.where(before == token, np.abs(probability - was), np.maximum(probability, was))
         self._drift = float(change.mean()) if change.size else 0.0
 
 

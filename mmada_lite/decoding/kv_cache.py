@@ -168,8 +168,8 @@ class CachedContext:
         stop: int,
         length: int,
         buffers: Sequence[KVBuffer],
-        batch: int = 1,
-        prompt: "CachedContext | None" = None,
+        batch: int,
+        prompt: "CachedContext | None",
     ) -> "CachedContext":
         """The context that a forward over everything leaves. kept: of the row's first `length` positions, or of those behind
         `prompt`, a branch each, as buffers are, whose last use ends here. batch: how many canvases are to share it."""

@@ -81,15 +81,16 @@ def text_prompt(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[int]:
 
 
 def turn_end(tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[int]:
-    """What stands behind a message's content."""
-    ids, inside = list[int](), False
+    """What stands behind the content of what the assistant says."""
+    ids, said = list[int](), _worded(tokenizer, {"role": "assistant"})
     for element in vocabulary.rows["message"]:
         if isinstance(element, Special):
             ids.append(getattr(vocabulary.special, element.name))
-        elif isinstance(element, Text) and _CONTENT in element.text:
-            ids, inside = list(tokenizer.encode(element.text.partition(_CONTENT)[2])), True
-        elif inside:
-            ids += element.ids if isinstance(element, Encoded) else []
+        elif isinstance(element, Encoded):
+            ids += element.ids
+        elif isinstance(element, Text):
+            before, inside, behind = element.text.partition(_CONTENT)
+            ids = [*said(behind)] if inside else [*ids, *said(before)]
     return ids
 
 

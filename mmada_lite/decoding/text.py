@@ -60,8 +60,8 @@ def decode_text(
             buffers,
             spare,
             closing_tokens,
-            prompt=prompt,
-            constraints=constraints,
+            prompt,
+            constraints,
         )
         while not state.finished():
             computes_all = state.computes_all()

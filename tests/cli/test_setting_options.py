@@ -38,6 +38,21 @@ def test_help_says_what_the_code_declares(
         assert f"default: {each.default_in_words})" in about(each)
 
 
+UNITS = {
+    "whole": ("N",),
+    "number": ("T", "G", "NATS", "SHARE", "X"),
+    "probability": ("P",),
+    "choice": ("NAME", "POLICY", "RULE"),
+    "word": ("LAW",),
+    "flag": ("",),
+}
+
+
+def test_help_names_values_of_a_kind_alike() -> None:
+    for each in (*TEXT, *IMAGE):
+        assert each.unit in UNITS[each.kind], each.name
+
+
 def test_every_setting_stands_in_the_appendix() -> None:
     page = (DOCS / "speed.md").read_text(encoding="utf-8")
     for each in (*TEXT, *IMAGE):

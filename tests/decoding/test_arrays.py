@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmada_lite import Error
+from mmada_lite.decoding import arrays
 from mmada_lite.decoding.arrays import flags_of, numbers_of
 
 
@@ -35,12 +36,30 @@ def test_no_ids_are_ids_and_no_codes_are_none() -> None:
         ([1.0], r"^the ids are 1 of float64; give whole numbers, in a row$"),
         ([[1], [2, 3]], r"^the ids are no array: .+; give whole numbers in rows of one length$"),
         (range(10**12), r"^the ids are no array: more numbers than a model reads; give"),
+        (range((1 << 24) + 1), r"^the ids are no array: more numbers than a model reads; give"),
     ],
     ids=str,
 )
 def test_other_ids_are_refused_by_what_they_are(given: Any, said: str) -> None:
     with pytest.raises(Error, match=said):
         numbers_of(given, "id", 5, 1)
+
+
+def test_as_many_numbers_as_a_model_reads_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_MOST", 4)
+    assert numbers_of(range(4), "id", 5, 1).tolist() == [0, 1, 2, 3]
+    with pytest.raises(Error, match="more numbers than a model reads"):
+        numbers_of(range(5), "id", 5, 1)
+
+
+class Broken:
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise ValueError("x" * 100)
+
+
+def test_of_a_foreign_fault_eighty_letters_are_said() -> None:
+    with pytest.raises(Error, match=rf"^the ids are no array: {'x' * 80}; give whole numbers in rows of one length$"):
+        numbers_of(Broken(), "id", 5, 1)
 
 
 def test_flags_are_one_for_each_code() -> None:

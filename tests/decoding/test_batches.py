@@ -67,6 +67,17 @@ def test_each_row_waits_for_its_own_thought() -> None:
     assert [step.positions[step.rows == row].tolist() for row in range(3)] == [[3, 4], [6, 7, 8], [3, 4, 5, 6]]
 
 
+def test_a_thought_that_ends_in_any_row_renews_the_keys_of_all() -> None:
+    """One position a step, in order. The end of the first row's thought is given and its last mask is written by the second
+    call; the second row's thought ends with what the fifth writes."""
+    model = MockDenoiser(dict.fromkeys(range(40), 7) | {7: CLOSE}, {p: 0.9 - p / 50 for p in range(40)})
+    settings = TextSettings(6, 6, 6).replace(cache="dual", thought_first=True)
+    answers = [[MASK, MASK, CLOSE, *[MASK] * 3], [MASK] * 6]
+    steps = list(complete(model, [1, 2, 4], settings, TextTokens(MASK, closing=(CLOSE,)), answer=answers).steps)
+    assert [step.positions[step.rows == 1].tolist() for step in steps] == [[p] for p in range(3, 9)]
+    assert [len(window.positions) for window in model.windows] == [9, 6, 9, 6, 6, 9]
+
+
 def test_each_row_ends_by_its_own_candidates() -> None:
     """3 is open in the second row alone, which still says something."""
     model = MockDenoiser({3: 7} | dict.fromkeys(range(4, 40), END), {3: 0.99, 4: 0.8} | dict.fromkeys(range(5, 40), 0.85))

@@ -37,6 +37,7 @@ def test_what_is_written_stands_without_the_prompt_too() -> None:
     plain = text_canvas([1], 2, MASK)
     plain.write(plain.editable, np.full(plain.tokens.shape, 8))
     assert plain.tokens.tolist() == [[1, 8, 8]]
+    assert plain.unconditional is None
 
 
 def test_an_answer_of_no_tokens_is_refused() -> None:

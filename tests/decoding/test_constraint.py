@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mock_denoiser import MockDenoiser
 from small_attention import SmallAttention
 
 from mmada_lite import Error
 from mmada_lite.decoding.candidates import Candidates
 from mmada_lite.decoding.canvas import text_canvas
-from mmada_lite.decoding.constraint import ConstrainedHead, still_possible
+from mmada_lite.decoding.constraint import ConstrainedHead, constrained, still_possible
+from mmada_lite.decoding.denoiser import Head
+from mmada_lite.decoding.forward import run_forward
 from mmada_lite.decoding.generate import TextTokens, complete
 from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.forms.form import Form
@@ -191,6 +194,45 @@ def test_of_what_excludes_each_other_the_most_confident_is_written() -> None:
     kept = still_possible([Few(2), Few(4)], candidates, chosen, canvas.tokens, canvas)
     assert [np.flatnonzero(row).tolist() for row in kept] == [[0, 2, 3], [0, 3, 4, 5, 6]]
     assert still_possible([], candidates, chosen, canvas.tokens, canvas) is chosen
+
+
+class InOrder(Few):
+    """Asks for an answer that is written from left to right."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def possible(self, answer: np.ndarray) -> bool:
+        return bool((np.diff((answer == MASK).astype(int)) >= 0).all())
+
+
+class Sure(MockDenoiser):
+    """Its logits are the further apart the surer it is."""
+
+    def logits(self, head: Head, hidden: np.ndarray, mix: np.ndarray) -> np.ndarray:
+        return super().logits(head, hidden, mix)[..., :SIZE] * hidden[: len(mix), :, 1:]
+
+
+def test_a_draft_foresees_what_the_form_refuses() -> None:
+    """Two tokens a step are chosen, the surest, and 5 is surer than 4, which has to come before it."""
+    settings = TextSettings(answer_length=6, steps=3, block_length=6).replace(speculative_steps=3)
+    model = Sure(dict.fromkeys(range(20), 2), {3: 0.9, 4: 0.7, 5: 0.8, 6: 0.6, 7: 0.5, 8: 0.4})
+    steps = list(complete(model, [1, 2, 4], settings, TextTokens(MASK), constraints=[InOrder()]).steps)
+    assert [step.positions.tolist() for step in steps] == [[3], [4], [5, 6], [7, 8]]
+    assert [step.model_calls for step in steps] == [1, 2, 2, 2]
+
+
+def test_a_place_that_can_hold_nothing_has_the_law_without_a_form() -> None:
+    """As in a draft that cannot come: numbers, beside a place that can hold one id."""
+    model, canvas = SmallAttention(vocabulary=SIZE, mask=MASK), text_canvas([1], 2, MASK)
+    forward = run_forward(model, canvas, canvas.masked(), 0.0)
+    form = Few(2)
+    form.allowed = lambda answer, places: np.stack([np.zeros(SIZE, bool), np.arange(SIZE) == 9])  # type: ignore[method-assign]
+    head = constrained(model, [form], canvas, forward)
+    found = head.predict("text", forward.hidden, forward.mix, 0.0, None)
+    free = model.predict("text", forward.hidden, forward.mix, 0.0, None)
+    assert found.token.tolist() == [[free.token[0, 0], 9]]
+    np.testing.assert_allclose(found.log_probability, [[free.log_probability[0, 0], 0]], rtol=1e-5)
 
 
 def test_mode_reference_keeps_no_form() -> None:

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_denoiser import MockDenoiser
+from small_attention import SmallAttention
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
+from mmada_lite.decoding.generate import TextTokens, complete, draw
 from mmada_lite.decoding.image import decode_image
 from mmada_lite.decoding.sampling import PhiloxSampler
 from mmada_lite.decoding.selection import above_threshold, entropy_bounded, most_confident, remask_least_confident
@@ -97,6 +99,38 @@ def test_decoding_stops_after_the_block_that_ends_the_text():
         assert len(text(reference, planted=planted, stop=[SPECIAL.eot])[2]) == steps_taken
     planted = dict.fromkeys(range(40), 5) | {3: SPECIAL.eot}  # nothing is said at all
     assert len(text(chosen, planted=planted, stop=[SPECIAL.eot])[2]) == 4
+
+
+@pytest.mark.parametrize(("least", "written"), [(0.5, [4]), (0.49, [3, 4])])
+def test_an_end_comes_early_where_it_is_more_probable_than_asked(least, written):
+    ends = dict.fromkeys(range(40), SPECIAL.eot)
+    sure = {3: 0.5} | dict.fromkeys(range(4, 40), 0.85)
+    steps = text(TextSettings(8, 8, 8).replace(early_stop=least), planted=ends, certainty=sure, stop=[SPECIAL.eot])[2]
+    assert steps[0].positions.tolist() == written
+
+
+def test_a_step_that_computes_all_may_write_beyond_its_block():
+    """The window of a block, which later steps compute, does not hold what is beyond it."""
+    chosen = TextSettings(8, 8, 4).replace(cache="dual", threshold=0.5, lookahead=2)
+    for refresh, written in ((1, [[3, 4, 5], [6, 7, 8], [9, 10]]), (None, [[3, 4, 5], [6], [7, 8, 9, 10]])):
+        steps = text(chosen.replace(refresh=refresh), certainty=dict.fromkeys(range(40), 0.9) | {6: 0.1})[2]
+        assert [step.positions.tolist() for step in steps] == written
+        assert {step.predicted_codes for step in steps} == {None}  # a text has no codes
+
+
+def test_a_seed_that_is_not_said_is_0():
+    hot, codes = TextSettings(8, 8, 8, temperature=1.0), [True] * 6
+
+    def written(**seed):
+        decoding = complete(SmallAttention(), [1, 2], hot, TextTokens(23), **seed)
+        return [step.tokens.tolist() for step in decoding.steps]
+
+    def drawn(**seed):
+        decoding = draw(MockDenoiser({}), [SPECIAL.t2i, SPECIAL.soi], range(6), codes, ImageSettings(3), VOCABULARY, **seed)
+        return [step.tokens.tolist() for step in decoding.steps]
+
+    for made in (written, drawn):
+        assert made() == made(seed=0) != made(seed=1)
 
 
 def test_a_masked_prompt_position_is_filled_too():

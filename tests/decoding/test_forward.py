@@ -7,6 +7,7 @@ from test_canvas import picture
 from test_decoding import SPECIAL, VOCABULARY
 
 from mmada_lite import ImageSettings
+from mmada_lite.decoding import image
 from mmada_lite.decoding.forward import mix_of, positions_of, run_forward
 from mmada_lite.decoding.generate import Decoding, draw
 from mmada_lite.decoding.kv_cache import CachedContext, KeyValues
@@ -27,10 +28,10 @@ def test_guidance_mixes_the_branches() -> None:
 
 
 def test_a_row_without_its_prompt_is_read_at_its_own_places() -> None:
-    """Three ids fewer: what stands at 6 stands at 3 there."""
+    """Three ids fewer: what stands at 6 stands at 3 there. A past of more rows serves the first of them."""
     canvas, queried = picture(), np.zeros((2, 10), dtype=bool)
     queried[:, [0, 6]] = True
-    past = KeyValues(*((np.zeros((2, 1, 5, 1), np.float32),),) * 2)
+    past = KeyValues(*((np.zeros((3, 1, 5, 1), np.float32),),) * 2)
     context = CachedContext((past, past), 5, 9)
     assert canvas.shift == -3
     for inside, end, spans in (
@@ -47,6 +48,8 @@ def test_a_row_without_its_prompt_is_read_at_its_own_places() -> None:
         for tokens, window in zip(canvas.branches(), model.windows, strict=True):
             assert (window.tokens == tokens[:, window.positions]).all()
             assert (window.past is None) == (inside is None)
+            assert forward.kept == ()
+            assert window.past is None or window.past.keys[0].shape[0] == 2
     assert run_forward(MockDenoiser({0: 9}), canvas, queried, 1.0).hidden[0, 0, 0] == 9
 
 
@@ -70,6 +73,12 @@ def test_the_reference_keeps_given_codes_through_any_noise_and_one_mask() -> Non
         assert decoding.codes[0, 8:].tolist() == list(range(8, 16))
     one = [place == 3 for place in range(6)]
     assert [step.remaining for step in drawing(ImageSettings(4, mode="reference"), one).steps] == [1] * 4
+
+
+def test_confidence_is_bounded_as_the_references_is() -> None:
+    """By the largest float32 for what is given, and by 1e-20 for what is not at all likely."""
+    assert np.float32(88.72284) == image._KNOWN
+    assert np.float32(-46.0517) == image._LEAST
 
 
 def test_a_drawing_is_compared_with_no_prompt_where_it_is_guided() -> None:

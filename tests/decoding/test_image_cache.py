@@ -140,6 +140,27 @@ def test_every_second_step_over_what_the_first_kept() -> None:
     assert [window.tokens.shape[1] for window in denoiser.windows] == [23, 8, 23, 4]
 
 
+def test_a_row_that_is_whole_makes_no_other_compute_all() -> None:
+    one = np.arange(CODES) < np.array([[8], [1]])
+    _, denoiser, _ = draw(ImageSettings(8, 0.0, "linear").replace(refresh=4), one)
+    assert [window.past is None for window in denoiser.windows] == [True, False, False, False] * 2
+
+
+def test_a_row_is_computed_anew_when_its_own_window_runs_out() -> None:
+    """Codes that are equally sure are written at once: those of the first row's window are, while the others of its wait."""
+    even = np.arange(CODES) % 2 == 0
+    canvas = canvas_of(np.stack([even, ~even]))
+    denoiser = Suspicious(canvas)
+    sure = [0.9, 0.7, 0.6, 0.65, 0.6, 0.55, 0.6, 0.5, 0.1, 0.45, 0.2, 0.4, 0.3, 0.35, 0.4, 0.3]
+    denoiser.certainty = {canvas.start + place: each for place, each in enumerate(sure)}
+    chosen = ImageSettings(8, 0.0, "linear", 0.0, 0.0).replace(refresh=4, candidate_ratio=1.0)
+    steps = list(decode_image(denoiser, canvas, chosen, PhiloxSampler(0, 0.0, canvas.start)))
+    first = [(step.positions[step.rows == 0] - canvas.start).tolist() for step in steps]
+    assert first[:3] == [[0], [2, 4, 6], [14]]
+    assert [window.past is None for window in denoiser.windows] == [True, False, True, False, False, False, True, False]
+    assert all(np.isfinite(step.log_probabilities).all() for step in steps)  # nothing is written unseen
+
+
 @pytest.mark.parametrize("noise", [0.5, 3.0])
 def test_a_shortlist_foresees_the_noise_of_the_step_that_it_serves(noise: float) -> None:
     """One partial step after each full one computes the very codes that it draws, so that the drawing stays the same."""

@@ -121,6 +121,12 @@ def test_draws_are_uniform_and_differ_between_purposes():
     assert np.isfinite(gumbel(a)).all()
 
 
+def test_each_purpose_has_its_own_number():
+    """Those of the runtime in C++ and of the browser: the same seed draws the same there."""
+    names = ("TEXT_TOKEN", "TEXT_ORDER", "IMAGE_CODE", "IMAGE_CONFIDENCE", "SCORE_COUNT", "SCORE_PLACES")
+    assert [(each.name, each.value) for each in Stream] == [(name, number) for number, name in enumerate(names)]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_said(seed):
     with pytest.raises(Error, match="seed"):

@@ -180,6 +180,26 @@ def test_a_chain_of_what_the_loop_writes_is_what_the_loop_says(seed: int, block_
     assert list(np.argsort(found.order[0])) == written
 
 
+def test_what_is_not_said_is_a_chain_without_guidance_and_128_draws_by_seed_0() -> None:
+    asked = (small(1), PROMPT, [1, 3, 0, 2], [True] * 4, MASK)
+
+    def found(**said) -> float:  # type: ignore[no-untyped-def]
+        return float(score(*asked, **said).log_likelihood[0])
+
+    assert found() == found(law="chain") == found(guidance=0.0) != found(guidance=1.0)
+    drawn = [found(law="monte_carlo", **said) for said in ({}, {"draws": 128}, {"seed": 0}, {"draws": 129}, {"seed": 1})]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(set(drawn)) == 3
+    many = score(small(1), PROMPT, [[1, 3, 0, 2]] * 17, [True] * 4, MASK, law="one_pass")
+    assert many.model_calls == 2  # sixteen rows a call
+    holes = [MASK, MASK, 0, 2]
+    free, guided, plain = (
+        choose(small(1), PROMPT, [holes], [[1, 3], [3, 1]], MASK, STOP, **said).log_likelihood.tolist()
+        for said in ({}, {"guidance": 1.0}, {"guidance": 0.0})
+    )
+    assert free == plain != guided
+
+
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_monte_carlo_tends_to_its_expectation(guidance: float) -> None:
     """1 / L times the sum over l of L / l times the mean over all masks of l ids."""

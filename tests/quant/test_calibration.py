@@ -30,7 +30,9 @@ def test_rows_are_those_that_decoding_meets(tiny_checkpoint: Path) -> None:
     checkpoint = open_source(tiny_checkpoint)
     model = open_calibration_model(checkpoint, None)
     mask, settings = checkpoint.vocabulary.special.mask, Calibration(prompts=2, steps=4)
-    samples = collect(model, settings)
+    reports: list[tuple[int, int]] = []
+    samples = collect(model, settings, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(n, 8) for n in range(1, 7)]  # one prompt to think about shows that it does not: nothing is done of it
     assert {sample.task for sample in samples} == set(NEEDED)
     assert len(samples) == 2 * 4 * 3  # random weights think of nothing
     for sample in samples:
@@ -83,6 +85,20 @@ def test_watching_ends_where_the_text_does() -> None:
     assert stop < 32
     np.testing.assert_array_equal(answer == model.vocabulary.special.mask, np.arange(32) >= stop)
     np.testing.assert_array_equal(sample.predicted[-32:] > 0, np.arange(32) < stop)
+
+
+def test_what_is_drawn_in_calibration_is_drawn_by_its_seed() -> None:
+    model = mmada_lite.load(device="cpu", threads=1)
+    text = TextSettings(answer_length=8, steps=8, block_length=8, temperature=100.0)
+    longest = model.bundle.architecture.max_sequence_length
+    watched = CalibrationModel(*(model.denoiser, model.tokenizer, model.vocabulary, 0, longest, text, model.image_defaults))
+
+    def answer(seed: int) -> list[int]:
+        asked = Calibration(prompts=1, steps=1, seen="unmasked", seed=seed)
+        (sample,) = collect(watched, asked, [Prompt("chat", "what is 3 + 4?")])
+        return list(sample.tokens)
+
+    assert answer(0) == answer(0) != answer(1)
 
 
 def test_what_is_written_sooner_weighs_more() -> None:

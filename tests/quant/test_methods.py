@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmada_lite.errors import Error
 from mmada_lite.export.formats import FORMATS, dequantize, quantize
+from mmada_lite.quant import gptq as gptq_module
 from mmada_lite.quant.gptq import factor_hessian, gptq, match_outputs
 from mmada_lite.quant.methods import ROUNDINGS, TRANSFORMS, Method, block_errors, method_named, quantize_clipped
 
@@ -99,6 +100,23 @@ def test_a_moved_matrix_gives_from_what_is_read_what_was_wanted() -> None:
     distances = [float((each - weight).norm()) for each in moved]
     assert distances == sorted(distances, reverse=True)
     torch.testing.assert_close(match_outputs(weight, torch.zeros(7, 40), torch.zeros(40, 40), "w"), weight)
+
+
+def test_moments_are_factored_in_double_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it in single precision, for the memory's sake."""
+    seen, factored = [], torch.linalg.cholesky_ex
+
+    def watched(system: torch.Tensor, **how: bool) -> object:
+        seen.append((len(system), system.dtype))
+        return factored(system, **how)
+
+    monkeypatch.setattr(gptq_module, "_DOUBLE_UP_TO", 3)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", watched)
+    for size in (3, 4):
+        moments = torch.eye(size)
+        factor_hessian(moments, "w")
+        match_outputs(torch.ones(2, size), torch.ones(2, size), moments, "w")
+    assert seen == [(3, torch.float64)] * 3 + [(4, torch.float32)] * 3
 
 
 def test_fewer_tokens_than_inputs_can_be_factored() -> None:

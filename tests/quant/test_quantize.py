@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint, open_checkpoint
 from mmada_lite.export.formats import FORMATS
 from mmada_lite.export.lowering import WeightSpec
-from mmada_lite.quant.block_rounding import Batch, BlockForward, BlockRounder, embed, load_block
+from mmada_lite.quant import convert
+from mmada_lite.quant.block_rounding import Batch, BlockForward, BlockRounder, _PrefixedTensors, embed, load_block
 from mmada_lite.quant.convert import Request, quantize_model, specs_named
 from mmada_lite.quant.methods import method_named
 from mmada_lite.quant.transforms import SITES, TransformedTensors, Transforms
@@ -198,6 +200,32 @@ def test_a_truncated_shard_and_a_full_disk_are_said(
     assert main(["quantize", str(tiny_checkpoint), "-o", str(tmp_path / "b")]) == 2
     assert "the disk has 1.0 KB free" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_conversion_that_calibrates_asks_for_room_for_two_bundles(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle, and the codes in its work folder."""
+    free = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr("mmada_lite.files.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr(convert, "_MARGIN", 0)
+    needed = {}
+    for method in ("clip", "gptq"):
+        with pytest.raises(Error, match=r"needs (\d+\.\d) (.B)") as fault:
+            quantize_model(tiny_checkpoint, tmp_path / "b", Request(format="int8", method=method))
+        needed[method] = float(re.search(r"needs (\d+\.\d)", str(fault.value))[1])  # type: ignore[index]
+    assert needed["gptq"] == pytest.approx(2 * needed["clip"], rel=0.01)
+
+
+def test_a_codec_that_is_taken_over_keeps_its_format(tiny_bundle: Path) -> None:
+    taken = convert._spec_of_adopted_codec(tiny_bundle, WeightSpec(FORMATS["fp16"], "cuda"), explicitly=False)
+    assert taken == WeightSpec(FORMATS["fp32"], "cuda")
+
+
+def test_a_layer_is_read_by_names_without_what_they_begin_with(tiny_checkpoint: Path) -> None:
+    tensors = open_checkpoint(tiny_checkpoint).tensors
+    layer = _PrefixedTensors(tensors, "model.transformer.blocks.0.")
+    assert layer.shape("q_proj.weight") == tensors.shape("model.transformer.blocks.0.q_proj.weight")
 
 
 def test_what_is_there_is_not_replaced_unasked(tiny_checkpoint: Path, quantized: Path, tmp_path: Path) -> None:

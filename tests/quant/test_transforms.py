@@ -86,6 +86,13 @@ def test_smoothing_takes_from_what_is_large() -> None:
         np.testing.assert_allclose(smoothing(x, w, alpha)[:3], wanted / np.prod(wanted) ** (1 / 3), rtol=1e-5)
 
 
+def test_smoothing_is_by_logarithms_in_double_precision() -> None:
+    """The very factors that they give, in float32."""
+    x, w = np.random.default_rng(0).lognormal(0, 3, (2, 999)).astype(np.float32)
+    logs = 0.3 * np.log(x.astype(np.float64)) - (1 - 0.3) * np.log(w.astype(np.float64))
+    assert (smoothing(x, w, 0.3) == np.exp(logs - logs.mean()).astype(np.float32)).all()
+
+
 def test_names_are_read() -> None:
     assert layer_and_part(f"{ROOT}.blocks.12.ff_out.weight") == (12, "ff_out")
     assert layer_and_part(f"{ROOT}.ff_out.weight") == (None, "ff_out")

@@ -1,13 +1,24 @@
 """Ids and layouts: the recorded chat conversations, the code offset, and that typed special spellings stay text."""
 
 import json
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmada_lite import Error
 from mmada_lite.decoding.canvas import image_canvas, text_canvas
-from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, thought_prompt, unconditional_prompt
+from mmada_lite.decoding.rows import (
+    chat_ids,
+    paint_prompt,
+    picture_prompt,
+    text_prompt,
+    thought_prompt,
+    turn_end,
+    unconditional_prompt,
+)
+from mmada_lite.families import Rows
 from mmada_lite.vocabulary import SpecialTokens, Tokenizer, Vocabulary
 
 PUBLISHED = SpecialTokens(126080, 126081, 126084, 126085, 126088, 126089, 126093, 126094, 126336, 126346, 126347, 126348)
@@ -63,13 +74,53 @@ def test_decoding_leaves_out_what_is_not_text(named_tokenizer):
     [
         ([], "empty"),
         ([{"role": "user", "content": "  "}], "message 1"),
-        ([{"role": "robot", "content": "hi"}], "system, user, assistant"),
+        ([{"role": "robot", "content": "hi"}], "message 1 has the role 'robot'; use one of system, user, assistant"),
     ],
 )
 def test_impossible_conversations(named_tokenizer, messages, word):
     _, tokenizer = named_tokenizer
     with pytest.raises(Error, match=word):
         chat_ids(tokenizer, published_like(tokenizer), messages)
+
+
+OTHER_ROWS: dict[str, Any] = {
+    "message": [{"text": "say "}, "bos", {"text": "{role}: {content} |"}, "eot", {"text": ". "}, "eos"],
+    "chat": ["bos", "{messages}", {"text": "so "}, "{masks}"],
+    "paint": ["bos", "{prompt}", "eos", "soi", "{codes}", "eoi"],
+    "unconditional": ["bos", "soi", "{codes}", "eoi"],
+}
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_rows_of_another_family(named_tokenizer, encoded):
+    """Whether their texts are encoded once for all or when they are asked for."""
+    _, tokenizer = named_tokenizer
+    vocabulary, said = published_like(tokenizer), tokenizer.encode
+    s = vocabulary.special
+
+    def known(**changes: Any) -> Vocabulary:
+        rows = Rows.from_json(OTHER_ROWS | changes, [each.name for each in fields(SpecialTokens)])
+        return replace(vocabulary, rows=rows.encoded(said) if encoded else rows)
+
+    end = [*said(" |"), s.eot, *said(". "), s.eos]
+    assert turn_end(tokenizer, known()) == end
+    assert text_prompt(tokenizer, known()) == [s.bos, *said("so ")]
+    message = [*said("say "), s.bos, *said("user: hi |"), *end[len(said(" |")) :]]
+    assert chat_ids(tokenizer, known(), [{"role": "user", "content": "hi"}]) == [s.bos, *message, *said("so ")]
+    begun = known(message=["bos", {"text": "{content}"}, "eot", {"text": "({role})"}])
+    assert turn_end(tokenizer, begun) == [s.eot, *said("(assistant)")]
+    assert paint_prompt([s.bos, 5], known()) == [s.bos, 5, s.eos, s.soi]  # where bos stands right before it, it stands once
+    apart = known(paint=["t2i", "bos", "eos", "{prompt}", "soi", "{codes}", "eoi"])
+    assert paint_prompt([s.bos, 5], apart) == [s.t2i, s.bos, s.eos, s.bos, 5, s.soi]
+
+
+def test_a_row_with_a_text_asks_for_a_tokenizer():
+    painted = {"paint": [{"text": "draw "}, *OTHER_ROWS["paint"]]}
+    rows = Rows.from_json(OTHER_ROWS | painted, [each.name for each in fields(SpecialTokens)])
+    vocabulary = replace(Vocabulary(PUBLISHED, 126349, 8192, 134656), rows=rows)
+    line = "the row 'paint' holds a text, and this bundle has no tokenizer.json that reads it"
+    with pytest.raises(Error, match=f"^{line}$"):
+        paint_prompt([5], vocabulary)
 
 
 def test_vocabulary_goes_to_json_and_back():

@@ -168,17 +168,18 @@ Around Rows::around(const std::string& row, const std::string& open_slot, const 
 
 Ids Rows::turn_end(const Encode& encode) const {
   static const std::string kContent = "{content}";
+  static const Words kAssistant = {{"role", "assistant"}};
   Ids ids;
   bool inside = false;
   for (const auto& element : templates_.at("message")) {
     const auto content = element.kind == Element::Kind::text ? element.text.find(kContent) : std::string::npos;
     if (content != std::string::npos) {
-      ids = encode(element.text.substr(content + kContent.size()));
+      ids = encode(worded(element.text.substr(content + kContent.size()), kAssistant));
       inside = true;
     } else if (element.kind == Element::Kind::id) {
       ids.push_back(element.id);
     } else if (inside) {
-      const Ids more = encode(element.text);
+      const Ids more = encode(worded(element.text, kAssistant));
       ids.insert(ids.end(), more.begin(), more.end());
     }
   }

@@ -38,7 +38,7 @@ class Rows {
 
   // The ids around `open_slot` (none: all of them stand before it). Throws Error where the model has no such row.
   Around around(const std::string& row, const std::string& open_slot, const Filled& filled, const Encode& encode) const;
-  Ids turn_end(const Encode& encode) const;  // what stands behind a message's content
+  Ids turn_end(const Encode& encode) const;  // what stands behind the content of what the assistant says
 
  private:
   using Template = std::vector<Element>;
