@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a bundle and this machine. Returns 1 when the bundle is sound but will not run here."""
     from mmada_lite.bundle import Bundle
     from mmada_lite.model import embedded_bundle
-    from mmada_lite.ort.session import usable_cores
+    from mmada_lite.ort.cores import usable_cores
 
     if arguments.cpp is not None:
         return compile_cpp.show(arguments.cpp)

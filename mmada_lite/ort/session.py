@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
+from mmada_lite.ort.cores import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -210,14 +211,6 @@ def processor_flags() -> set[str]:
     except OSError:
         return set()
     return set(said[0].split()) if said else set()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container is fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: Path | None) -> Any:
