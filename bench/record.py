@@ -31,7 +31,7 @@ from mmada_lite.errors import Error
 from mmada_lite.files import require_readable, write_whole
 from mmada_lite.memory_plan import memory_total
 from mmada_lite.ort import nvidia
-from mmada_lite.ort.session import usable_cores
+from mmada_lite.ort.cores import usable_cores
 
 SCHEMA = 1
 PACKAGES = (

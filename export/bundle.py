@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import mmada_lite
-from mmada_lite.bundle import Architecture, BundleWriter, read_settings
+from mmada_lite.bundle import HALF_CACHES, Architecture, BundleWriter, read_settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.export import codec, heads, transformer
 from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, TransformerConfig, VQConfig, read_json
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
-from mmada_lite.export.precision import Precision, specs_for, weight_group
+from mmada_lite.export.precision import Precision, specs_for, weight_group, with_caches
 from mmada_lite.files import require_readable
 from mmada_lite.knowledge import Knowledge
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
@@ -78,6 +78,7 @@ def export_checkpoint(
     precision: Precision = "fp16",
     target: Target = "cpu",
     formats: Mapping[str, str] | None = None,
+    cache_precision: str | None = None,
     force: bool = False,
     vocabulary: Vocabulary | None = None,
     progress: Progress | None = None,
@@ -85,13 +86,14 @@ def export_checkpoint(
     """Write the checkpoint folder `source` as the bundle `output`; returns the bundle's path.
 
     precision: fp32, fp16, bf16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
-    backbone, text_head, image_head or codec. target: the kind of device that graphs are written for.
+    backbone, text_head, image_head or codec. target: the kind of device that graphs are written for. cache_precision: fp32
+    or fp16, in which graphs for processors keep keys and values (None: fp32).
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
     "knows", "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a
     group cannot be stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    specs = specs_for(precision, target, formats)
+    specs = with_caches(specs_for(precision, target, formats), cache_precision)
     checkpoint = open_checkpoint(Path(source), vocabulary)
     return write_bundle(checkpoint, specs, output, force=force, progress=progress)
 
@@ -284,7 +286,7 @@ def _describe(
     return {
         "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
         "family": "mmada",
-        "needs": [],
+        "needs": [HALF_CACHES] if specs["backbone"].half_caches else [],
         "knows": checkpoint.sidecar.get("knows", {}),
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),

@@ -87,6 +87,7 @@ class WeightSpec:
 
     format: Format
     target: Target = "cpu"
+    half_caches: bool = False  # of a backbone that computes in float32: keys and values leave and come back in half precision
 
     @property
     def activation(self) -> str | None:
@@ -95,8 +96,13 @@ class WeightSpec:
 
     @property
     def computed(self) -> str:
-        """The type that products and caches have: half precision on a GPU, but for a group that is stored in fp32."""
+        """The type that products have: half precision on a GPU, but for a group that is stored in fp32."""
         return "float32" if self.target in IN_FLOAT32 or self.format.family == "fp32" else "float16"
+
+    @property
+    def kept(self) -> str:
+        """The type that keys and values have between two runs."""
+        return "float16" if self.half_caches else self.computed
 
 
 def linear(graph: Graph, x: str, weight: Weight, spec: WeightSpec, *, to: str = "") -> str:
@@ -176,13 +182,22 @@ def rotated(graph: Graph, x: str, angles: tuple[str, str], size: int, spec: Weig
     return graph.op("Add", graph.op("Mul", x, cosines), graph.op("Mul", turned, sines), to=to)
 
 
+def kept(graph: Graph, make: Callable[[str], str], spec: WeightSpec, *, to: str) -> str:
+    """Keys or values under the name `to`, in the type that they leave in. make: computes them under a name, "" for any."""
+    if spec.kept == spec.computed:
+        return make(to)
+    return graph.op("Cast", make(""), attributes={"to": _HALF}, to=to)
+
+
 def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], spec: WeightSpec) -> str:
-    """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd] -> [B, H, Q, Hd], every query
-    seeing every key, in the spec's computed type.
+    """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd], as `kept` -> [B, H, Q, Hd],
+    every query seeing every key, in the spec's computed type.
 
     For CPUs alone the operator joins past and window itself, on all cores: 8% of a forward of 32 tokens over a past of 1,122
     at size S. Elsewhere they are joined before it; TensorRT has kernels for half precision alone.
     """
+    if spec.kept != spec.computed:
+        return graph.op("Attention", query, *_widened(graph, (key, value), past), attributes={"is_causal": 0})
     if _kind(spec) == "integer":
         return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0}, unused=2)
     joined = (graph.op("Concat", kept, own, attributes={"axis": 2}) for kept, own in zip(past, (key, value), strict=True))
@@ -191,6 +206,13 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
         return graph.op("Attention", *given, attributes={"is_causal": 0})
     halves = [graph.op("Cast", value, attributes={"to": _HALF}) for value in given]
     return graph.op("Cast", graph.op("Attention", *halves, attributes={"is_causal": 0}), attributes={"to": _FLOAT})
+
+
+def _widened(graph: Graph, own: tuple[str, str], past: tuple[str, str]) -> Iterator[str]:
+    """Keys, then values, in float32, of a past and a window that are in half precision. What the window keeps is read here too:
+    if nothing did, onnxruntime would make it at the end, of every layer, and hold all layers in float32 until then."""
+    for kept, new in zip(past, own, strict=True):
+        yield graph.op("Cast", graph.op("Concat", kept, new, attributes={"axis": 2}), attributes={"to": _FLOAT})
 
 
 def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:

@@ -14,16 +14,19 @@ picture.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
 from mmada_lite.bundle import WeightGroup
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
 from mmada_lite.memory_plan import PRECISIONS
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"]
+CACHES = ("fp32", "fp16")
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
 _ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"embedder": ("fp32", "fp16", "bf16", "int8"), "codec": ("fp32", "fp16")}
@@ -41,6 +44,20 @@ def specs_for(precision: str, target: str = "cpu", overrides: Mapping[str, str] 
         raise Error(f"no target is called {target!r}; use one of {', '.join(TARGETS)}")
     format_names = {**PRECISIONS[precision], **(overrides or {})}
     return {group: _spec(group, format_name, target) for group, format_name in format_names.items()}
+
+
+def with_caches(specs: Mapping[str, WeightSpec], precision: str | None) -> dict[str, WeightSpec]:
+    """The same for a backbone whose keys and values are kept in `precision`, one of `CACHES`; None: as its target has them.
+
+    Raises Error for another one, and for a target that has a form of its own.
+    """
+    backbone = specs["backbone"]
+    if precision is not None and precision not in CACHES:
+        raise Error(f"no precision of caches is called {precision!r}; use one of {', '.join(CACHES)}")
+    if precision is not None and backbone.target not in IN_FLOAT32:
+        of_its_own = "half precision" if backbone.kept == "float16" else "fp32, as its backbone is"
+        raise Error(f"graphs for {backbone.target} keep keys and values in {of_its_own}; leave --cache-precision out")
+    return {**specs, "backbone": replace(backbone, half_caches=precision == "fp16")}
 
 
 def _spec(group: str, format_name: str, target: Target) -> WeightSpec:

@@ -6,6 +6,8 @@ tensors' names and the arithmetic of the transformer; how a matrix is stored is 
 hidden states is `heads`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mmada_lite.export import lowering
@@ -28,7 +30,7 @@ def build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: Tran
     positions = graph.input("positions", "int64", ("B", "W"))
     for layer in range(config.n_layers):
         for kind in ("key", "value"):
-            graph.input(f"past_{kind}_{layer}", spec.computed, ("B", heads, "P", size))
+            graph.input(f"past_{kind}_{layer}", spec.kept, ("B", heads, "P", size))
     query_index = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
     cosines, sines = (lowering.narrow(graph, part, spec) for part in _angles(graph, positions, config))
     for layer in range(config.n_layers):
@@ -38,7 +40,7 @@ def build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: Tran
     graph.output("hidden", "float32", ("B", "Q", config.d_model))
     for kind in ("key", "value"):
         for layer in range(config.n_layers):
-            graph.output(f"{kind}_{layer}", spec.computed, ("B", heads, "W", size))
+            graph.output(f"{kind}_{layer}", spec.kept, ("B", heads, "W", size))
 
 
 class _Block:
@@ -52,8 +54,8 @@ class _Block:
         keys and values still cover the window, while queries and the feed-forward part are computed for them alone."""
         graph, config = self.graph, self.config
         normed = self._normed("attn_norm", x)
-        key = self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=f"key_{self.layer}")
-        value = self._heads("v_proj", normed, config.n_kv_heads, to=f"value_{self.layer}")
+        key = self._kept("key", lambda to: self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=to))
+        value = self._kept("value", lambda to: self._heads("v_proj", normed, config.n_kv_heads, to=to))
         if query_index is not None:
             x, normed, *queried = (_take(graph, each, query_index) for each in (x, normed, *angles))
             angles = queried[0], queried[1]
@@ -80,6 +82,9 @@ class _Block:
         return self.graph.op(
             "Reshape", self.graph.op("Transpose", mixed, attributes={"perm": [0, 2, 1, 3]}), self.graph.ints(0, 0, -1)
         )
+
+    def _kept(self, kind: str, make: Callable[[str], str]) -> str:
+        return lowering.kept(self.graph, make, self.spec, to=f"{kind}_{self.layer}")
 
     def _heads(self, name: str, x: str, count: int, to: str = "") -> str:
         """A projection split into heads: [B, W, D] -> [B, count, W, Hd]."""

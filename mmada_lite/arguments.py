@@ -76,7 +76,7 @@ def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
 
 def within_cores(threads: int) -> int:
     """So many threads, or as many as there are cores to use, which a note says: more only wait for each other."""
-    from mmada_lite.ort.session import usable_cores
+    from mmada_lite.ort.cores import usable_cores
 
     if threads <= (cores := usable_cores()):
         return threads

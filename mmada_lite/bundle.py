@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from mmada_lite.contracts import BITS, check_value, check_words, read_json
+from mmada_lite.contracts import BITS, IN_FLOAT32, check_value, check_words, read_json
 from mmada_lite.decoding import format_1
 from mmada_lite.decoding.settings import ImageSettings, Settings, TextSettings, from_plain
 from mmada_lite.errors import Error, did_you_mean, shown
@@ -36,7 +36,8 @@ _LATER_1 = ("target", "tensors")  # absent in older bundles of format 1
 _KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
-NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
+HALF_CACHES = "float16_caches"  # keys and values in half precision where they would be in float32
+NEEDS: tuple[str, ...] = (HALF_CACHES,)  # what a bundle may ask of a host, and this one has
 
 _RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -143,6 +144,7 @@ class Bundle:
     family: str
     knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds
     knowledge: Knowledge  # of `knows`, what this program reads
+    needs: tuple[str, ...] = ()  # what a host must be able to do beyond all others
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -154,6 +156,11 @@ class Bundle:
         bundle = _parse(path, _read_manifest(path))
         _verify(bundle, hashes=verify == "full" or bundle.size <= HASHED_UP_TO)
         return replace(bundle, path=path.absolute())  # the process may go to another folder
+
+    @property
+    def half_caches(self) -> bool:
+        """Whether keys and values are float16: as asked for, and on a GPU unless the backbone is fp32."""
+        return HALF_CACHES in self.needs or (self.target not in IN_FLOAT32 and self.quantization["backbone"].format != "fp32")
 
     @property
     def size(self) -> int:
@@ -262,6 +269,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         family=content["family"],
         knows=knows,
         knowledge=knowledge,
+        needs=tuple(content["needs"]),
     )
     _check_files(bundle, where)
     check_value("target", bundle.target, f"{where}: target")
@@ -323,6 +331,8 @@ def _faults(bundle: Bundle) -> Iterator[str]:
     if image and (codes := (image.resolution // image.downsample) ** 2) >= shape.max_sequence_length:
         longest = shape.max_sequence_length
         yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
+    if HALF_CACHES in bundle.needs and bundle.target not in IN_FLOAT32:
+        yield f"it needs {HALF_CACHES!r}, which is for {' and '.join(IN_FLOAT32)}, and target is {bundle.target!r}"
     pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
     if pictures and image is None:
         yield "it has an image tokenizer, and image is null"

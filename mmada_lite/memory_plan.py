@@ -3,17 +3,19 @@
 The formulas, in bytes; numbers with a star were fitted to what processes on a CPU took at their highest
 (tests/runtime/test_memory_plan.py measures three bundles again, within 7%). W is the longest window, P its cached
 context, L layers, d the width, H heads, k the width of all keys of a position, Q queried positions of a head, V its columns,
-f bytes of a float: 4, or 2 where a GPU computes in half precision.
+f bytes of a float: 4, or 2 where a GPU computes in half precision; c bytes of one in keys and values between runs: f, or 2
+where a bundle keeps them so.
 
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
     weights      as stored, times what a CPU makes of them: fp16, bf16 2.2* (it computes in float32), int4 blocks (bytes + 12) /
                  bytes; OpenVINO maps the file beside what it packs: fp32 2.1*, fp16, bf16 4.3*, integers 2.5*
     embedding    0: its table is mapped, and rows are read from disk
-    activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k f, the last term for the keys and values of a layer, written
+    activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k c, the last term for the keys and values of a layer, written
                  over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
+                 where a CPU keeps them in half precision 2 (W + P) k c more, joined before they are widened;
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
                  `LOGITS` at a time for a model of `LARGE` or more
-    caches       2 L W k f as they came out and once more as they are cut for later steps; of a guided pair twice as much
+    caches       2 L W k c as they came out and once more as they are cut for later steps; of a guided pair twice as much
                  (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose partial steps use
                  kept keys and values, whichever is more
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
@@ -34,7 +36,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from mmada_lite.bundle import LARGE, LOGITS, Architecture, Bundle, ImageInfo, WeightGroup
+from mmada_lite.bundle import HALF_CACHES, LARGE, LOGITS, Architecture, Bundle, ImageInfo, WeightGroup
 from mmada_lite.contracts import BITS, IN_FLOAT32
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
@@ -71,20 +73,23 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What memory depends on. codec_parameters is 0 for a model without pictures."""
+    """What memory depends on. codec_parameters is 0 for a model without pictures; half_caches: keys and values are float16 on
+    a CPU too."""
 
     name: str
     architecture: Architecture
     codes: int  # size of the codebook
     image: ImageInfo | None
     codec_parameters: int
+    half_caches: bool = False
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Shape":
         codec = bundle.quantization.get("codec")
         each = {"fp32": 4, "fp16": 2}.get(codec.format, 2) if codec else 2
         parameters = (codec.bytes or 0) // each if codec else 0
-        return cls(bundle.name, bundle.architecture, bundle.vocabulary.codebook_size, bundle.image, parameters)
+        codes, half = bundle.vocabulary.codebook_size, HALF_CACHES in bundle.needs
+        return cls(bundle.name, bundle.architecture, codes, bundle.image, parameters, half)
 
 
 # The published 8B model (arXiv 2505.15809): config.json of Gen-Verse/MMaDA-8B-Base, its MAGVIT-v2 as constructed by default.
@@ -244,7 +249,8 @@ def activations(
     if "drawing" in tasks:
         windows.append((codes + prompt, 0))
         logits.append(4 * codes * shape.codes)
-    most = max(_backbone(a, window, past, 2 if half else 4) for window, past in windows)
+    sizes = 2 if half else 4, 2 if half or shape.half_caches else 4
+    most = max(_backbone(a, window, past, *sizes) for window, past in windows)
     heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
     return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
 
@@ -253,7 +259,7 @@ def caches(
     shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool, tasks: Sequence[Task] = TASKS
 ) -> int:
     a = shape.architecture
-    position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half else 4)
+    position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half or shape.half_caches else 4)
     seen = _grid(shape) + prompt
     cached = text.acceleration.cache != "none" and "answer" in tasks
     partial = image.acceleration.refresh > 1 and _grid(shape) and "drawing" in tasks
@@ -287,12 +293,13 @@ def _in_memory(name: str, group: WeightGroup, target: str) -> int:
     return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format in ("fp16", "bf16") else 1))
 
 
-def _backbone(a: Architecture, window: int, past: int, size: int) -> float:
+def _backbone(a: Architecture, window: int, past: int, size: int, cached: int) -> float:
     keys, seen = a.n_kv_heads * a.head_dim, window + past
     scores = a.n_heads * window * seen
     passing = size * (scores + 5 * window * a.d_model + 2 * seen * keys)
-    kept = 2 * window * keys * size
-    return 2.0 * passing + kept if size == 4 else 1.5 * (passing + a.n_layers * kept)
+    kept = 2 * window * keys * cached
+    joined = 2 * seen * keys * cached if cached < size else 0
+    return 2.0 * passing + kept + joined if size == 4 else 1.5 * (passing + a.n_layers * kept)
 
 
 def _codec_activations(shape: Shape) -> int:

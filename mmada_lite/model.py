@@ -24,8 +24,8 @@ from mmada_lite.decoding.settings import ImageSettings, Law, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.forms.wanted import Schema, Wanted
 from mmada_lite.images import Codec, Picture
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
-from mmada_lite.ort.session import usable_cores
 from mmada_lite.streams import Answer, Drawing, Thinking, grown, parts_of, thought_and_drawn, with_codes
 from mmada_lite.vocabulary import Tokenizer, with_tags
 

@@ -21,7 +21,7 @@ from mmada_lite.export.bundle import Checkpoint, graph_plans, group_sizes, write
 from mmada_lite.export.checkpoint import Tensors, TensorSource
 from mmada_lite.export.formats import FORMATS, format_named
 from mmada_lite.export.lowering import WeightSpec
-from mmada_lite.export.precision import specs_for
+from mmada_lite.export.precision import specs_for, with_caches
 from mmada_lite.memory_plan import PRECISIONS
 from mmada_lite.quant.calibration import Calibration, Sample, collect, prompts_by_task, samples_of, to_arrays
 from mmada_lite.quant.methods import Method, method_named
@@ -40,7 +40,8 @@ class Request:
     """What is wanted. format: a precision (int8, int4, ...) or a format, see `specs_named`; method: see `method_named`; store:
     (group, format) in place of those. Of the calibration: prompts of each task, steps kept of each, seen ("masked" or
     "unmasked"), seed; record_with: a bundle of the same model that decodes the prompts, where the checkpoint itself does
-    not fit in memory. work: the folder of the conversion in progress (default: beside the output)."""
+    not fit in memory. work: the folder of the conversion in progress (default: beside the output). cache_precision: of keys and
+    values, see `with_caches`."""
 
     format: str = "int4"
     method: str = "rtn"
@@ -52,6 +53,7 @@ class Request:
     seed: int = 0
     record_with: Path | None = None
     work: Path | None = None
+    cache_precision: str | None = None
 
     def calibration(self) -> Calibration:
         """Raises Error when it asks for nothing or for too much."""
@@ -74,7 +76,7 @@ def quantize_model(
     source is damaged, or when the disk is too small.
     """
     source, output, method = Path(source), Path(output), method_named(request.method)
-    specs = specs_named(request.format, request.target, dict(request.store))
+    specs = with_caches(specs_named(request.format, request.target, dict(request.store)), request.cache_precision)
     _refuse_nothing_to_round(method, specs)
 
     checkpoint = open_source(source)

@@ -23,8 +23,8 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.synthetic import SIZES, write_bundle
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.measured import forms_here, thread_counts
-from mmada_lite.ort.session import usable_cores
 
 LAYERS, WORDS, CODES = 4, 4096, 1024  # of the model: heads are small, since their form is not in question
 PROMPT, ANSWER, STEPS = 64, 32, 8

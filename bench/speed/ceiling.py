@@ -27,8 +27,9 @@ from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import CONTRIB, Graph, WeightFile
 from mmada_lite.export.lowering import Weight, WeightSpec, linear
 from mmada_lite.export.synthetic import SIZES, RandomTensors, size_named
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.ort.session import open_session, usable_cores
+from mmada_lite.ort.session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime

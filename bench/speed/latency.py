@@ -34,8 +34,8 @@ from mmada_lite.decoding.settings import CACHE_POLICIES, ImageSettings, TextSett
 from mmada_lite.export.precision import specs_for
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.model import embedded_bundle
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.ort.session import usable_cores
 
 AS_STORED = "as stored"
 STARTS = 3  # counted runs of `startup` and `load` a round

@@ -31,8 +31,8 @@ from mmada_lite.bench.timed import turns
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.export.precision import specs_for
 from mmada_lite.export.synthetic import SIZES, size_named
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.devices import choose_device
-from mmada_lite.ort.session import usable_cores
 
 EXACT = "torch fp32"  # what errors are told against
 # Of ours, by device; the first one's loops are run.

@@ -30,7 +30,7 @@ from mmada_lite.bench.timed import turns
 from mmada_lite.decoding.settings import with_changes
 from mmada_lite.errors import Error, shown
 from mmada_lite.model import Model, embedded_bundle, load
-from mmada_lite.ort.session import usable_cores
+from mmada_lite.ort.cores import usable_cores
 
 TASKS = ("ready", "first", "batching", "load")
 BATCHES = (1, 2, 4, 8)

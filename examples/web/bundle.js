@@ -10,6 +10,7 @@ const PICTURES = ["image_encoder", "image_decoder"]; // the image tokenizer, whi
 const NEWEST = 2; // format version
 const FAMILIES = ["mmada"];
 const NEEDS = []; // what a bundle may ask of a host beyond docs/bundle.md, and this page has
+const HALF_CACHES = "float16_caches"; // which programs for processors have
 const KEYS = ["family", "needs", "rows", "architecture", "vocabulary", "image", "defaults", "graphs", "files"];
 
 /** The names of the graphs of a bundle, from its manifest. */
@@ -47,7 +48,8 @@ function checked(content, folder) {
     throw new Error(`this bundle is of the family "${manifest.family}", the page knows ${FAMILIES}; use a newer page`);
   }
   const need = manifest.needs.find((name) => !NEEDS.includes(name));
-  if (need) throw new Error(`this bundle needs "${need}", which the page does not have; use a newer page`);
+  const mend = need === HALF_CACHES ? "export it without --cache-precision" : "use a newer page";
+  if (need) throw new Error(`this bundle needs "${need}", which the page does not have; ${mend}`);
   const image = PICTURES.some((graph) => graph in manifest.graphs) ? manifest.image : null;
   const missing = graphsOf({ image }).find((graph) => !(graph in manifest.graphs));
   if (missing) throw new Error(`this bundle has no graph "${missing}"; copy the bundle again`);

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how weights are stored (default: fp16; {FOR_WEB} with --target web)",
     )
     options.add_target(parser, also=("web",))
+    options.add_cache_precision(parser, "how a CPU keeps keys and values; fp16 takes half of their memory")
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
     parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
     parser.add_argument(
@@ -51,14 +52,17 @@ def run(arguments: argparse.Namespace) -> int:
     ready = engines and (Path(arguments.checkpoint) / MANIFEST).is_file()
     if not engines and (arguments.profile or arguments.compute_capability):
         raise Error("--profile and --compute-capability are about engines; add --engine rtx")
-    if ready and (arguments.output or arguments.target or arguments.store):
-        raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out -o, --target and --store")
+    if ready and (arguments.output or arguments.target or arguments.store or arguments.cache_precision):
+        rest = "-o, --target, --store and --cache-precision"
+        raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out {rest}")
     if not ready and arguments.output is None:
         raise Error("the following arguments are required: -o/--output, the folder of the bundle")
     if arguments.target == "web" and engines:
         raise Error("--target web is for browsers, which have no engines; leave --engine out")
     if arguments.target == "web" and arguments.precision == "bf16":
         raise Error("--precision bf16 was tried in no browser; use fp16, which is as large, or leave it out for int8")
+    if arguments.target == "web" and arguments.cache_precision == "fp16":
+        raise Error("--cache-precision fp16 is for programs, and a browser keeps keys and values in fp32; leave it out")
     if engines:
         _engines_can_be_built()
     folder = Path(arguments.checkpoint) if ready else _write_bundle(arguments)
@@ -81,6 +85,7 @@ def _write_bundle(arguments: argparse.Namespace) -> Path:
             precision=_precision(arguments),
             target=_target(arguments),
             formats=options.formats_of(arguments.store),
+            cache_precision=arguments.cache_precision,
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_progress_line(done, total, name)),
         )

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a bundle and this machine. Returns 1 when the bundle is sound but will not run here."""
     from mmada_lite.bundle import Bundle
     from mmada_lite.model import embedded_bundle
-    from mmada_lite.ort.session import usable_cores
+    from mmada_lite.ort.cores import usable_cores
 
     if arguments.cpp is not None:
         return compile_cpp.show(arguments.cpp)
@@ -69,6 +69,7 @@ def bundle_json(bundle: "Bundle") -> dict[str, Any]:
         "image": asdict(bundle.image) if bundle.image else None,
         "quantization": {name: asdict(group) for name, group in bundle.quantization.items()},
         "target": bundle.target,
+        "cache_precision": "fp16" if bundle.half_caches else "fp32",
         "defaults": {"text": bundle.text_defaults.flat(), "image": bundle.image_defaults.flat()},
         "graphs": {name: {"file": graph.file, "bytes": bundle.files[graph.file].size} for name, graph in bundle.graphs.items()},
         "files": {name: file.size for name, file in bundle.files.items()},
@@ -187,7 +188,8 @@ def _words(content: Mapping[str, Any]) -> str:
 
 def _stored(content: Mapping[str, Any]) -> str:
     groups = content["quantization"]
-    return ", ".join(f"{name} {_format(group)}" for name, group in groups.items()) + f"; lowered for {content['target']}"
+    formats = ", ".join(f"{name} {_format(group)}" for name, group in groups.items())
+    return f"{formats}; lowered for {content['target']}, keys and values {content['cache_precision']}"
 
 
 def _format(group: Mapping[str, Any]) -> str:

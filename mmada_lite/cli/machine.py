@@ -18,7 +18,8 @@ from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import memory_available, memory_total
 from mmada_lite.ort import devices, measured, nvidia
-from mmada_lite.ort.session import PROVIDERS, exact_int8, usable_cores
+from mmada_lite.ort.cores import usable_cores
+from mmada_lite.ort.session import PROVIDERS, exact_int8
 
 # Package -> the extra of ours that brings it, and what for. Looked up by name, imported never.
 _LIBRARIES: Mapping[str, tuple[str, str]] = {

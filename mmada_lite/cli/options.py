@@ -159,6 +159,10 @@ def add_target(parser: argparse.ArgumentParser, also: Sequence[str] = ()) -> Non
     )
 
 
+def add_cache_precision(parser: argparse.ArgumentParser, does: str) -> None:
+    parser.add_argument("--cache-precision", choices=["fp32", "fp16"], help=f"{does} (default: fp32)")
+
+
 def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace what is already there")
 

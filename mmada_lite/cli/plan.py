@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="8GB, 7.5GiB (default: what is free here, or the card's)")
     parser.add_argument("--shared", action="store_true", help="the card shares the machine's memory, as on a Jetson")
     options.add_planned_answer(parser)
+    options.add_cache_precision(parser, "how a CPU keeps keys and values, as of an export")
     options.add_speed(parser)
     options.add_device(parser)
     options.add_json(parser)
@@ -52,22 +53,28 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what each precision needs. Returns 1 when none fits."""
     from mmada_lite.cli.model_options import text_settings
     from mmada_lite.decoding.settings import with_speed
+    from mmada_lite.memory_plan import PRECISIONS
 
     device = arguments.device if arguments.device != "auto" else "cpu"
     if device not in ("cpu", *_ON_CARD, *_BY_OPENVINO):
         raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join((*_ON_CARD, *_BY_OPENVINO))}")
+    if arguments.cache_precision and device in _ON_CARD:
+        raise Error(f"--cache-precision is for processors, and {device} keeps keys and values in its own form; leave it out")
     memory = _memory(arguments.memory, device)
     shape, defaults, groups = _source(arguments.model)
+    half = shape.half_caches if arguments.cache_precision is None else arguments.cache_precision == "fp16"
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
     spare = _Spare(shape, text, image, device, memory, arguments.shared)
-    precisions = [spare.row(name, each) for name, each in groups.items()]
+    exported = replace(spare, shape=replace(shape, half_caches=half))
+    precisions = [(exported if name in PRECISIONS else spare).row(name, each) for name, each in groups.items()]
     content = {
         "model": shape.name,
         "memory": memory,
         "device": device,
         "shared": arguments.shared,
         "speed": arguments.speed,
+        "cache_precision": "fp16" if half else "fp32",
         "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.acceleration.cache},
         "precisions": [_row_json(row, arguments.shared) for row in precisions],
         "best": next((row.precision for row in precisions if row.fits), None),
@@ -225,6 +232,8 @@ def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:
         less = "a shorter --answer-length takes less"
         if content["speed"] != "exact":
             less = "--speed exact keeps less of drawings"
+        elif least.need.host.get("caches") and content["cache_precision"] == "fp32":
+            less = "--cache-precision fp16 keeps the same in half of the caches' memory"
         elif content["text"]["cache"] != "none":
             less = "--cache none keeps nothing between steps, and takes longer"
         return f"nothing fits: {least.precision} lacks {size_in_words(-least.spare)}; {less}"
@@ -233,5 +242,6 @@ def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:
     target = {"cpu": "", "cuda": " --target cuda"}.get(
         device, " --target openvino" if device in _BY_OPENVINO else " --target tensorrt"
     )
+    target += " --cache-precision fp16" if content["cache_precision"] == "fp16" else ""
     how = "it runs as it is" if best not in PRECISIONS else f"mmada-lite export CHECKPOINT -o BUNDLE --precision {best}{target}"
     return f"the finest that fits: {best}, with {size_in_words(row.spare)} to spare; {how}"

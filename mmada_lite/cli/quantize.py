@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rtn, clip, gptq or gptaq, with smooth+ or rotate+ before it (default: gptq)",
     )
     options.add_target(parser)
+    options.add_cache_precision(parser, "how a CPU keeps keys and values; fp16 takes half of their memory")
     parser.add_argument("--prompts", metavar="FILE", help="calibrate on these: a JSON object with task and text a line")
     parser.add_argument(
         "--prompt-count", type=options.whole, default=32, metavar="N", help="prompts of each task (default: 32)"
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         record_with=_path(arguments.record_with),
         work=_path(arguments.work),
+        cache_precision=arguments.cache_precision,
     )
     given = from_file(Path(arguments.prompts)) if arguments.prompts else None
     with needs("quant"), terminal.Progress(quiet=arguments.json) as progress:

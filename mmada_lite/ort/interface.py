@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.bundle import MANIFEST, Bundle
-from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.errors import Error, printable
 
 Run = Callable[[], list[NDArray]]
@@ -67,8 +66,7 @@ def _of_layers(part: str, layers: int) -> list[list[str]]:
 
 
 def _type(bundle: Bundle, kind: str) -> str:
-    half = kind == "k" and bundle.target not in IN_FLOAT32 and bundle.quantization["backbone"].format != "fp32"
-    return "tensor(float16)" if half else "tensor(int64)" if kind == "i" else "tensor(float)"
+    return "tensor(float16)" if kind == "k" and bundle.half_caches else "tensor(int64)" if kind == "i" else "tensor(float)"
 
 
 def _lengths(bundle: Bundle) -> Mapping[str, tuple[int, str]]:

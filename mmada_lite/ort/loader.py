@@ -25,6 +25,7 @@ from mmada_lite.ort import devices
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
+from mmada_lite.ort.packed import open_packed
 from mmada_lite.ort.session import (
     OPENVINO,
     Device,
@@ -246,7 +247,9 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
 
         session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
         return session
-    session = _guard(bundle, device)(lambda: open_session(path, device, threads), graph)
+    session = _guard(bundle, device)(
+        lambda: open_packed(bundle, graph, device, threads) or open_session(path, device, threads), graph
+    )
     check_interface(bundle, graph, session)
     return session
 

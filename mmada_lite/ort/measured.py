@@ -25,7 +25,8 @@ import numpy as np
 from mmada_lite.bundle import Bundle
 from mmada_lite.contracts import IN_FLOAT32, read_json
 from mmada_lite.files import cache_folder
-from mmada_lite.ort.session import OPENVINO, Device, exact_int8, onnxruntime_package, open_session, usable_cores
+from mmada_lite.ort.cores import usable_cores
+from mmada_lite.ort.session import OPENVINO, Device, exact_int8, onnxruntime_package, open_session
 from mmada_lite.ort.trial_layer import FORMS, NARROW, layer_graph
 
 WIDTH, INNER = 1024, 3072  # of size S

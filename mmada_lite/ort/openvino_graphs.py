@@ -10,7 +10,8 @@ from mmada_lite.bundle import LARGE, Bundle
 from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.files import cache_folder
 from mmada_lite.ort import openvino
-from mmada_lite.ort.session import Device, exact_int8, usable_cores
+from mmada_lite.ort.cores import usable_cores
+from mmada_lite.ort.session import Device, exact_int8
 
 _log = logging.getLogger("mmada_lite")
 

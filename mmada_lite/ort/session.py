@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmada_lite.errors import Error
+from mmada_lite.ort.cores import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -104,10 +105,12 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How a session works on the CPU. arena: memory is kept for the next run; raw: neither optimized nor packed, since it is
-    only looked at."""
+    only looked at; keep: where the graph is written as it is run here, optimized and packed; packed: it was written so."""
 
     arena: bool = True
     raw: bool = False
+    keep: Path | None = None
+    packed: bool = False
 
 
 TUNED = Tuning()
@@ -192,30 +195,22 @@ def exact_int8() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
-    flags = _flags()
+    flags = processor_flags()
     return not flags or bool({"avx512_vnni", "avx_vnni"} & flags)
 
 
 def bf16_products() -> bool:
     """Whether this processor multiplies numbers in bf16. Where the system does not say: no."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _flags())
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())
 
 
-def _flags() -> set[str]:
+def processor_flags() -> set[str]:
     """What the system says that the processor can, as Linux spells it; empty where it says nothing."""
     try:
         said = re.findall(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         return set()
     return set(said[0].split()) if said else set()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container is fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
 
 
 def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: Path | None) -> Any:
@@ -226,8 +221,13 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     options.enable_cpu_mem_arena = tuning.arena
-    if tuning.raw:
+    if tuning.raw or tuning.packed:
         options.graph_optimization_level = onnxruntime_package().GraphOptimizationLevel.ORT_DISABLE_ALL
+    if tuning.keep is not None:
+        options.optimized_model_filepath = str(tuning.keep)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{tuning.keep.stem}.bin")
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    if tuning.raw:
         options.add_session_config_entry("session.disable_prepacking", "1")
     for name, value in _SPINNING.items():
         options.add_session_config_entry(name, value)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmada_lite.cli.main import main
-from mmada_lite.ort.session import usable_cores
+from mmada_lite.ort.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {  # the module of a command line -> arguments that it cannot do without

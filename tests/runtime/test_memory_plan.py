@@ -192,7 +192,8 @@ def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the finest that fits: fp32" in out
     for options, advice in (
         (["--speed", "fast"], "--speed exact keeps less of drawings"),
-        ([], "--cache none keeps nothing between steps"),
+        ([], "--cache-precision fp16 keeps the same in half of the caches' memory"),
+        (["--cache-precision", "fp16"], "--cache none keeps nothing between steps"),
         (["--cache", "none"], "a shorter --answer-length takes less"),
     ):
         assert main(["plan", "-m", "8b", "--memory", "1GB", *options]) == 1

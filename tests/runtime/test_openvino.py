@@ -18,7 +18,8 @@ from mmada_lite.cli.main import main
 from mmada_lite.decoding.denoiser import Window
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.ort import devices, loader, openvino, openvino_graphs, session
+from mmada_lite.ort import devices, loader, openvino, openvino_graphs
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.session import Device, open_session
 
 if fault := openvino.lacking():
@@ -126,7 +127,7 @@ def test_options_hold(lowered: Bundle, cache: Path, threads: int) -> None:
     """What is asked of OpenVINO is read back from what it compiled."""
     opened = openvino_graphs.open_compiled(lowered, "backbone", OPENVINO, threads)
     held = {name: opened.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")}
-    assert held == {"INFERENCE_NUM_THREADS": min(threads, session.usable_cores()), "NUM_STREAMS": 1}
+    assert held == {"INFERENCE_NUM_THREADS": min(threads, usable_cores()), "NUM_STREAMS": 1}
     precision = openvino_graphs.precision_of(lowered, "backbone", OPENVINO)
     assert opened.compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == precision
     assert precision == ("bf16" if openvino.computes("openvino", "bf16") else "f32")

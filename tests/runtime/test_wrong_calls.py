@@ -20,7 +20,7 @@ from PIL import Image
 import mmada_lite
 from mmada_lite import Error, ImageAcceleration, ImageSettings, Model, TextAcceleration, TextSettings
 from mmada_lite.decoding.settings import PRESETS
-from mmada_lite.ort.session import usable_cores
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.streams import Answer, Drawing
 
 LONGEST = 5.0  # seconds, of one call

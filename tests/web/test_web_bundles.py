@@ -168,6 +168,10 @@ REFUSED: list[tuple[Callable[[Content], object], str]] = [
     (lambda it: it.update(format_version=3), "this bundle has format 3 and the page reads up to 2; use a newer page"),
     (lambda it: it.update(family="llada"), 'this bundle is of the family "llada", the page knows mmada; use a newer page'),
     (lambda it: it.update(needs=["wings"]), 'this bundle needs "wings", which the page does not have; use a newer page'),
+    (
+        lambda it: it.update(needs=["float16_caches"]),
+        'this bundle needs "float16_caches", which the page does not have; export it without --cache-precision',
+    ),
     (lambda it: it.pop("rows"), 'bundle.json has no "rows"; copy the bundle again'),
     (lambda it: it["rows"]["ask"].insert(0, "mum"), 'the row "ask" has an unknown element "mum"'),
     (

@@ -11,6 +11,7 @@
 namespace mmada_lite::internal {
 namespace {
 
+constexpr const char* kHalfCaches = "float16_caches";  // what a bundle may ask of a host, and this one has
 constexpr std::int64_t kNewestFormat = 2;         // of bundle.json that is read here
 constexpr std::int64_t kMaxResolution = 1 << 14;  // pixels of a square picture's side
 
@@ -287,8 +288,9 @@ void check_host(const Json& content, std::int64_t format, const std::string& whe
   constexpr const char* kUpgrade = "it may be of a newer mmada-lite: `pip install -U mmada-lite`";
   if (family.string != "mmada") fail(where, ": family is ", shown(family), ", and this program knows mmada; ", kUpgrade);
   if (!fits(needs, Type::texts)) fail(where, ": needs is ", shown(needs), ", which it cannot be; ", kFetchAgain);
-  if (!needs.items.empty()) {
-    fail(where, ": the model needs ", shown(needs.items.front()), ", which this program does not have; ", kUpgrade);
+  for (const auto& need : needs.items) {
+    if (need.string == kHalfCaches) continue;
+    fail(where, ": the model needs ", shown(need), ", which this program does not have; ", kUpgrade);
   }
   const Json& knows = object_at(*content.find("knows"), where + ": knows");
   if (const Json* said = knows.find("case"); said && said->string != "lower") {
@@ -322,9 +324,13 @@ Bundle parse_bundle(const fs::path& path, const Json& content) {
   read_files(content, where, bundle);
   check_provenance(content, where);
   check_bundle(bundle, content, where);
-  const Json* target = content.find("target");
-  bundle.half = target && target->string != "cpu" &&
-                content.find("quantization")->find("backbone")->find("format")->string != "fp32";
+  const Json *target = content.find("target"), *needs = content.find("needs");
+  const bool on_gpu = target && target->string != "cpu";
+  if (needs && !needs->items.empty() && on_gpu) {
+    fail(where, ": it needs ", kHalfCaches, ", which is for cpu, and target is ", shown(*target), "; ", kFetchAgain);
+  }
+  bundle.half = (needs && !needs->items.empty()) ||
+                (on_gpu && content.find("quantization")->find("backbone")->find("format")->string != "fp32");
   return bundle;
 }
 

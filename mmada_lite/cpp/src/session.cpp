@@ -2,7 +2,9 @@
 #include "session.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -108,6 +110,10 @@ struct Interface {
 
 using Interfaces = std::map<std::string, Interface>;
 
+ONNXTensorElementDataType type_of_kept(const Bundle& bundle) {
+  return bundle.half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
 // The inputs or the outputs that a graph must have (docs/bundle.md).
 Interfaces declared(const Bundle& bundle, const std::string& graph, bool inputs) {
   constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kInt = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
@@ -124,7 +130,7 @@ Interfaces declared(const Bundle& bundle, const std::string& graph, bool inputs)
                                             {"positions", {kInt, {any, any}}},
                                             {"rows", {kInt, {any, any}}}}
                                : Interfaces{{"hidden", {kFloat, {any, any, width}}}};
-    const Interface kept{bundle.half ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : kFloat,
+    const Interface kept{type_of_kept(bundle),
                          {any, {"architecture.n_kv_heads", bundle.kv_heads}, any, {"architecture.head_dim", bundle.head_dim}}};
     for (std::int64_t layer = 0; layer < bundle.layers; ++layer) {
       for (const char* kind : {"key_", "value_"}) values[(inputs ? "past_" : "") + (kind + std::to_string(layer))] = kept;
@@ -254,9 +260,10 @@ Past past_without(const Values& keys_and_values, std::int64_t start, std::int64_
   Past past;
   for (const auto& value : keys_and_values) {
     const auto shape = shape_of(value, 4);
-    const std::int64_t length = shape[2], width = shape[3];
-    const float* data = data_of<float>(value);
-    Floats left;
+    const auto half = value.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    const std::int64_t length = shape[2], width = shape[3] * (half ? 2 : 4);  // in bytes
+    const auto* data = static_cast<const std::byte*>(value.GetTensorRawData());
+    std::vector<std::byte> left;
     for (std::int64_t outer = 0; outer < shape[0] * shape[1]; ++outer, data += length * width) {
       left.insert(left.end(), data, data + start * width);
       if (stop < length) left.insert(left.end(), data + stop * width, data + length * width);
@@ -268,7 +275,7 @@ Past past_without(const Values& keys_and_values, std::int64_t start, std::int64_
 }
 
 Denoiser::Denoiser(const Bundle& bundle, const Options& options)
-    : layers_(bundle.layers), heads_(bundle.kv_heads), head_dim_(bundle.head_dim) {
+    : layers_(bundle.layers), heads_(bundle.kv_heads), head_dim_(bundle.head_dim), kept_(type_of_kept(bundle)) {
   for (const auto& [slot, name] : {std::pair{&embedder_, "embedder"}, std::pair{&backbone_, "backbone"},
                                    std::pair{&text_head_, "text_head"}, std::pair{&image_head_, "image_head"}}) {
     slot->emplace(open_graph(bundle, name, options));
@@ -290,11 +297,14 @@ Hidden Denoiser::forward(const Window& window, Values* kept) const {
   inputs.push_back(tensor(positions, {1, width}));
   inputs.push_back(tensor(window.queried, {1, queried}));
   std::vector<const char*> input_names{"embeddings", "positions", "rows"}, output_names{"hidden"};
-  static const Floats kNothing;
+  static std::byte nothing[4]{};  // an empty tensor needs an address all the same
+  const std::array<std::int64_t, 4> past_shape{1, heads_, window.past ? window.past->length : 0, head_dim_};
   for (std::size_t i = 0; i < past_names_.size(); ++i) {
     input_names.push_back(past_names_[i].c_str());
-    inputs.push_back(tensor(window.past ? window.past->tensors[i] : kNothing,
-                            {1, heads_, window.past ? window.past->length : 0, head_dim_}));
+    const auto* past = window.past ? &window.past->tensors[i] : nullptr;
+    void* at = past && !past->empty() ? const_cast<std::byte*>(past->data()) : nothing;
+    const std::size_t size = past ? past->size() : 0;
+    inputs.push_back(Ort::Value::CreateTensor(runtime().memory, at, size, past_shape.data(), past_shape.size(), kept_));
     if (kept) output_names.push_back(names_[i].c_str());
   }
   Values outputs = run(backbone_, input_names, inputs, output_names);

@@ -3,6 +3,7 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <cstddef>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -21,9 +22,9 @@ using Values = std::vector<Ort::Value>;
 enum class Head { text, image };
 
 // Keys and values of each layer, keys first: what a window attends to beside itself. Keys are rotated, so their order is of no
-// consequence.
+// consequence. The bytes are those of the graph's type, float32 or float16.
 struct Past {
-  std::vector<Floats> tensors;
+  std::vector<std::vector<std::byte>> tensors;
   std::int64_t length = 0;
 };
 
@@ -70,6 +71,7 @@ class Denoiser {
                   const std::vector<const char*>& output_names) const;
 
   std::int64_t layers_, heads_, head_dim_;
+  ONNXTensorElementDataType kept_;  // the type of keys and values
   mutable Slot embedder_, backbone_, text_head_, image_head_;  // running one is safe from several threads
   std::vector<std::string> names_, past_names_;
 };

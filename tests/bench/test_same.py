@@ -1,0 +1,21 @@
+"""Two bundles' answers, compared: what is alike is counted, what is not is shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmada_lite.bench.quality import same
+
+
+def test_a_bundle_answers_as_itself_and_not_as_another(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(set(same.questions(400))) == 400
+    assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"asked": 3, "equal": 3, "other": []}
+    written = iter((["4", "5", "6"], ["4", "7", "6"]))
+    monkeypatch.setattr(same, "answers", lambda *_: next(written))
+    assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"asked": 3, "equal": 2, "other": [["what is 0 + 1?", "5", "7"]]}
+    assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "0"]) == 2
