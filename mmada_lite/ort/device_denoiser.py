@@ -87,6 +87,7 @@ class _Runner:
         self._memory, self._open, self._guard = memory, open_graph, guard
         self._opened: dict[bytes, onnxruntime.InferenceSession] = {}
         self.options = onnxruntime_package().RunOptions()  # of every run
+        self.options.add_run_config_entry("gpu_graph_id", "-1")  # shapes and addresses change: no CUDA graph is captured
 
     def run(self, session: Any, feeds: Mapping[str, Any], outputs: Sequence[str], *, home: bool) -> list[Any]:
         """Arrays for `home`, else handles. feeds: handles and arrays."""
