@@ -44,6 +44,7 @@ Build = Callable[[Path, Sequence[Profile], str, Callable[[float], None]], Any]
 Say = Callable[[str], None]  # one line for a person
 Show = Callable[[str], None]  # the present state of the work, written over by the next
 _POLL = 0.1  # seconds
+_SMALL_HEADS = 8  # numbers of a head for which TensorRT-RTX 1.7 has no attention
 _PROVIDERS = {"tensorrt-rtx": "NvTensorRTRTXExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -76,6 +77,11 @@ def build_engines(
     if bundle.target != "tensorrt":
         raise Error(
             f"{bundle.path} is lowered for {bundle.target}, which TensorRT does not read; export it with --target tensorrt"
+        )
+    if build is None and bundle.architecture.head_dim <= _SMALL_HEADS:
+        raise Error(
+            f"{bundle.path} has heads of {bundle.architecture.head_dim} numbers, and TensorRT attends with more than "
+            f"{_SMALL_HEADS}; use another model, or --device cpu"
         )
     chosen = profiles_for(bundle, profiles)
     made_by = builder or rtx_builder.version()

@@ -67,6 +67,12 @@ class SideDenoiser:
         if (denoiser := self._sides.now("transformer")) is not None:
             denoiser.interrupt(on)
 
+    @property
+    def opened(self) -> Denoiser:
+        """What is open until another side's turn."""
+        with self._sides.use("transformer", self._open) as denoiser:
+            return denoiser
+
 
 class SideSession:
     """A graph that is open only while it is its side's turn, in the place of a session."""

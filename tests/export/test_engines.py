@@ -252,6 +252,7 @@ def test_bad_requests(bundle: Bundle, tiny_bundle: Path, capsys: pytest.CaptureF
         build_all(bundle, profiles=["all"])
     for words, message in (
         (["--profile", "block"], "add --engine rtx"),
+        *([(["--engine", "rtx"], "has heads of 8 numbers, and TensorRT attends with more than 8")] if lacking is None else []),
         (["--engine", "rtx", "-o", "x"], "is a bundle: its engines go into it"),
         ([], "required: -o/--output"),
     ):

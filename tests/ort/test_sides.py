@@ -98,6 +98,7 @@ def test_an_interruption_finds_what_is_open(tiny_bundle: Path) -> None:
     with pytest.raises(Exception, match="terminate flag"):
         denoiser.forward(window, keep=False)
     denoiser.interrupt(False)
+    assert denoiser.opened is denoiser.opened
     assert (denoiser.forward(window, keep=False)[0] == hidden).all()
 
 
