@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ class Contestant:
 
 @dataclass(slots=True)
 class Taken:
-    """Runs of one way: the seconds of each step, of each the joules, and what its forwards were."""
+    """Runs of one way: the seconds of each step, of each run the watts, and what its forwards were."""
 
     steps: list[list[float]] = field(default_factory=list)
-    joules: list[float | None] = field(default_factory=list)
+    watts: list[float | None] = field(default_factory=list)
     forwards: list[list[Forward]] = field(default_factory=list)  # of each step of the last run
 
     def seconds(self, way: Way) -> list[float]:
@@ -198,7 +199,7 @@ def in_turns(
                 failures[name] = reason_of(fault)
                 continue
             own.steps.append(seconds)
-            own.joules.append(None if seen.joules is None else seen.joules * (way.equal or len(seconds)) / len(seconds))
+            own.watts.append(seen.watts)
             own.forwards = forwards
         if time.perf_counter() + (time.perf_counter() - started) > until:
             break
@@ -268,10 +269,10 @@ class Session:
             return self.opened
         self.sensor = sensor_here()
         precisions = (self.options.precision,) if self.options.precision else PRECISIONS
-        makers: dict[str, Callable[..., Contestant]] = {TORCH: of_torch}
-        makers |= {name: partial(of_ours, precision=name) for name in precisions}
-        for name, make in makers.items():
+        makers: dict[str, Callable[..., Contestant]] = {name: partial(of_ours, precision=name) for name in precisions}
+        for name, make in {**makers, TORCH: of_torch}.items():  # torch last: what it has no room for is not ours
             say(f"opening {name}")
+            launches.give_back()
             before = self._bytes()
             try:
                 one = make(name, size=self.size, options=self.options)
@@ -283,7 +284,7 @@ class Session:
             except Exception as fault:  # no room, or it does not run here: the record says so
                 self.missing[name] = reason_of(fault)
                 continue
-            self.opened.append(one)
+            self.opened.insert(0 if name == TORCH else len(self.opened), one)
         if not self.opened:
             told = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
             raise Error(f"nothing can be measured here ({told}); `mmada-lite doctor` says what works")
@@ -307,7 +308,7 @@ class Session:
         torch_seconds = taken[TORCH].seconds(ways[TORCH]) if TORCH in taken else []
         for name, own in taken.items():
             way, seconds = ways[name], own.seconds(ways[name])
-            steps, joules = len(own.steps[-1]), [each for each in own.joules if each is not None]
+            steps, watts = len(own.steps[-1]), [each for each in own.watts if each is not None]
             yield {
                 "task": task,
                 "contestant": name,
@@ -321,9 +322,9 @@ class Session:
                 "peak_bytes": who[name].held.get(task),
                 "planned_bytes": who[name].planned.get(task),
                 **shares(who[name], task, own, self.size, top),
-                "joules": spread(joules) if joules else None,
-                "watts": statistics.median(joules) / statistics.median(seconds) if joules else None,
-                "energy_from": self.sensor.name if self.sensor and joules else None,
+                "joules": spread(map(mul, watts, seconds)) if watts else None,
+                "watts": statistics.median(watts) if watts else None,
+                "energy_from": self.sensor.name if self.sensor and watts else None,
             }
 
     def launched(self) -> Iterator[Row]:

@@ -2,7 +2,9 @@
 what a card can do at all, copied and multiplied by torch. It knows traces, and nothing of models.
 """
 
+import gc
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -85,6 +87,14 @@ def peaks(device: str, *, size: int = 1 << 30, side: int = 8192, turn: float = 0
     copy = _fastest(lambda: other.copy_(one), wait, turn)
     product = _fastest(lambda: matrix @ matrix, wait, turn)
     return {"bytes_per_s": 2 * size / copy, "flops_per_s": 2 * side**3 / product, "copied_bytes": size, "side": side}
+
+
+def give_back() -> None:
+    """Let torch hand a card's memory back that it keeps for its next tensors."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _fastest(run: Callable[[], object], wait: Callable[[], object], turn: float) -> float:

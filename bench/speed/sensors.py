@@ -133,10 +133,11 @@ class Watch:
     counted: float | None = None  # joules that the driver counted
     _end: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    _began: float | None = None
+    _began: tuple[float, float | None] = (0.0, None)  # seconds, joules
+    _passed: float = 0.0
 
     def __enter__(self) -> Self:
-        self._began = self.sensor.joules() if self.sensor else None
+        self._began = time.perf_counter(), self.sensor.joules() if self.sensor else None
         self._sample()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -147,14 +148,19 @@ class Watch:
         assert self._thread is not None, "it was entered"
         self._thread.join()
         self._sample()
-        ended = self.sensor.joules() if self.sensor else None
-        if self._began is not None and ended is not None:
-            self.counted = ended - self._began
+        ended, (started, began) = self.sensor.joules() if self.sensor else None, self._began
+        self._passed = time.perf_counter() - started
+        if began is not None and ended is not None:
+            self.counted = ended - began
 
     @property
-    def joules(self) -> float | None:
-        """As the driver counted them, else from the samples; None where neither tells."""
-        return self.counted if self.counted is not None else joules_of(self.samples)
+    def watts(self) -> float | None:
+        """On average: by the driver's count of joules, else by the samples; None where neither tells."""
+        if self.counted is not None:
+            return self.counted / self._passed
+        if (joules := joules_of(self.samples)) is None:
+            return self.samples[0][1] if self.samples else None
+        return joules / (self.samples[-1][0] - self.samples[0][0])
 
     def _look(self) -> None:
         while not self._end.wait(self.every):
