@@ -70,7 +70,7 @@ class WeightFile:
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         place = self._same(name), length
         if place[0] != name and place in self._places:
-            for _ in chunks:  # what is made beside them, such as scales, is wanted
+            for _ in chunks if dtype.kind in "iu" else ():  # what is made beside codes, such as scales, is wanted
                 pass
             self._wrote(name, length)
             return self._places[place], length
