@@ -20,7 +20,7 @@ from typing import Any
 
 from mmada_lite.bench.command import Measured, markdown
 from mmada_lite.bench.record import Row, Run, default_output, require_replaceable, say, spread
-from mmada_lite.bench.speed import launches
+from mmada_lite.bench.speed import traces
 from mmada_lite.bench.speed.latency_cases import ON_HOST, TARGETS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import agreement
 from mmada_lite.bench.speed.sensors import Watch, sensor_here
@@ -272,7 +272,7 @@ class Session:
         makers: dict[str, Callable[..., Contestant]] = {name: partial(of_ours, precision=name) for name in precisions}
         for name, make in {**makers, TORCH: of_torch}.items():  # torch last: what it has no room for is not ours
             say(f"opening {name}")
-            launches.give_back()
+            traces.give_back()
             before = self._bytes()
             try:
                 one = make(name, size=self.size, options=self.options)
@@ -331,7 +331,7 @@ class Session:
         """What a cached step of an answer, and a step of torch's, launches."""
         for one in self.contestants():
             for name, way in one.ways[ANSWER].items():
-                yield {"task": "launches", "contestant": name, "found": launches.profiled(way.begin(), SKIPPED, PROFILED)}
+                yield {"task": "launches", "contestant": name, "found": traces.profiled(way.begin(), SKIPPED, PROFILED)}
 
     def _bytes(self) -> int | None:
         return peak() if self.options.device in ON_HOST else card_bytes()
@@ -360,7 +360,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     run = Run("latency", arguments, output, force=options.force, about={"task": TASK})
     run.plan(6)
     torch_device = "cpu" if options.device in ON_HOST else "cuda"
-    peaks = partial(launches.peaks, size=1 << 22, side=256, turn=0.02) if options.quick else launches.peaks
+    peaks = partial(traces.peaks, size=1 << 22, side=256, turn=0.02) if options.quick else traces.peaks
     with tempfile.TemporaryDirectory() as scratch:
         options.work = options.work or Path(scratch)
         session = Session(size, options, started + options.limit - min(RESERVED, options.limit / 4), 2)

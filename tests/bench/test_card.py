@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from mmada_lite.bench import record
-from mmada_lite.bench.speed import card, ceiling, latency, launches, sensors
+from mmada_lite.bench.speed import card, ceiling, latency, sensors, traces
 from mmada_lite.bench.speed.card import Forward, Taken, Way
 from mmada_lite.bench.speed.sensors import Sensor, Watch
 from mmada_lite.bundle import Architecture
@@ -35,7 +35,7 @@ def test_the_whole_measurement_at_a_tiny_shape_goes_on_where_it_was_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(launches, "profiled", stopped)
+        patch.setattr(traces, "profiled", stopped)
         assert latency.main(words) == 130
     assert not target.exists()
     with monkeypatch.context() as patch:
@@ -206,7 +206,7 @@ def test_launches_are_counted_in_a_trace() -> None:
         *(event("gpu_memcpy", "Memcpy HtoD", 5.0, 1.0), event("cpu_op", "aten::mm", 0.0, 500.0)),
         {"ph": "i", "cat": "kernel", "name": "a mark", "ts": 0.0},
     ]
-    assert launches.counted(trace, 2) == {
+    assert traces.counted(trace, 2) == {
         "launches": 1.5,
         "graphs": 0.5,
         "kernels": 1.5,
@@ -214,18 +214,18 @@ def test_launches_are_counted_in_a_trace() -> None:
         "busy": pytest.approx(70 / 90),
         "longest_ms": {"gemm": pytest.approx(0.025), "norm": pytest.approx(0.02)},
     }
-    assert launches.counted([event("cpu_op", "aten::mm", 0.0, 9.0)], 1) is None
+    assert traces.counted([event("cpu_op", "aten::mm", 0.0, 9.0)], 1) is None
 
 
 @pytest.mark.parametrize(("spans", "length"), [([], 0), ([(0, 2), (1, 3), (5, 6)], 4), ([(0, 9), (1, 2), (3, 4)], 9)])
 def test_covered_counts_nothing_twice(spans: Sequence[tuple[float, float]], length: float) -> None:
-    assert launches.covered(spans) == length
+    assert traces.covered(spans) == length
 
 
 def test_a_processor_launches_nothing_and_has_a_ceiling() -> None:
-    assert launches.profiled(steps(5), 2, 4) is None
-    assert launches.profiled(steps(2), 2, 4) is None
-    found = launches.peaks("cpu", size=1 << 16, side=32, turn=0.001)
+    assert traces.profiled(steps(5), 2, 4) is None
+    assert traces.profiled(steps(2), 2, 4) is None
+    found = traces.peaks("cpu", size=1 << 16, side=32, turn=0.001)
     assert found is not None
     assert found["bytes_per_s"] > 0 < found["flops_per_s"]
 
