@@ -25,7 +25,6 @@ from mmada_lite.ort.session import (
 
 DEVICES = ("auto", *PROVIDERS)
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
-_OLD_DRIVER = "driver version is insufficient"  # CUDA's words
 # What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
 _BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -82,18 +81,9 @@ def _tried(device: str) -> str | None:
     try:
         trial(device)
     except Exception as error:  # onnxruntime's own errors share no base class
-        what, said = PROVIDERS[device].what, first_line(error.__cause__ or error)
-        return f"{what} does not run here: {said}; {_mend(said)}"
+        what = PROVIDERS[device].what
+        return f"{what} does not run here: {first_line(error.__cause__ or error)}; try `mmada-lite doctor`"
     return None
-
-
-def _mend(said: str) -> str:
-    """What helps where a trial fails so."""
-    if _OLD_DRIVER not in said.lower():
-        return "try `mmada-lite doctor`"
-    from mmada_lite.ort import nvidia
-
-    return f"the driver here, {nvidia.driver()}, runs CUDA {nvidia.version()} at most: install a newer one"
 
 
 def not_installed(device: str) -> str | None:

@@ -165,18 +165,3 @@ def test_the_driver_says_its_version(said: str, tmp_path: Path, monkeypatch: pyt
     for newest, told in (("13.0", "cuda13.0"), (None, "unknown")):
         monkeypatch.setattr(nvidia, "version", lambda newest=newest: newest)
         assert nvidia.driver() == told
-
-
-def test_a_driver_that_is_too_old_is_told_with_its_version(monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
-    here(driver="535.183.01")
-    monkeypatch.setattr(devices, "not_installed", lambda device: None)
-    monkeypatch.setattr(nvidia, "version", lambda: "12.2")
-
-    def fails(device: str) -> None:
-        raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=0")
-
-    monkeypatch.setattr(devices, "trial", fails)
-    with pytest.raises(
-        Error, match=r"CUDA does not run here: .*the driver here, 535\.183\.01, runs CUDA 12\.2 at most: install a newer"
-    ):
-        devices.choose_device("cuda")
