@@ -62,6 +62,7 @@ class DeviceKeyValues(KeyValues):
     def _rearranged(self, rearrange: Callable[[Sequence[Handle]], list[Any]], last: bool) -> KeyValues:
         """What is made of all handles; of the last ones some at a time, which are freed then."""
         handles, made = cast("tuple[Handle, ...]", (*self.keys, *self.values)), list[Any]()
+        last = last and handles[0].runner.frees
         step = _AT_ONCE if last else len(handles)
         for first in range(0, len(handles), step):
             made += rearrange(own := handles[first : first + step])
@@ -88,7 +89,10 @@ class DeviceKeyValues(KeyValues):
 
 
 class _Runner:
-    """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host."""
+    """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host. frees:
+    whether the memory of a handle that nobody holds is given back."""
+
+    frees = True
 
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
         self._memory, self._open, self._guard = memory, open_graph, guard
