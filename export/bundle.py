@@ -106,14 +106,15 @@ def write_bundle(
     force: bool = False,
     progress: Progress | None = None,
     method: str | None = None,
+    same: Callable[[str], str] = lambda name: name,
 ) -> Path:
     """Write an opened checkpoint as the bundle `output`, each group as `specs` says; `method`: how codes were found, for
-    the record. Raises Error as `export_checkpoint` does."""
+    the record; `same`: as of `WeightFile`. Raises Error as `export_checkpoint` does."""
     plans = graph_plans(checkpoint)
     sizes = group_sizes(plans, specs)
     description = _describe(checkpoint, plans, sizes, specs, method)
     with BundleWriter(Path(output), force=force, needed=sum(sizes.values()) + _MARGIN) as writer:
-        graphs = _write_graphs(plans, specs, writer.folder, progress)
+        graphs = _write_graphs(plans, specs, writer.folder, progress, same)
         for name in _COPIED:
             if (checkpoint.folder / name).is_file():
                 require_readable(checkpoint.folder / name)
@@ -243,7 +244,11 @@ def group_sizes(plans: Sequence[GraphPlan], specs: Mapping[str, WeightSpec]) -> 
 
 
 def _write_graphs(
-    plans: Sequence[GraphPlan], specs: Mapping[str, WeightSpec], folder: Path, progress: Progress | None
+    plans: Sequence[GraphPlan],
+    specs: Mapping[str, WeightSpec],
+    folder: Path,
+    progress: Progress | None,
+    same: Callable[[str], str] = lambda name: name,
 ) -> dict[str, dict[str, Any]]:
     """Write every graph and the one weight file; returns what bundle.json says of the graphs."""
     done, total = 0, sum(group_sizes(plans, specs).values())
@@ -255,7 +260,7 @@ def _write_graphs(
             progress(done, total, name)
 
     records = {}
-    with WeightFile(folder / WEIGHTS, wrote) as weights:
+    with WeightFile(folder / WEIGHTS, wrote, same) as weights:
         for plan in plans:
             graph = Graph(plan.name, weights)
             plan.build(graph, specs[plan.group])

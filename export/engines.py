@@ -44,6 +44,7 @@ Build = Callable[[Path, Sequence[Profile], str, Callable[[float], None]], Any]
 Say = Callable[[str], None]  # one line for a person
 Show = Callable[[str], None]  # the present state of the work, written over by the next
 _POLL = 0.1  # seconds
+_SMALL_HEADS = 8  # numbers of a head for which TensorRT-RTX 1.7 has no attention
 _PROVIDERS = {"tensorrt-rtx": "NvTensorRTRTXExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -59,7 +60,7 @@ class Engine:
 
 def build_engines(
     bundle: Bundle,
-    compute_capability: str,
+    compute_capability: str = "",
     *,
     profiles: Sequence[str] = NAMES,
     say: Say,
@@ -69,18 +70,24 @@ def build_engines(
 ) -> list[Engine]:
     """Make sure that the backbone and the heads have engines for a card; returns them.
 
-    `build` and `builder` (its name and version) stand in for TensorRT-RTX. Raises Error when the bundle is lowered for anything
-    but TensorRT, for an unknown card or profile, and when TensorRT is not installed or refuses a graph.
+    compute_capability: of the card, or of several, joined by "+"; "" makes one engine for every card. `build` and `builder`
+    (its name and version) stand in for TensorRT-RTX. Raises Error when the bundle is lowered for anything but TensorRT, for an
+    unknown card or profile, and when TensorRT is not installed or refuses a graph.
     """
     if bundle.target != "tensorrt":
         raise Error(
             f"{bundle.path} is lowered for {bundle.target}, which TensorRT does not read; export it with --target tensorrt"
         )
+    if build is None and bundle.architecture.head_dim <= _SMALL_HEADS:
+        raise Error(
+            f"{bundle.path} has heads of {bundle.architecture.head_dim} numbers, and TensorRT attends with more than "
+            f"{_SMALL_HEADS}; use another model, or --device cpu"
+        )
     chosen = profiles_for(bundle, profiles)
     made_by = builder or rtx_builder.version()
-    if build is None and compute_capability not in rtx_builder.capabilities():
-        known = ", ".join(rtx_builder.capabilities())
-        raise Error(f"TensorRT-RTX builds nothing for compute capability {compute_capability}; use one of {known}")
+    compute_capability = compute_capability or rtx_builder.every_card()
+    if build is None:
+        rtx_builder.require_known(compute_capability)
     (bundle.path / FOLDER).mkdir(exist_ok=True)
     ready = []
     for graph in (name for name in ENGINES_OF if name in bundle.graphs):
@@ -101,7 +108,7 @@ def _ready(bundle: Bundle, key: EngineKey, profiles: Sequence[Profile], build: B
     notice = _others(bundle, key) if reason == ABSENT else f"{path.name} {reason}: building it anew"
     say(notice or f"building {path.name}")
     started = time.monotonic()
-    title = f"{key.graph} for compute capability {key.compute_capability}"
+    title = f"{key.graph} for compute capability {', '.join(key.capabilities)}"
     data = build(
         bundle.graph_path(key.graph), profiles, key.compute_capability, lambda part: show(f"{100 * part:3.0f}%  {title}")
     )
@@ -158,7 +165,7 @@ def host_graph(graph: Path, key: EngineKey, engine: str) -> onnx.ModelProto:
         embed_mode=0,
         ep_cache_context=engine,
         ep_sdk_version=key.builder.split()[-1],
-        hardware_architecture=key.compute_capability.replace(".", ""),
+        hardware_architecture=",".join(each.replace(".", "") for each in key.capabilities),
         onnx_model_filename=graph.name,
         partition_name=f"{key.graph}_0",
         source=_PROVIDERS.get(key.builder.split()[0], ""),

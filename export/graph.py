@@ -43,12 +43,14 @@ Wrote = Callable[[str, int], None]  # a tensor's name and its bytes, after it wa
 
 
 class WeightFile:
-    """The external data file of a bundle. Tensors are appended; each begins at a multiple of 4096."""
+    """The external data file of a bundle. Tensors are appended; each begins at a multiple of 4096. same: the name of the tensor
+    whose bytes a tensor has, by its own; one that is there already is not written again."""
 
-    def __init__(self, path: Path, wrote: Wrote) -> None:
+    def __init__(self, path: Path, wrote: Wrote, same: Callable[[str], str] = lambda name: name) -> None:
         self.name = path.name
         self._stream = path.open("wb", buffering=0)
-        self._wrote = wrote
+        self._wrote, self._same = wrote, same
+        self._places: dict[tuple[str, int], int] = {}  # of a tensor, by its name and length
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +68,15 @@ class WeightFile:
         column of a chunk is written to its place, so that no more than a chunk is ever held.
         """
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        place = self._same(name), length
+        if place[0] != name and place in self._places:
+            for _ in chunks if dtype.kind in "iu" else ():  # what is made beside codes, such as scales, is wanted
+                pass
+            self._wrote(name, length)
+            return self._places[place], length
         offset = -(-self._stream.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
         self._stream.truncate(offset + length)
+        self._places[place] = offset
         done = 0
         for chunk in chunks:
             values = np.ascontiguousarray(chunk.T if transposed else chunk, dtype)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="a bundle exported with --target tensorrt")
     parser.add_argument("--trtexec", default=TRTEXEC, help=f"default {TRTEXEC}")
-    parser.add_argument("--compute-capability", default=ORIN, help=f"of the board (default {ORIN}, Orin)")
+    parser.add_argument("--compute-capability", help=f"of the board (default: the board's own, else {ORIN}, Orin)")
     parser.add_argument("--memory", help="of the board, such as 8GB (default: the board's own)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     options = parser.parse_args(arguments)
@@ -98,7 +98,8 @@ def _run(options: argparse.Namespace) -> int:
             print(shlex.join(command(options.trtexec, bundle, graph, own, bundle.path / "engines" / f"{graph}.engine")))
         return 0
     made_by = version(options.trtexec)
-    build_engines(bundle, options.compute_capability, say=print, build=builder(options.trtexec, bundle), builder=made_by)
+    capability = options.compute_capability or (cards[0].compute_capability if cards else ORIN)
+    build_engines(bundle, capability, say=print, build=builder(options.trtexec, bundle), builder=made_by)
     return 0
 
 

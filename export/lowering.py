@@ -217,17 +217,14 @@ def _widened(graph: Graph, own: tuple[str, str], past: tuple[str, str]) -> Itera
 
 def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
     """Raise an Error when a matrix (N, K) cannot be stored so for this target."""
-    stored, (columns, inputs) = spec.format, shape
+    stored = spec.format
     if stored.family == "bf16" and spec.target not in IN_FLOAT32:
         raise Error(f"bf16 cannot be written for {spec.target}, whose kernels take half precision; use --precision fp16")
     if spec.target != "tensorrt" or stored.block is None:
         return
-    if stored.family == "int8" or not stored.symmetric:
-        raise Error(f"{stored.name} cannot be written for tensorrt, which reads int8 and symmetric int4; use one of them")
-    if inputs % stored.block or columns % 2:
+    if not stored.symmetric:
         raise Error(
-            f"a matrix of {inputs} x {columns} cannot be written as {stored.name} for tensorrt, which needs inputs that "
-            f"the block divides and an even number of outputs; use another block, or int8"
+            f"{stored.name} cannot be written for tensorrt, which reads symmetric formats; use {stored.family}-b{stored.block}"
         )
 
 
@@ -237,8 +234,8 @@ def linear_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     if len(shape) == 1 or spec.format.floating:
         return size * (4 if len(shape) == 1 else spec.format.bits // 8)
     kind, bits, (columns, inputs) = _kind(spec), spec.format.bits, shape
-    if kind != "blocks":
-        return size * bits // 8 + columns * spec.format.blocks(inputs) * np.dtype(spec.format.scale_dtype).itemsize
+    if spec.format.block is None and kind != "blocks":
+        return size * bits // 8 + columns * np.dtype(spec.format.scale_dtype).itemsize
     block = _block(spec, inputs)
     count = -(-inputs // block)
     zeros = 0 if spec.format.symmetric else -(-count * bits // 8)
@@ -336,7 +333,8 @@ def _nothing(graph: Graph, x: str) -> str:
 
 
 def _dequantized(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
-    """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: int8 a column, int4 a block."""
+    """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: one a column, or one a block, of which its
+    parser takes whole ones alone, so that zeros stand behind a short last one, and behind the inputs."""
     stored, (columns, inputs) = spec.format, weight.shape
     check_linear(weight.shape, spec)
     scales: list[np.ndarray] = []
@@ -344,16 +342,34 @@ def _dequantized(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str
     if stored.block is None:
         matrix = graph.weight(weight.name, weight.shape, "int8", (chunk.codes for chunk in chunks), transposed=True)
         scales_of = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
-        attributes: dict[str, int] = {"axis": 1}
-    else:
-        pairs = (pack_pairs(chunk.codes) for chunk in chunks)
-        seen = ("int4", (inputs, columns))
-        matrix = graph.weight(weight.name, (columns // 2, inputs), "uint8", pairs, transposed=True, seen=seen)
-        shape = (columns, stored.blocks(inputs))
-        scales_of = graph.weight(f"{weight.name}.scale", shape, stored.scale_dtype, scales, transposed=True)
-        attributes = {"axis": 0, "block_size": stored.block}
-    scale = _as_computed(graph, scales_of, spec)
-    return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes=attributes), to=to)
+        scale = _as_computed(graph, scales_of, spec)
+        return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes={"axis": 1}), to=to)
+    whole = stored.blocks(inputs) * stored.block
+    if whole > inputs:
+        (x,) = graph.once(f"up to {whole}", x, lambda: (_lengthened(graph, x, whole - inputs, spec),))
+    codes = (np.pad(chunk.codes, ((0, 0), (0, whole - inputs))) for chunk in chunks)
+    shape, transposed = (columns, whole), stored.family == "int8" or columns % 2 == 0
+    if stored.family == "int8":
+        matrix = graph.weight(weight.name, shape, "int8", codes, transposed=True)
+    elif transposed:
+        pairs = (pack_pairs(each) for each in codes)
+        matrix = graph.weight(weight.name, (columns // 2, whole), "uint8", pairs, transposed=True, seen=("int4", shape[::-1]))
+    else:  # an odd number of columns, of which no pairs can be made: pairs are of inputs
+        pairs = (pack_pairs(np.ascontiguousarray(each.T)).T for each in codes)
+        matrix = graph.weight(weight.name, (columns, whole // 2), "uint8", pairs, seen=("int4", shape))
+    counted = (columns, stored.blocks(inputs))
+    scales_of = graph.weight(f"{weight.name}.scale", counted, stored.scale_dtype, scales, transposed=transposed)
+    attributes = {"axis": 0 if transposed else 1, "block_size": stored.block}
+    floats = graph.op("DequantizeLinear", matrix, _as_computed(graph, scales_of, spec), attributes=attributes)
+    if not transposed:
+        floats = graph.op("Transpose", floats, attributes={"perm": [1, 0]})
+    return graph.op("MatMul", x, floats, to=to)
+
+
+def _lengthened(graph: Graph, x: str, missing: int, spec: WeightSpec) -> str:
+    """x [..., K] with so many zeros behind its last axis."""
+    nothing = graph.constant(0, spec.computed)
+    return graph.op("Pad", x, graph.ints(0, missing), nothing, graph.ints(-1))
 
 
 def _quantized(

@@ -1,4 +1,4 @@
-"""TensorRT-RTX as a function: an ONNX graph, profiles and a compute capability in, the bytes of an engine out. Needs no GPU.
+"""TensorRT-RTX as a function: an ONNX graph, profiles and compute capabilities in, the bytes of an engine out. Needs no GPU.
 
 The libraries come in the wheel of onnxruntime's plugin provider and must be loaded before the bindings. It knows TensorRT's
 builder and nothing of bundles or of where engines are kept.
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mmada_lite.errors import Error
-from mmada_lite.ort.engines import Profile
+from mmada_lite.ort.engines import TOGETHER, Profile
 from mmada_lite.ort.session import RTX_PLUGIN
 
 Progress = Callable[[float], None]  # share done, 0..1
 INSTALL = 'pip install "mmada-lite[rtx-build]"'
 _BINDINGS = "tensorrt_rtx_bindings"
 _LIBRARIES = ("libcudart.so.13*", "libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
+_LEAST = (8, 6)  # compute capability of the oldest cards that onnxruntime's provider runs on
 _log = logging.getLogger("mmada_lite")
 _NO_DRIVER = "CUDA driver version is insufficient"  # said where there is no GPU, which building does not need
 
@@ -40,8 +41,15 @@ def capabilities() -> list[str]:
     return [f"{name[2:-1]}.{name[-1]}" for name in names]
 
 
+def every_card() -> str:
+    """The compute capabilities of all cards that onnxruntime's provider runs on, as `build` takes them: an engine for all of
+    them is no larger than one for one (docs/lab/benchmarks.md)."""
+    return TOGETHER.join(each for each in capabilities() if tuple(map(int, each.split("."))) >= _LEAST)
+
+
 def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Progress) -> Any:
-    """The engine of a graph as a buffer. Raises Error when TensorRT cannot read or build it, saying what it said."""
+    """The engine of a graph as a buffer, for one compute capability or for several, joined by "+". Raises Error when TensorRT
+    cannot read or build it, saying what it said."""
     trt = _bindings()
     logger = _logger(trt)
     builder = trt.Builder(logger)
@@ -51,8 +59,10 @@ def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: P
         reasons = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
         raise Error(f"TensorRT-RTX cannot read {graph}: {reasons[:300]}; export it with --target tensorrt")
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(_capability(trt, capability), 0)
+    wanted = [_capability(trt, each) for each in capability.split(TOGETHER)]
+    config.num_compute_capabilities = len(wanted)
+    for number, each in enumerate(wanted):
+        config.set_compute_capability(each, number)
     for profile in profiles:
         _add_profile(builder, network, config, profile)
     config.progress_monitor = monitor = _monitor(trt, progress)
@@ -71,6 +81,12 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
         if dims:
             shapes.set_shape(tensor.name, *(profile.shape(dims, which) for which in range(3)))
     config.add_optimization_profile(shapes)
+
+
+def require_known(capability: str) -> None:
+    """Raise Error where one of the compute capabilities, joined by "+", is none that engines are built for."""
+    for each in capability.split(TOGETHER):
+        _capability(_bindings(), each)
 
 
 def _capability(trt: Any, capability: str) -> Any:

@@ -13,11 +13,12 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +31,7 @@ from mmada_lite.errors import Error
 from mmada_lite.export import bundle as exporting
 from mmada_lite.export import codec, formats, graph, heads, lowering, precision, transformer
 from mmada_lite.export.checkpoint import TransformerConfig, VQConfig
+from mmada_lite.export.formats import Format, Quantized, quantize
 from mmada_lite.files import AtomicFolder, size_in_words
 from mmada_lite.memory_plan import PUBLISHED
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
@@ -117,6 +119,37 @@ class RandomTensors:
         return max(1, _PIECE // math.prod(shape[1:]))
 
 
+class AlikeTensors:
+    """As RandomTensors, but that every layer has the numbers of the first, and a matrix beside the layers some rows again and
+    again: quick to make at any size, and as long to multiply. Rows that are read again are not drawn again."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._tensors = RandomTensors(shapes)
+        self._rows = cache(lambda name, first, stop: self._tensors.read(name, slice(first, stop)))
+        self._codes = cache(lambda name, fmt, first, stop: quantize(self._rows(name, first, stop), fmt, name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors.shape(name)
+
+    @staticmethod
+    def same(name: str) -> str:
+        """The tensor whose numbers one has."""
+        return re.sub(r"\bblocks\.\d+\.", "blocks.0.", name)
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        shape = self.shape(name)
+        first, stop, _ = (rows or slice(None)).indices(shape[0])
+        if ".blocks." in name or len(shape) == 1:
+            return self._rows(self.same(name), first, stop)
+        drawn = self._rows(name, 0, min(shape[0], RandomTensors._step(shape)))
+        return np.take(drawn, np.arange(first, stop) % len(drawn), axis=0)
+
+    def quantized(self, name: str, fmt: Format, rows: slice) -> Quantized:
+        if ".blocks." in name:
+            return self._codes(self.same(name), fmt, rows.start, rows.stop)
+        return quantize(self.read(name, rows), fmt, name)
+
+
 def size_named(name: str) -> Size:
     """A size of SIZES, in capitals or not. Raises Error for an unknown one."""
     if name.lower() not in SIZES:
@@ -138,27 +171,36 @@ def config_of(size: Size, vocabulary: Vocabulary | None = None) -> TransformerCo
     )
 
 
-def cached_bundle(name: str, form: str, work: Path, *, target: str = "cpu") -> Bundle:
+def cached_bundle(name: str, form: str, work: Path, *, target: str = "cpu", alike: bool = False) -> Bundle:
     """The bundle of a size of SIZES in a precision, in the folder `work`: opened where it is there, else made, whole or not
     at all; one that another version of the exporter made is made anew, since it would be measured in place of this one.
+    alike: of AlikeTensors, whose layers lie in the file once.
 
     Raises Error for an unknown size or precision, when the disk is too small, and when something else lies in its place.
     """
     size = size_named(name)
-    folder = work / "-".join([name.lower(), form, *([] if target == "cpu" else [target])])
+    folder = work / "-".join([name.lower(), form, *([] if target == "cpu" else [target]), *(["alike"] if alike else [])])
     if not (folder / MANIFEST).is_file():
-        return write_bundle(size, folder, form, target)
+        return write_bundle(size, folder, form, target, alike=alike)
     bundle = Bundle.open(folder)
     if (bundle.provenance.source, bundle.architecture) != (_RANDOM, size.architecture):
         raise Error(f"{folder} holds another model than the random one of size {name}; choose another folder for --work")
     if bundle.provenance.source_sha256 != exporter():
         _log.warning("%s is of another exporter: it is made anew", folder)
         shutil.rmtree(folder)
-        return cached_bundle(name, form, work, target=target)
+        return cached_bundle(name, form, work, target=target, alike=alike)
     return bundle
 
 
-def write_bundle(size: Size, folder: Path, form: str, target: str, formats: Mapping[str, str] = MappingProxyType({})) -> Bundle:
+def write_bundle(
+    size: Size,
+    folder: Path,
+    form: str,
+    target: str,
+    formats: Mapping[str, str] = MappingProxyType({}),
+    *,
+    alike: bool = False,
+) -> Bundle:
     """Embedder, backbone and heads of a size, through the exporter as every model is; formats: of single groups. Returns the
     bundle, opened."""
     config = config_of(size)
@@ -167,7 +209,7 @@ def write_bundle(size: Size, folder: Path, form: str, target: str, formats: Mapp
     checkpoint = exporting.Checkpoint(
         folder=Path(os.devnull),  # nothing lies beside these weights
         config=config,
-        tensors=RandomTensors(config.expected_tensors()),
+        tensors=AlikeTensors(config.expected_tensors()) if alike else RandomTensors(config.expected_tensors()),
         vocabulary=size.vocabulary,
         codec=(),
         image={"resolution": size.grid * 16, "downsample": 16},
@@ -177,7 +219,9 @@ def write_bundle(size: Size, folder: Path, form: str, target: str, formats: Mapp
         },
         origin=(_RANDOM, exporter()),
     )
-    return Bundle.open(exporting.write_bundle(checkpoint, precision.specs_for(form, target, narrow | dict(formats)), folder))
+    specs = precision.specs_for(form, target, narrow | dict(formats))
+    same = AlikeTensors.same if alike else str  # the name itself
+    return Bundle.open(exporting.write_bundle(checkpoint, specs, folder, same=same))
 
 
 def exporter() -> str:

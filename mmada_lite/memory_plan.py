@@ -3,12 +3,14 @@
 The formulas, in bytes; numbers with a star were fitted to what processes on a CPU took at their highest
 (tests/runtime/test_memory_plan.py measures three bundles again, within 7%). W is the longest window, P its cached
 context, L layers, d the width, H heads, k the width of all keys of a position, Q queried positions of a head, V its columns,
-f bytes of a float: 4, or 2 where a GPU computes in half precision; c bytes of one in keys and values between runs: f, or 2
-where a bundle keeps them so.
+f bytes of a float: 4, or 2 where a GPU computes in half precision (`_floats`: graphs for a CPU, and weights stored in fp32, are
+computed in float32 on a card too; OpenVINO's GPU has what it keeps in float32); c bytes of one in keys and values between runs:
+f, or 2 where a bundle keeps them so.
 
     runtime      79 MB* of Python, numpy, onnxruntime and its sessions; on a card, 350 MB for its context and kernels
-    weights      as stored, times what a CPU makes of them: fp16, bf16 2.2* (it computes in float32), int4 blocks (bytes + 12) /
-                 bytes; OpenVINO maps the file beside what it packs: fp32 2.1*, fp16, bf16 4.3*, integers 2.5*
+    weights      as stored, times what a CPU makes of them: fp16, bf16 2.2* (it computes in float32; 2 where a card does),
+                 int4 blocks (bytes + 12) / bytes; OpenVINO maps the file beside what it packs: fp32 2.1*, fp16, bf16 4.3*,
+                 integers 2.5*
     embedding    0: its table is mapped, and rows are read from disk
     activations  2.0* f (H W (W + P) + 5 W d + 2 (W + P) k) + 2 W k c, the last term for the keys and values of a layer, written
                  over those of the one before (on a card 1.5* in place of 2.0*, and of every layer, held to the end);
@@ -16,14 +18,15 @@ where a bundle keeps them so.
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
                  `LOGITS` at a time for a model of `LARGE` or more
     caches       2 L W k c as they came out and once more as they are cut for later steps; of a guided pair twice as much
-                 (on a card: cut alone; of a guided pair three times); of a text, or of a picture whose partial steps use
-                 kept keys and values, whichever is more
+                 (on a card an eighth, as they are cut piece by piece, and of a guided pair the other row's too); of a text,
+                 or of a picture whose partial steps use kept keys and values, whichever is more
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
 A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
 computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
-fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/checkpoint.md).
+fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/checkpoint.md). On a card that has no room
+for all of it the transformer and the graphs of the image tokenizer take turns, and the one that takes most is counted.
 
 It also says what memory there is here, and reads an amount that a person wrote. It knows no session and opens no graph.
 """
@@ -50,6 +53,7 @@ _BESIDE_A_BLOCK = 12  # bytes in memory beside a block's codes on a CPU, where i
 _SCALE = {"fp16": 2, "fp32": 4}
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _ON_THE_WAY = 1.1
+_CUT_AT_ONCE = 1 / 8  # of the keys and values of all layers, on a card
 _FULL_STEPS = ImageSettings()  # every step of a drawing computes everything
 # What OpenVINO holds of a byte on disk, of size S on a CPU without bf16 (docs/lab/benchmarks.md): the file, mapped, and a copy
 # that is packed, of 16 bits in float32, beside what compiling leaves.
@@ -162,35 +166,47 @@ def need(
     text: TextSettings,
     *,
     device: str = "cpu",
-    target: str = "cpu",
+    target: str = "",
     prompt: int = _PROMPT,
     image: ImageSettings = _FULL_STEPS,
     tasks: Sequence[Task] = TASKS,
+    at_once: bool = False,
 ) -> Need:
-    """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings."""
+    """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings. target: what
+    graphs are lowered for, "" where it is the device; at_once: a card holds all of the model, however large."""
     by_openvino = device.startswith("openvino")  # whose devices share the machine's memory
     on_card = device != "cpu" and not by_openvino
+    target = target or {"rtx": "tensorrt"}.get(device, device.partition(":")[0])
+    in_graphs, kept = _floats(groups["backbone"].format, device, target)
     sizes = {name: group.bytes or 0 for name, group in groups.items()}
     disk = {"weights": sum(sizes.values()) - sizes.get("embedder", 0), "embedding": sizes.get("embedder", 0)}
-    large = not on_card and sum(sizes.values()) >= LARGE
+    heavy = sum(sizes.values()) >= LARGE
+    large, apart = heavy and not on_card, heavy and on_card and not at_once
     rounded = not on_card and _rounds(groups, target)
 
     def in_memory(name: str, group: WeightGroup) -> int:
         if by_openvino:
             return round((group.bytes or 0) * _BY_OPENVINO.get(group.format, _INTEGERS_BY_OPENVINO))
-        return group.bytes or 0 if on_card else _in_memory(name, group, target)
+        if on_card:
+            return (group.bytes or 0) * (2 if target in IN_FLOAT32 and group.format in ("fp16", "bf16") else 1)
+        return _in_memory(name, group, target)
 
     def work(tasks: Sequence[Task]) -> dict[str, int]:
         weights = {n: g for n, g in groups.items() if n not in ("embedder", "codec")}
         few = LOGITS if large else None
         return {
             "weights": sum(in_memory(name, group) for name, group in weights.items()),
-            "activations": activations(shape, text, prompt, half=on_card, rounded=rounded, most_logits=few, tasks=tasks),
-            "caches": caches(shape, text, image, prompt, half=on_card, tasks=tasks),
-            "codec": _codec(shape, groups, on_card, large, tasks),
+            "activations": activations(
+                shape, text, prompt, half=in_graphs == 2, on_card=on_card, rounded=rounded, most_logits=few, tasks=tasks
+            ),
+            "caches": caches(shape, text, image, prompt, half=kept == 2, on_card=on_card, tasks=tasks),
+            "codec": 0 if apart else _codec(shape, groups, on_card, large, tasks),
         }
 
-    counted = max((work([task]) for task in tasks), key=lambda parts: sum(parts.values())) if large else work(tasks)
+    turns = [work([task]) for task in tasks] if large or apart else [work(tasks)]
+    if apart:
+        turns.append(dict.fromkeys(turns[0], 0) | {"codec": _codec(shape, groups, on_card, False, tasks, graphs=1)})
+    counted = max(turns, key=lambda parts: sum(parts.values()))
     if not on_card:
         return Need({"runtime": RUNTIME, **counted}, {}, disk)
     return Need({"runtime": RUNTIME}, {"runtime": CONTEXT, **counted}, disk)
@@ -217,15 +233,26 @@ def bytes_of(text: str) -> int:
     return round(float(amount[1]) * _UNITS[amount[2].lower()])
 
 
-def _codec(shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large: bool, tasks: Sequence[Task]) -> int:
-    """Both of its graphs, open from beginning to end; of a large model the decoder alone, behind a drawing."""
+def _floats(backbone: str, device: str, target: str) -> tuple[int, int]:
+    """Bytes of a float in graphs, and of what they keep between runs, as `WeightSpec.computed` of the export has it and
+    `openvino_graphs.precision_of`. A CPU without bf16, and what an NPU chooses, count as float32."""
+    if device == "openvino:gpu":
+        return (2 if backbone in ("fp16", "int8", "int4") else 4), 4
+    half = device in ("cuda", "rtx", "tensorrt") and target not in IN_FLOAT32 and backbone != "fp32"
+    return (2, 2) if half else (4, 4)
+
+
+def _codec(
+    shape: Shape, groups: Mapping[str, WeightGroup], on_card: bool, large: bool, tasks: Sequence[Task], graphs: int = 2
+) -> int:
+    """Its graphs, both open from beginning to end, or one; of a large model on a CPU the decoder alone, behind a drawing."""
     codec = groups.get("codec")
     if codec is None or not codec.bytes:
         return 0
     weights = codec.bytes * (1 if codec.format == "fp32" else 2 if on_card else 3)
     if large:
         return weights // 2 + SESSION + round(0.2 * _codec_activations(shape)) if "drawing" in tasks else 0
-    return weights + (0 if on_card else SESSION) + _codec_activations(shape)
+    return weights * graphs // 2 + (0 if on_card else SESSION) + _codec_activations(shape)
 
 
 def activations(
@@ -235,6 +262,7 @@ def activations(
     *,
     half: bool,
     rounded: bool,
+    on_card: bool = False,
     most_logits: int | None = None,
     tasks: Sequence[Task] = TASKS,
 ) -> int:
@@ -250,28 +278,35 @@ def activations(
         windows.append((codes + prompt, 0))
         logits.append(4 * codes * shape.codes)
     sizes = 2 if half else 4, 2 if half or shape.half_caches else 4
-    most = max(_backbone(a, window, past, *sizes) for window, past in windows)
+    most = max(_backbone(a, window, past, *sizes, on_card) for window, past in windows)
     heads = sum(each if most_logits is None else min(each, most_logits) for each in logits)
     return round(most * (1.2 if rounded else 1.0) + 3.4 * heads)
 
 
 def caches(
-    shape: Shape, text: TextSettings, image: ImageSettings, prompt: int, *, half: bool, tasks: Sequence[Task] = TASKS
+    shape: Shape,
+    text: TextSettings,
+    image: ImageSettings,
+    prompt: int,
+    *,
+    half: bool,
+    on_card: bool = False,
+    tasks: Sequence[Task] = TASKS,
 ) -> int:
     a = shape.architecture
     position = 2 * a.n_layers * a.n_kv_heads * a.head_dim * (2 if half or shape.half_caches else 4)
     seen = _grid(shape) + prompt
     cached = text.acceleration.cache != "none" and "answer" in tasks
     partial = image.acceleration.refresh > 1 and _grid(shape) and "drawing" in tasks
-    written = position * (seen + text.answer_length) * _copies(text.guidance, half) if cached else 0
-    drawn = position * seen * _copies(image.guidance, half) if partial else 0
-    return max(written, drawn)
+    written = position * (seen + text.answer_length) * _copies(text.guidance, on_card) if cached else 0
+    drawn = position * seen * _copies(image.guidance, on_card) if partial else 0
+    return round(max(written, drawn))
 
 
-def _copies(guidance: float, half: bool) -> int:
-    """Of the keys and values of a row: as they came out and as they are cut, for the guided row as well."""
+def _copies(guidance: float, on_card: bool) -> float:
+    """Of the keys and values of a row: as they came out (on a card one row's count to activations) and as they are cut."""
     guided = guidance > 0
-    return (3 if guided else 1) if half else (4 if guided else 2)
+    return guided + _CUT_AT_ONCE if on_card else (4 if guided else 2)
 
 
 def expansion(name: str, group: WeightGroup, target: str) -> float:
@@ -293,13 +328,13 @@ def _in_memory(name: str, group: WeightGroup, target: str) -> int:
     return round((group.bytes or 0) * expansion(name, group, target) * (_ON_THE_WAY if group.format in ("fp16", "bf16") else 1))
 
 
-def _backbone(a: Architecture, window: int, past: int, size: int, cached: int) -> float:
+def _backbone(a: Architecture, window: int, past: int, size: int, cached: int, on_card: bool) -> float:
     keys, seen = a.n_kv_heads * a.head_dim, window + past
     scores = a.n_heads * window * seen
     passing = size * (scores + 5 * window * a.d_model + 2 * seen * keys)
     kept = 2 * window * keys * cached
     joined = 2 * seen * keys * cached if cached < size else 0
-    return 2.0 * passing + kept + joined if size == 4 else 1.5 * (passing + a.n_layers * kept)
+    return 1.5 * (passing + a.n_layers * kept) if on_card else 2.0 * passing + kept + joined
 
 
 def _codec_activations(shape: Shape) -> int:

@@ -25,7 +25,7 @@ from mmada_lite.errors import Error
 from mmada_lite.forms.wanted import Schema, Wanted
 from mmada_lite.images import Codec, Picture
 from mmada_lite.ort.cores import usable_cores
-from mmada_lite.ort.loader import OpenBundle, open_bundle, open_codec
+from mmada_lite.ort.loader import OpenBundle, open_bundle
 from mmada_lite.streams import Answer, Drawing, Thinking, grown, parts_of, thought_and_drawn, with_codes
 from mmada_lite.vocabulary import Tokenizer, with_tags
 
@@ -92,7 +92,7 @@ class Model:
         self.bundle, self.device, self.vocabulary = opened.bundle, opened.device, opened.bundle.vocabulary
         self.text_defaults, self.image_defaults = opened.text_defaults, opened.image_defaults
         self.denoiser = opened.denoiser
-        self._tokenizer, self._threads, self._fingerprints = opened.tokenizer, opened.threads, opened.fingerprints
+        self._tokenizer, self._open_codec, self._fingerprints = opened.tokenizer, opened.open_codec, opened.fingerprints
         self._await_hashes = opened.await_hashes
         self._codec: Codec | None = None
 
@@ -115,7 +115,7 @@ class Model:
         Raises Error where the bundle has no pictures, or its files have changed since it was opened."""
         if self._codec is None:
             self._fingerprints.check()
-            self._codec = open_codec(self.bundle, self.device, self._threads)
+            self._codec = self._open_codec()
         return self._codec
 
     @checked

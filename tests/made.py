@@ -62,6 +62,11 @@ def speeds(content: Mapping[str, Any]) -> Iterable[Timed]:
             times = row["times"].get(reference, {}).get("median")
             how = row["contestant"].removeprefix("ours int8 ")
             yield Timed(content["shape"].upper(), row["task"], how, row["seconds"]["median"], times)
+        elif content["bench"] == "latency" and "contestant" in row:  # a card, measured whole
+            times = row["times"].get("torch bf16", {}).get("median")
+            memory = row["peak_bytes"] and row["peak_bytes"] / 1e9
+            task = f"{row['task']}, {row['steps']} steps"
+            yield Timed(content["shape"].upper(), task, row["contestant"], row["seconds"]["median"], times, memory)
         elif "picture" in row:
             for key, task in (("picture", "drawing"), ("answer", "understanding")):
                 how = row["contestant"].replace("reference", "torch bf16").removeprefix("cuda ")

@@ -20,7 +20,7 @@ from mmada_lite.decoding.generate import TextTokens
 from mmada_lite.decoding.rows import paint_prompt, picture_prompt
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
-from mmada_lite.export.synthetic import RandomTensors, Size, cached_bundle, config_of
+from mmada_lite.export.synthetic import AlikeTensors, RandomTensors, Size, cached_bundle, config_of
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.train.loop import fast_type
@@ -86,7 +86,8 @@ Tasks = dict[str, TaskRun]
 
 @dataclass(frozen=True)
 class Contest:
-    """What all who take part have in common. device: ours; torch's is the one beside it."""
+    """What all who take part have in common. device: ours; torch's is the one beside it. alike: torch's weights are those of
+    `AlikeTensors`."""
 
     size_name: str
     size: Size
@@ -94,6 +95,7 @@ class Contest:
     work: Path
     threads: int
     device: str = "cpu"
+    alike: bool = False
 
     def makers(self, precisions: Sequence[str], asked: Sequence[str] = ()) -> dict[str, Callable[[], Tasks]]:
         """Name -> what opens a contestant, in the order of the table; the loops of ours are run in the first precision. A maker
@@ -117,7 +119,7 @@ class Contest:
         config = config_of(self.size)
         with torch.device("meta"):
             model = MMaDA(config)
-        load_state(model, RandomTensors(config.expected_tensors()), dtype)
+        load_state(model, (AlikeTensors if self.alike else RandomTensors)(config.expected_tensors()), dtype)
         return model.to(TORCH_DEVICES[self.device]).eval()
 
     def reference(self, logits: Logits) -> Tasks:

@@ -2,7 +2,7 @@
 
     mmada-lite bench latency                                     # the small model
     mmada-lite bench latency --shape s --precision int8          # random weights
-    mmada-lite bench latency --shape 8b --device cuda            # a GPU
+    mmada-lite bench latency --shape 8b --device cuda            # a GPU against torch on it, in six minutes (bench.speed.card)
     mmada-lite bench latency --tasks overhead startup            # what decoding costs beside the model; the wait of a user
     mmada-lite bench latency --tasks advice                      # whether doctor's advice is what decodes measure here
     mmada-lite bench latency --against ../other --pairs 15       # this tree against another checkout, in turns
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import mmada_lite
 from mmada_lite.arguments import Parser
-from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
+from mmada_lite.bench.command import Measured, above_zero, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
-from mmada_lite.bench.speed import advice, ceiling, overhead, pairs
-from mmada_lite.bench.speed.latency_cases import TARGETS, TASKS, Bench, Case
+from mmada_lite.bench.speed import advice, card, ceiling, overhead, pairs
+from mmada_lite.bench.speed.latency_cases import ON_HOST, TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, agreement, apart
 from mmada_lite.bench.timed import forget_peak, peak, run_module
 from mmada_lite.bundle import Bundle
@@ -49,7 +49,12 @@ def build_parser() -> Parser:
     what.add_argument("-m", "--model", type=Path, help="a bundle (default: the small model)")
     add("--precision", help="of random weights: fp32, fp16, bf16, int8, int4 (default int8; on openvino bf16, on a GPU fp16)")
     add("--device", choices=TARGETS, default="cpu", help="where the model runs (default: %(default)s)")
-    add("--tasks", nargs="+", choices=(*TASKS, *BESIDE), default=TASKS, help="default: all that need a model")
+    add(
+        "--tasks",
+        nargs="+",
+        choices=(*TASKS, *BESIDE, card.TASK),
+        help="default: all that need a model; a shape on a GPU: card",
+    )
     add("--caches", nargs="+", choices=CACHE_POLICIES, default=CACHE_POLICIES, help="default: all")
     add("--thresholds", type=float, nargs="*", default=[0.9], help="of a trained model, beside steps (default 0.9)")
     add("--threads", type=thread_count, default=usable_cores(), help="default: the cores of this machine")
@@ -57,14 +62,15 @@ def build_parser() -> Parser:
     add("--answer", type=number, help="tokens of an answer (default: the bundle's own)")
     add("--block", type=number, help="tokens of a block (default: the bundle's own)")
     add("--steps", type=number, help="of an answer (default: one a token)")
-    add("--image-steps", type=number, default=12, help="of a picture (default 12)")
+    add("--image-steps", type=number, help="of a picture (default 12; of card 15)")
     add("--blocks", type=number, help="run so many blocks of an answer and scale, which is said (default: all)")
     add("--forwards", type=number, nargs="*", default=[32, 128, 512, 1056], help="tokens (default 32 128 512 1056)")
     add("--rounds", type=number, default=3, help="counted runs of every decode (default 3)")
+    add("--limit", type=above_zero, default=card.LIMIT, help=f"seconds that card takes at most (default {card.LIMIT:g})")
     add("--quick", action="store_true", help="one round of short decodes: to try, not to quote")
     add("--no-ceiling", action="store_true", help="leave out what the machine can do, and forwards by operator")
     pairs.add_options(made)
-    add_output(made, "latency[-SHAPE], or latency-against")
+    add_output(made, "latency[-SHAPE], latency-against, or gpu-SHAPE")
     return made
 
 
@@ -135,6 +141,11 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     """All tasks; idle_bytes: what this process held before it opened a model."""
     if options.against:
         return pairs.measure(options, arguments)
+    if options.tasks is None:
+        options.tasks = [card.TASK] if options.shape and options.device not in ON_HOST else list(TASKS)
+    if card.TASK in options.tasks:
+        return card.measure(options, arguments)
+    options.image_steps = options.image_steps or 12
     choose_device(options.device)  # one that does not work here is told before anything is made, and so is an unknown name
     if options.shape:
         size_named(options.shape)

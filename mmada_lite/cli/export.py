@@ -8,7 +8,6 @@ from mmada_lite.cli import options, terminal
 from mmada_lite.cli.extras import needs
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.ort import nvidia
 
 if TYPE_CHECKING:
     from mmada_lite.export.lowering import Target
@@ -32,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_target(parser, also=("web",))
     options.add_cache_precision(parser, "how a CPU keeps keys and values; fp16 takes half of their memory")
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
-    parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
+    parser.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="of the card that engines are for; may be repeated (default: one engine for all cards)",
+    )
     parser.add_argument(
         "--profile",
         action="append",
@@ -126,22 +131,15 @@ def _build_engines(arguments: argparse.Namespace, folder: Path) -> None:
     with needs("export"):
         from mmada_lite.bundle import Bundle
         from mmada_lite.export.engines import build_engines
-        from mmada_lite.ort.engines import NAMES
+        from mmada_lite.ort.engines import NAMES, TOGETHER
     with terminal.Progress(quiet=arguments.json) as progress:
         build_engines(
             Bundle.open(folder),
-            arguments.compute_capability or _capability_here(),
+            TOGETHER.join(dict.fromkeys(arguments.compute_capability)),
             profiles=arguments.profile or NAMES,
             say=terminal.note,
             show=progress.show,
         )
-
-
-def _capability_here() -> str:
-    cards = nvidia.cards()
-    if not cards:
-        raise Error("there is no NVIDIA card here to ask; say --compute-capability, for example 8.9 for RTX 40 cards")
-    return cards[0].compute_capability
 
 
 def _progress_line(done: int, total: int, name: str) -> str:

@@ -172,7 +172,7 @@ def _best(
             card = cards[0]
             settings = [f"mmada-lite export CHECKPOINT -o BUNDLE --precision {_precision(card.memory)} --target {target}"]
             if name == "rtx":
-                settings.append(f"mmada-lite export BUNDLE --engine rtx --compute-capability {card.compute_capability}")
+                settings.append("mmada-lite export BUNDLE --engine rtx")
             settings += [f"mmada-lite plan -m 8b --device {name}", f"run with --device {name} --cache dual"]
             return {"device": name, "why": f"{name}, on {card.name}", "settings": settings}
     if speed is None:

@@ -61,11 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.cache_precision and device in _ON_CARD:
         raise Error(f"--cache-precision is for processors, and {device} keeps keys and values in its own form; leave it out")
     memory = _memory(arguments.memory, device)
-    shape, defaults, groups = _source(arguments.model)
+    shape, defaults, groups, target = _source(arguments.model)
     half = shape.half_caches if arguments.cache_precision is None else arguments.cache_precision == "fp16"
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
-    spare = _Spare(shape, text, image, device, memory, arguments.shared)
+    spare = _Spare(shape, text, image, device, memory, arguments.shared, target)
     exported = replace(spare, shape=replace(shape, half_caches=half))
     precisions = [(exported if name in PRECISIONS else spare).row(name, each) for name, each in groups.items()]
     content = {
@@ -99,8 +99,9 @@ def _memory(given: str | None, device: str) -> int:
     return free
 
 
-def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
-    """A model's shape, its default settings, and precision -> groups, largest first; a bundle as it is comes first."""
+def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]], str]:
+    """A model's shape, its default settings, precision -> groups, largest first (a bundle as it is comes first), and what the
+    graphs of such a bundle are lowered for."""
     from mmada_lite.bundle import MANIFEST, Bundle
     from mmada_lite.decoding.settings import ImageSettings
     from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
@@ -108,7 +109,12 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
 
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
-        return shape, (_planned_answer(), ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+        return (
+            shape,
+            (_planned_answer(), ImageSettings()),
+            {precision: stored(shape, precision) for precision in PRECISIONS},
+            "",
+        )
     path = Path(name) if name is not None else embedded_bundle()
     if path.is_dir() and (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
@@ -118,12 +124,13 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
             shape,
             (bundle.text_defaults, bundle.image_defaults),
             as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
+            bundle.target,
         )
     shape = _checkpoint_shape(path)
     text = _planned_answer()
     longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
     text = text.replace(answer_length=longest, steps=longest, block_length=min(32, longest))
-    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}, ""
 
 
 def _planned_answer() -> TextSettings:
@@ -176,11 +183,13 @@ class _Spare:
     device: str
     memory: int
     shared: bool
+    target: str  # of a bundle as it is; any other is exported for the device
 
     def row(self, precision: str, groups: Mapping[str, WeightGroup]) -> Row:
-        from mmada_lite.memory_plan import need
+        from mmada_lite.memory_plan import PRECISIONS, need
 
-        counted = need(self.shape, groups, self.text, device=self.device, image=self.image)
+        target = "" if precision in PRECISIONS else self.target
+        counted = need(self.shape, groups, self.text, device=self.device, target=target, image=self.image)
         spare = self.memory - _asked(counted, self.device, self.shared)
         return Row(precision, counted, spare >= 0, spare)
 

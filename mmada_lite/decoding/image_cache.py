@@ -125,4 +125,4 @@ class ImageCache:
         batch, length = self._canvas.batch, self._canvas.branches()[branch].shape[1]
         outside = np.ones((batch, length), dtype=bool)
         np.put_along_axis(outside, self._window + (self._canvas.shift if branch else 0), False, axis=1)
-        return kept.at(np.nonzero(outside)[1].reshape(batch, -1), self._buffers[branch])
+        return kept.at(np.nonzero(outside)[1].reshape(batch, -1), self._buffers[branch], last=True)

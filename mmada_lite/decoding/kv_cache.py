@@ -27,9 +27,9 @@ class KeyValues:
     def length(self) -> int:
         return int(self.keys[0].shape[2])
 
-    def without(self, start: int, stop: int, buffer: "KVBuffer") -> "KeyValues":
+    def without(self, start: int, stop: int, buffer: "KVBuffer", *, last: bool = False) -> "KeyValues":
         """Everything but the positions start..stop-1: what a window over those positions attends to. It stands in `buffer`
-        until that is used again."""
+        until that is used again. last: these are not to be read any more, so that a device has no second copy of all."""
         cut = [_cut(array, start, stop, buffer, number) for number, array in enumerate((*self.keys, *self.values))]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
@@ -48,9 +48,9 @@ class KeyValues:
         memory costs four times what the copy does."""
         return KeyValues(tuple(_shrunk(key, stop) for key in self.keys), tuple(_shrunk(value, stop) for value in self.values))
 
-    def at(self, places: NDArray[np.int64], buffer: "KVBuffer") -> "KeyValues":
+    def at(self, places: NDArray[np.int64], buffer: "KVBuffer", *, last: bool = False) -> "KeyValues":
         """Those of the places [B, P] alone: what a window over scattered positions attends to. They stand in `buffer` until it
-        is used again."""
+        is used again. last: as of `without`."""
         cut = [_at(array, places, buffer, number) for number, array in enumerate((*self.keys, *self.values))]
         return KeyValues(tuple(cut[: len(self.keys)]), tuple(cut[len(self.keys) :]))
 
@@ -177,7 +177,7 @@ class CachedContext:
         pasts = []
         for number, (branch, buffer) in enumerate(zip(kept, buffers, strict=False)):
             if prompt is None:
-                cut = branch.without(start, end, buffer)
+                cut = branch.without(start, end, buffer, last=policy != "prompt")
             else:
                 cut = branch.behind(prompt.pasts[number], start - prompt.start, end - prompt.start, buffer)
             pasts.append(cut.repeated(batch))

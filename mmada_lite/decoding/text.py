@@ -68,6 +68,8 @@ def decode_text(
             commits = not computes_all and state.commits()
             drafts = canvas if computes_all else state.drafts(step)
             queried, context = state.queried(drafts, computes_all), state.context_of(computes_all)
+            if computes_all:
+                state.context = None  # it is replaced: no memory for both
             forward = run_forward(denoiser, drafts, queried, settings.guidance, context, computes_all or commits, state.end)
             head = constrained(denoiser, constraints, drafts, forward)
             candidates = candidates_of(head, forward, settings, sampler, step, canvas.mask)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _TYPES = {"float32": FLOAT, "float16": HALF}
+_AT_ONCE = 8  # tensors that are rearranged in one run where those before them are freed behind it
 Open = Callable[[bytes], "onnxruntime.InferenceSession"]  # a graph of ours on the same device
 Guard = Callable[[Callable[[], Any], str], Any]  # runs something of a graph and turns its failures into ours
 
@@ -55,10 +56,19 @@ class Handle:
 class DeviceKeyValues(KeyValues):
     """Keys and values as handles."""
 
-    def without(self, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
-        handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
-        left = cast("list[Any]", handles[0].runner.cut(handles, start, stop))
-        return DeviceKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
+    def without(self, start: int, stop: int, buffer: KVBuffer, *, last: bool = False) -> KeyValues:
+        return self._rearranged(lambda handles: handles[0].runner.cut(handles, start, stop), last)
+
+    def _rearranged(self, rearrange: Callable[[Sequence[Handle]], list[Any]], last: bool) -> KeyValues:
+        """What is made of all handles; of the last ones some at a time, which are freed then."""
+        handles, made = cast("tuple[Handle, ...]", (*self.keys, *self.values)), list[Any]()
+        last = last and handles[0].runner.frees
+        step = _AT_ONCE if last else len(handles)
+        for first in range(0, len(handles), step):
+            made += rearrange(own := handles[first : first + step])
+            for handle in own if last else ():
+                handle.value = None
+        return DeviceKeyValues(tuple(made[: len(self.keys)]), tuple(made[len(self.keys) :]))
 
     def behind(self, past: KeyValues, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
         handles, pasts = (cast("tuple[Handle, ...]", (*own.keys, *own.values)) for own in (self, past))
@@ -68,12 +78,10 @@ class DeviceKeyValues(KeyValues):
     def shrunk(self, stop: int) -> KeyValues:
         return self.without(stop, self.length, KVBuffer())
 
-    def at(self, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
-        handles = cast("tuple[Handle, ...]", (*self.keys, *self.values))
-        batch, heads = handles[0].shape[:2]
+    def at(self, places: NDArray[np.int64], buffer: KVBuffer, *, last: bool = False) -> KeyValues:
+        batch, heads = cast("Handle", self.keys[0]).shape[:2]
         index = np.broadcast_to(places[:, None, :, None], (batch, heads, places.shape[1], 1))
-        picked = cast("list[Any]", handles[0].runner.pick(handles, index))
-        return DeviceKeyValues(tuple(picked[: len(self.keys)]), tuple(picked[len(self.keys) :]))
+        return self._rearranged(lambda handles: handles[0].runner.pick(handles, index), last)
 
     def picked_behind(self, past: KeyValues, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
         batch = cast("Handle", self.keys[0]).shape[0]
@@ -81,12 +89,16 @@ class DeviceKeyValues(KeyValues):
 
 
 class _Runner:
-    """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host."""
+    """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host. frees:
+    whether the memory of a handle that nobody holds is given back."""
+
+    frees = True
 
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
         self._memory, self._open, self._guard = memory, open_graph, guard
         self._opened: dict[bytes, onnxruntime.InferenceSession] = {}
         self.options = onnxruntime_package().RunOptions()  # of every run
+        self.options.add_run_config_entry("gpu_graph_id", "-1")  # shapes and addresses change: no CUDA graph is captured
 
     def run(self, session: Any, feeds: Mapping[str, Any], outputs: Sequence[str], *, home: bool) -> list[Any]:
         """Arrays for `home`, else handles. feeds: handles and arrays."""

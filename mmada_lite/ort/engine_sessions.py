@@ -27,22 +27,30 @@ def open_engine(bundle: Bundle, graph: str, device: Device, threads: int | None)
 
 
 def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """The engine that was built ahead of time; without one the provider builds its own, which is said."""
-    key, why = engines.find(bundle, graph, nvidia.cards()[0].compute_capability, version=devices.rtx_version())
+    """The engine that was built ahead of time, which alone is one node and may so be captured in a CUDA graph; without one the
+    provider builds its own, which is said. The kernels that it compiles for the card are kept."""
+    capability, here = nvidia.cards()[0].compute_capability, devices.rtx_version()
+    key, why = engines.find(bundle, graph, capability, version=here)
+    kept = engines.kernel_folder(bundle, graph, capability, f"tensorrt-rtx {here}", nvidia.driver())
+    settings = {"nv_runtime_cache_path": str(kept)} if kept else {}
     if key is not None:
-        several = {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
-        return open_session(engines.host_graph_path(bundle, key), device, threads, several)
+        settings |= {"enable_cuda_graph": "1"} | ({"nv_multi_profile_enable": "1"} if "+" in key.profile else {})
+        return _open_built(bundle, key, device, threads, settings, f"mmada-lite export {bundle.path} --engine rtx")
     _log.warning("%s: it is built now, which takes a while; `mmada-lite export %s --engine rtx` keeps it", why, bundle.path)
-    return open_session(bundle.graph_path(graph), device, threads, engines.shape_options(bundle, graph, "nv_profile_{}_shapes"))
+    settings |= engines.shape_options(bundle, graph, "nv_profile_{}_shapes")
+    return open_session(bundle.graph_path(graph), device, threads, settings)
 
 
 def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
     """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
-    capability = nvidia.cards()[0].compute_capability
-    key, _ = engines.find(bundle, graph, capability, "tensorrt")
+    capability, here = nvidia.cards()[0].compute_capability, nvidia.tensorrt_version()
+    key, why = engines.find(bundle, graph, capability, "tensorrt", here)
     if key is not None:
-        return open_session(engines.host_graph_path(bundle, key), device, threads)
-    cache = engines.provider_folder(bundle, graph, capability)
+        return _open_built(bundle, key, device, threads, {}, f"python -m mmada_lite.export.jetson {bundle.path}")
+    if why != engines.none_built(graph):
+        _log.warning("%s: `python -m mmada_lite.export.jetson %s` builds one for this TensorRT and card", why, bundle.path)
+    built_with = here, nvidia.driver()
+    cache = engines.provider_folder(bundle, graph, capability, *built_with)
     settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": "1"}
     settings |= {"trt_timing_cache_path": str(cache), "trt_fp16_enable": "1"}
     settings |= engines.shape_options(bundle, graph, "trt_profile_{}_shapes")
@@ -58,8 +66,22 @@ def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | No
             raise
         _log.warning("the engines in %s are corrupt or of another TensorRT (%s): building them anew", cache, error)
         shutil.rmtree(cache)
-        engines.provider_folder(bundle, graph, capability)
+        engines.provider_folder(bundle, graph, capability, *built_with)
         return open_session(bundle.graph_path(graph), device, threads, settings)
+
+
+def _open_built(
+    bundle: Bundle, key: engines.EngineKey, device: Device, threads: int | None, settings: dict[str, str], mend: str
+) -> "onnxruntime.InferenceSession":
+    """An engine that was built ahead of time. mend: the command that builds it anew. Raises Error that names it where the
+    provider refuses the engine: it never runs another one, or on another device, in its place."""
+    try:
+        return open_session(engines.host_graph_path(bundle, key), device, threads, settings)
+    except OutOfMemory:
+        raise
+    except Error as error:
+        path = engines.engine_path(bundle, key)
+        raise Error(f"{path.name} is refused on {device.name} ({error}); remove {path} and run `{mend}`") from error
 
 
 _OPENERS: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}

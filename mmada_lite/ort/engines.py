@@ -16,11 +16,12 @@ from typing import Any
 from mmada_lite.bundle import HASHED_UP_TO, Bundle
 from mmada_lite.contracts import read_json
 from mmada_lite.errors import Error
-from mmada_lite.files import sha256_of
+from mmada_lite.files import cache_folder, sha256_of
 
 FOLDER = "engines"
 ABSENT = "is not there"
 NAMES = ("prefill", "block", "picture")  # of the profiles
+TOGETHER = "+"  # between the compute capabilities of one engine
 ENGINES_OF = ("backbone", "text_head", "image_head")
 LONGEST_BLOCK = 256  # tokens that a text step may ask for at once
 _PROMPT = 130  # tokens around a picture's codes, likeliest: a sentence and the special ones
@@ -32,8 +33,8 @@ class EngineKey:
     """What an engine was built from and for; an engine is used only where all of it is equal.
 
     graph: its name; graph_sha256: of the graph and its weights; builder: program and version, "tensorrt-rtx 1.7.1.116";
-    compute_capability: of the card, "8.9"; profile: names of the optimization profiles, joined by "+", with a digest of their
-    shapes.
+    compute_capability: of the card, "8.9", or of several, joined by "+"; profile: names of the optimization profiles, joined by
+    "+", with a digest of their shapes.
     """
 
     graph: str
@@ -46,7 +47,12 @@ class EngineKey:
     def stem(self) -> str:
         """The name of its files: readable in front, unmistakable behind."""
         digest = hashlib.sha256("\n".join(str(value) for value in asdict(self).values()).encode()).hexdigest()
-        return f"{self.graph}-sm{self.compute_capability.replace('.', '')}-{digest[:16]}"
+        return f"{self.graph}-sm{self.compute_capability.replace('.', '').replace(TOGETHER, '-')}-{digest[:16]}"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Of every card that it is for."""
+        return tuple(self.compute_capability.split(TOGETHER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +81,33 @@ def host_graph_path(bundle: Bundle, key: EngineKey) -> Path:
     return bundle.path / FOLDER / f"{key.stem}.onnx"
 
 
-def provider_folder(bundle: Bundle, graph: str, compute_capability: str) -> Path:
-    """Where TensorRT's provider keeps the engines of a graph that it builds itself for a card; made where it is not there.
-    Raises Error where it may not be made."""
-    cache = bundle.path / FOLDER / f"tensorrt-sm{compute_capability.replace('.', '')}" / graph
+def provider_folder(bundle: Bundle, graph: str, compute_capability: str, version: str, driver: str) -> Path:
+    """Where TensorRT's provider keeps the engines of a graph that it builds itself, of one version for one card under one
+    driver; made where it is not there. Raises Error where it may not be made."""
+    card = f"sm{compute_capability.replace('.', '')}-driver-{driver}"
+    cache = bundle.path / FOLDER / f"tensorrt-{version or 'unknown'}-{card}" / graph
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Error(f"engines cannot be kept in {cache} ({error.strerror}); copy the bundle where you may write") from error
     return cache
+
+
+def kernel_folder(bundle: Bundle, graph: str, compute_capability: str, builder: str, driver: str) -> Path | None:
+    """Where TensorRT-RTX's provider keeps the kernels that it compiles for a graph, of one version for one card under one
+    driver; None where it cannot be made, so that they are compiled at every load."""
+    facts = [graph_sha256(bundle, graph), compute_capability, builder, driver]
+    folder = cache_folder() / "rtx" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder
+
+
+def none_built(graph: str) -> str:
+    """What `find` says where there is nothing to choose from."""
+    return f"no engine of {graph} was built ahead of time"
 
 
 def fault(bundle: Bundle, key: EngineKey, *, thorough: bool = False) -> str | None:
@@ -144,7 +168,7 @@ def find(
     """An engine of a graph that fits a card, or None; and in words why. program, version: what will run it; a version may be
     just the beginning of one."""
     wanted = graph_sha256(bundle, graph)
-    why_not = f"no engine of {graph} was built ahead of time"
+    why_not = none_built(graph)
     for path, record in records(bundle):
         key = record.key
         made_by, _, made_with = key.builder.partition(" ")
@@ -152,10 +176,9 @@ def find(
             continue
         if key.graph_sha256 != wanted:
             why_not = f"{path.name} was built from another graph"
-        elif key.compute_capability != compute_capability:
-            why_not = (
-                f"{path.name} was built for compute capability {key.compute_capability}, and this card has {compute_capability}"
-            )
+        elif compute_capability not in key.capabilities:
+            built_for = ", ".join(key.capabilities)
+            why_not = f"{path.name} was built for compute capability {built_for}, and this card has {compute_capability}"
         elif not made_with.startswith(version):
             why_not = f"{path.name} was built with {key.builder}, and {version} is here"
         elif (reason := fault(bundle, key)) is not None:

@@ -24,7 +24,7 @@ from mmada_lite.images import Codec
 from mmada_lite.ort import devices
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
-from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
+from mmada_lite.ort.lazy import LazyDenoiser, SideDenoiser, Sides, SideSession, TransientSession
 from mmada_lite.ort.packed import open_packed
 from mmada_lite.ort.session import (
     OPENVINO,
@@ -64,10 +64,11 @@ class OpenBundle:
     await_hashes: Callable[[], None]
     tokenizer: Tokenizer | None
     denoiser: Denoiser
+    open_codec: Callable[[], Codec]
 
 
 def open_bundle(path: Path, *, device: str, threads: int | None, verify: str, speed: str) -> OpenBundle:
-    """Open the folder `path` as `mmada_lite.load` documents it. The image tokenizer is not opened: `open_codec` does it."""
+    """Open the folder `path` as `mmada_lite.load` documents it. The image tokenizer is not opened: its `open_codec` does it."""
     bundle = Bundle.open(path, verify=verify)
     text_defaults, image_defaults = with_speed(speed, bundle.text_defaults, bundle.image_defaults)
     chosen = device_for(bundle, device)
@@ -78,9 +79,10 @@ def open_bundle(path: Path, *, device: str, threads: int | None, verify: str, sp
     if tokenizer:
         vocabulary = bundle.vocabulary
         bundle = replace(bundle, vocabulary=replace(vocabulary, rows=vocabulary.rows.encoded(tokenizer.encode)))
-    denoiser = open_denoiser(bundle, chosen, threads)
+    sides = Sides() if takes_turns(bundle, chosen, text_defaults, image_defaults) else None
+    denoiser, codec = open_denoiser(bundle, chosen, threads, sides=sides), partial(open_codec, bundle, chosen, threads, sides)
     defaults = text_defaults, image_defaults
-    return OpenBundle(bundle, *defaults, chosen, threads, fingerprints, await_hashes, tokenizer, denoiser)
+    return OpenBundle(bundle, *defaults, chosen, threads, fingerprints, await_hashes, tokenizer, denoiser, codec)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
@@ -184,10 +186,16 @@ def _in_place_of_bf16(bundle: Bundle, device: Device) -> str | None:
 
 
 def open_denoiser(
-    bundle: Bundle, device: Device, threads: int | None = None, wrap: Wrap = lambda graph, session: session
+    bundle: Bundle,
+    device: Device,
+    threads: int | None = None,
+    wrap: Wrap = lambda graph, session: session,
+    sides: Sides | None = None,
 ) -> Denoiser:
-    """The transformer of a bundle; a large one on a CPU when it is first asked. wrap: puts something around a graph's session,
-    such as a clock. Raises Error, then, when a graph does not load or memory does not suffice."""
+    """The transformer of a bundle; a large one on a CPU, and one that takes turns, when it is first asked. wrap: puts something
+    around a graph's session, such as a clock. Raises Error, then, when a graph does not load or memory does not suffice."""
+    if sides is not None:
+        return SideDenoiser(sides, partial(_open_denoiser, bundle, device, threads, wrap))
     if is_large(bundle, device):
         return LazyDenoiser(partial(_open_denoiser, bundle, device, threads, wrap))
     return _open_denoiser(bundle, device, threads, wrap)
@@ -215,21 +223,43 @@ def _open_graphs(bundle: Bundle, device: Device, threads: int | None) -> dict[st
         return dict(zip(names, sessions, strict=True))
 
 
-def open_codec(bundle: Bundle, device: Device, threads: int | None = None) -> Codec:
-    """The image tokenizer of a bundle. The graphs of a large model are open only while they run, on a CPU: at 8B they would
-    hold 2 GB beside the transformer. Raises Error when the bundle has none."""
+def open_codec(bundle: Bundle, device: Device, threads: int | None = None, sides: Sides | None = None) -> Codec:
+    """The image tokenizer of a bundle. The graphs of a large model are open only while they run, on a CPU, or in their turn: at
+    8B they would hold 2 GB beside the transformer. Raises Error when the bundle has none."""
     image = bundle.image
     if image is None or "image_decoder" not in bundle.graphs:
         raise Error(f"{bundle.path} has no image tokenizer and cannot see or draw; export it with its vq folder")
-    opens = [partial(open_graph, bundle, name, device, threads) for name in _CODEC]
-    sessions = [TransientSession(each) if is_large(bundle, device) else each() for each in opens]
+    opens = {name: partial(open_graph, bundle, name, device, threads) for name in _CODEC}
+    sessions: list[Any]
+    if sides is not None:
+        sessions = [SideSession(sides, name, each) for name, each in opens.items()]
+    else:
+        sessions = [TransientSession(each) if is_large(bundle, device) else each() for each in opens.values()]
     encoder, decoder = (CodecSession(bundle, *each, _guard(bundle, device)) for each in zip(_CODEC, sessions, strict=True))
     return Codec(encoder, decoder, image.resolution, image.downsample)  # type: ignore[arg-type]
 
 
+def takes_turns(bundle: Bundle, device: Device, text: TextSettings, image: ImageSettings) -> bool:
+    """Whether a card has no room for the transformer and the image tokenizer at once, by the plan of these settings. Both stay
+    where there is: at 8B it takes seconds to open the transformer again."""
+    if device.memory == "cpu" or bundle.image is None or _stored(bundle) < LARGE:
+        return False
+    from mmada_lite import memory_plan
+    from mmada_lite.ort import nvidia
+
+    free = next((card.free for card in nvidia.cards()), None)
+    planned = partial(memory_plan.need, memory_plan.Shape.of(bundle), bundle.quantization, text, image=image, at_once=True)
+    return free is not None and planned(device=device.name, target=bundle.target).card_peak > free
+
+
 def is_large(bundle: Bundle, device: Device) -> bool:
     """Whether memory decides what is open at a time."""
-    return device.memory == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
+    return device.memory == "cpu" and _stored(bundle) >= LARGE
+
+
+def _stored(bundle: Bundle) -> int:
+    """Bytes of a bundle's weights."""
+    return sum(group.bytes or 0 for group in bundle.quantization.values())
 
 
 def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":

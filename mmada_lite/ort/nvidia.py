@@ -1,13 +1,21 @@
 """The NVIDIA driver, asked through its own library: which cards there are and what they have. No package is needed, nor a GPU.
 
-It knows libcuda alone; which programs can use a card is `devices`' business.
+It knows libcuda, and what the system says of the driver and of TensorRT; which programs can use a card is `devices`' business.
 """
 
 import ctypes
+import re
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 LIBRARY = "libcuda.so.1"
+_DRIVER = Path("/proc/driver/nvidia/version")
+_BOARD = Path("/etc/nv_tegra_release")  # of a Jetson, whose driver comes with its system
+_TENSORRT = ("libnvinfer.so.10", "libnvinfer.so.11")  # onnxruntime's provider is linked with one of them
+_TENSORRT_WHEELS = "tensorrt_libs"
 _MAJOR, _MINOR = 75, 76  # numbers of the attributes "compute capability major, minor" in cuda.h
 
 
@@ -28,6 +36,31 @@ def version() -> str | None:
         return None
     number = ctypes.c_int()
     return f"{number.value // 1000}.{number.value % 1000 // 10}" if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0 else None
+
+
+def driver() -> str:
+    """The driver's own version, "580.95.05" or, of a Jetson, "R36.4.3"; else the newest CUDA that it runs, and "unknown" where
+    nothing says so."""
+    with suppress(OSError):
+        said = re.search(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", _DRIVER.read_text())
+        if said:
+            return said[1]
+    with suppress(OSError):
+        said = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", _BOARD.read_text())
+        if said:
+            return f"R{said[1]}.{said[2]}"
+    return f"cuda{found}" if (found := version()) else "unknown"
+
+
+def tensorrt_version() -> str:
+    """Of TensorRT as its library says it, "101306" for 10.13.6; "" where it is not found."""
+    spec = find_spec(_TENSORRT_WHEELS)
+    wheels = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    for name in _TENSORRT:
+        for path in (name, *(str(folder / name) for folder in wheels)):
+            with suppress(OSError, AttributeError):
+                return str(ctypes.CDLL(path).getInferLibVersion())
+    return ""
 
 
 def cards() -> tuple[Card, ...]:

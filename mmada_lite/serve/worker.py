@@ -299,12 +299,12 @@ def _written(image: Any, name: str) -> str:
 
 def _open_all(model: "Model") -> None:
     """Open now what the library opens at first use, so that no request waits for it."""
-    from mmada_lite.ort.lazy import LazyDenoiser
+    from mmada_lite.ort.lazy import LazyDenoiser, SideDenoiser
 
-    if isinstance(model.denoiser, LazyDenoiser):
-        _ = model.denoiser.opened
     if model.bundle.image is not None and "image_decoder" in model.bundle.graphs:
         _ = model.codec
+    if isinstance(model.denoiser, (LazyDenoiser, SideDenoiser)):
+        _ = model.denoiser.opened
 
 
 def seats_for(model: "Model", asked: int | None) -> int:

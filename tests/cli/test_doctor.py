@@ -46,7 +46,7 @@ def test_a_person_reads_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("works", "settings"),
     [
-        ("rtx", "--engine rtx --compute-capability 8.9"),
+        ("rtx", "mmada-lite export BUNDLE --engine rtx"),
         ("cuda", "--precision int4 --target cuda"),
         ("tensorrt", "--precision int4 --target tensorrt"),
     ],

@@ -22,7 +22,8 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.engines import build_engines
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import WeightSpec, linear_bytes
+from mmada_lite.export.lowering import Weight, WeightSpec, linear, linear_bytes
+from mmada_lite.export.synthetic import SIZES, RandomTensors, write_bundle
 from mmada_lite.export.transformer import build_backbone
 from mmada_lite.ort import engines
 from mmada_lite.ort.engines import NAMES, EngineKey, Profile, profiles_for
@@ -251,6 +252,7 @@ def test_bad_requests(bundle: Bundle, tiny_bundle: Path, capsys: pytest.CaptureF
         build_all(bundle, profiles=["all"])
     for words, message in (
         (["--profile", "block"], "add --engine rtx"),
+        *([(["--engine", "rtx"], "has heads of 8 numbers, and TensorRT attends with more than 8")] if lacking is None else []),
         (["--engine", "rtx", "-o", "x"], "is a bundle: its engines go into it"),
         ([], "required: -o/--output"),
     ):
@@ -270,20 +272,12 @@ def test_without_the_wheels_the_install_line_is_said(
 # ---- what really builds
 
 
-def smallest_int4(config: TransformerConfig) -> dict[str, str]:
-    """int4 formats whose blocks divide the widths of a model, as TensorRT needs."""
-    block = max(b for b in (32, 64, 128) if config.d_model % b == 0 and config.mlp_hidden_size % b == 0)
-    return {"backbone": f"int4-b{block}", "text_head": f"int4-b{min(block, 64)}"}
-
-
 @real
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_the_small_model_becomes_engines(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the command line, one profile: at most 1.1 times the packed weights and 8 MB."""
     source = ROOT / "train" / "shipped" / "emoji"
-    changes = smallest_int4(TransformerConfig.load(source)) if precision == "int4" else {}
     words = ["export", source, "-o", tmp_path / "b", "--precision", precision, "--engine", "rtx", "--compute-capability", "8.9"]
-    words += [word for group, form in changes.items() for word in ("--store", f"{group}={form}")]
     assert main([*map(str, words), "--profile", "block", "--profile", "picture"]) == 0
     assert "built backbone-sm89" in capsys.readouterr().err
     bundle = Bundle.open(tmp_path / "b")
@@ -345,12 +339,47 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
 
 
 @real
+@pytest.mark.slow
+def test_one_engine_for_all_cards_is_as_large_as_one_for_one(tmp_path: Path) -> None:
+    """By the command: for all cards where none is named, for three, and for one."""
+    bundle = write_bundle(SIZES["tiny"], tmp_path / "b", "fp16", "tensorrt")
+    words = ["export", str(bundle.path), "--engine", "rtx", "--profile", "block"]
+    three = [word for card in ("8.6", "8.9", "12.0") for word in ("--compute-capability", card)]
+    for chosen in ([], three, ["--compute-capability", "8.6"]):
+        assert main([*words, *chosen]) == 0
+    found = [record for _, record in engines.records(bundle) if record.key.graph == "backbone"]
+    sizes = {record.key.compute_capability: record.size for record in found}
+    every = rtx_builder.every_card()
+    assert set(sizes) == {every, "8.6+8.9+12.0", "8.6"}
+    assert all(size - sizes["8.6"] < 4096 for size in sizes.values())
+    for card in ("8.6", "8.9", "12.0"):
+        assert card in every.split("+")
+        assert engines.find(bundle, "backbone", card)[0] is not None
+    assert engines.find(bundle, "backbone", "9.0")[0] is None
+
+
+@real
+@pytest.mark.parametrize(("name", "outputs", "inputs"), [("int8-b32", 64, 128), ("int4-b64", 65, 200), ("int8-b64", 33, 200)])
+def test_blocks_and_odd_shapes_build_and_stay_packed(name: str, outputs: int, inputs: int, tmp_path: Path) -> None:
+    """As large as a matrix must be that the kernels beside it do not hide: 16 times in each direction, still odd."""
+    shape, spec = (outputs * 16 + outputs % 2, inputs * 16 + 8 * (inputs % 16 > 0)), WeightSpec(format_named(name), "tensorrt")
+    with WeightFile(tmp_path / "w.bin", lambda tensor, size: None) as weights:
+        graph = Graph("linear", weights)
+        x = graph.input("x", "float16", ("W", shape[1]))
+        linear(graph, x, Weight(RandomTensors({"w": shape}), "w"), spec, to="y")
+        graph.output("y", "float16", ("W", shape[0]))
+        graph.save(tmp_path / "g.onnx")
+    engine = rtx_builder.build(tmp_path / "g.onnx", [Profile("block", {"W": (1, 8, 64)})], "8.6+8.9+12.0", lambda share: None)
+    assert linear_bytes(shape, spec) < memoryview(engine).nbytes < 1.1 * linear_bytes(shape, spec) + (1 << 19)
+
+
+@real
 def test_what_tensorrt_refuses_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(Error, match=r"cannot read .*broken\.onnx"):
         rtx_builder.build(tmp_path / "broken.onnx", [], "8.9", lambda share: None)
     with pytest.raises(Error, match=r"builds nothing for compute capability 1\.0; use one of 7\.5, "):
-        rtx_builder.build(tiny_bundle / "text_head.onnx", [], "1.0", lambda share: None)
+        rtx_builder.build(tiny_bundle / "text_head.onnx", [], "8.6+1.0", lambda share: None)
 
 
 @real

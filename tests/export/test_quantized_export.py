@@ -388,10 +388,6 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "format": (("--store", "backbone=int4-b33"), "no format is called 'int4-b33'; did you mean 'int4-b32'?"),
     "embedder": (("--store", "embedder=int4-b32"), "the embedder is not stored as int4-b32; use one of fp32, fp16, bf16, int8"),
     "codec": (("--store", "codec=int8"), "the codec is not stored as int8; use one of fp32, fp16"),
-    "tensorrt's shapes": (
-        ("--precision", "int4", "--target", "tensorrt"),
-        "a matrix of 32 x 32 cannot be written as int4-b128 for tensorrt",
-    ),
     "tensorrt's zero points": (
         ("--target", "tensorrt", "--store", "backbone=int4-b32-asym"),
         "int4-b32-asym cannot be written for tensorrt",

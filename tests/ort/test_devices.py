@@ -314,10 +314,13 @@ def test_a_bundle_that_changes_while_loaded_is_noticed(tiny_bundle: Path, tmp_pa
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, world: Callable[..., None]) -> list[tuple[Any, dict[str, str]]]:
+def opened(monkeypatch: pytest.MonkeyPatch, world: Callable[..., None], tmp_path: Path) -> list[tuple[Any, dict[str, str]]]:
     """Every session that would have been opened on TensorRT: its file and its settings."""
     world(("rtx", "tensorrt"), works=("rtx", "tensorrt"))
     monkeypatch.setattr(devices, "rtx_version", lambda: "")
+    monkeypatch.setattr(nvidia, "tensorrt_version", lambda: "101306")
+    monkeypatch.setattr(nvidia, "driver", lambda: "580.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls: list[tuple[Any, dict[str, str]]] = []
 
     def record(graph: Any, device: Device, threads: int | None = None, settings: Any = None) -> str:
@@ -346,7 +349,9 @@ def test_rtx_opens_the_engine_that_fits_and_says_when_none_does(
         assert opened[-1][1][f"nv_profile_{end}_shapes"].startswith("embeddings:1x")
     (engine, *_) = build_engines(lowered, "8.9", say=lambda line: None, build=lambda *_: b"engine", builder="tensorrt-rtx 1")
     loader.open_graph(lowered, "backbone", Device("rtx", "a test"))
-    assert opened[-1] == (engines.host_graph_path(lowered, engine.key), {"nv_multi_profile_enable": "1"})
+    path, settings = opened[-1]
+    assert path == engines.host_graph_path(lowered, engine.key)
+    assert settings | {"nv_multi_profile_enable": "1", "enable_cuda_graph": "1"} == settings
     engine.path.write_bytes(b"engina")
     caplog.clear()
     loader.open_graph(lowered, "backbone", Device("rtx", "a test"))
@@ -373,7 +378,7 @@ def test_a_corrupt_cache_of_tensorrt_is_built_anew_and_that_is_said(
     loader.open_graph(lowered, "backbone", Device("tensorrt", "a test"))
     assert "TensorRT builds its engine for compute capability 8.9 now" in caplog.text
     cache = Path(opened[-1][1]["trt_engine_cache_path"])
-    assert cache == lowered.path / "engines" / "tensorrt-sm89" / "backbone"
+    assert cache == lowered.path / "engines" / "tensorrt-101306-sm89-driver-580.1" / "backbone"
     (cache / "x_sm89.engine").write_bytes(b"rubbish")
     record = engine_sessions.open_session
 

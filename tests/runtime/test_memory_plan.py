@@ -4,21 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 from tiny_checkpoint import SPECIAL, write_tokenizer
 
 from mmada_lite import memory_plan
-from mmada_lite.bundle import Bundle
+from mmada_lite.bundle import LOGITS, Bundle
 from mmada_lite.cli.main import main
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
-from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, bytes_of, caches, need, stored
-from mmada_lite.ort.session import exact_int8
+from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, activations, bytes_of, caches, need, stored
+from mmada_lite.ort.session import Device, exact_int8, open_session
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "train" / "shipped" / "emoji"
@@ -128,7 +130,9 @@ def test_more_of_anything_takes_more() -> None:
     none = text.replace(cache="none")
     assert caches(shape, none, plain, 32, half=False) == 0
     assert caches(shape, none, partial, 32, half=False) == 4 * 2 * 32 * 4096 * 4 * (1024 + 32)  # a guided pair, kept and cut
-    assert caches(shape, none, partial.replace(guidance=0.0), 32, half=True) == 2 * 32 * 4096 * 2 * (1024 + 32)
+    kept = 2 * 32 * 4096 * 2 * (1024 + 32)  # on a card one row's count to activations, and are cut an eighth at a time
+    assert caches(shape, none, partial.replace(guidance=0.0), 32, half=True, on_card=True) == kept // 8
+    assert caches(shape, none, partial, 32, half=True, on_card=True) == kept + kept // 8
     assert need(shape, groups, text, image=partial).peak > least  # two rows of a drawing hold more than one of an answer
     card = need(shape, groups, text, device="cuda")
     assert card.peak < card.card_peak
@@ -137,6 +141,63 @@ def test_more_of_anything_takes_more() -> None:
     assert drawing.host["codec"] > 0 < answer.host["caches"]
     assert need(shape, groups, text) == max(answer, drawing, key=lambda one: one.peak)
     assert sum(card.disk.values()) == sum(group.bytes or 0 for group in groups.values())
+
+
+DUAL = TextSettings(answer_length=128, steps=64, block_length=32).replace(cache="dual")
+
+
+def test_int4_answers_in_less_than_six_gigabytes_of_a_card() -> None:
+    shape = PUBLISHED["8b"]
+    for device in ("cuda", "tensorrt", "rtx"):
+        counted = need(shape, stored(shape, "int4"), DUAL, device=device, tasks=("answer",))
+        assert counted.card_peak < 6e9
+        assert counted.card["codec"] == 0
+
+
+def test_a_large_model_on_a_card_is_counted_a_side_at_a_time() -> None:
+    shape = PUBLISHED["8b"]
+    groups = stored(shape, "int4")
+    apart, whole = (need(shape, groups, DUAL, device="cuda", at_once=at_once) for at_once in (False, True))
+    assert apart.card["codec"] == 0 < whole.card["codec"]
+    assert apart.card_peak < whole.card_peak - 1.5e9
+    narrow = replace(shape, architecture=replace(shape.architecture, n_layers=2, d_model=1024), codec_parameters=10**9)
+    alone = need(narrow, stored(narrow, "int4"), DUAL, device="cuda")  # here the image tokenizer is what takes most
+    assert alone.card["weights"] == 0 < alone.card["codec"]
+
+
+FLOATS = (
+    *(("cuda", "", "fp16", 2, 2), ("cuda", "", "fp32", 4, 4), ("cuda", "cpu", "fp16", 4, 4)),
+    *(("tensorrt", "", "int4", 2, 2), ("rtx", "", "fp32", 4, 4)),
+    *(("openvino", "", "fp16", 4, 4), ("openvino:gpu", "", "fp16", 2, 4), ("openvino:gpu", "", "fp32", 4, 4)),
+    *(("openvino:gpu", "", "bf16", 4, 4), ("openvino:npu", "", "int4", 4, 4), ("cpu", "", "fp16", 4, 4)),
+)
+
+
+@pytest.mark.parametrize(("device", "target", "precision", "computed", "kept"), FLOATS)
+def test_a_float_has_four_bytes_where_a_device_computes_in_float32(
+    device: str, target: str, precision: str, computed: int, kept: int
+) -> None:
+    shape = PUBLISHED["8b"]
+    on_card, rounded = device in ("cuda", "tensorrt", "rtx"), precision == "int4" and device.startswith("openvino")
+    counted = need(shape, stored(shape, precision), DUAL, device=device, target=target, tasks=("answer",))
+    parts, about = counted.card or counted.host, {"on_card": on_card, "tasks": ("answer",)}
+    few = None if on_card else LOGITS
+    assert parts["activations"] == activations(shape, DUAL, 32, half=computed == 2, rounded=rounded, most_logits=few, **about)  # type: ignore[arg-type]
+    assert parts["caches"] == caches(shape, DUAL, ImageSettings(), 32, half=kept == 2, **about)  # type: ignore[arg-type]
+    weights = sum(group.bytes or 0 for name, group in stored(shape, precision).items() if name not in ("embedder", "codec"))
+    assert not on_card or parts["weights"] == weights * (2 if target == "cpu" else 1)
+
+
+def test_a_floats_bytes_are_those_of_the_exported_graphs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of a card's bundle the plan says what its graph has for keys and values."""
+    for precision, target in product(("fp16", "fp32", "int8"), ("cpu", "cuda", "tensorrt")):
+        bundle = Bundle.open(
+            export_checkpoint(tiny_checkpoint, tmp_path / f"{precision}{target}", precision=precision, target=target)
+        )  # type: ignore[arg-type]
+        session = open_session(bundle.graph_path("backbone"), Device("cpu", "a test"), 1)
+        kinds = {value.name: value.type for value in session.get_inputs()}
+        kept = memory_plan._floats(bundle.quantization["backbone"].format, "cuda", target)[1]
+        assert kinds["past_key_0"] == {2: "tensor(float16)", 4: "tensor(float)"}[kept]
 
 
 def plan(capsys: pytest.CaptureFixture[str], *options: str | Path) -> tuple[int, dict[str, object]]:
