@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if device not in ("cpu", *_ON_CARD, *_BY_OPENVINO):
         raise Error(f"no device is called {device!r}; use one of auto, cpu, {', '.join((*_ON_CARD, *_BY_OPENVINO))}")
     memory = _memory(arguments.memory, device)
-    shape, defaults, groups = _source(arguments.model)
+    shape, defaults, groups = _source(arguments.model, "cuda" if device == "cuda" else "cpu")
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
     spare = _Spare(shape, text, image, device, memory, arguments.shared)
@@ -92,8 +92,11 @@ def _memory(given: str | None, device: str) -> int:
     return free
 
 
-def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
-    """A model's shape, its default settings, and precision -> groups, largest first; a bundle as it is comes first."""
+def _source(
+    name: str | None, target: str
+) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]]]:
+    """A model's shape, its default settings, and precision -> groups as an export for `target` stores them, largest first; a
+    bundle as it is comes first."""
     from mmada_lite.bundle import MANIFEST, Bundle
     from mmada_lite.decoding.settings import ImageSettings
     from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
@@ -101,7 +104,11 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
 
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
-        return shape, (_planned_answer(), ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+        return (
+            shape,
+            (_planned_answer(), ImageSettings()),
+            {precision: stored(shape, precision, target) for precision in PRECISIONS},
+        )
     path = Path(name) if name is not None else embedded_bundle()
     if path.is_dir() and (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
@@ -110,13 +117,13 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
         return (
             shape,
             (bundle.text_defaults, bundle.image_defaults),
-            as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
+            as_it_is | {precision: stored(shape, precision, target) for precision in PRECISIONS},
         )
     shape = _checkpoint_shape(path)
     text = _planned_answer()
     longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
     text = text.replace(answer_length=longest, steps=longest, block_length=min(32, longest))
-    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision, target) for precision in PRECISIONS}
 
 
 def _planned_answer() -> TextSettings:
