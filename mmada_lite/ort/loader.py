@@ -7,11 +7,13 @@ graphs mean is `denoiser`'s and `device_denoiser`'s.
 
 import logging
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, Bundle
@@ -26,12 +28,16 @@ from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, TransientSession
 from mmada_lite.ort.session import (
+    CAPTURES_SINCE,
+    CAPTURING,
     OPENVINO,
     Device,
     OutOfMemory,
     Tuning,
     bf16_products,
+    captures_here,
     first_line,
+    holds,
     is_out_of_memory,
     open_session,
     run_without_arena,
@@ -41,7 +47,12 @@ from mmada_lite.vocabulary import Tokenizer
 if TYPE_CHECKING:
     import onnxruntime
 
+FUSED = "SkipSimplifiedLayerNormalization"  # an operator of backbones that are written for CUDA, in whose steps nothing waits
 _CODEC = ("image_encoder", "image_decoder")
+# What CUDA says behind which nothing of this process can use the card any more.
+_GONE = re.compile(
+    r"illegal memory access|IllegalAddress|CUDA failure 7\d\d|launch failure|device-side assert|ContextIsDestroyed", re.I
+)
 _CPU = Device("cpu", "its table is mapped from disk")  # where the embedder runs, whatever the device
 _log = logging.getLogger("mmada_lite")
 
@@ -109,10 +120,11 @@ def device_for(bundle: Bundle, name: str) -> Device:
     """`choose_device` for what the bundle is lowered for. Raises Error where it is not for the device that is asked for."""
     rounds = _rounds_activations(bundle) and bundle.target != OPENVINO
     device = devices.choose_device(name, "integers" if rounds else bundle.target)
-    if bundle.target == OPENVINO and device.memory != "cpu":
-        raise Error(
-            f"{bundle.path.name} is made for openvino, and not for {device.name}; export it with --target {_target_of(device)}"
-        )
+    if (bundle.target == OPENVINO and device.memory != "cpu") or (
+        bundle.target == "cuda" and device.name in ("rtx", "tensorrt")
+    ):
+        made = f"{bundle.path.name} is made for {bundle.target}, and not for {device.name}"
+        raise Error(f"{made}; export it with --target {_target_of(device)}")
     if device.by_openvino:
         from mmada_lite.ort.openvino_graphs import precision_of, refusal
 
@@ -130,7 +142,8 @@ def device_for(bundle: Bundle, name: str) -> Device:
 def warn_where_slow(bundle: Bundle, device: Device) -> None:
     """Say aloud where a bundle will be slow on this device, by what was measured here before; nothing is measured now."""
     rounds = _rounds_activations(bundle)
-    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.memory == "cpu"
+    made_for = {"tensorrt": ("rtx", "tensorrt"), "cuda": ("cuda",)}.get(bundle.target)
+    fits = device.name in made_for if made_for else not rounds or device.memory == "cpu"
     if (instead := _in_place_of_bf16(bundle, device)) is not None:
         _log.warning("%s", instead)
     group = bundle.quantization.get("backbone")
@@ -193,22 +206,42 @@ def open_denoiser(
 
 
 def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap) -> Denoiser:
-    sessions = {name: wrap(name, session) for name, session in _open_graphs(bundle, device, threads).items()}
+    captured = captures(bundle, device)
+    opened = _open_graphs(bundle, device, threads, CAPTURING if captured else {})
+    sessions = {name: wrap(name, session) for name, session in opened.items()}
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     if device.memory == "cpu":
         return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
-    from mmada_lite.ort.device_denoiser import DeviceDenoiser  # most machines do without, and load sooner
+    if captured:
+        from mmada_lite.ort.captured import CapturedDenoiser as OnDevice  # most machines do without, and load sooner
+    else:
+        from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
 
-    return DeviceDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+    return OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
 
 
-def _open_graphs(bundle: Bundle, device: Device, threads: int | None) -> dict[str, Any]:
-    """The transformer's graphs, by name."""
+def captures(bundle: Bundle, device: Device) -> bool:
+    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA, by an onnxruntime that does it right."""
+    if device.name != "cuda" or not holds(bundle.graph_path("backbone"), FUSED):
+        return False
+    if not captures_here():
+        since = ".".join(map(str, CAPTURES_SINCE))
+        _log.warning(
+            "steps on cuda are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
+            'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
+        return False
+    return True
+
+
+def _open_graphs(
+    bundle: Bundle, device: Device, threads: int | None, settings: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The transformer's graphs, by name. settings: of the device's provider."""
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     placed = {name: _CPU if name == "embedder" else device for name in names}
     if not is_large(bundle, device):
-        return {name: open_graph(bundle, name, where, threads) for name, where in placed.items()}
+        return {name: open_graph(bundle, name, where, threads, settings) for name, where in placed.items()}
     with ThreadPoolExecutor(len(names)) as pool:  # to pack a graph's weights is one thread's work, and others may run meanwhile
         sessions = pool.map(lambda name: open_graph(bundle, name, placed[name], threads), names)
         return dict(zip(names, sessions, strict=True))
@@ -231,8 +264,14 @@ def is_large(bundle: Bundle, device: Device) -> bool:
     return device.memory == "cpu" and sum(group.bytes or 0 for group in bundle.quantization.values()) >= LARGE
 
 
-def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
-    """One graph of a bundle on a device, by its engine where one fits."""
+def open_graph(
+    bundle: Bundle,
+    graph: str,
+    device: Device,
+    threads: int | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> "onnxruntime.InferenceSession":
+    """One graph of a bundle on a device, by its engine where one fits. settings: of CUDA's provider."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     session: onnxruntime.InferenceSession
     if device.by_openvino:
@@ -246,7 +285,7 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
 
         session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
         return session
-    session = _guard(bundle, device)(lambda: open_session(path, device, threads), graph)
+    session = _guard(bundle, device)(lambda: open_session(path, device, threads, settings), graph)
     check_interface(bundle, graph, session)
     return session
 
@@ -266,6 +305,11 @@ def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str],
             if not is_out_of_memory(error):
                 if isinstance(error, Error):
                     raise
+                if device.memory == "cuda" and _GONE.search(str(error)):
+                    raise Error(
+                        f"{bundle.path.name}: the graph {graph} met memory of the card that is gone ({first_line(error)}); "
+                        f"start the program again, and if it comes back run `mmada-lite doctor`"
+                    ) from error
                 runtime = "OpenVINO" if device.by_openvino else "onnxruntime"
                 raise Error(f"{bundle.path}: the graph {graph} fails in {runtime}: {first_line(error)}") from error
             raise OutOfMemory(f"{bundle.path.name} ran out of memory on {device.name}: {_plan(bundle, device)}") from error
