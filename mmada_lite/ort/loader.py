@@ -146,6 +146,8 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
     fits = device.name in made_for if made_for else not rounds or device.memory == "cpu"
     if (instead := _in_place_of_bf16(bundle, device)) is not None:
         _log.warning("%s", instead)
+    if device.name == "cuda" and bundle.target == "cuda":
+        _warn_where_attention_is_slow(bundle)
     group = bundle.quantization.get("backbone")
     if fits and (device.name != "cpu" or group is None or group.format not in ("int8", "int4")):
         return
@@ -162,6 +164,14 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
         speeds = measured.kept()
         if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
             _log.warning("%s", slow)
+
+
+def _warn_where_attention_is_slow(bundle: Bundle) -> None:
+    from mmada_lite.ort import attention_forms
+
+    graph, times = bundle.graph_path("backbone"), attention_forms.kept()
+    if times is not None and holds(graph, FUSED) and (slow := attention_forms.slowness(graph.read_bytes(), times)) is not None:
+        _log.warning("%s %s", bundle.path.name, slow)
 
 
 def _faster_elsewhere(bundle: Bundle) -> str | None:
