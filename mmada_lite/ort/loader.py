@@ -8,12 +8,11 @@ graphs mean is `denoiser`'s and `device_denoiser`'s.
 import logging
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, Bundle
@@ -216,14 +215,18 @@ def open_denoiser(
 
 
 def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap) -> Denoiser:
-    captured = captures(bundle, device)
-    opened = _open_graphs(bundle, device, threads, CAPTURING if captured else {})
-    sessions = {name: wrap(name, session) for name, session in opened.items()}
+    opened = _open_graphs(bundle, device, threads)
+    return tied(bundle, device, {name: wrap(name, session) for name, session in opened.items()}, threads)
+
+
+def tied(bundle: Bundle, device: Device, sessions: dict[str, Any], threads: int | None = None) -> Denoiser:
+    """The sessions of a bundle's transformer as a denoiser."""
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     if device.memory == "cpu":
         return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
-    if captured:
+    warn_where_not_captured(bundle, device)
+    if captures(bundle, device):
         from mmada_lite.ort.captured import CapturedDenoiser as OnDevice  # most machines do without, and load sooner
     else:
         from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
@@ -233,25 +236,24 @@ def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wr
 
 def captures(bundle: Bundle, device: Device) -> bool:
     """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA, by an onnxruntime that does it right."""
-    if device.name != "cuda" or not holds(bundle.graph_path("backbone"), FUSED):
-        return False
-    if not captures_here():
+    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and captures_here()
+
+
+def warn_where_not_captured(bundle: Bundle, device: Device) -> None:
+    """Say aloud that an onnxruntime is too old to capture what could be."""
+    if device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and not captures_here():
         since = ".".join(map(str, CAPTURES_SINCE))
         _log.warning(
             "steps on cuda are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
             'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
-        return False
-    return True
 
 
-def _open_graphs(
-    bundle: Bundle, device: Device, threads: int | None, settings: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """The transformer's graphs, by name. settings: of the device's provider."""
+def _open_graphs(bundle: Bundle, device: Device, threads: int | None) -> dict[str, Any]:
+    """The transformer's graphs, by name."""
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     placed = {name: _CPU if name == "embedder" else device for name in names}
     if not is_large(bundle, device):
-        return {name: open_graph(bundle, name, where, threads, settings) for name, where in placed.items()}
+        return {name: open_graph(bundle, name, where, threads) for name, where in placed.items()}
     with ThreadPoolExecutor(len(names)) as pool:  # to pack a graph's weights is one thread's work, and others may run meanwhile
         sessions = pool.map(lambda name: open_graph(bundle, name, placed[name], threads), names)
         return dict(zip(names, sessions, strict=True))
@@ -279,9 +281,9 @@ def open_graph(
     graph: str,
     device: Device,
     threads: int | None = None,
-    settings: Mapping[str, str] = MappingProxyType({}),
+    profile: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
-    """One graph of a bundle on a device, by its engine where one fits. settings: of CUDA's provider."""
+    """One graph of a bundle on a device, by its engine where one fits. profile: as `open_session`'s."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     session: onnxruntime.InferenceSession
     if device.by_openvino:
@@ -295,9 +297,23 @@ def open_graph(
 
         session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
         return session
-    session = _guard(bundle, device)(lambda: open_session(path, device, threads, settings), graph)
+    if graph not in _CODEC and captures(bundle, device):
+        session = _guard(bundle, device)(lambda: _capturing(path, device, threads, profile), graph)
+    else:
+        session = _guard(bundle, device)(lambda: open_session(path, device, threads, profile=profile), graph)
     check_interface(bundle, graph, session)
     return session
+
+
+def _capturing(path: Path, device: Device, threads: int | None, profile: Path | None) -> "onnxruntime.InferenceSession":
+    """A session whose steps onnxruntime captures; where a node of it has no kernel on the card it refuses to, which is said."""
+    try:
+        return open_session(path, device, threads, CAPTURING, profile=profile)
+    except Error as error:
+        if "capture feature" not in str(error.__cause__):
+            raise
+        _log.warning("%s is launched node by node, which is slower: %s", path.name, first_line(error.__cause__ or error))
+        return open_session(path, device, threads, profile=profile)
 
 
 def threads_of(graph: str, threads: int | None) -> int | None:

@@ -2,6 +2,7 @@
 shape, the plain denoiser's ids, and one line where something of it fails."""
 
 import re
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,18 @@ def test_few_shapes_are_kept_and_the_oldest_gives_way(halves: Path, monkeypatch:
     assert {graph_id for graph_id, _ in sessions["backbone"].runs[before:]} == {"-1"}
 
 
+def test_a_shape_whose_memory_is_gone_is_bound_anew(halves: Path) -> None:
+    model, sessions = watched(halves)
+    expected = ids(model)
+    shapes = model.denoiser.captures["backbone"].shapes  # type: ignore[attr-defined]
+    for shape in shapes.values():
+        shape.memories = (weakref.ref(captured.Memory(8, "cpu")),)  # which nobody holds
+    before = set(map(id, shapes.values()))
+    assert ids(model) == expected
+    assert not before & set(map(id, shapes.values()))
+    assert len(sessions["backbone"].released) == 2
+
+
 def test_memory_is_taken_again_and_what_stood_there_is_captured_anew() -> None:
     """A block that is too small gives way once nobody holds it; a shape whose block is gone is not run again."""
     pool = Pool("cpu")
@@ -285,7 +298,7 @@ def test_what_cuda_is_told(halves: Path, tiny_bundle: Path, monkeypatch: pytest.
         bundle = Bundle.open(path)
         for graph in ("backbone", "text_head", "image_head"):
             with pytest.raises(Error, match="far enough"):
-                loader.open_graph(bundle, graph, CUDA, settings=session.CAPTURING if loader.captures(bundle, CUDA) else {})
+                loader.open_graph(bundle, graph, CUDA)
             options, settings = opened[f"{graph}.onnx"]
             assert (settings == {"enable_cuda_graph": "1"}) == captures
             assert options.get_session_config_entry("ep.cuda.fpa_intb_gemm") == "1"
@@ -300,4 +313,25 @@ def test_an_onnxruntime_that_captures_wrongly_captures_nothing_and_says_so(
 ) -> None:
     monkeypatch.setattr(loader, "captures_here", lambda: False)
     assert not loader.captures(Bundle.open(halves), CUDA)
+    loader.warn_where_not_captured(Bundle.open(halves), CUDA)
     assert 'pip install -U "onnxruntime-gpu>=1.31"' in caplog.text
+
+
+def test_a_graph_that_is_refused_capture_is_opened_without_and_that_is_said(
+    halves: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What onnxruntime says where a node has no kernel on the card."""
+    real, said = session._create, "This session cannot use the graph capture feature as requested by the user"
+    tried: list[dict[str, str]] = []
+
+    def create(graph: Any, device: str, options: Any, settings: Any) -> Any:
+        tried.append(dict(settings))
+        if settings:
+            raise RuntimeError(said)
+        return real(graph, "cpu", options, settings)
+
+    monkeypatch.setattr(session, "_create", create)
+    monkeypatch.setattr(Device, "providers", property(lambda self: ["CPUExecutionProvider"]))
+    loader.open_graph(Bundle.open(halves), "backbone", CUDA)
+    assert tried == [{"enable_cuda_graph": "1"}, {}]
+    assert f"backbone.onnx is launched node by node, which is slower: {said}" in caplog.text
