@@ -1,5 +1,8 @@
 """What a decode launches, as onnxruntime's profile says it: on the CPU provider, and where a card replays what it captured."""
 
+import os
+import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 
 from mmada_lite.bench import record
 from mmada_lite.bench import timed as timing
-from mmada_lite.bench.speed import latency, latency_runs, launches
+from mmada_lite.bench.speed import latency, latency_runs, launches, peers
 from mmada_lite.bench.speed.latency_cases import Bench
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import TextSettings
@@ -73,3 +76,30 @@ def test_the_command_tells_launches(
     printed = capsys.readouterr().out
     assert "text: backbone" in printed
     assert "on CPU uncaptured), 0 of" in printed
+
+
+def test_the_script_for_a_card_runs_commands_that_there_are(tmp_path: Path) -> None:
+    """Every command of it, written down in place of being run, is one that the benchmarks take; its limits add up to less than
+    a quarter of an hour."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$*" | tr "\\n" " " >>"$CALLS"; echo >>"$CALLS"\n')
+    stub.chmod(0o755)
+    script, calls = Path(__file__).parents[2] / "bench" / "speed" / "card.sh", tmp_path / "calls"
+    environment = {**os.environ, "PYTHON": str(stub), "CALLS": str(calls)}
+    done = subprocess.run(
+        ["bash", str(script), str(tmp_path / "out")], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("exit 0") == 7
+    commands = [line.split() for line in calls.read_text().splitlines()]
+    benches = [words[4:] for words in commands if words[:4] == ["-m", "mmada_lite", "bench", "latency"]]
+    assert len(benches) == 5
+    for words in benches:
+        latency.build_parser().parse_args(words)
+    (beside,) = [words[4:] for words in commands if words[:4] == ["-m", "mmada_lite", "bench", "peers"]]
+    beside[beside.index("torch") : beside.index("torch") + 2] = ["torch bf16"]
+    peers.build_parser().parse_args(beside)
+    limits = re.findall(r"^ *step (\d+) (.*)", script.read_text(), re.MULTILINE)
+    times = {"agreement": 0, "latency": 2}  # the first while bundles are written, which takes 300 at most
+    total = sum(int(limit) * times.get(name.strip('"').partition("-")[0], 1) for limit, name in limits)
+    assert total + 300 <= 900
