@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mmada_lite
-from mmada_lite.bundle import Architecture, BundleWriter, read_settings
+from mmada_lite.bundle import PACKED_FOR_CUDA, Architecture, BundleWriter, read_settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.export import codec, fused, heads, lowering, transformer
@@ -80,6 +80,7 @@ def export_checkpoint(
     target: Target = "cpu",
     formats: Mapping[str, str] | None = None,
     attention: str = JOINED,
+    packed: bool = False,
     force: bool = False,
     vocabulary: Vocabulary | None = None,
     progress: Progress | None = None,
@@ -88,13 +89,14 @@ def export_checkpoint(
 
     precision: fp32, fp16, bf16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
     backbone, text_head, image_head or codec. target: the kind of device that graphs are written for; attention: for cuda, by
-    which operators the backbone attends (`mmada_lite.ort.attention_forms`).
+    which operators the backbone attends (`mmada_lite.ort.attention_forms`); packed: its codes are laid out for CUDA's kernels
+    now and not whenever it is opened, and nothing else can run it.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
     "knows", "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a
     group cannot be stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    specs = specs_for(precision, target, formats, attention)
+    specs = specs_for(precision, target, formats, attention, packed)
     checkpoint = open_checkpoint(Path(source), vocabulary)
     return write_bundle(checkpoint, specs, output, force=force, progress=progress)
 
@@ -293,7 +295,7 @@ def _describe(
     return {
         "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
         "family": "mmada",
-        "needs": [],
+        "needs": [PACKED_FOR_CUDA] if specs["backbone"].packed else [],
         "knows": checkpoint.sidecar.get("knows", {}),
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),

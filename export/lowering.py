@@ -29,8 +29,9 @@ from mmada_lite.export.formats import (
     rounded,
 )
 from mmada_lite.export.graph import CONTRIB, Graph
+from mmada_lite.export.packed import can_be_packed, pack_fused
 from mmada_lite.ort.attention_forms import JOINED
-from mmada_lite.ort.session import IN_BF16, NARROW_CODES
+from mmada_lite.ort.session import IN_BF16, NARROW_CODES, PACKED
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -69,7 +70,7 @@ class Weight:
         return (self,)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The tensor in pieces of some 12 MB along its first axis, of an even number of rows except the last."""
+        """The tensor in pieces of some 12 MB along its first axis, of a multiple of four rows except the last."""
         return (self.source.read(self.tensor, rows) for rows in self._pieces())
 
     def quantized(self, fmt: Format) -> Iterator[Quantized]:
@@ -82,7 +83,7 @@ class Weight:
 
     def _pieces(self) -> Iterator[slice]:
         count = self.shape[0]
-        step = max(2, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 2 * 2)
+        step = max(4, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 4 * 4)
         first = self.rows[0] if self.rows else 0
         for begin in range(0, count, step):
             yield slice(first + begin, first + min(begin + step, count))
@@ -109,11 +110,12 @@ Matrix = Weight | Stacked
 @dataclass(frozen=True, slots=True)
 class WeightSpec:
     """How the matrices of a group are stored, and for which kind of device they are lowered; on a card by which operators it
-    attends (`mmada_lite.ort.attention_forms`)."""
+    attends (`mmada_lite.ort.attention_forms`), and whether codes are laid out for its kernels already (`packed`)."""
 
     format: Format
     target: Target = "cpu"
     attention: str = JOINED
+    packed: bool = False
 
     @property
     def activation(self) -> str | None:
@@ -331,15 +333,18 @@ def _blocks(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> 
     count = -(-inputs // block)
     scales: list[np.ndarray] = []
     zeros: list[np.ndarray] = []
-    codes = (pack_blocks(chunk.codes, stored, block) for chunk in _quantized(weight, spec, scales, zeros))
+    packed = spec.packed and stored.symmetric and block == BLOCKS[0] and can_be_packed(columns, inputs, stored.bits)
+    chunks = _quantized(weight, spec, scales, zeros)
+    codes = (pack_fused(chunk.codes, stored.bits) if packed else pack_blocks(chunk.codes, stored, block) for chunk in chunks)
     matrix = graph.weight(weight.name, (columns, count, block * stored.bits // 8), "uint8", codes)
     repeated = (np.broadcast_to(part, (part.shape[0], count)) for part in scales)
     scale = graph.weight(f"{weight.name}.scale", (columns, count), _scale_dtype(spec), repeated)
     inputs_of = [x, matrix, scale if spec.target == "cuda" else _as_computed(graph, scale, spec)]
     if not stored.symmetric:
-        packed = [pack_zeros(part, stored) for part in zeros]
-        inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
+        points = [pack_zeros(part, stored) for part in zeros]
+        inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, points[0].shape[1]), "uint8", points))
     attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
+    attributes |= {PACKED: 1} if packed else {}
     if spec.target not in IN_FLOAT32:
         return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
     product = graph.op("MatMulNBits", *inputs_of, attributes=attributes, domain=CONTRIB)

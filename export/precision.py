@@ -27,18 +27,23 @@ from mmada_lite.ort.attention_forms import FORMS, JOINED
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"]
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
+_PRODUCTS = ("backbone", "text_head", "image_head")
 _ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"embedder": ("fp32", "fp16", "bf16", "int8"), "codec": ("fp32", "fp16")}
 )
 
 
 def specs_for(
-    precision: str, target: str = "cpu", overrides: Mapping[str, str] | None = None, attention: str = JOINED
+    precision: str,
+    target: str = "cpu",
+    overrides: Mapping[str, str] | None = None,
+    attention: str = JOINED,
+    packed: bool = False,
 ) -> dict[str, WeightSpec]:
     """Group -> how its weights are stored: as `precision` says, but for `overrides` (group -> name of a format).
 
-    attention: by which operators a backbone for CUDA attends. Raises Error for an unknown precision, target, group, format or
-    way to attend, and for a group that is not stored so.
+    attention: by which operators a backbone for CUDA attends; packed: codes are laid out for CUDA's kernels. Raises Error for
+    an unknown precision, target, group, format or way to attend, and for a group that is not stored so.
     """
     if precision not in PRECISIONS:
         raise Error(f"no precision is called {precision!r}; use one of {', '.join(PRECISIONS)}")
@@ -47,7 +52,10 @@ def specs_for(
     if attention not in FORMS:
         raise Error(f"no way to attend is called {attention!r}; use one of {', '.join(FORMS)}")
     format_names = {**formats_of(precision, target), **(overrides or {})}
+    if packed and target != "cuda":
+        raise Error(f"codes are packed for CUDA's kernels alone, and not for {target}; leave --packed out")
     specs = {group: _spec(group, format_name, target) for group, format_name in format_names.items()}
+    specs = {group: replace(spec, packed=packed and group in _PRODUCTS) for group, spec in specs.items()}
     return specs | {"backbone": replace(specs["backbone"], attention=attention)}
 
 

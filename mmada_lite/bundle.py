@@ -36,7 +36,8 @@ _LATER_1 = ("target", "tensors")  # absent in older bundles of format 1
 _KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
-NEEDS: tuple[str, ...] = ()  # what a bundle may ask of a host, and this one has
+PACKED_FOR_CUDA = "packed for cuda"  # codes lie as CUDA's kernels read them: other providers would read others, in silence
+NEEDS: tuple[str, ...] = (PACKED_FOR_CUDA,)  # what a bundle may ask of a host, and this one has
 
 _RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -141,6 +142,7 @@ class Bundle:
     target: str  # the kind of device that the matrices are lowered for: one of contracts.TARGETS
     tensors: Mapping[str, Mapping[str, str]]  # graph -> tensor -> name of its format
     family: str
+    needs: tuple[str, ...]  # what a host must be able to do, of `NEEDS`
     knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds
     knowledge: Knowledge  # of `knows`, what this program reads
 
@@ -260,6 +262,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         target=_value(content["target"], str, f"{where}: target"),
         tensors=_formats(content["tensors"], f"{where}: tensors"),
         family=content["family"],
+        needs=tuple(content["needs"]),
         knows=knows,
         knowledge=knowledge,
     )

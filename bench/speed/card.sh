@@ -43,6 +43,19 @@ for precision in fp16 int8 int4; do
         -o "$out/agreement-$precision.json"
 done
 
+# ... and whether weights that we packed give the ids of those that onnxruntime packs itself, which are the CPU provider's.
+step 60 packed $python -c "
+import mmada_lite
+from mmada_lite.export.bundle import export_checkpoint
+for precision in ('int4', 'int8'):
+    ids = {}
+    for packed, device in ((False, 'cpu'), (False, 'cuda'), (True, 'cuda')):
+        folder = export_checkpoint('train/shipped/emoji', '$work/emoji', precision=precision, target='cuda', packed=packed, force=True)
+        model = mmada_lite.load(folder, device=device)
+        ids[packed, device] = [model.chat(f'what is {n} + 8?').result().ids.tolist() for n in range(8)]
+    print(precision, 'packed gives the same ids:', ids[True, 'cuda'] == ids[False, 'cuda'])
+    print(precision, 'the ids of a CPU:', ids[False, 'cuda'] == ids[False, 'cpu'])"
+
 wait
 # 3. An answer and a picture at SHAPE, int4 and fp16: seconds, a step, launches, memory.
 for precision in int4 fp16; do

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FORMS,
         help=f"for cuda: by which operators it attends (default: the fastest on the card here, measured once; else {JOINED})",
     )
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="for cuda: lay codes out for its kernels now and not at every start; nothing else runs it",
+    )
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
     parser.add_argument("--compute-capability", metavar="X.Y", help="of the card that engines are for (default: the card here)")
     parser.add_argument(
@@ -90,6 +95,7 @@ def _write_bundle(arguments: argparse.Namespace) -> Path:
             target=_target(arguments),
             formats=options.formats_of(arguments.store),
             attention=_attention(arguments),
+            packed=arguments.packed,
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_progress_line(done, total, name)),
         )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, Bundle
+from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
@@ -119,6 +119,9 @@ def device_for(bundle: Bundle, name: str) -> Device:
     """`choose_device` for what the bundle is lowered for. Raises Error where it is not for the device that is asked for."""
     rounds = _rounds_activations(bundle) and bundle.target != OPENVINO
     device = devices.choose_device(name, "integers" if rounds else bundle.target)
+    if PACKED_FOR_CUDA in bundle.needs and device.name != "cuda":
+        made = f"{bundle.path.name} is packed for cuda, and this would run on {device.name} ({device.reason.split(';')[0]})"
+        raise Error(f"{made}; export it without --packed, or see `mmada-lite doctor` for cuda")
     if (bundle.target == OPENVINO and device.memory != "cpu") or (
         bundle.target == "cuda" and device.name in ("rtx", "tensorrt")
     ):

@@ -40,6 +40,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 IN_BF16 = "weights_in_bf16"  # a graph's metadata, where it has such weights
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
+PACKED = "weight_prepacked"  # an attribute of products whose weights are laid out for CUDA's kernels alone
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 # How long threads without work stay awake: for the next operation of a run, which comes at once, but not while a process that
 # took their core is waited for, nor when the run has ended. onnxruntime before 1.26 knows the second alone.

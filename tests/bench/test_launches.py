@@ -90,7 +90,7 @@ def test_the_script_for_a_card_runs_commands_that_there_are(tmp_path: Path) -> N
         ["bash", str(script), str(tmp_path / "out")], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("exit 0") == 7
+    assert done.stdout.count("exit 0") == 8
     commands = [line.split() for line in calls.read_text().splitlines()]
     benches = [words[4:] for words in commands if words[:4] == ["-m", "mmada_lite", "bench", "latency"]]
     assert len(benches) == 5
@@ -100,6 +100,6 @@ def test_the_script_for_a_card_runs_commands_that_there_are(tmp_path: Path) -> N
     beside[beside.index("torch") : beside.index("torch") + 2] = ["torch bf16"]
     peers.build_parser().parse_args(beside)
     limits = re.findall(r"^ *step (\d+) (.*)", script.read_text(), re.MULTILINE)
-    times = {"agreement": 0, "latency": 2}  # the first while bundles are written, which takes 300 at most
+    times = {"agreement": 0, "packed": 0, "latency": 2}  # the first while bundles are written, which takes 300 at most
     total = sum(int(limit) * times.get(name.strip('"').partition("-")[0], 1) for limit, name in limits)
     assert total + 300 <= 900
