@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import mmada_lite
-from mmada_lite.bundle import HALF_CACHES, Architecture, BundleWriter, read_settings
+from mmada_lite.bundle import HALF_CACHES, PACKED_FOR_CUDA, Architecture, BundleWriter, read_settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
-from mmada_lite.export import codec, heads, transformer
+from mmada_lite.export import codec, fused, heads, lowering, transformer
 from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, TransformerConfig, VQConfig, read_json
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
 from mmada_lite.export.precision import Precision, specs_for, weight_group, with_caches
 from mmada_lite.files import require_readable
 from mmada_lite.knowledge import Knowledge
+from mmada_lite.ort.attention_forms import JOINED
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the tensor just written
@@ -79,6 +80,8 @@ def export_checkpoint(
     target: Target = "cpu",
     formats: Mapping[str, str] | None = None,
     cache_precision: str | None = None,
+    attention: str = JOINED,
+    packed: bool = False,
     force: bool = False,
     vocabulary: Vocabulary | None = None,
     progress: Progress | None = None,
@@ -87,13 +90,15 @@ def export_checkpoint(
 
     precision: fp32, fp16, bf16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
     backbone, text_head, image_head or codec. target: the kind of device that graphs are written for. cache_precision: fp32
-    or fp16, in which graphs for processors keep keys and values (None: fp32).
+    or fp16, in which graphs for processors keep keys and values (None: fp32). attention: for cuda, by which operators the
+    backbone attends (`mmada_lite.ort.attention_forms`); packed: its codes are laid out for CUDA's kernels now and not whenever
+    it is opened, and nothing else can run it.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
     "knows", "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a
     group cannot be stored as asked, when `output` exists and `force` is not set, or the disk is full.
     """
-    specs = with_caches(specs_for(precision, target, formats), cache_precision)
+    specs = with_caches(specs_for(precision, target, formats, attention, packed), cache_precision)
     checkpoint = open_checkpoint(Path(source), vocabulary)
     return write_bundle(checkpoint, specs, output, force=force, progress=progress)
 
@@ -219,9 +224,14 @@ def _transformer_plans(checkpoint: Checkpoint) -> Iterator[GraphPlan]:
     text = Weight(source, _ROOT + _OUTPUT)
     image = Weight(checkpoint.image_tensors or source, _ROOT + _OUTPUT, (image_rows.start, image_rows.stop))
     yield GraphPlan("embedder", "embedder", table, lambda g, s: transformer.build_embedder(g, source, s, config.d_model))
-    yield GraphPlan("backbone", "backbone", shapes, lambda g, s: transformer.build_backbone(g, source, s, config))
+    yield GraphPlan("backbone", "backbone", shapes, lambda g, s: _build_backbone(g, source, s, config))
     yield GraphPlan("text_head", "text_head", output, lambda g, s: heads.build_head(g, text, s))
     yield GraphPlan("image_head", "image_head", {_OUTPUT: image.shape}, lambda g, s: heads.build_head(g, image, s))
+
+
+def _build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: TransformerConfig) -> None:
+    build = fused.build_fused_backbone if spec.target == "cuda" else transformer.build_backbone
+    build(graph, source, spec, config)
 
 
 def _codec_plans(config: VQConfig, source: TensorSource) -> Iterator[GraphPlan]:
@@ -239,7 +249,8 @@ def group_sizes(plans: Sequence[GraphPlan], specs: Mapping[str, WeightSpec]) -> 
         for shape in plan.shapes.values():
             if len(shape) == 2 and not lookup:
                 check_linear(shape, spec)
-            sizes[plan.group] += table_bytes(shape, spec) if lookup else linear_bytes(shape, spec)
+            norm = lowering.vector_dtype(spec) if plan.group == "backbone" else "float32"
+            sizes[plan.group] += table_bytes(shape, spec) if lookup else linear_bytes(shape, spec, norm)
     return sizes
 
 
@@ -291,7 +302,11 @@ def _describe(
     return {
         "name": checkpoint.sidecar.get("name", checkpoint.folder.resolve().name),
         "family": "mmada",
-        "needs": [HALF_CACHES] if specs["backbone"].half_caches else [],
+        "needs": [
+            need
+            for need, asked in ((HALF_CACHES, specs["backbone"].half_caches), (PACKED_FOR_CUDA, specs["backbone"].packed))
+            if asked
+        ],
         "knows": checkpoint.sidecar.get("knows", {}),
         "architecture": architecture,
         "vocabulary": checkpoint.vocabulary.to_json(),
@@ -306,8 +321,9 @@ def _describe(
 
 
 def _stored_formats(plan: GraphPlan, spec: WeightSpec) -> dict[str, str]:
-    """Tensor -> the name of the format that it is stored in; norms and biases are always fp32."""
-    return {name: spec.format.name if len(shape) > 1 else "fp32" for name, shape in plan.shapes.items()}
+    """Tensor -> the name of the format that it is stored in; norms and biases are fp32, or as what they scale."""
+    norm = "fp16" if plan.group == "backbone" and lowering.vector_dtype(spec) == "float16" else "fp32"
+    return {name: spec.format.name if len(shape) > 1 else norm for name, shape in plan.shapes.items()}
 
 
 def defaults_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -144,6 +144,22 @@ class Graph:
         self._domains.add(domain)
         return to
 
+    def several(
+        self,
+        kind: str,
+        *inputs: str,
+        outputs: int | Sequence[bool],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> tuple[str, ...]:
+        """As `op`, of a kind with several outputs: so many, or those that are True of as many; the names of these."""
+        wanted = [True] * outputs if isinstance(outputs, int) else list(outputs)
+        name = self._fresh(kind)
+        names = [f"{name}_{number}" if each else "" for number, each in enumerate(wanted)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **(attributes or {})))
+        self._domains.add(domain)
+        return tuple(each for each in names if each)
+
     def once(self, what: str, x: str, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
         """The values that `make` derives from x, made at the first call for this `what` and x and shared afterwards."""
         if (what, x) not in self._made:

@@ -2,7 +2,9 @@
 
 One quantization, three lowerings, chosen by target: integers times integers with activations quantized per token
 (MatMulIntegerToFloat), blocks (MatMulNBits), and what TensorRT reads (DequantizeLinear). OpenVINO reads what is written for
-CPUs. Nothing here knows which layer it lowers, and nothing how codes are found: that is `mmada_lite.export.formats`.
+CPUs. CUDA's fused kernels take blocks of 32 with a scale in half precision, no zero points and an even number of columns in
+64 (int4) or 32 (int8). Nothing here knows which layer it lowers, and nothing how codes are found: that is
+`mmada_lite.export.formats`.
 """
 
 import math
@@ -27,7 +29,9 @@ from mmada_lite.export.formats import (
     rounded,
 )
 from mmada_lite.export.graph import CONTRIB, Graph
-from mmada_lite.ort.session import IN_BF16, NARROW_CODES
+from mmada_lite.export.packed import can_be_packed, pack_fused
+from mmada_lite.ort.attention_forms import JOINED
+from mmada_lite.ort.session import IN_BF16, NARROW_CODES, PACKED
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -61,8 +65,12 @@ class Weight:
     def name(self) -> str:
         return self.tensor.removeprefix("model.transformer.")
 
+    @property
+    def parts(self) -> "tuple[Weight, ...]":
+        return (self,)
+
     def chunks(self) -> Iterator[np.ndarray]:
-        """The tensor in pieces of some 12 MB along its first axis, of an even number of rows except the last."""
+        """The tensor in pieces of some 12 MB along its first axis, of a multiple of four rows except the last."""
         return (self.source.read(self.tensor, rows) for rows in self._pieces())
 
     def quantized(self, fmt: Format) -> Iterator[Quantized]:
@@ -75,19 +83,40 @@ class Weight:
 
     def _pieces(self) -> Iterator[slice]:
         count = self.shape[0]
-        step = max(2, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 2 * 2)
+        step = max(4, _CHUNK // max(1, 4 * math.prod(self.shape[1:])) // 4 * 4)
         first = self.rows[0] if self.rows else 0
         for begin in range(0, count, step):
             yield slice(first + begin, first + min(begin + step, count))
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """Matrices of the same inputs as one, the outputs of each after those of the one before."""
+
+    name: str
+    parts: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def quantized(self, fmt: Format) -> Iterator[Quantized]:
+        return (chunk for part in self.parts for chunk in part.quantized(fmt))
+
+
+Matrix = Weight | Stacked
+
+
+@dataclass(frozen=True, slots=True)
 class WeightSpec:
-    """How the matrices of a group are stored, and for which kind of device they are lowered."""
+    """How the matrices of a group are stored, and for which kind of device they are lowered; on a card by which operators it
+    attends (`mmada_lite.ort.attention_forms`), and whether codes are laid out for its kernels already (`packed`)."""
 
     format: Format
     target: Target = "cpu"
     half_caches: bool = False  # of a backbone that computes in float32: keys and values leave and come back in half precision
+    attention: str = JOINED
+    packed: bool = False
 
     @property
     def activation(self) -> str | None:
@@ -105,7 +134,7 @@ class WeightSpec:
         return "float16" if self.half_caches else self.computed
 
 
-def linear(graph: Graph, x: str, weight: Weight, spec: WeightSpec, *, to: str = "") -> str:
+def linear(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, *, to: str = "") -> str:
     """x [..., K] times the transpose of `weight` (N, K) -> [..., N], both in the spec's computed type."""
     return _LOWERINGS[_kind(spec)](graph, x, weight, spec, to)
 
@@ -135,15 +164,15 @@ def widen(graph: Graph, x: str, spec: WeightSpec, *, to: str = "") -> str:
     return graph.op("Cast", x, attributes={"to": _FLOAT}, to=to)
 
 
-def plain(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool = False) -> str:
+def plain(graph: Graph, weight: Matrix, spec: WeightSpec, *, transposed: bool = False) -> str:
     """A weight as it is, for what is no Linear (convolutions). Half precision is cast where it is used; hosts fold
     that at load."""
     return _as_float(graph, _floats(graph, weight, spec, transposed=transposed), spec.format.dtype)
 
 
-def vector(graph: Graph, weight: Weight) -> str:
-    """A norm's scale or a bias: float32 in every format."""
-    return graph.weight(weight.name, weight.shape, "float32", _finite(weight))
+def vector(graph: Graph, weight: Weight, dtype: str = "float32") -> str:
+    """A norm's scale or a bias: float32 in every format, half precision where what it is added to or multiplies is."""
+    return graph.weight(weight.name, weight.shape, dtype, _finite(weight))
 
 
 def lookup(graph: Graph, tokens: str, weight: Weight, spec: WeightSpec, *, to: str) -> str:
@@ -228,18 +257,24 @@ def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
         )
 
 
-def linear_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
-    """Bytes that the tensor of a Linear, a convolution or a norm takes in the bundle; vectors are always float32."""
+def linear_bytes(shape: tuple[int, ...], spec: WeightSpec, vector_type: str = "float32") -> int:
+    """Bytes that the tensor of a Linear, a convolution or a norm takes in the bundle, whose vectors are of a type."""
     size = math.prod(shape)
     if len(shape) == 1 or spec.format.floating:
-        return size * (4 if len(shape) == 1 else spec.format.bits // 8)
+        return size * (np.dtype(vector_type).itemsize if len(shape) == 1 else spec.format.bits // 8)
     kind, bits, (columns, inputs) = _kind(spec), spec.format.bits, shape
+    scale = np.dtype(_scale_dtype(spec)).itemsize
     if spec.format.block is None and kind != "blocks":
-        return size * bits // 8 + columns * np.dtype(spec.format.scale_dtype).itemsize
+        return size * bits // 8 + columns * scale
     block = _block(spec, inputs)
     count = -(-inputs // block)
     zeros = 0 if spec.format.symmetric else -(-count * bits // 8)
-    return columns * (count * block * bits // 8 + count * np.dtype(spec.format.scale_dtype).itemsize + zeros)
+    return columns * (count * block * bits // 8 + count * scale + zeros)
+
+
+def vector_dtype(spec: WeightSpec) -> str:
+    """The type of the norms of a backbone: that of the sum that they scale."""
+    return spec.computed if spec.target == "cuda" else "float32"
 
 
 def table_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
@@ -257,18 +292,23 @@ def _kind(spec: WeightSpec) -> str:
 
 
 def _block(spec: WeightSpec, inputs: int) -> int:
-    """The block that MatMulNBits is told. Where a column has one scale (CUDA has no faster form of int8), that scale is
-    repeated for blocks that fill the column."""
-    return spec.format.block or next((block for block in reversed(BLOCKS) if inputs % block == 0), BLOCKS[-1])
+    """The block that MatMulNBits is told. Where a column has one scale, that scale is repeated for the smallest blocks, which
+    CUDA's fused kernels take."""
+    return spec.format.block or BLOCKS[0]
 
 
-def _floating(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
+def _scale_dtype(spec: WeightSpec) -> str:
+    """The type that scales are stored in: the one they are multiplied in, where CUDA's fused kernels read them as they lie."""
+    return spec.computed if _kind(spec) == "blocks" and spec.target == "cuda" else spec.format.scale_dtype
+
+
+def _floating(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> str:
     if spec.computed == "float32":
         return graph.op("MatMul", x, plain(graph, weight, spec, transposed=True), to=to)
     return graph.op("MatMul", x, _floats(graph, weight, spec, transposed=True), to=to)
 
 
-def _floats(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool = False) -> str:
+def _floats(graph: Graph, weight: Matrix, spec: WeightSpec, *, transposed: bool = False) -> str:
     """A weight in its floating format."""
     shape, fmt = weight.shape, spec.format
     if fmt.family == "bf16":
@@ -277,13 +317,13 @@ def _floats(graph: Graph, weight: Weight, spec: WeightSpec, *, transposed: bool 
     return graph.weight(weight.name, shape, fmt.dtype, _rounded(weight, spec), transposed=transposed, seen=seen)
 
 
-def _integer(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
+def _integer(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> str:
     """Activations become uint8 with zero point 128, one scale a token; the sums are exact in int32, and leave the product
     multiplied by their columns' scales: as a Cast and a Mul of their own these passes took a tenth of a head's time."""
     return graph.op("Mul", *_integer_product(graph, x, weight, spec), to=to)
 
 
-def _integer_product(graph: Graph, x: str, weight: Weight, spec: WeightSpec) -> tuple[str, str]:
+def _integer_product(graph: Graph, x: str, weight: Matrix, spec: WeightSpec) -> tuple[str, str]:
     """The product [..., N] without the scales of tokens, and these [..., 1]."""
     scales: list[np.ndarray] = []
     codes = (chunk.codes for chunk in _quantized(weight, spec, scales))
@@ -305,22 +345,25 @@ def _per_token(graph: Graph, x: str) -> tuple[str, str]:
     return counted, graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
 
 
-def _blocks(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
+def _blocks(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> str:
     """onnxruntime's own operator for weights in blocks, four or eight bits each."""
     stored, (columns, inputs) = spec.format, weight.shape
     block = _block(spec, inputs)
     count = -(-inputs // block)
     scales: list[np.ndarray] = []
     zeros: list[np.ndarray] = []
-    codes = (pack_blocks(chunk.codes, stored, block) for chunk in _quantized(weight, spec, scales, zeros))
+    packed = spec.packed and stored.symmetric and block == BLOCKS[0] and can_be_packed(columns, inputs, stored.bits)
+    chunks = _quantized(weight, spec, scales, zeros)
+    codes = (pack_fused(chunk.codes, stored.bits) if packed else pack_blocks(chunk.codes, stored, block) for chunk in chunks)
     matrix = graph.weight(weight.name, (columns, count, block * stored.bits // 8), "uint8", codes)
     repeated = (np.broadcast_to(part, (part.shape[0], count)) for part in scales)
-    scale = graph.weight(f"{weight.name}.scale", (columns, count), stored.scale_dtype, repeated)
-    inputs_of = [x, matrix, _as_computed(graph, scale, spec)]
+    scale = graph.weight(f"{weight.name}.scale", (columns, count), _scale_dtype(spec), repeated)
+    inputs_of = [x, matrix, scale if spec.target == "cuda" else _as_computed(graph, scale, spec)]
     if not stored.symmetric:
-        packed = [pack_zeros(part, stored) for part in zeros]
-        inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, packed[0].shape[1]), "uint8", packed))
+        points = [pack_zeros(part, stored) for part in zeros]
+        inputs_of.append(graph.weight(f"{weight.name}.zero", (columns, points[0].shape[1]), "uint8", points))
     attributes = {"K": inputs, "N": columns, "bits": stored.bits, "block_size": block, "accuracy_level": _ACCURACY}
+    attributes |= {PACKED: 1} if packed else {}
     if spec.target not in IN_FLOAT32:
         return graph.op("MatMulNBits", *inputs_of, attributes=attributes, to=to, domain=CONTRIB)
     product = graph.op("MatMulNBits", *inputs_of, attributes=attributes, domain=CONTRIB)
@@ -332,7 +375,7 @@ def _nothing(graph: Graph, x: str) -> str:
     return graph.op("Mul", graph.op("ReduceSum", x, graph.ints(-1)), graph.constant(0.0, "float32"))
 
 
-def _dequantized(graph: Graph, x: str, weight: Weight, spec: WeightSpec, to: str) -> str:
+def _dequantized(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> str:
     """Weights [K, N] and their scales, as TensorRT fuses them into its own kernels: one a column, or one a block, of which its
     parser takes whole ones alone, so that zeros stand behind a short last one, and behind the inputs."""
     stored, (columns, inputs) = spec.format, weight.shape
@@ -373,7 +416,7 @@ def _lengthened(graph: Graph, x: str, missing: int, spec: WeightSpec) -> str:
 
 
 def _quantized(
-    weight: Weight, spec: WeightSpec, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
+    weight: Matrix, spec: WeightSpec, scales: list[np.ndarray], zeros: list[np.ndarray] | None = None
 ) -> Iterator[Quantized]:
     """The chunks as codes; their scales and zero points, which are small, are put aside for later tensors."""
     for chunk in weight.quantized(spec.format):
@@ -383,8 +426,8 @@ def _quantized(
         yield chunk
 
 
-def _rounded(weight: Weight, spec: WeightSpec) -> Iterator[np.ndarray]:
-    return (rounded(chunk, spec.format, weight.tensor) for chunk in weight.chunks())
+def _rounded(weight: Matrix, spec: WeightSpec) -> Iterator[np.ndarray]:
+    return (rounded(chunk, spec.format, part.tensor) for part in weight.parts for chunk in part.chunks())
 
 
 def _finite(weight: Weight) -> Iterator[np.ndarray]:
@@ -404,7 +447,7 @@ def _as_float(graph: Graph, name: str, dtype: str) -> str:
     return name if dtype == "float32" else graph.op("Cast", name, attributes={"to": _FLOAT})
 
 
-_LOWERINGS: dict[str, Callable[[Graph, str, Weight, WeightSpec, str], str]] = {
+_LOWERINGS: dict[str, Callable[[Graph, str, Matrix, WeightSpec, str], str]] = {
     "floating": _floating,
     "integer": _integer,
     "blocks": _blocks,

@@ -10,7 +10,7 @@ are near ties: it lost more there than in all layers together, and costs 34 MB);
 blocks of 128 (4.1 bits a weight), its text head in blocks of 64 (the logits are what is read out, and it costs 9 MB; blocks
 of 32 would leave too little of 4.7 GB for a tokenizer), its image head in int8 (17 MB more, and every picture step runs it).
 The image tokenizer's convolutions stay in half precision: they are 2 to 4% of a bundle, and a wrong bit of a code is another
-picture.
+picture. For CUDA both are in blocks of 32, 4.5 bits a weight, which its fused kernels take.
 """
 
 from collections.abc import Mapping
@@ -23,27 +23,42 @@ from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
-from mmada_lite.memory_plan import PRECISIONS
+from mmada_lite.memory_plan import PRECISIONS, formats_of
+from mmada_lite.ort.attention_forms import FORMS, JOINED
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"]
 CACHES = ("fp32", "fp16")
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
+_PRODUCTS = ("backbone", "text_head", "image_head")
 _ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"embedder": ("fp32", "fp16", "bf16", "int8"), "codec": ("fp32", "fp16")}
 )
 
 
-def specs_for(precision: str, target: str = "cpu", overrides: Mapping[str, str] | None = None) -> dict[str, WeightSpec]:
+def specs_for(
+    precision: str,
+    target: str = "cpu",
+    overrides: Mapping[str, str] | None = None,
+    attention: str = JOINED,
+    packed: bool = False,
+) -> dict[str, WeightSpec]:
     """Group -> how its weights are stored: as `precision` says, but for `overrides` (group -> name of a format).
 
-    Raises Error for an unknown precision, target, group or format, and for a group that is not stored so.
+    attention: by which operators a backbone for CUDA attends; packed: codes are laid out for CUDA's kernels. Raises Error for
+    an unknown precision, target, group, format or way to attend, and for a group that is not stored so.
     """
     if precision not in PRECISIONS:
         raise Error(f"no precision is called {precision!r}; use one of {', '.join(PRECISIONS)}")
     if target not in TARGETS:
         raise Error(f"no target is called {target!r}; use one of {', '.join(TARGETS)}")
-    format_names = {**PRECISIONS[precision], **(overrides or {})}
-    return {group: _spec(group, format_name, target) for group, format_name in format_names.items()}
+    if attention not in FORMS:
+        raise Error(f"no way to attend is called {attention!r}; use one of {', '.join(FORMS)}")
+    format_names = {**formats_of(precision, target), **(overrides or {})}
+    if packed and target != "cuda":
+        raise Error(f"codes are packed for CUDA's kernels alone, and not for {target}; leave --packed out")
+    specs = {group: _spec(group, format_name, target) for group, format_name in format_names.items()}
+    specs = {group: replace(spec, packed=packed and group in _PRODUCTS) for group, spec in specs.items()}
+    return specs | {"backbone": replace(specs["backbone"], attention=attention)}
 
 
 def with_caches(specs: Mapping[str, WeightSpec], precision: str | None) -> dict[str, WeightSpec]:

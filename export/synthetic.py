@@ -29,11 +29,12 @@ from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bundle import MANIFEST, Architecture, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export import bundle as exporting
-from mmada_lite.export import codec, formats, graph, heads, lowering, precision, transformer
+from mmada_lite.export import codec, formats, fused, graph, heads, lowering, precision, transformer
 from mmada_lite.export.checkpoint import TransformerConfig, VQConfig
 from mmada_lite.export.formats import Format, Quantized, quantize
 from mmada_lite.files import AtomicFolder, size_in_words
 from mmada_lite.memory_plan import PUBLISHED
+from mmada_lite.ort import attention_forms
 from mmada_lite.vocabulary import SpecialTokens, Vocabulary
 
 _log = logging.getLogger("mmada_lite")
@@ -204,7 +205,11 @@ def write_bundle(
     """Embedder, backbone and heads of a size, through the exporter as every model is; formats: of single groups. Returns the
     bundle, opened."""
     config = config_of(size)
-    narrow = {"backbone": "int4-b64", "text_head": "int4-b64"} if form == "int4" and config.d_model < 128 else {}
+    narrow = (
+        {"backbone": "int4-b64", "text_head": "int4-b64"}
+        if form == "int4" and config.d_model < 128 and target != "cuda"
+        else {}
+    )
     text = {"answer_length": size.answer, "steps": size.answer // 2, "block_length": size.block}
     checkpoint = exporting.Checkpoint(
         folder=Path(os.devnull),  # nothing lies beside these weights
@@ -219,14 +224,15 @@ def write_bundle(
         },
         origin=(_RANDOM, exporter()),
     )
-    specs = precision.specs_for(form, target, narrow | dict(formats))
+    attention = attention_forms.fastest() if target == "cuda" else attention_forms.JOINED
+    specs = precision.specs_for(form, target, narrow | dict(formats), attention)
     same = AlikeTensors.same if alike else str  # the name itself
     return Bundle.open(exporting.write_bundle(checkpoint, specs, folder, same=same))
 
 
 def exporter() -> str:
     """A word for the code that makes graphs and weights of a bundle: it changes whenever that does."""
-    modules = (codec, graph, heads, lowering, precision, transformer, formats)
+    modules = (codec, fused, graph, heads, lowering, precision, transformer, formats)
     return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
 
 

@@ -15,12 +15,12 @@ from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.graph import Graph
 from mmada_lite.export.lowering import Weight, WeightSpec
 
-_ROOT = "model.transformer"
+ROOT = "model.transformer"
 
 
 def build_embedder(graph: Graph, source: Tensors, spec: WeightSpec, d_model: int) -> None:
     tokens = graph.input("tokens", "int64", ("B", "W"))
-    lowering.lookup(graph, tokens, Weight(source, f"{_ROOT}.wte.weight"), spec, to="embeddings")
+    lowering.lookup(graph, tokens, Weight(source, f"{ROOT}.wte.weight"), spec, to="embeddings")
     graph.output("embeddings", "float32", ("B", "W", d_model))
 
 
@@ -32,11 +32,11 @@ def build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: Tran
         for kind in ("key", "value"):
             graph.input(f"past_{kind}_{layer}", spec.kept, ("B", heads, "P", size))
     query_index = graph.op("Unsqueeze", graph.input("rows", "int64", ("B", "Q")), graph.ints(-1))  # [B, Q, 1]
-    cosines, sines = (lowering.narrow(graph, part, spec) for part in _angles(graph, positions, config))
+    cosines, sines = (lowering.narrow(graph, part, spec) for part in angles_of(graph, positions, config))
     for layer in range(config.n_layers):
         last = layer == config.n_layers - 1
         x = _Block(graph, source, spec, config, layer).build(x, (cosines, sines), query_index if last else None)
-    _norm(graph, source, f"{_ROOT}.ln_f.weight", x, config, to="hidden")
+    _norm(graph, source, f"{ROOT}.ln_f.weight", x, config, to="hidden")
     graph.output("hidden", "float32", ("B", "Q", config.d_model))
     for kind in ("key", "value"):
         for layer in range(config.n_layers):
@@ -98,10 +98,10 @@ class _Block:
         return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.spec)
 
     def _name(self, part: str) -> str:
-        return f"{_ROOT}.blocks.{self.layer}.{part}.weight"
+        return f"{ROOT}.blocks.{self.layer}.{part}.weight"
 
 
-def _angles(graph: Graph, positions: str, config: TransformerConfig) -> tuple[str, str]:
+def angles_of(graph: Graph, positions: str, config: TransformerConfig) -> tuple[str, str]:
     """Cosines and sines of the rotary embedding (arXiv 2104.09864), each [B, W, Hd / 2], half-split, from positions
     [B, W]."""
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)

@@ -37,7 +37,8 @@ _KEYS = (*_KEYS_1, *_LATER_1, "family", "needs", "knows", "rows")
 _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
 HALF_CACHES = "float16_caches"  # keys and values in half precision where they would be in float32
-NEEDS: tuple[str, ...] = (HALF_CACHES,)  # what a bundle may ask of a host, and this one has
+PACKED_FOR_CUDA = "packed_for_cuda"  # codes lie as CUDA's kernels read them: other providers would read others, in silence
+NEEDS: tuple[str, ...] = (HALF_CACHES, PACKED_FOR_CUDA)  # what a bundle may ask of a host, and this one has
 
 _RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -142,6 +143,7 @@ class Bundle:
     target: str  # the kind of device that the matrices are lowered for: one of contracts.TARGETS
     tensors: Mapping[str, Mapping[str, str]]  # graph -> tensor -> name of its format
     family: str
+    needs: tuple[str, ...]  # what a host must be able to do, of `NEEDS`
     knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds
     knowledge: Knowledge  # of `knows`, what this program reads
     needs: tuple[str, ...] = ()  # what a host must be able to do beyond all others
@@ -267,6 +269,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         target=_value(content["target"], str, f"{where}: target"),
         tensors=_formats(content["tensors"], f"{where}: tensors"),
         family=content["family"],
+        needs=tuple(content["needs"]),
         knows=knows,
         knowledge=knowledge,
         needs=tuple(content["needs"]),

@@ -73,6 +73,11 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
 )  # precision -> group -> format, as `mmada-lite export --precision` stores them, largest first
+# What differs for a target: CUDA's fused kernels take int4 in blocks of 32 alone.
+_FOR_TARGET: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {("int4", "cuda"): {"backbone": "int4-b32", "text_head": "int4-b32"}}
+)
+_FUSED_BLOCK = 32  # inputs that share a scale in half precision in all that is quantized for CUDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,21 @@ class Need:
         return sum(self.card.values())
 
 
-def stored(shape: Shape, precision: str) -> dict[str, WeightGroup]:
-    """Group -> how `export --precision` stores it and the bytes that it takes."""
-    formats = PRECISIONS[precision]
+def formats_of(precision: str, target: str = "cpu") -> dict[str, str]:
+    """Group -> the name of the format that `export --precision --target` stores it in."""
+    return {**PRECISIONS[precision], **_FOR_TARGET.get((precision, target), {})}
+
+
+def stored(shape: Shape, precision: str, target: str = "cpu") -> dict[str, WeightGroup]:
+    """Group -> how `export --precision --target` stores it and the bytes that it takes."""
+    formats = formats_of(precision, target)
     matrices = {group: matrices_of(shape, group) for group in formats if group != "codec"}
-    groups = {group: _group(formats[group], sum(_bytes(*m, formats[group]) for m in each)) for group, each in matrices.items()}
-    vectors = 4 * shape.architecture.d_model * (2 * shape.architecture.n_layers + 1)
+    groups = {}
+    for group, each in matrices.items():
+        kept = "cpu" if group == "embedder" else target  # the table of a lookup is the same for all
+        groups[group] = _group(formats[group], sum(_bytes(*m, formats[group], kept) for m in each))
+    half = target == "cuda" and precision != "fp32"
+    vectors = (2 if half else 4) * shape.architecture.d_model * (2 * shape.architecture.n_layers + 1)
     groups["backbone"] = _group(formats["backbone"], (groups["backbone"].bytes or 0) + vectors)
     if shape.codec_parameters:
         groups["codec"] = _group(formats["codec"], shape.codec_parameters * (4 if precision == "fp32" else 2))
@@ -357,9 +371,13 @@ def _group(name: str, size: int) -> WeightGroup:
     return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
 
 
-def _bytes(outputs: int, inputs: int, name: str) -> int:
-    """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block."""
+def _bytes(outputs: int, inputs: int, name: str, target: str) -> int:
+    """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block; for CUDA both
+    have a scale a block."""
     family, _, block = name.partition("-b")
+    if family.removesuffix("-7bit") == "int8" and target == "cuda":
+        blocks = -(-inputs // _FUSED_BLOCK)
+        return outputs * blocks * (_FUSED_BLOCK + 2)
     if family in ("fp32", "fp16", "bf16"):
         return outputs * inputs * (4 if family == "fp32" else 2)
     if not block:

@@ -6,7 +6,7 @@ decodes prompts.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from mmada_lite.export.formats import (
     require_finite,
     unpack_blocks,
 )
+from mmada_lite.export.fused import STACKS
 from mmada_lite.export.graph import Graph
 from mmada_lite.export.lowering import Weight, WeightSpec
 from mmada_lite.files import size_in_words
@@ -184,25 +185,49 @@ class BundleTensors:
 
     def __init__(self, bundle: Bundle) -> None:
         self._folder = bundle.path
-        self._tensors: dict[str, tuple[TensorProto, bool]] = {}  # name -> initializer, and whether it lies transposed
+        self._tensors: dict[str, _Stored] = {}
+        shapes = _config(bundle).expected_tensors()
         for graph in ("embedder", "backbone", "text_head"):
             for tensor in _initializers(bundle.graph_path(graph)):
-                self._tensors[f"{ROOT}.{tensor.name}"] = tensor, graph != "embedder" and len(tensor.dims) == 2
+                transposed, first = graph != "embedder" and len(tensor.dims) == 2, 0
+                names = _names(f"{ROOT}.{tensor.name}")
+                for name in names:
+                    stop = first + (shapes[name][0] if len(names) > 1 else 0)
+                    self._tensors[name] = _Stored(tensor, transposed, (first, stop) if len(names) > 1 else None)
+                    first = stop
 
     def shape(self, name: str) -> tuple[int, ...]:
-        tensor, transposed = self._tensor(name)
-        return tuple(reversed(tensor.dims)) if transposed else tuple(tensor.dims)
+        stored = self._tensor(name)
+        shape = tuple(reversed(stored.tensor.dims)) if stored.transposed else tuple(stored.tensor.dims)
+        return shape if stored.rows is None else (stored.rows[1] - stored.rows[0], *shape[1:])
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        tensor, transposed = self._tensor(name)
-        stored = _values(tensor, self._folder)
-        part = stored[:, rows or slice(None)].T if transposed else stored[rows or slice(None)]
-        return np.array(part, np.float32, order="C")
+        stored, values = self._tensor(name), _values(self._tensor(name).tensor, self._folder)
+        matrix = values.T if stored.transposed else values
+        if stored.rows is not None:
+            matrix = matrix[slice(*stored.rows)]
+        return np.array(matrix[rows or slice(None)], np.float32, order="C")
 
-    def _tensor(self, name: str) -> tuple[TensorProto, bool]:
+    def _tensor(self, name: str) -> "_Stored":
         if name not in self._tensors:
             raise Error(f"{self._folder}: no tensor named {name} in its graphs; export it again")
         return self._tensors[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a tensor of a checkpoint lies in a bundle: an initializer, whether it lies transposed, and which rows of it, where
+    others are stacked with it."""
+
+    tensor: TensorProto
+    transposed: bool
+    rows: tuple[int, int] | None
+
+
+def _names(name: str) -> list[str]:
+    """The tensors of a checkpoint that an initializer holds."""
+    before, _, part = name.removesuffix(".weight").rpartition(".")
+    return [f"{before}.{each}.weight" for each in STACKS[part]] if part in STACKS else [name]
 
 
 def _initializers(graph: Path) -> list[TensorProto]:

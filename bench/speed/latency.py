@@ -25,7 +25,7 @@ import mmada_lite
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, above_zero, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint, require_replaceable, say, spread
-from mmada_lite.bench.speed import advice, card, ceiling, overhead, pairs
+from mmada_lite.bench.speed import advice, card, ceiling, launches, overhead, pairs
 from mmada_lite.bench.speed.latency_cases import ON_HOST, TARGETS, TASKS, Bench, Case
 from mmada_lite.bench.speed.latency_runs import OpenModel, agreement, apart
 from mmada_lite.bench.timed import forget_peak, peak, run_module
@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     add("--limit", type=above_zero, default=card.LIMIT, help=f"seconds that card takes at most (default {card.LIMIT:g})")
     add("--quick", action="store_true", help="one round of short decodes: to try, not to quote")
     add("--no-ceiling", action="store_true", help="leave out what the machine can do, and forwards by operator")
+    add("--profile", action="store_true", help="also count what each step launches, in the first cache of a task")
     pairs.add_options(made)
     add_output(made, "latency[-SHAPE], latency-against, or gpu-SHAPE")
     return made
@@ -172,6 +173,9 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
             return OpenModel.open(bundle, options.device, precision, options.threads, ceiling.rates(top) if top else None)
 
         works |= {task: lambda task=task: model().measured(planned[task], rounds) for task in decodes}  # type: ignore[misc]
+        if options.profile:
+            first = [planned[task][0] for task in decodes]
+            works["launches"] = lambda: launches.rows(bundle, choose_device(options.device), options.threads, first)
         if options.device != "cpu":
             works["agreement"] = lambda: [agreement(precision, options.device, options.work)]
     works |= {task: partial(BESIDE[task], rounds) for task in options.tasks if task in BESIDE}
@@ -206,6 +210,12 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[object]:
     if row["task"] == "advice":
         return [row["task"], *[""] * 11, advice.in_words(row)]
+    if row["task"] == "launches":
+        on = ", ".join(
+            f"{count} on {provider.removesuffix('ExecutionProvider')}" for provider, count in row["uncaptured"].items()
+        )
+        told = f"{row['launches']:g} launches a run ({on} uncaptured), {row['replays']} of {row['runs']} runs replayed"
+        return [f"{row['of']}: {row['graph']}", *[""] * 11, told]
     if "agreement" in row:
         return [row["task"], *[""] * 11, f"{100 * row['agreement']:.1f}% of the tokens that a CPU writes"]
     seconds, top, held = row["seconds"], row.get("matrix_share") or row.get("ceiling_share"), row.get("peak_bytes")

@@ -8,6 +8,8 @@ from mmada_lite.cli import options, terminal
 from mmada_lite.cli.extras import needs
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
+from mmada_lite.ort import nvidia
+from mmada_lite.ort.attention_forms import FORMS, JOINED
 
 if TYPE_CHECKING:
     from mmada_lite.export.lowering import Target
@@ -30,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_target(parser, also=("web",))
     options.add_cache_precision(parser, "how a CPU keeps keys and values; fp16 takes half of their memory")
+    parser.add_argument(
+        "--attention",
+        choices=FORMS,
+        help=f"for cuda: by which operators it attends (default: the fastest on the card here, measured once; else {JOINED})",
+    )
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="for cuda: lay codes out for its kernels now and not at every start; nothing else runs it",
+    )
     parser.add_argument("--engine", choices=["rtx"], help="also build TensorRT-RTX engines, into BUNDLE/engines; needs no GPU")
     parser.add_argument(
         "--compute-capability",
@@ -57,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     ready = engines and (Path(arguments.checkpoint) / MANIFEST).is_file()
     if not engines and (arguments.profile or arguments.compute_capability):
         raise Error("--profile and --compute-capability are about engines; add --engine rtx")
+    if arguments.attention and arguments.target != "cuda":
+        raise Error("--attention is about cards by CUDA; add --target cuda")
     if ready and (arguments.output or arguments.target or arguments.store or arguments.cache_precision):
         rest = "-o, --target, --store and --cache-precision"
         raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out {rest}")
@@ -91,6 +105,8 @@ def _write_bundle(arguments: argparse.Namespace) -> Path:
             target=_target(arguments),
             formats=options.formats_of(arguments.store),
             cache_precision=arguments.cache_precision,
+            attention=_attention(arguments),
+            packed=arguments.packed,
             force=arguments.force,
             progress=lambda done, total, name: progress.show(_progress_line(done, total, name)),
         )
@@ -104,6 +120,23 @@ def _target(arguments: argparse.Namespace) -> "Target":
 
 def _precision(arguments: argparse.Namespace) -> "Precision":
     return arguments.precision or (FOR_WEB if arguments.target == "web" else "fp16")
+
+
+def _attention(arguments: argparse.Namespace) -> str:
+    """As was asked for; else the fastest on the card here, which is measured where nothing is kept of it."""
+    if arguments.attention or arguments.target != "cuda":
+        return arguments.attention or JOINED
+    from mmada_lite.ort import attention_forms, devices
+
+    times = attention_forms.kept()
+    if times is None:
+        if devices.fault("cuda") is not None:
+            return JOINED
+        times, left_out = attention_forms.measure()
+        attention_forms.keep(times)
+        for form, why in left_out.items():
+            terminal.note(f"mmada-lite: attention by {form} is left out: {why}")
+    return attention_forms.order(times)[0] if times else JOINED
 
 
 def _say_where_slow(arguments: argparse.Namespace, folder: Path) -> None:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.cache_precision and device in _ON_CARD:
         raise Error(f"--cache-precision is for processors, and {device} keeps keys and values in its own form; leave it out")
     memory = _memory(arguments.memory, device)
-    shape, defaults, groups, target = _source(arguments.model)
+    shape, defaults, groups, target = _source(arguments.model, "cuda" if device == "cuda" else "cpu")
     half = shape.half_caches if arguments.cache_precision is None else arguments.cache_precision == "fp16"
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
@@ -99,9 +99,11 @@ def _memory(given: str | None, device: str) -> int:
     return free
 
 
-def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]], str]:
-    """A model's shape, its default settings, precision -> groups, largest first (a bundle as it is comes first), and what the
-    graphs of such a bundle are lowered for."""
+def _source(
+    name: str | None, asked: str
+) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]], str]:
+    """A model's shape, its default settings, precision -> groups as an export for the target `asked` stores them, largest first
+    (a bundle as it is comes first), and what the graphs of such a bundle are lowered for."""
     from mmada_lite.bundle import MANIFEST, Bundle
     from mmada_lite.decoding.settings import ImageSettings
     from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
@@ -112,7 +114,7 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
         return (
             shape,
             (_planned_answer(), ImageSettings()),
-            {precision: stored(shape, precision) for precision in PRECISIONS},
+            {precision: stored(shape, precision, asked) for precision in PRECISIONS},
             "",
         )
     path = Path(name) if name is not None else embedded_bundle()
@@ -123,14 +125,14 @@ def _source(name: str | None) -> tuple[Shape, tuple[TextSettings, ImageSettings]
         return (
             shape,
             (bundle.text_defaults, bundle.image_defaults),
-            as_it_is | {precision: stored(shape, precision) for precision in PRECISIONS},
+            as_it_is | {precision: stored(shape, precision, asked) for precision in PRECISIONS},
             bundle.target,
         )
     shape = _checkpoint_shape(path)
     text = _planned_answer()
     longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
     text = text.replace(answer_length=longest, steps=longest, block_length=min(32, longest))
-    return shape, (text, ImageSettings()), {precision: stored(shape, precision) for precision in PRECISIONS}, ""
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision, asked) for precision in PRECISIONS}, ""
 
 
 def _planned_answer() -> TextSettings:

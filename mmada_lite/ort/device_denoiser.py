@@ -30,7 +30,7 @@ class Handle:
     """A tensor that lies on the device. numpy's concatenate joins handles there, states are picked by [rows, places] as from an
     array; anything else that wants numbers fails."""
 
-    def __init__(self, value: Any, runner: "_Runner") -> None:
+    def __init__(self, value: Any, runner: "Runner") -> None:
         self.value, self.runner = value, runner
 
     @property
@@ -57,7 +57,7 @@ class DeviceKeyValues(KeyValues):
     """Keys and values as handles."""
 
     def without(self, start: int, stop: int, buffer: KVBuffer, *, last: bool = False) -> KeyValues:
-        return self._rearranged(lambda handles: handles[0].runner.cut(handles, start, stop), last)
+        return self._rearranged(lambda handles: handles[0].runner.cut(handles, start, stop, buffer=buffer), last)
 
     def _rearranged(self, rearrange: Callable[[Sequence[Handle]], list[Any]], last: bool) -> KeyValues:
         """What is made of all handles; of the last ones some at a time, which are freed then."""
@@ -72,7 +72,7 @@ class DeviceKeyValues(KeyValues):
 
     def behind(self, past: KeyValues, start: int, stop: int, buffer: KVBuffer) -> KeyValues:
         handles, pasts = (cast("tuple[Handle, ...]", (*own.keys, *own.values)) for own in (self, past))
-        left = cast("list[Any]", handles[0].runner.cut(handles, start, stop, pasts))
+        left = cast("list[Any]", handles[0].runner.cut(handles, start, stop, pasts, buffer=buffer))
         return DeviceKeyValues(tuple(left[: len(self.keys)]), tuple(left[len(self.keys) :]))
 
     def shrunk(self, stop: int) -> KeyValues:
@@ -81,21 +81,22 @@ class DeviceKeyValues(KeyValues):
     def at(self, places: NDArray[np.int64], buffer: KVBuffer, *, last: bool = False) -> KeyValues:
         batch, heads = cast("Handle", self.keys[0]).shape[:2]
         index = np.broadcast_to(places[:, None, :, None], (batch, heads, places.shape[1], 1))
-        return self._rearranged(lambda handles: handles[0].runner.pick(handles, index), last)
+        return self._rearranged(lambda handles: handles[0].runner.pick(handles, index, buffer=buffer), last)
 
     def picked_behind(self, past: KeyValues, places: NDArray[np.int64], buffer: KVBuffer) -> KeyValues:
         batch = cast("Handle", self.keys[0]).shape[0]
-        return self.at(np.broadcast_to(places, (batch, len(places))), buffer).behind(past, 0, 0, buffer)
+        picked = self.at(np.broadcast_to(places, (batch, len(places))), KVBuffer())  # which is read to write the next
+        return picked.behind(past, 0, 0, buffer)
 
 
-class _Runner:
+class Runner:
     """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host. frees:
     whether the memory of a handle that nobody holds is given back."""
 
     frees = True
 
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
-        self._memory, self._open, self._guard = memory, open_graph, guard
+        self.memory, self.guard, self._open = memory, guard, open_graph
         self._opened: dict[bytes, onnxruntime.InferenceSession] = {}
         self.options = onnxruntime_package().RunOptions()  # of every run
         self.options.add_run_config_entry("gpu_graph_id", "-1")  # shapes and addresses change: no CUDA graph is captured
@@ -105,36 +106,58 @@ class _Runner:
         binding = session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, Handle):
-                binding.bind_ortvalue_input(name, value.value)
+                self.bind_input(binding, name, value)
             else:
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in outputs:
-            binding.bind_output(name, "cpu" if home else self._memory)
-        self._guard(lambda: session.run_with_iobinding(binding, self.options), f"that gives {outputs[0]}")
+            binding.bind_output(name, "cpu" if home else self.memory)
+        self.guard(lambda: session.run_with_iobinding(binding, self.options), f"that gives {outputs[0]}")
         values = binding.get_outputs()
         return [value.numpy() for value in values] if home else [Handle(value, self) for value in values]
+
+    def bind_input(self, binding: Any, name: str, handle: Handle) -> None:
+        binding.bind_ortvalue_input(name, handle.value)
+
+    def rearranged(
+        self, session: Any, feeds: Mapping[str, Any], outputs: Sequence[str], shape: tuple[int, ...], buffer: KVBuffer | None
+    ) -> list[Handle]:
+        """Handles of a shape that a graph of `device_graphs` makes of others; they stand in `buffer`, where there is one."""
+        return self.run(session, feeds, outputs, home=False)
 
     def join(self, handles: Sequence[Handle]) -> Handle:
         """Handles [A, Q, D] after each other along the first axis."""
         joined = handles[0]
         for other in handles[1:]:
             session = self._session(join_graph(_kind(joined)))
-            (joined,) = self.run(session, {"a": joined, "b": other}, ["joined"], home=False)
+            (first, *rest), (more, *_) = joined.value.shape(), other.value.shape()
+            (joined,) = self.rearranged(session, {"a": joined, "b": other}, ["joined"], (first + more, *rest), None)
         return joined
 
-    def cut(self, handles: Sequence[Handle], start: int, stop: int, pasts: Sequence[Handle] = ()) -> list[Handle]:
+    def cut(
+        self,
+        handles: Sequence[Handle],
+        start: int,
+        stop: int,
+        pasts: Sequence[Handle] = (),
+        *,
+        buffer: KVBuffer | None = None,
+    ) -> list[Handle]:
         """Handles [B, H, P, D] without the positions start..stop-1, each behind its past where there are any."""
         session = self._session(cut_graph(_kind(handles[0]), len(handles), bool(pasts)))
         feeds: dict[str, Any] = {f"x_{n}": handle for n, handle in enumerate(handles)}
         feeds |= {f"p_{n}": past for n, past in enumerate(pasts)}
-        feeds |= {"start": np.array([start]), "stop": np.array([min(stop, handles[0].shape[2])])}
-        return self.run(session, feeds, [f"y_{n}" for n in range(len(handles))], home=False)
+        batch, heads, length, size = handles[0].shape
+        end = min(stop, length)
+        feeds |= {"start": np.array([start]), "stop": np.array([end])}
+        shape = (batch, heads, length - max(0, end - start) + sum(past.shape[2] for past in pasts[:1]), size)
+        return self.rearranged(session, feeds, [f"y_{n}" for n in range(len(handles))], shape, buffer)
 
-    def pick(self, handles: Sequence[Handle], places: NDArray[np.int64]) -> list[Handle]:
+    def pick(self, handles: Sequence[Handle], places: NDArray[np.int64], *, buffer: KVBuffer | None = None) -> list[Handle]:
         """Handles [..., P, D] at places [..., K, 1]."""
         session = self._session(pick_graph(_kind(handles[0]), places.ndim, len(handles)))
         feeds = {f"x_{n}": handle for n, handle in enumerate(handles)} | {"places": places}
-        return self.run(session, feeds, [f"y_{n}" for n in range(len(handles))], home=False)
+        shape = (*places.shape[:-1], handles[0].shape[-1])
+        return self.rearranged(session, feeds, [f"y_{n}" for n in range(len(handles))], shape, buffer)
 
     def _session(self, graph: bytes) -> Any:
         if graph not in self._opened:
@@ -162,16 +185,22 @@ class DeviceDenoiser:
         types = {value.name: value.type for value in sessions["backbone"].get_inputs()}
         self._past_type = np.dtype(PAST_TYPES[types["past_key_0"]])
         self._cache_names = [f"{kind}_{layer}" for kind in ("key", "value") for layer in range(shape[0])]
-        self._runner = _Runner(memory, open_graph, guard)
+        self._runner = self._new_runner(memory, open_graph)
+
+    def _new_runner(self, memory: str, open_graph: Open) -> Runner:
+        return Runner(memory, open_graph, self._guard)
+
+    def _embedded(self, window: Window) -> Floats:
+        """[B, W, D], on the host."""
+        run = self._sessions["embedder"].run
+        (embeddings,) = self._guard(lambda: run(["embeddings"], {"tokens": window.tokens}, self._runner.options), "embedder")
+        return cast("Floats", embeddings)
 
     def forward(self, window: Window, *, keep: bool) -> tuple[Floats, KeyValues | None]:
         layers, heads, size = self._shape
         past = window.past or KeyValues.empty(layers, window.tokens.shape[0], heads, size, self._past_type)
-        (embeddings,) = self._guard(
-            lambda: self._sessions["embedder"].run(["embeddings"], {"tokens": window.tokens}, self._runner.options), "embedder"
-        )
         feeds: dict[str, Any] = {
-            "embeddings": embeddings,
+            "embeddings": self._embedded(window),
             "positions": np.broadcast_to(window.positions, window.tokens.shape),
             "rows": window.queries,
         }

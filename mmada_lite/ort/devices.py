@@ -24,6 +24,7 @@ from mmada_lite.ort.session import (
 )
 
 DEVICES = ("auto", *PROVIDERS)
+_OLD_DRIVER = "driver version is insufficient"  # what CUDA says
 DRIVER = "install NVIDIA's driver for this card (and in a container, pass the card into it)"
 # What `auto` tries, best first, by what the graphs are lowered for. int8 with rounded activations is a form for CPUs alone.
 _BEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -82,6 +83,14 @@ def _tried(device: str) -> str | None:
         trial(device)
     except Exception as error:  # onnxruntime's own errors share no base class
         what = PROVIDERS[device].what
+        if _OLD_DRIVER in str(error.__cause__ or error).lower():
+            from mmada_lite.ort import nvidia
+
+            has = nvidia.version()
+            return (
+                f"{what} here is built for a newer CUDA than the {has} that this NVIDIA driver runs; install a newer driver, "
+                f"or an onnxruntime-gpu for CUDA {(has or '12').split('.')[0]}"
+            )
         return f"{what} does not run here: {first_line(error.__cause__ or error)}; try `mmada-lite doctor`"
     return None
 

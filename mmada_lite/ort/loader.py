@@ -7,6 +7,7 @@ graphs mean is `denoiser`'s and `device_denoiser`'s.
 
 import logging
 import platform
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, Bundle
+from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
@@ -27,12 +28,16 @@ from mmada_lite.ort.interface import CodecSession, check_interface
 from mmada_lite.ort.lazy import LazyDenoiser, SideDenoiser, Sides, SideSession, TransientSession
 from mmada_lite.ort.packed import open_packed
 from mmada_lite.ort.session import (
+    CAPTURES_SINCE,
+    CAPTURING,
     OPENVINO,
     Device,
     OutOfMemory,
     Tuning,
     bf16_products,
+    captures_here,
     first_line,
+    holds,
     is_out_of_memory,
     open_session,
     run_without_arena,
@@ -42,7 +47,12 @@ from mmada_lite.vocabulary import Tokenizer
 if TYPE_CHECKING:
     import onnxruntime
 
+FUSED = "SkipSimplifiedLayerNormalization"  # an operator of backbones that are written for CUDA, in whose steps nothing waits
 _CODEC = ("image_encoder", "image_decoder")
+# What CUDA says behind which nothing of this process can use the card any more.
+_GONE = re.compile(
+    r"illegal memory access|IllegalAddress|CUDA failure 7\d\d|launch failure|device-side assert|ContextIsDestroyed", re.I
+)
 _CPU = Device("cpu", "its table is mapped from disk")  # where the embedder runs, whatever the device
 _log = logging.getLogger("mmada_lite")
 
@@ -112,10 +122,14 @@ def device_for(bundle: Bundle, name: str) -> Device:
     """`choose_device` for what the bundle is lowered for. Raises Error where it is not for the device that is asked for."""
     rounds = _rounds_activations(bundle) and bundle.target != OPENVINO
     device = devices.choose_device(name, "integers" if rounds else bundle.target)
-    if bundle.target == OPENVINO and device.memory != "cpu":
-        raise Error(
-            f"{bundle.path.name} is made for openvino, and not for {device.name}; export it with --target {_target_of(device)}"
-        )
+    if PACKED_FOR_CUDA in bundle.needs and device.name != "cuda":
+        made = f"{bundle.path.name} is packed for cuda, and this would run on {device.name} ({device.reason.split(';')[0]})"
+        raise Error(f"{made}; export it without --packed, or see `mmada-lite doctor` for cuda")
+    if (bundle.target == OPENVINO and device.memory != "cpu") or (
+        bundle.target == "cuda" and device.name in ("rtx", "tensorrt")
+    ):
+        made = f"{bundle.path.name} is made for {bundle.target}, and not for {device.name}"
+        raise Error(f"{made}; export it with --target {_target_of(device)}")
     if device.by_openvino:
         from mmada_lite.ort.openvino_graphs import precision_of, refusal
 
@@ -133,9 +147,12 @@ def device_for(bundle: Bundle, name: str) -> Device:
 def warn_where_slow(bundle: Bundle, device: Device) -> None:
     """Say aloud where a bundle will be slow on this device, by what was measured here before; nothing is measured now."""
     rounds = _rounds_activations(bundle)
-    fits = device.name in ("rtx", "tensorrt") if bundle.target == "tensorrt" else not rounds or device.memory == "cpu"
+    made_for = {"tensorrt": ("rtx", "tensorrt"), "cuda": ("cuda",)}.get(bundle.target)
+    fits = device.name in made_for if made_for else not rounds or device.memory == "cpu"
     if (instead := _in_place_of_bf16(bundle, device)) is not None:
         _log.warning("%s", instead)
+    if device.name == "cuda" and bundle.target == "cuda":
+        _warn_where_attention_is_slow(bundle)
     group = bundle.quantization.get("backbone")
     if fits and (device.name != "cpu" or group is None or group.format not in ("int8", "int4")):
         return
@@ -152,6 +169,14 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
         speeds = measured.kept()
         if speeds is not None and (slow := measured.slowness(bundle, speeds)) is not None:
             _log.warning("%s", slow)
+
+
+def _warn_where_attention_is_slow(bundle: Bundle) -> None:
+    from mmada_lite.ort import attention_forms
+
+    graph, times = bundle.graph_path("backbone"), attention_forms.kept()
+    if times is not None and holds(graph, FUSED) and (slow := attention_forms.slowness(graph.read_bytes(), times)) is not None:
+        _log.warning("%s %s", bundle.path.name, slow)
 
 
 def _faster_elsewhere(bundle: Bundle) -> str | None:
@@ -202,14 +227,37 @@ def open_denoiser(
 
 
 def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap) -> Denoiser:
-    sessions = {name: wrap(name, session) for name, session in _open_graphs(bundle, device, threads).items()}
+    opened = _open_graphs(bundle, device, threads)
+    return tied(bundle, device, {name: wrap(name, session) for name, session in opened.items()}, threads)
+
+
+def tied(bundle: Bundle, device: Device, sessions: dict[str, Any], threads: int | None = None) -> Denoiser:
+    """The sessions of a bundle's transformer as a denoiser."""
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     if device.memory == "cpu":
         return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
-    from mmada_lite.ort.device_denoiser import DeviceDenoiser  # most machines do without, and load sooner
+    warn_where_not_captured(bundle, device)
+    if captures(bundle, device):
+        from mmada_lite.ort.captured import CapturedDenoiser as OnDevice  # most machines do without, and load sooner
+    else:
+        from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
 
-    return DeviceDenoiser(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+    return OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+
+
+def captures(bundle: Bundle, device: Device) -> bool:
+    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA, by an onnxruntime that does it right."""
+    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and captures_here()
+
+
+def warn_where_not_captured(bundle: Bundle, device: Device) -> None:
+    """Say aloud that an onnxruntime is too old to capture what could be."""
+    if device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and not captures_here():
+        since = ".".join(map(str, CAPTURES_SINCE))
+        _log.warning(
+            "steps on cuda are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
+            'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
 
 
 def _open_graphs(bundle: Bundle, device: Device, threads: int | None) -> dict[str, Any]:
@@ -262,8 +310,14 @@ def _stored(bundle: Bundle) -> int:
     return sum(group.bytes or 0 for group in bundle.quantization.values())
 
 
-def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None = None) -> "onnxruntime.InferenceSession":
-    """One graph of a bundle on a device, by its engine where one fits."""
+def open_graph(
+    bundle: Bundle,
+    graph: str,
+    device: Device,
+    threads: int | None = None,
+    profile: Path | None = None,
+) -> "onnxruntime.InferenceSession":
+    """One graph of a bundle on a device, by its engine where one fits. profile: as `open_session`'s."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     session: onnxruntime.InferenceSession
     if device.by_openvino:
@@ -277,11 +331,29 @@ def open_graph(bundle: Bundle, graph: str, device: Device, threads: int | None =
 
         session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
         return session
-    session = _guard(bundle, device)(
-        lambda: open_packed(bundle, graph, device, threads) or open_session(path, device, threads), graph
-    )
+    if graph not in _CODEC and captures(bundle, device):
+        session = _guard(bundle, device)(lambda: _capturing(path, device, threads, profile), graph)
+    else:
+        session = _guard(bundle, device)(
+            lambda: (
+                (None if profile else open_packed(bundle, graph, device, threads))
+                or open_session(path, device, threads, profile=profile)
+            ),
+            graph,
+        )
     check_interface(bundle, graph, session)
     return session
+
+
+def _capturing(path: Path, device: Device, threads: int | None, profile: Path | None) -> "onnxruntime.InferenceSession":
+    """A session whose steps onnxruntime captures; where a node of it has no kernel on the card it refuses to, which is said."""
+    try:
+        return open_session(path, device, threads, CAPTURING, profile=profile)
+    except Error as error:
+        if "capture feature" not in str(error.__cause__):
+            raise
+        _log.warning("%s is launched node by node, which is slower: %s", path.name, first_line(error.__cause__ or error))
+        return open_session(path, device, threads, profile=profile)
 
 
 def threads_of(graph: str, threads: int | None) -> int | None:
@@ -299,6 +371,11 @@ def _guard(bundle: Bundle, device: Device) -> Callable[[Callable[[], Any], str],
             if not is_out_of_memory(error):
                 if isinstance(error, Error):
                     raise
+                if device.memory == "cuda" and _GONE.search(str(error)):
+                    raise Error(
+                        f"{bundle.path.name}: the graph {graph} met memory of the card that is gone ({first_line(error)}); "
+                        f"start the program again, and if it comes back run `mmada-lite doctor`"
+                    ) from error
                 runtime = "OpenVINO" if device.by_openvino else "onnxruntime"
                 raise Error(f"{bundle.path}: the graph {graph} fails in {runtime}: {first_line(error)}") from error
             raise OutOfMemory(f"{bundle.path.name} ran out of memory on {device.name}: {_plan(bundle, device)}") from error

@@ -12,7 +12,7 @@ OPSET, IR_VERSION = 23, 11  # what the graphs of a bundle carry
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own operators
 FLOAT, INT64, HALF = 1, 7, 10  # ONNX's numbers of types
 _TYPES: Mapping[str, int] = {"float32": FLOAT, "uint8": 2, "int8": 3, "int64": INT64, "float16": HALF}
-_INT = 2  # ONNX's number of an attribute that is one integer
+_INT, _INTS = 2, 7  # ONNX's numbers of attributes that are one integer and several
 
 
 def model(
@@ -35,15 +35,25 @@ def model(
 
 
 def node(
-    operator: str, inputs: Sequence[str], output: str, integers: Mapping[str, int] | None = None, domain: str = ""
+    operator: str,
+    inputs: Sequence[str],
+    output: str,
+    integers: Mapping[str, int | Sequence[int]] | None = None,
+    domain: str = "",
+    unused: int = 0,
 ) -> bytes:
-    """NodeProto: input 1, output 2, op_type 4, attribute 5, domain 7. AttributeProto: name 1, i 3, type 20.
+    """NodeProto: input 1, output 2, op_type 4, attribute 5, domain 7. AttributeProto: name 1, i 3, ints 8, type 20.
 
-    integers: the names and values of its attributes."""
-    written = b"".join(_message(1, name.encode()) for name in inputs) + _message(2, output.encode())
+    integers: the names and values of its attributes; unused: outputs behind the first that nothing reads."""
+    outputs = [output, *(f"{output}_unused_{number}" for number in range(unused))]
+    written = b"".join(_message(1, name.encode()) for name in inputs) + b"".join(_message(2, name.encode()) for name in outputs)
     written += _message(4, operator.encode())
-    for name, number in (integers or {}).items():
-        written += _message(5, _message(1, name.encode()) + _number(3, number) + _number(20, _INT))
+    for name, given in (integers or {}).items():
+        if isinstance(given, int):
+            about = _number(3, given) + _number(20, _INT)
+        else:
+            about = b"".join(_number(8, number) for number in given) + _number(20, _INTS)
+        written += _message(5, _message(1, name.encode()) + about)
     return written + (_message(7, domain.encode()) if domain else b"")
 
 

@@ -29,12 +29,19 @@ OPENVINO = "openvino"  # how the devices of its own runtime begin
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _CPU = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}  # no memory put aside
+# Products of half precision and int4 or int8 by one kernel, which onnxruntime has to be asked for. Weights are laid out for it
+# in the place of what was read, and not beside it.
+_CUDA_SESSION = {"ep.cuda.fpa_intb_gemm": "1", "session.use_device_allocator_for_initializers": "1"}
+_TRIED_ROWS = "ep.cuda.fpa_intb_profile_m"  # rows for which that kernel's fastest form is looked for when a graph is opened
+CAPTURING = {"enable_cuda_graph": "1"}  # a setting of CUDA's provider
+CAPTURES_SINCE = (1, 31)  # of onnxruntime: copies within a captured step outlive it (its pull requests 32120 and 32121)
 _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are raised, and said by us
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
 IN_BF16 = "weights_in_bf16"  # a graph's metadata, where it has such weights
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
+PACKED = "weight_prepacked"  # an attribute of products whose weights are laid out for CUDA's kernels alone
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
 # How long threads without work stay awake: for the next operation of a run, which comes at once, but not while a process that
 # took their core is waited for, nor when the run has ended. onnxruntime before 1.26 knows the second alone.
@@ -128,7 +135,7 @@ def open_session(
     """Open one graph, a file or its bytes. `threads` None means one per core that this process may use; settings: the
     provider's own; profile: how the file begins that onnxruntime's `end_profiling` writes. Raises Error when it does not load,
     OutOfMemory when there is no room."""
-    options = _options(graph, threads, tuning, profile)
+    options = _options(graph, device.name, threads, tuning, profile)
     name = graph.name if isinstance(graph, Path) else "a graph of our own"
     try:
         session = _create(str(graph) if isinstance(graph, Path) else graph, device.name, options, settings)
@@ -168,6 +175,12 @@ def _switch_telemetry_off() -> None:
             _TELEMETRY,
         )
     os.environ[_TELEMETRY] = "1"
+
+
+def captures_here() -> bool:
+    """Whether the onnxruntime here captures a step of CUDA so that it can be replayed after others."""
+    version = re.match(r"(\d+)\.(\d+)", str(onnxruntime_package().__version__))
+    return version is not None and tuple(map(int, version.groups())) >= CAPTURES_SINCE
 
 
 def run_without_arena() -> "onnxruntime.RunOptions":
@@ -213,7 +226,7 @@ def processor_flags() -> set[str]:
     return set(said[0].split()) if said else set()
 
 
-def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: Path | None) -> Any:
+def _options(graph: Path | bytes, device: str, threads: int | None, tuning: Tuning, profile: Path | None) -> Any:
     options = onnxruntime_package().SessionOptions()
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
@@ -229,13 +242,19 @@ def _options(graph: Path | bytes, threads: int | None, tuning: Tuning, profile: 
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     if tuning.raw:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    for name, value in _SPINNING.items():
+    for name, value in (_SPINNING | (_cuda_keys(graph) if device == "cuda" else {})).items():
         options.add_session_config_entry(name, value)
-    if platform.machine() == "aarch64" and bf16_products() and _holds(graph, IN_BF16):
+    if platform.machine() == "aarch64" and bf16_products() and holds(graph, IN_BF16):
         options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")  # products in bf16, as was asked for
     if _can_overflow(graph) and not exact_int8():
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
+
+
+def _cuda_keys(graph: Path | bytes) -> dict[str, str]:
+    """A text's head has the rows of a block alone: to try whole rows would take a whole row of logits."""
+    block_alone = isinstance(graph, Path) and graph.name.startswith("text_head")
+    return _CUDA_SESSION | {_TRIED_ROWS: "32" if block_alone else "32,1024"}
 
 
 def _create(graph: str | bytes, device: str, options: Any, settings: Mapping[str, str]) -> Any:
@@ -246,7 +265,7 @@ def _create(graph: str | bytes, device: str, options: Any, settings: Mapping[str
         return runtime.InferenceSession(graph, options)
     if device != "cpu":
         _preload(runtime)
-    own = {"cuda": _CUDA_OPTIONS, "tensorrt": dict(settings)}
+    own = {"cuda": _CUDA_OPTIONS | (dict(settings) if device == "cuda" else {}), "tensorrt": dict(settings)}
     chosen = [(name, own.get(device if name == provider.name else "cuda", {})) for name in (provider.name, *provider.beside)]
     providers = [name if name == _CPU else (name, provider_options) for name, provider_options in chosen]
     return runtime.InferenceSession(graph, options, providers=providers, enable_fallback=False)
@@ -275,10 +294,10 @@ def _plugin_devices(runtime: Any) -> list[Any]:
 def _can_overflow(graph: Path | bytes) -> bool:
     """Whether a graph multiplies integers, and not by narrow codes alone. Only such a one is opened for exact sums: onnxruntime
     1.32 then fails at a DequantizeLinear without zero points."""
-    return _holds(graph, "MatMulInteger") and not _holds(graph, NARROW_CODES)
+    return holds(graph, "MatMulInteger") and not holds(graph, NARROW_CODES)
 
 
-def _holds(graph: Path | bytes, word: str) -> bool:
+def holds(graph: Path | bytes, word: str) -> bool:
     """Whether a word stands in a graph. Of a file that cannot be read the session says what is wrong."""
     try:
         return word.encode() in (graph.read_bytes() if isinstance(graph, Path) else graph)

@@ -184,7 +184,8 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
     np.testing.assert_allclose(exact, expected, atol=0.1)  # half precision, as TensorRT computes, and no more
     assert closeness(exact, expected)[1] < 1e-4
     for target in ("cpu", "cuda", "tensorrt"):  # here activations are rounded to int8 as well
-        assert closeness(logits("gqa", precision, target, formats), expected)[1] < 0.02
+        same_formats = {**PRECISIONS[precision], **formats}
+        assert closeness(logits("gqa", precision, target, same_formats), expected)[1] < 0.02
 
 
 def test_targets_hold_the_same_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:

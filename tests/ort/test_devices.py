@@ -25,6 +25,7 @@ from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.model import Model
 from mmada_lite.ort import devices, engine_sessions, engines, lazy, loader, nvidia, session
+from mmada_lite.ort.captured import CapturedDenoiser
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.device_denoiser import DeviceDenoiser, DeviceKeyValues, Handle
 from mmada_lite.ort.device_graphs import FLOAT, HALF, cut_graph, join_graph, pick_graph
@@ -37,11 +38,11 @@ CARD = Card("a planted card", "8.9", 8 << 30)
 RED = Image.new("RGB", (16, 16), "red")
 
 
-def device_denoiser(bundle: Bundle) -> DeviceDenoiser:
+def device_denoiser(bundle: Bundle, kind: type[DeviceDenoiser] = DeviceDenoiser) -> DeviceDenoiser:
     """The denoiser of a GPU, on the CPU provider."""
     plain = {name: loader.open_graph(bundle, name, CPU, 1) for name in ("embedder", "backbone", "text_head", "image_head")}
     a = bundle.architecture
-    return DeviceDenoiser(plain, (a.n_layers, a.n_kv_heads, a.head_dim), "cpu", lambda graph: open_session(graph, CPU, 1))
+    return kind(plain, (a.n_layers, a.n_kv_heads, a.head_dim), "cpu", lambda graph: open_session(graph, CPU, 1))
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,17 @@ def halves(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("cuda") / "bundle", precision="int8", target="cuda")
 
 
-@pytest.fixture(params=["fp32", "cuda"])
+@pytest.fixture(params=["fp32", "cuda", "captured"])
 def pair(request: pytest.FixtureRequest, tiny_bundle: Path, halves: Path) -> tuple[Model, Model]:
     """The same bundle, with the plain denoiser and with that of a device."""
     models = [mmada_lite.load(tiny_bundle if request.param == "fp32" else halves, device="cpu", threads=1) for _ in range(2)]
-    models[1].denoiser = device_denoiser(models[1].bundle)
+    models[1].denoiser = device_denoiser(models[1].bundle, CapturedDenoiser if request.param == "captured" else DeviceDenoiser)
     return models[0], models[1]
+
+
+def rounding(model: Model) -> float:
+    """What a captured step may differ by: its queries are filled up, and kernels add other numbers of rows in another order."""
+    return 1e-3 if isinstance(model.denoiser, CapturedDenoiser) else 0.0
 
 
 TEXTS = {
@@ -76,7 +82,7 @@ def test_device_denoiser_equals_plain_in_text(pair: tuple[Model, Model], name: s
     for a, b in zip(plain, other, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         np.testing.assert_array_equal(a.tokens, b.tokens)
-        np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
+        np.testing.assert_allclose(a.log_probabilities, b.log_probabilities, rtol=rounding(pair[1]))
 
 
 CHEAPER: dict[str, dict[str, Any]] = {
@@ -93,7 +99,7 @@ def test_device_denoiser_equals_plain_in_pictures(pair: tuple[Model, Model], nam
     for a, b in zip(plain, other, strict=True):
         assert a.predicted_codes is not None
         np.testing.assert_array_equal(a.predicted_codes, b.predicted_codes)
-        np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
+        np.testing.assert_allclose(a.log_probabilities, b.log_probabilities, rtol=rounding(pair[1]))
 
 
 def test_states_and_caches_never_visit_the_host(tiny_bundle: Path) -> None:

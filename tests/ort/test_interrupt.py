@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mmada_lite import Error, Model, load
+from mmada_lite.ort.captured import CapturedDenoiser
 from mmada_lite.ort.device_denoiser import DeviceDenoiser
 from mmada_lite.ort.lazy import LazyDenoiser
 from mmada_lite.ort.openvino import lacking
@@ -16,7 +17,7 @@ from mmada_lite.ort.session import Device, open_session
 CPU = Device("cpu", "")
 
 
-@pytest.fixture(params=["host", "device", "lazy", "openvino"])
+@pytest.fixture(params=["host", "device", "captured", "lazy", "openvino"])
 def model(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
     if request.param == "openvino":
         if fault := lacking():
@@ -24,10 +25,11 @@ def model(request: pytest.FixtureRequest, tiny_bundle: Path) -> Model:
         return load(tiny_bundle, device="openvino", threads=1)
     model = load(tiny_bundle, device="cpu", threads=1)
     inner: Any = model.denoiser
-    if request.param == "device":
+    if request.param in ("device", "captured"):
         a = model.bundle.architecture
         shape = (a.n_layers, a.n_kv_heads, a.head_dim)
-        model.denoiser = DeviceDenoiser(inner._sessions, shape, "cpu", lambda graph: open_session(graph, CPU, 1), inner._guard)
+        kind = CapturedDenoiser if request.param == "captured" else DeviceDenoiser
+        model.denoiser = kind(inner._sessions, shape, "cpu", lambda graph: open_session(graph, CPU, 1), inner._guard)
     elif request.param == "lazy":
         model.denoiser = LazyDenoiser(lambda: inner)
     return model
