@@ -117,6 +117,7 @@ class Graph:
         self._made: dict[tuple[str, str], tuple[str, ...]] = {}
         self._domains = {""}
         self._count = [0]
+        self.rows = ""  # a value with as many rows as all that are made now, for what depends on them alone
         self.metadata: dict[str, str] = {}  # what a host reads of the whole graph before it opens it
 
     def input(self, name: str, dtype: str, axes: Axes) -> str:

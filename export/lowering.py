@@ -146,9 +146,31 @@ def gated(graph: Graph, gate: str, x: str, weight: Weight, spec: WeightSpec) -> 
         return graph.op("Mul", gate, linear(graph, x, weight, spec))
     product, unit = _integer_product(graph, x, weight, spec)
     gated_product = graph.op("Mul", gate, product)
-    counted, own_unit = _per_token(graph, gated_product)
+    counted, own_unit = _per_token(graph, gated_product, weight.shape[0])
     graph.once(_PER_TOKEN, gated_product, lambda: (counted, graph.op("Mul", own_unit, unit)))
     return gated_product
+
+
+def turned(
+    graph: Graph, x: str, weight: Weight, spec: WeightSpec, heads: int, angles: tuple[str, str], *, query: bool, to: str = ""
+) -> str:
+    """`linear` of x in heads, each turned by angles: x [B, W, K], cosines and sines [B, W, Hd / 2] -> [B, heads, W, Hd].
+
+    Where that rounds its activations, the angles have the scales of tokens, made once for all that read x, and the columns of
+    a query the factor of `attention`: both spare a pass over the product.
+    """
+    size = weight.shape[0] // heads
+    if _kind(spec) != "integer":
+        return _rotated(graph, in_heads(graph, linear(graph, x, weight, spec), heads, size), angles, size, spec, to=to)
+    product, unit = _integer_product(graph, x, weight, spec, size**-0.5 if query else 1.0)
+    scaled = [graph.once(unit, angle, lambda angle=angle: (graph.op("Mul", angle, unit),))[0] for angle in angles]  # type: ignore[misc]
+    return _rotated(graph, in_heads(graph, product, heads, size), (scaled[0], scaled[1]), size, spec, to=to)
+
+
+def in_heads(graph: Graph, x: str, heads: int, size: int, *, to: str = "") -> str:
+    """x [B, W, heads Hd] -> [B, heads, W, Hd]."""
+    split = graph.op("Reshape", x, graph.ints(0, 0, heads, size))
+    return graph.op("Transpose", split, attributes={"perm": [0, 2, 1, 3]}, to=to)
 
 
 def narrow(graph: Graph, x: str, spec: WeightSpec) -> str:
@@ -190,7 +212,7 @@ def lookup(graph: Graph, tokens: str, weight: Weight, spec: WeightSpec, *, to: s
     return graph.op("Mul", looked_up, graph.op("Gather", units, tokens), to=to)
 
 
-def rotated(graph: Graph, x: str, angles: tuple[str, str], size: int, spec: WeightSpec, *, to: str = "") -> str:
+def _rotated(graph: Graph, x: str, angles: tuple[str, str], size: int, spec: WeightSpec, *, to: str) -> str:
     """x [B, H, W, Hd] turned by cosines and sines [B, W, Hd / 2], its halves paired -> [B, H, W, Hd].
 
     For OpenVINO in plain operators over tables of all Hd columns: it fuses them to the same kernel and the same numbers, whose
@@ -220,7 +242,8 @@ def kept(graph: Graph, make: Callable[[str], str], spec: WeightSpec, *, to: str)
 
 def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, str], spec: WeightSpec) -> str:
     """query [B, H, Q, Hd]; key and value [B, Hkv, W, Hd] and those of the past, [B, Hkv, P, Hd], as `kept` -> [B, H, Q, Hd],
-    every query seeing every key, in the spec's computed type.
+    every query seeing every key, in the spec's computed type. Products of integers have the factor 1 / sqrt(Hd) in the query
+    (`turned`).
 
     For CPUs alone the operator joins past and window itself, on all cores: 8% of a forward of 32 tokens over a past of 1,122
     at size S. Elsewhere they are joined before it; TensorRT has kernels for half precision alone.
@@ -228,7 +251,7 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
     if spec.kept != spec.computed:
         return graph.op("Attention", query, *_widened(graph, (key, value), past), attributes={"is_causal": 0})
     if _kind(spec) == "integer":
-        return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0}, unused=2)
+        return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0, "scale": 1.0}, unused=2)
     joined = (graph.op("Concat", kept, own, attributes={"axis": 2}) for kept, own in zip(past, (key, value), strict=True))
     given = [query, *joined]
     if spec.target != "tensorrt" or spec.computed == "float16":
@@ -323,26 +346,36 @@ def _integer(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) ->
     return graph.op("Mul", *_integer_product(graph, x, weight, spec), to=to)
 
 
-def _integer_product(graph: Graph, x: str, weight: Matrix, spec: WeightSpec) -> tuple[str, str]:
-    """The product [..., N] without the scales of tokens, and these [..., 1]."""
+def _integer_product(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, factor: float = 1.0) -> tuple[str, str]:
+    """The product [..., N], times `factor`, without the scales of tokens, and these [..., 1]."""
     scales: list[np.ndarray] = []
     codes = (chunk.codes for chunk in _quantized(weight, spec, scales))
     matrix = graph.weight(weight.name, weight.shape, "int8", codes, transposed=True)
-    scale = graph.weight(f"{weight.name}.scale", (weight.shape[0],), "float32", [np.concatenate(scales)[:, 0]])
-    counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x))
+    scale = graph.weight(
+        f"{weight.name}.scale", (weight.shape[0],), "float32", [np.concatenate(scales)[:, 0] * np.float32(factor)]
+    )
+    counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x, weight.shape[1]))
     if spec.format.narrow:
         graph.metadata[NARROW_CODES] = str(spec.format.range[1])
     of_product = counted, matrix, graph.constant(1.0, "float32"), scale, graph.constant(128, "uint8")
     return graph.op("MatMulIntegerToFloat", *of_product, domain=CONTRIB), unit
 
 
-def _per_token(graph: Graph, x: str) -> tuple[str, str]:
-    """x [..., K] -> codes uint8 about 128 [..., K], and the scale of each token [..., 1]."""
+def _per_token(graph: Graph, x: str, inputs: int) -> tuple[str, str]:
+    """x [..., inputs] -> codes uint8 about 128 [..., inputs], and the scale of each token [..., 1]. A token is one block of
+    QuantizeLinear, which divides and rounds in one pass."""
     highest, lowest = graph.op("ReduceMax", x, graph.ints(-1)), graph.op("ReduceMin", x, graph.ints(-1))
     largest = graph.op("Max", highest, graph.op("Neg", lowest), graph.constant(1e-30, "float32"))  # [..., 1], above zero
-    steps = graph.op("Mul", x, graph.op("Div", graph.constant(127.0, "float32"), largest))
-    counted = graph.op("QuantizeLinear", steps, graph.constant(1.0, "float32"), graph.constant(128, "uint8"))
-    return counted, graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
+    unit = graph.op("Mul", largest, graph.constant(1 / 127, "float32"))
+    (middle,) = graph.once("middle", graph.rows or x, lambda: (_middle(graph, graph.rows or x),))
+    return graph.op("QuantizeLinear", x, unit, middle, attributes={"axis": -1, "block_size": inputs}), unit
+
+
+def _middle(graph: Graph, x: str) -> str:
+    """x [..., any] -> the code that stands for 0, of each token [..., 1]."""
+    rows = graph.op("Shape", x, attributes={"end": -1})
+    shape = graph.op("Concat", rows, graph.ints(1), attributes={"axis": 0})
+    return graph.op("Expand", graph.constant(128, "uint8"), shape)
 
 
 def _blocks(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str) -> str:

@@ -27,6 +27,7 @@ def build_embedder(graph: Graph, source: Tensors, spec: WeightSpec, d_model: int
 def build_backbone(graph: Graph, source: Tensors, spec: WeightSpec, config: TransformerConfig) -> None:
     heads, size = config.n_kv_heads, config.head_dim
     x = graph.input("embeddings", "float32", ("B", "W", config.d_model))
+    graph.rows = x
     positions = graph.input("positions", "int64", ("B", "W"))
     for layer in range(config.n_layers):
         for kind in ("key", "value"):
@@ -54,12 +55,15 @@ class _Block:
         keys and values still cover the window, while queries and the feed-forward part are computed for them alone."""
         graph, config = self.graph, self.config
         normed = self._normed("attn_norm", x)
-        key = self._kept("key", lambda to: self._rotate(self._heads("k_proj", normed, config.n_kv_heads), angles, to=to))
-        value = self._kept("value", lambda to: self._heads("v_proj", normed, config.n_kv_heads, to=to))
+        key = self._kept("key", lambda to: self._turned("k_proj", normed, config.n_kv_heads, angles, query=False, to=to))
+        value = self._kept(
+            "value",
+            lambda to: lowering.in_heads(graph, self._linear("v_proj", normed), config.n_kv_heads, config.head_dim, to=to),
+        )
         if query_index is not None:
             x, normed, *queried = (_take(graph, each, query_index) for each in (x, normed, *angles))
-            angles = queried[0], queried[1]
-        query = self._rotate(self._heads("q_proj", normed, config.n_heads), angles)
+            angles, graph.rows = (queried[0], queried[1]), x
+        query = self._turned("q_proj", normed, config.n_heads, angles, query=True)
         x = self._added(x, self._linear("attn_out", self._attend(query, key, value)))
         normed = self._normed("ff_norm", x)
         gate = self._linear("ff_proj", normed)
@@ -86,13 +90,10 @@ class _Block:
     def _kept(self, kind: str, make: Callable[[str], str]) -> str:
         return lowering.kept(self.graph, make, self.spec, to=f"{kind}_{self.layer}")
 
-    def _heads(self, name: str, x: str, count: int, to: str = "") -> str:
-        """A projection split into heads: [B, W, D] -> [B, count, W, Hd]."""
-        split = self.graph.op("Reshape", self._linear(name, x), self.graph.ints(0, 0, count, self.config.head_dim))
-        return self.graph.op("Transpose", split, attributes={"perm": [0, 2, 1, 3]}, to=to)
-
-    def _rotate(self, x: str, angles: tuple[str, str], to: str = "") -> str:
-        return lowering.rotated(self.graph, x, angles, self.config.head_dim, self.spec, to=to)
+    def _turned(self, name: str, x: str, count: int, angles: tuple[str, str], *, query: bool, to: str = "") -> str:
+        """A projection split into heads and turned: [B, W, D] -> [B, count, W, Hd]."""
+        weight = Weight(self.source, self._name(name))
+        return lowering.turned(self.graph, x, weight, self.spec, count, angles, query=query, to=to)
 
     def _linear(self, name: str, x: str) -> str:
         return lowering.linear(self.graph, x, Weight(self.source, self._name(name)), self.spec)

@@ -146,7 +146,6 @@ class Bundle:
     needs: tuple[str, ...]  # what a host must be able to do, of `NEEDS`
     knows: Mapping[str, Any]  # what the model was taught, and whatever its maker adds
     knowledge: Knowledge  # of `knows`, what this program reads
-    needs: tuple[str, ...] = ()  # what a host must be able to do beyond all others
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "auto") -> "Bundle":
@@ -272,7 +271,6 @@ def _parse(path: Path, content: Mapping[str, Any]) -> Bundle:
         needs=tuple(content["needs"]),
         knows=knows,
         knowledge=knowledge,
-        needs=tuple(content["needs"]),
     )
     _check_files(bundle, where)
     check_value("target", bundle.target, f"{where}: target")

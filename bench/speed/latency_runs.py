@@ -31,7 +31,7 @@ from mmada_lite.ort.session import open_session
 
 RATED = tuple(sorted({8, *ceiling.TOKENS}))  # 8: a block's last steps ask for few rows, where rates change fastest
 KINDS = ("matrix", "rounding", "attention", "elementwise")  # of operators
-_ROUNDING = ("ReduceMax", "ReduceMin", "Max", "Neg", "Div", "QuantizeLinear", "DynamicQuantizeLinear")
+_ROUNDING = ("ReduceMax", "ReduceMin", "Max", "Neg", "Expand", "QuantizeLinear", "DynamicQuantizeLinear")
 WARM_UP = 2  # steps of every case before the first round: a block's whole forward, and one over its cache
 
 

@@ -1,10 +1,12 @@
 """onnxruntime and OpenVINO over the same weights: forwards of several windows, with and without a past, and the text head.
 
     python -m mmada_lite.bench.speed.runtimes --shape s --work .cache/bench --rounds 7
+    python -m mmada_lite.bench.speed.runtimes --shape s --work .cache/bench --beside ../old/.cache/bench/s-int8
 
 One process, random weights. All take turns; a ratio is taken within a round, and the error is that of the hidden states, or of
 a head's log probabilities, against onnxruntime in fp32. "openvino's own" is our fp32 graph for CPUs as OpenVINO computes it in
-bf16.
+bf16. `--beside` names bundles of the same weights that another tree exported, such as `bench latency --shape` keeps in its work
+folder: they run on the device that they were made for.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from mmada_lite.bench import third_party
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.record import Row, Run, say, spread
 from mmada_lite.bench.timed import turns
+from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.ort.cores import usable_cores
@@ -48,8 +51,17 @@ def opened(options: argparse.Namespace, work: Path) -> dict[str, Denoiser]:
         say(f"opening {name}")
         bundle = cached_bundle(options.shape, precision, work, target=device)
         ready[name] = open_denoiser(bundle, device_for(bundle, device), options.threads)
+    for name, path in beside(options).items():
+        bundle = Bundle.open(path)
+        asked = "openvino" if bundle.target == "openvino" else "cpu"
+        ready[name] = open_denoiser(bundle, device_for(bundle, asked), options.threads)
     plain = cached_bundle(options.shape, "fp32", work)
     return ready | {THEIRS: third_party.openvino(plain.path, options.threads, int8=False)}
+
+
+def beside(options: argparse.Namespace) -> dict[str, Path]:
+    """Name -> a bundle of another tree."""
+    return {f"beside: {path.name}": path for path in options.beside}
 
 
 def forwards(denoisers: Mapping[str, Denoiser], size: Any, window: int, past: int) -> dict[str, Work]:
@@ -75,8 +87,8 @@ def heads(denoisers: Mapping[str, Denoiser], size: Any, queried: int) -> dict[st
     return {name: work(denoiser) for name, denoiser in denoisers.items()}
 
 
-def rows(task: str, works: Mapping[str, Work], rounds: int) -> Iterator[Row]:
-    """A row a side."""
+def rows(task: str, works: Mapping[str, Work], rounds: int, others: Sequence[str]) -> Iterator[Row]:
+    """A row a side, with how many times as fast as each of the others it is."""
     given = {name: work() for name, work in works.items()}  # and each is warm
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for name in turns(list(works), rounds):
@@ -86,33 +98,35 @@ def rows(task: str, works: Mapping[str, Work], rounds: int) -> Iterator[Row]:
     scale = float(np.sqrt(np.mean(np.square(given[EXACT]), dtype=np.float64)))
     for name, taken in seconds.items():
         off = float(np.sqrt(np.mean(np.square(given[name] - given[EXACT]), dtype=np.float64)))
-        times = {other: spread(a / b for a, b in zip(seconds[other], taken, strict=True)) for other in (EXACT, THEIRS)}
+        times = {other: spread(a / b for a, b in zip(seconds[other], taken, strict=True)) for other in others}
         yield {"task": task, "side": name, "seconds": spread(taken), "rms_error": off / scale, "times": times}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Milliseconds, error, and how many times as fast as onnxruntime in fp32 and as OpenVINO's own."""
+    """Milliseconds, error, and how many times as fast as onnxruntime in fp32, as OpenVINO's own, and as what stands beside."""
+    others = list(rows[0]["times"]) if rows else []
     cells = [
         [row["task"], row["side"], f"{1e3 * row['seconds']['median']:.1f}", f"{row['rms_error']:.4f}"]
-        + [f"{row['times'][other]['median']:.2f}" for other in (EXACT, THEIRS)]
+        + [f"{row['times'][other]['median']:.2f}" for other in others]
         for row in rows
     ]
-    return markdown(["task", "side", "ms", "rms error", f"x {EXACT}", f"x {THEIRS}"], cells)
+    return markdown(["task", "side", "ms", "rms error", *(f"x {other}" for other in others)], cells)
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     size, run = size_named(options.shape), Run("runtimes", arguments, options.output, force=options.force)
     shapes = [(window, past) for past in options.pasts for window in options.windows]
     run.plan(len(shapes) + len(options.heads))
+    others = [EXACT, THEIRS, *beside(options)]
     with tempfile.TemporaryDirectory() as scratch:
         denoisers, results = opened(options, options.work or Path(scratch)), list[Row]()
         for window, past in shapes:
             task = f"{window} tokens" + (f" behind {past}" if past else "")
             works = partial(forwards, denoisers, size, window, past)
-            results += run.do(task, lambda task=task, works=works: rows(task, works(), options.rounds))  # type: ignore[misc]
+            results += run.do(task, lambda task=task, works=works: rows(task, works(), options.rounds, others))  # type: ignore[misc]
         for queried in options.heads:
             task, works = f"text head, {queried} rows", partial(heads, denoisers, size, queried)
-            results += run.do(task, lambda task=task, works=works: rows(task, works(), options.rounds))  # type: ignore[misc]
+            results += run.do(task, lambda task=task, works=works: rows(task, works(), options.rounds, others))  # type: ignore[misc]
     content = run.finish(results, weights="random", shape=options.shape, threads=options.threads, rounds=options.rounds)
     return content, table(results), run.path
 
@@ -123,6 +137,7 @@ def build_parser() -> Parser:
     add("--shape", choices=SIZES, default="s", help="of the random model (default: %(default)s)")
     add("--work", type=Path, help="where random bundles are made once and kept (default: a temporary folder)")
     add("--precisions", nargs="+", default=["fp32", "bf16", "int8"], help="on OpenVINO (default: fp32 bf16 int8)")
+    add("--beside", nargs="+", type=Path, default=[], metavar="BUNDLE", help="of another tree, from the same weights")
     add("--windows", nargs="+", type=number, default=[8, 32, 128, 512, 1056], help="tokens (default: 8 to 1056)")
     add("--pasts", nargs="+", type=int, default=[0, 1122], help="tokens before them (default: 0 1122)")
     add("--heads", nargs="+", type=number, default=[8, 128], help="rows of the text head (default: 8 128)")

@@ -8,7 +8,6 @@ from mmada_lite.cli import options, terminal
 from mmada_lite.cli.extras import needs
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.ort import nvidia
 from mmada_lite.ort.attention_forms import FORMS, JOINED
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def _message(field: int, content: bytes) -> bytes:
 
 
 def _number(field: int, number: int) -> bytes:
-    return _varint(field << 3) + _varint(number)
+    return _varint(field << 3) + _varint(number % 2**64)  # below zero as its two's complement
 
 
 def _varint(number: int) -> bytes:

@@ -47,6 +47,7 @@ class _Layer:
         self._nodes, self._constants = list[bytes](), list[bytes]()
         self._rounded: dict[str, tuple[str, str]] = {}
         self._nothing: dict[str, str] = {}
+        self._middle = ""  # the code that stands for 0, of each token [M, 1]
 
     def graph(self, result: str) -> bytes:
         self._nodes.append(node("Identity", [result], "y"))
@@ -81,20 +82,23 @@ class _Layer:
 
     def _integers(self, x: str, inputs: int, outputs: int, unit: np.float32, largest: int) -> str:
         if x not in self._rounded:
-            self._rounded[x] = self._per_token(x)
+            self._rounded[x] = self._per_token(x, inputs)
         counted, scale = self._rounded[x]
         matrix = self._constant(self._random.integers(-largest, largest + 1, (inputs, outputs), np.int8))
         scales = self._constant(np.full(outputs, unit / 64, np.float32))
         given = counted, matrix, self._number(1.0), scales, self._constant(np.array(128, np.uint8))
         return self.op("Mul", self.op("MatMulIntegerToFloat", *given, domain=CONTRIB), scale)
 
-    def _per_token(self, x: str) -> tuple[str, str]:
-        """x [M, K] -> codes uint8 about 128 [M, K], and the scale of each token [M, 1]."""
+    def _per_token(self, x: str, inputs: int) -> tuple[str, str]:
+        """x [M, inputs] -> codes uint8 about 128 [M, inputs], and the scale of each token [M, 1]."""
         highest, lowest = self.op("ReduceMax", x, self._last()), self.op("ReduceMin", x, self._last())
         largest = self.op("Max", highest, self.op("Neg", lowest), self._number(1e-30))
-        steps = self.op("Mul", x, self.op("Div", self._number(127.0), largest))
-        counted = self.op("QuantizeLinear", steps, self._number(1.0), self._constant(np.array(128, np.uint8)))
-        return counted, self.op("Mul", largest, self._number(1 / 127))
+        unit = self.op("Mul", largest, self._number(1 / 127))
+        if not self._middle:
+            rows, one = self.op("Shape", "x", integers={"end": -1}), self._constant(np.array([1], np.int64))
+            shape = self.op("Concat", rows, one, integers={"axis": 0})
+            self._middle = self.op("Expand", self._constant(np.array(128, np.uint8)), shape)
+        return self.op("QuantizeLinear", x, unit, self._middle, integers={"axis": -1, "block_size": inputs}), unit
 
     def _nothing_of(self, x: str) -> str:
         """0 of each token [M, 1], as exported graphs add it so that what is not finite shows."""

@@ -299,13 +299,17 @@ def test_a_fault_in_openvino_is_its_reason_in_one_line(lowered: Bundle) -> None:
 def test_runtimes_race_over_windows_pasts_and_heads(tmp_path: Path) -> None:
     """Every side in every task, with its error: small in fp32, larger in less."""
     from mmada_lite.bench.speed import runtimes
+    from mmada_lite.export.synthetic import size_named, write_bundle
 
+    other = write_bundle(size_named("tiny"), tmp_path / "other", "int4", "cpu").path
     words = ["--shape", "tiny", "--work", str(tmp_path), "--windows", "8", "32", "--pasts", "0", "20", "--heads", "8"]
+    words += ["--beside", str(other)]
     assert runtimes.main([*words, "--rounds", "1", "--threads", "1", "-o", str(tmp_path / "r.json")]) == 0
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert len({row["task"] for row in rows}) == 5
-    sides = {*runtimes.sides(["fp32", "bf16", "int8"]), runtimes.THEIRS}
+    sides = {*runtimes.sides(["fp32", "bf16", "int8"]), runtimes.THEIRS, "beside: other"}
     assert {(row["task"], row["side"]) for row in rows} == {(row["task"], side) for row in rows for side in sides}
     errors = {row["side"]: row["rms_error"] for row in rows if row["task"] == "32 tokens behind 20"}
     assert errors[runtimes.EXACT] == 0
+    assert all(row["times"][row["side"]]["median"] == 1 for row in rows if row["side"] in row["times"])
     assert errors["fp32 on openvino"] < 1e-5 < errors["bf16 on openvino"] < 1e-2
