@@ -226,6 +226,7 @@ def test_the_loss_is_a_mean_over_tokens_and_over_all_copies(toy_sequences: Seque
         ("scene", "37", 1.0),
         ("count", "<think> x </think> 37", 1.25),
         ("count", "<think> x </think> 38", 0.25),
+        ("count", "<think> x </think> 3", 0.25),
         ("compare", "<think> x </think> 37", 1.25),
         ("compare", "37", 1.0),
         ("what", "37", 1.0),
