@@ -279,8 +279,8 @@ class Session:
                 for task, ways in one.ways.items():
                     with self._watch() as watch:
                         one.pace |= {each: run_once(way, 2)[0][-1] for each, way in ways.items()}
-                    if watch.highest is not None and before is not None:
-                        one.held[task] = watch.highest - before
+                    if watch.held is not None and before is not None:
+                        one.held[task] = watch.held - before
             except Exception as fault:  # no room, or it does not run here: the record says so
                 self.missing[name] = reason_of(fault)
                 continue

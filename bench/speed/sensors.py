@@ -123,13 +123,14 @@ def _rails(meter: Path) -> Iterable[_Rail]:
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at a card while something runs: `with Watch(sensor) as watch`. samples: seconds, watts; highest: bytes taken."""
+    """Looks at a card while something runs: `with Watch(sensor) as watch`. samples: seconds, watts; held: bytes that are taken
+    at its end, where runtimes keep what they took; meanwhile CUDA is left alone, since a capture may be under way."""
 
     sensor: Sensor | None
     bytes_now: Callable[[], int | None] = card_bytes
     every: float = EVERY
     samples: list[tuple[float, float]] = field(default_factory=list)
-    highest: int | None = None
+    held: int | None = None
     counted: float | None = None  # joules that the driver counted
     _end: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -148,6 +149,7 @@ class Watch:
         assert self._thread is not None, "it was entered"
         self._thread.join()
         self._sample()
+        self.held = self.bytes_now()
         ended, (started, began) = self.sensor.joules() if self.sensor else None, self._began
         self._passed = time.perf_counter() - started
         if began is not None and ended is not None:
@@ -167,11 +169,9 @@ class Watch:
             self._sample()
 
     def _sample(self) -> None:
-        watts, taken = self.sensor.watts() if self.sensor else None, self.bytes_now()
+        watts = self.sensor.watts() if self.sensor else None
         if watts is not None:
             self.samples.append((time.perf_counter(), watts))
-        if taken is not None:
-            self.highest = max(taken, self.highest or 0)
 
 
 def joules_of(samples: Sequence[tuple[float, float]]) -> float | None:
