@@ -4,10 +4,10 @@
 
 Random weights are written, converted to int4 and int8, opened, asked about a picture, told to draw one, each by the command
 that a user gives, as a process of its own; then two of its layers are rounded by GPTQ and by GPTAQ. A part is kept in
-FOLDER/walkthrough_8b.json when it is done: a run that was stopped goes on. `load` is the median of three: the first may find
-memory that the system has yet to provide. `answer` is asked in one step without a cache: the least memory, and no step of a
-longer answer takes more. Beside peaks of answers and drawings stands what `mmada-lite plan` counts. Where the seconds of an
-answer go, `mmada-lite bench latency --shape 8b` tells.
+FOLDER/walkthrough_8b.json when it is done: a run that was stopped goes on. `int4-half` keeps keys and values in 16 bits.
+`load` is the median of three: the first may find memory that the system has yet to provide. `answer` is asked in one step
+without a cache: the least memory, and no step of a longer answer takes more. Beside peaks of answers and drawings stands what
+`mmada-lite plan` counts. Where the seconds of an answer go, `mmada-lite bench latency --shape 8b` tells.
 """
 
 import argparse
@@ -48,8 +48,9 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     def checkpoint(name: str, layers: int) -> Row:
         return run("mmada_lite.export.synthetic", work / name, "--layers", layers, "--force")
 
-    def converted(source: str, bundle: str, form: str) -> Row:
-        command = ("quantize", work / source, "-o", work / bundle, "--format", form, "--method", "rtn", "--force", "--json")
+    def converted(source: str, bundle: str, form: str, *more: str) -> Row:
+        words = ("--format", form, "--method", "rtn", *more, "--force", "--json")
+        command = ("quantize", work / source, "-o", work / bundle, *words)
         row, files = run("mmada_lite", *command), [path for path in (work / bundle).rglob("*") if path.is_file()]
         return {**row, "bundle_gb": round(sum(path.stat().st_size for path in files) / 1e9, 3)}
 
@@ -84,6 +85,8 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         "answer": partial(answered, "int4", 1, "none"),
         "drawing": drawn,
         "int4-answer": partial(answered, "int4", options.steps, options.cache),
+        "int4-half": partial(converted, "checkpoint", "int4-half", "int4", "--cache-precision", "fp16"),
+        "int4-half-answer": partial(answered, "int4-half", options.steps, options.cache),
         "int8": partial(converted, "checkpoint", "int8", "int8"),
         "int8-answer": partial(answered, "int8", options.steps, options.cache),
         "layers": partial(checkpoint, "layers", ROUNDED),

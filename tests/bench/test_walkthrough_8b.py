@@ -65,11 +65,11 @@ def test_parts_are_done_once_and_a_run_that_was_stopped_goes_on(
     assert [line.split()[1] for line in planted] == ["checkpoint", "quantize", *["chat"] * 3]
     monkeypatch.setattr(walkthrough_8b, "run", run)
     assert main(words) == 0
-    after = ["ask", "paint", "ask", "quantize", "ask", "layers", "quantize", "gptq", "gptaq"]
+    after = ["ask", "paint", "ask", "quantize", "ask", "quantize", "ask", "layers", "quantize", "gptq", "gptaq"]
     assert [line.split()[1] for line in planted[5:]] == after
     answers = [line.split() for line in planted if " ask " in line]
     caches = [(line[line.index("-m") + 1], line[line.index("--cache") + 1]) for line in answers]
-    assert caches == [("int4", "none"), ("int4", "dual"), ("int8", "dual")]
+    assert caches == [("int4", "none"), ("int4", "dual"), ("int4-half", "dual"), ("int8", "dual")]
     saved = record.load(tmp_path / "8b.json")
     assert (saved["bench"], saved["shape"], saved["layers"], saved["complete"]) == ("walkthrough_8b", "8b", 32, True)
     assert saved["command"] == shlex.join(["python", "-m", "mmada_lite.bench.walkthrough_8b", *words])

@@ -89,8 +89,9 @@ def test_one_layer_is_in_float32_at_a_time(made: Made, name: str, tmp_path: Path
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
     order = [each["args"]["op_name"] for each in events if each.get("name", "").endswith("_kernel_time")]
-    joined = [kind for kind in order if kind in ("Concat", "Attention")]
-    assert joined == ["Concat", "Concat", "Attention"] * shape.n_layers
+    layers = " ".join(kind for kind in order if kind in ("Cast", "Concat", "Attention")).split("Attention")
+    assert [layer.count("Concat") for layer in layers] == [2] * shape.n_layers + [0]
+    assert [layer.count("Cast") for layer in layers] == [5] + [4] * (shape.n_layers - 1) + [0]  # the fifth: positions, once
 
 
 def decoded(model: Model, text: Sequence[TextSettings], image: Sequence[ImageSettings]) -> list[object]:

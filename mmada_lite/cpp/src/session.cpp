@@ -42,12 +42,40 @@ Runtime& runtime() {
   return *kept;
 }
 
+// Cores' time that a control group of either version may take; 0 for no bound.
+double share_of(const fs::path& group) {
+  std::string quota, period;
+  if (std::ifstream both(group / "cpu.max"); both >> quota >> period) {
+    // version 2: "max 100000", or microseconds a period
+  } else {
+    std::ifstream(group / "cpu.cfs_quota_us") >> quota;
+    std::ifstream(group / "cpu.cfs_period_us") >> period;
+  }
+  const double each = std::atof(period.c_str());
+  return each > 0 ? std::max(0.0, std::atof(quota.c_str())) / each : 0;
+}
+
+// The threads by default: cores that this process may run on, and no more than its container has the time of, rounded up.
 int usable_cores() {
+  int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 #ifdef __linux__
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+  std::ifstream own("/proc/self/cgroup");
+  for (std::string line; std::getline(own, line);) {
+    const auto first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+    const fs::path root = fs::path("/sys/fs/cgroup") / controllers;
+    for (fs::path path = line.substr(second + 1);; path = path.parent_path()) {
+      const double share = share_of(root / path.relative_path());
+      if (share > 0) cores = std::min(cores, std::max(1, static_cast<int>(std::ceil(share))));
+      if (path == path.parent_path()) break;
+    }
+  }
 #endif
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return cores;
 }
 
 // What an error says, short enough for a line, in letters that a terminal shows.
