@@ -177,6 +177,11 @@ class Graph:
             self._constants[key] = name
         return self._constants[key]
 
+    def own_constant(self, name: str, values: Any, dtype: str) -> str:
+        """A constant under a name of its own, though another may be equal."""
+        self._initializers[name] = numpy_helper.from_array(np.asarray(values, dtype), name)
+        return name
+
     def ints(self, *values: int) -> str:
         return self.constant(values, "int64")
 

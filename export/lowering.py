@@ -357,7 +357,9 @@ def _integer_product(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, fac
     counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x, weight.shape[1]))
     if spec.format.narrow:
         graph.metadata[NARROW_CODES] = str(spec.format.range[1])
-    of_product = counted, matrix, graph.constant(1.0, "float32"), scale, graph.constant(128, "uint8")
+    # onnxruntime 1.24 exchanges kernels on x86 without VNNI and aborts where a weight's zero point is left out, or shared.
+    middles = graph.constant(128, "uint8"), graph.own_constant(f"constant_{weight.name}.middle", 0, "int8")
+    of_product = counted, matrix, graph.constant(1.0, "float32"), scale, *middles
     return graph.op("MatMulIntegerToFloat", *of_product, domain=CONTRIB), unit
 
 

@@ -147,7 +147,8 @@ def _product(folder: Path, source: RandomTensors, form: str, threads: int) -> "o
             codes = np.round(values / np.abs(values).max() * 127).astype(np.int8)
             matrix = graph.weight("w", values.shape, "int8", [codes], transposed=True)
             scales = graph.constant(np.full(columns, 1e-4), "float32")
-            given = x, matrix, graph.constant(1.0, "float32"), scales, graph.constant(128, "uint8")
+            middles = graph.constant(128, "uint8"), graph.constant(0, "int8")
+            given = x, matrix, graph.constant(1.0, "float32"), scales, *middles
             graph.op("MatMulIntegerToFloat", *given, to="y", domain=CONTRIB)
         graph.output("y", "float32", ("M", columns))
         graph.save(folder / f"{name}.onnx")

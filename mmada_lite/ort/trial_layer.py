@@ -86,7 +86,8 @@ class _Layer:
         counted, scale = self._rounded[x]
         matrix = self._constant(self._random.integers(-largest, largest + 1, (inputs, outputs), np.int8))
         scales = self._constant(np.full(outputs, unit / 64, np.float32))
-        given = counted, matrix, self._number(1.0), scales, self._constant(np.array(128, np.uint8))
+        middles = self._constant(np.array(128, np.uint8)), self._constant(np.array(0, np.int8))
+        given = counted, matrix, self._number(1.0), scales, *middles
         return self.op("Mul", self.op("MatMulIntegerToFloat", *given, domain=CONTRIB), scale)
 
     def _per_token(self, x: str, inputs: int) -> tuple[str, str]:
