@@ -18,15 +18,16 @@ f, or 2 where a bundle keeps them so.
                  times 1.2* where a CPU rounds activations to integers; and 3.4* 4 Q V for each head, of which a CPU makes
                  `LOGITS` at a time for a model of `LARGE` or more
     caches       2 L W k c as they came out and once more as they are cut for later steps; of a guided pair twice as much
-                 (on a card an eighth, as they are cut piece by piece, and of a guided pair the other row's too); of a text,
-                 or of a picture whose partial steps use kept keys and values, whichever is more
+                 (on a card an eighth, as they are cut piece by piece, or all where it captures steps, and of a guided pair the
+                 other row's too); of a text, or of a picture whose partial steps use kept keys and values, whichever is more
     codec        weights times 1 (fp32), 3* (fp16 on a CPU), 2 (on a card); 6.5 MB* of session; and 11* * 4 c pixels for its
                  widest layers, where c = sqrt(parameters / 5000)* channels at full size (a bundle does not state them)
 
 A model of `LARGE` or more gives memory back behind every run on a CPU, and holds nothing of the image tokenizer while it
 computes: of an answer, which needs no codec, and of a drawing, behind which the decoder runs alone (half of the weights, a
 fifth* of its layers' term), the one that takes more is counted (measured at 8B: docs/checkpoint.md). On a card that has no room
-for all of it the transformer and the graphs of the image tokenizer take turns, and the one that takes most is counted.
+for all of it no step is captured, the transformer and the graphs of the image tokenizer take turns, and the one that takes most
+is counted.
 
 It also says what memory there is here, and reads an amount that a person wrote. It knows no session and opens no graph.
 """
@@ -187,7 +188,8 @@ def need(
     at_once: bool = False,
 ) -> Need:
     """What answering about a picture and drawing one, or one of the two, take at the highest, with these settings. target: what
-    graphs are lowered for, "" where it is the device; at_once: a card holds all of the model, however large."""
+    graphs are lowered for, "" where it is the device; at_once: a card holds all of the model, however large, and captures its
+    steps."""
     by_openvino = device.startswith("openvino")  # whose devices share the machine's memory
     on_card = device != "cpu" and not by_openvino
     target = target or {"rtx": "tensorrt"}.get(device, device.partition(":")[0])
@@ -213,7 +215,7 @@ def need(
             "activations": activations(
                 shape, text, prompt, half=in_graphs == 2, on_card=on_card, rounded=rounded, most_logits=few, tasks=tasks
             ),
-            "caches": caches(shape, text, image, prompt, half=kept == 2, on_card=on_card, tasks=tasks),
+            "caches": caches(shape, text, image, prompt, half=kept == 2, on_card=on_card, lean=not at_once, tasks=tasks),
             "codec": 0 if apart else _codec(shape, groups, on_card, large, tasks),
         }
 
@@ -305,6 +307,7 @@ def caches(
     *,
     half: bool,
     on_card: bool = False,
+    lean: bool = True,
     tasks: Sequence[Task] = TASKS,
 ) -> int:
     a = shape.architecture
@@ -312,15 +315,16 @@ def caches(
     seen = _grid(shape) + prompt
     cached = text.acceleration.cache != "none" and "answer" in tasks
     partial = image.acceleration.refresh > 1 and _grid(shape) and "drawing" in tasks
-    written = position * (seen + text.answer_length) * _copies(text.guidance, on_card) if cached else 0
-    drawn = position * seen * _copies(image.guidance, on_card) if partial else 0
+    written = position * (seen + text.answer_length) * _copies(text.guidance, on_card, lean) if cached else 0
+    drawn = position * seen * _copies(image.guidance, on_card, lean) if partial else 0
     return round(max(written, drawn))
 
 
-def _copies(guidance: float, on_card: bool) -> float:
-    """Of the keys and values of a row: as they came out (on a card one row's count to activations) and as they are cut."""
+def _copies(guidance: float, on_card: bool, lean: bool) -> float:
+    """Of the keys and values of a row: as they came out (on a card one row's count to activations) and as they are cut, which
+    is a whole copy where steps are captured."""
     guided = guidance > 0
-    return guided + _CUT_AT_ONCE if on_card else (4 if guided else 2)
+    return guided + (_CUT_AT_ONCE if lean else 1) if on_card else (4 if guided else 2)
 
 
 def expansion(name: str, group: WeightGroup, target: str) -> float:

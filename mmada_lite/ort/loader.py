@@ -220,25 +220,28 @@ def open_denoiser(
     """The transformer of a bundle; a large one on a CPU, and one that takes turns, when it is first asked. wrap: puts something
     around a graph's session, such as a clock. Raises Error, then, when a graph does not load or memory does not suffice."""
     if sides is not None:
-        return SideDenoiser(sides, partial(_open_denoiser, bundle, device, threads, wrap))
+        return SideDenoiser(sides, partial(_open_denoiser, bundle, device, threads, wrap, lean=True))
     if is_large(bundle, device):
         return LazyDenoiser(partial(_open_denoiser, bundle, device, threads, wrap))
     return _open_denoiser(bundle, device, threads, wrap)
 
 
-def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap) -> Denoiser:
-    opened = _open_graphs(bundle, device, threads)
-    return tied(bundle, device, {name: wrap(name, session) for name, session in opened.items()}, threads)
+def _open_denoiser(bundle: Bundle, device: Device, threads: int | None, wrap: Wrap, *, lean: bool = False) -> Denoiser:
+    opened = _open_graphs(bundle, device, threads, lean)
+    return tied(bundle, device, {name: wrap(name, session) for name, session in opened.items()}, threads, lean=lean)
 
 
-def tied(bundle: Bundle, device: Device, sessions: dict[str, Any], threads: int | None = None) -> Denoiser:
-    """The sessions of a bundle's transformer as a denoiser."""
+def tied(
+    bundle: Bundle, device: Device, sessions: dict[str, Any], threads: int | None = None, *, lean: bool = False
+) -> Denoiser:
+    """The sessions of a bundle's transformer as a denoiser. lean: they take turns with others, and nothing is captured, which
+    would hold keys and values twice."""
     shape, guard, large = bundle.architecture, _guard(bundle, device), is_large(bundle, device)
     sizes = (shape.n_layers, shape.n_kv_heads, shape.head_dim)
     if device.memory == "cpu":
         return OnnxDenoiser(sessions, *sizes, guard, *((LOGITS, run_without_arena()) if large else ()))
     warn_where_not_captured(bundle, device)
-    if captures(bundle, device):
+    if not lean and captures(bundle, device):
         from mmada_lite.ort.captured import CapturedDenoiser as OnDevice  # most machines do without, and load sooner
     else:
         from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
@@ -260,12 +263,12 @@ def warn_where_not_captured(bundle: Bundle, device: Device) -> None:
             'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
 
 
-def _open_graphs(bundle: Bundle, device: Device, threads: int | None) -> dict[str, Any]:
+def _open_graphs(bundle: Bundle, device: Device, threads: int | None, lean: bool) -> dict[str, Any]:
     """The transformer's graphs, by name."""
     names = [name for name in ("embedder", "backbone", "text_head", "image_head") if name in bundle.graphs]
     placed = {name: _CPU if name == "embedder" else device for name in names}
     if not is_large(bundle, device):
-        return {name: open_graph(bundle, name, where, threads) for name, where in placed.items()}
+        return {name: open_graph(bundle, name, where, threads, lean=lean) for name, where in placed.items()}
     with ThreadPoolExecutor(len(names)) as pool:  # to pack a graph's weights is one thread's work, and others may run meanwhile
         sessions = pool.map(lambda name: open_graph(bundle, name, placed[name], threads), names)
         return dict(zip(names, sessions, strict=True))
@@ -288,8 +291,8 @@ def open_codec(bundle: Bundle, device: Device, threads: int | None = None, sides
 
 
 def takes_turns(bundle: Bundle, device: Device, text: TextSettings, image: ImageSettings) -> bool:
-    """Whether a card has no room for the transformer and the image tokenizer at once, by the plan of these settings. Both stay
-    where there is: at 8B it takes seconds to open the transformer again."""
+    """Whether a card has no room for the transformer, its steps captured, and the image tokenizer at once, by the plan of these
+    settings. Both stay where there is: at 8B it takes seconds to open the transformer again."""
     if device.memory == "cpu" or bundle.image is None or _stored(bundle) < LARGE:
         return False
     from mmada_lite import memory_plan
@@ -316,8 +319,9 @@ def open_graph(
     device: Device,
     threads: int | None = None,
     profile: Path | None = None,
+    lean: bool = False,
 ) -> "onnxruntime.InferenceSession":
-    """One graph of a bundle on a device, by its engine where one fits. profile: as `open_session`'s."""
+    """One graph of a bundle on a device, by its engine where one fits. profile: as `open_session`'s; lean: as `tied`'s."""
     path, threads = bundle.graph_path(graph), threads_of(graph, threads)
     session: onnxruntime.InferenceSession
     if device.by_openvino:
@@ -331,7 +335,7 @@ def open_graph(
 
         session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
         return session
-    if graph not in _CODEC and captures(bundle, device):
+    if graph not in _CODEC and not lean and captures(bundle, device):
         session = _guard(bundle, device)(lambda: _capturing(path, device, threads, profile), graph)
     else:
         session = _guard(bundle, device)(

@@ -305,6 +305,9 @@ def test_what_cuda_is_told(halves: Path, tiny_bundle: Path, monkeypatch: pytest.
             assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
             rows = options.get_session_config_entry("ep.cuda.fpa_intb_profile_m")
             assert rows == ("32" if graph == "text_head" else "32,1024")
+            with pytest.raises(Error, match="far enough"):
+                loader.open_graph(bundle, graph, CUDA, lean=True)  # a card without room for keys and values twice
+            assert opened[f"{graph}.onnx"][1] == {}
     assert not loader.captures(Bundle.open(halves), CPU)
 
 

@@ -36,8 +36,8 @@ class Watched:
         self.sessions: list[tuple[str, weakref.ref[Any]]] = []
         original = loader.open_graph
 
-        def open_graph(bundle: Bundle, graph: str, *given: Any) -> Any:
-            session = original(bundle, graph, *given)
+        def open_graph(bundle: Bundle, graph: str, *given: Any, **named: Any) -> Any:
+            session = original(bundle, graph, *given, **named)
             self.sessions.append((graph, weakref.ref(session)))
             assert len(self.sides) == 1, f"{self.sides} are open at once"
             return session
