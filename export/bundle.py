@@ -22,8 +22,9 @@ from mmada_lite.errors import Error
 from mmada_lite.export import codec, fused, heads, lowering, transformer
 from mmada_lite.export.checkpoint import SIDECAR, Tensors, TensorSource, TransformerConfig, VQConfig, read_json
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Target, Weight, WeightSpec, check_linear, linear_bytes, table_bytes
+from mmada_lite.export.lowering import Target, WeightSpec, check_linear, linear_bytes, table_bytes
 from mmada_lite.export.precision import Precision, specs_for, weight_group, with_caches
+from mmada_lite.export.weights import Weight
 from mmada_lite.files import require_readable
 from mmada_lite.knowledge import Knowledge
 from mmada_lite.ort.attention_forms import JOINED

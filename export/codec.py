@@ -10,7 +10,8 @@ import numpy as np
 from mmada_lite.export import lowering
 from mmada_lite.export.checkpoint import Tensors, Tower, VQConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Weight, WeightSpec
+from mmada_lite.export.lowering import WeightSpec
+from mmada_lite.export.weights import Weight
 
 
 def build_image_encoder(graph: Graph, source: Tensors, spec: WeightSpec, config: VQConfig) -> None:

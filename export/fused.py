@@ -13,8 +13,9 @@ from mmada_lite.errors import Error
 from mmada_lite.export import lowering
 from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.graph import CONTRIB, Graph
-from mmada_lite.export.lowering import Matrix, Stacked, Weight, WeightSpec
+from mmada_lite.export.lowering import WeightSpec
 from mmada_lite.export.transformer import ROOT, angles_of
+from mmada_lite.export.weights import Matrix, Stacked, Weight
 from mmada_lite.ort.attention_forms import ATTENTION, JOINED, MHA, PLAIN
 
 # What one product gives, and the matrices of a checkpoint whose outputs stand in it one after another.

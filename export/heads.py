@@ -15,7 +15,8 @@ import numpy as np
 
 from mmada_lite.export import lowering
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Weight, WeightSpec
+from mmada_lite.export.lowering import WeightSpec
+from mmada_lite.export.weights import Weight
 
 _COLDEST = 1e-4  # the lowest temperature above 0 that settings have
 _BELOW_ONE = 1 - 2.0**-23  # times any float32 total this stays below the total

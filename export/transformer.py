@@ -13,7 +13,8 @@ import numpy as np
 from mmada_lite.export import lowering
 from mmada_lite.export.checkpoint import Tensors, TransformerConfig
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Weight, WeightSpec
+from mmada_lite.export.lowering import WeightSpec
+from mmada_lite.export.weights import Weight
 
 ROOT = "model.transformer"
 

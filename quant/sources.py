@@ -30,7 +30,8 @@ from mmada_lite.export.formats import (
 )
 from mmada_lite.export.fused import STACKS
 from mmada_lite.export.graph import Graph
-from mmada_lite.export.lowering import Weight, WeightSpec
+from mmada_lite.export.lowering import WeightSpec
+from mmada_lite.export.weights import Weight
 from mmada_lite.files import size_in_words
 from mmada_lite.memory_plan import memory_available
 from mmada_lite.model import load

@@ -25,8 +25,9 @@ from mmada_lite.bench.record import Row, Run, spread
 from mmada_lite.bundle import Architecture
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import CONTRIB, Graph, WeightFile
-from mmada_lite.export.lowering import Weight, WeightSpec, linear
+from mmada_lite.export.lowering import WeightSpec, linear
 from mmada_lite.export.synthetic import SIZES, RandomTensors, size_named
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session

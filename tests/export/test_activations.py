@@ -15,8 +15,9 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.export import lowering
 from mmada_lite.export.formats import FORMATS, dequantize, quantize
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import TARGETS, Weight, WeightSpec
+from mmada_lite.export.lowering import TARGETS, WeightSpec
 from mmada_lite.export.synthetic import SIZES, RandomTensors, write_bundle
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort import openvino
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import exact_int8, open_session

@@ -22,9 +22,10 @@ from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.engines import build_engines
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Weight, WeightSpec, linear, linear_bytes
+from mmada_lite.export.lowering import WeightSpec, linear, linear_bytes
 from mmada_lite.export.synthetic import SIZES, RandomTensors, write_bundle
 from mmada_lite.export.transformer import build_backbone
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort import engines
 from mmada_lite.ort.engines import NAMES, EngineKey, Profile, profiles_for
 

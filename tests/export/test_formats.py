@@ -26,7 +26,8 @@ from mmada_lite.export.formats import (
     unpack_blocks,
 )
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import TARGETS, Weight, WeightSpec
+from mmada_lite.export.lowering import TARGETS, WeightSpec
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session
 

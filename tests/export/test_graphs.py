@@ -14,7 +14,7 @@ from mmada_lite.decoding.denoiser import Window
 from mmada_lite.decoding.kv_cache import KeyValues
 from mmada_lite.export.bundle import export_checkpoint, export_codec
 from mmada_lite.export.graph import WeightFile
-from mmada_lite.export.lowering import Weight
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session

@@ -19,8 +19,9 @@ from mmada_lite.cli.main import main
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.formats import format_named
 from mmada_lite.export.graph import Graph, WeightFile
-from mmada_lite.export.lowering import Weight, WeightSpec, linear
+from mmada_lite.export.lowering import WeightSpec, linear
 from mmada_lite.export.synthetic import RandomTensors
+from mmada_lite.export.weights import Weight
 from mmada_lite.ort import measured
 from mmada_lite.ort.measured import FORMS, ROWS, Speeds
 from mmada_lite.ort.trial_layer import product_graph
