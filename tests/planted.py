@@ -359,7 +359,7 @@ MORE = (
         "optimizer.py",
         "lerp_(parameter, 1 - decay)",
         "lerp_(parameter, decay)",
-        "tests/train/test_training.py::test_optimizers_lower_a_quadratic_and_the_average_follows",
+        LAW + "the_average_follows_slowly_and_at_first_at_once",
     ),
     Fault(
         "time that does not end a training",

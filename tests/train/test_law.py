@@ -15,6 +15,7 @@ from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.masking import BLOCK, answer_rows, picture_rows
 from mmada_lite.train.data.sequences import Sequences
 from mmada_lite.train.intervals import interval, paired
+from mmada_lite.train.optimizer import Average
 from mmada_lite.train.policy import TRACED, UNIGRPO, policy_loss, spaced_ratios
 from mmada_lite.train.rewards import REWARDS, Truth
 from mmada_lite.train.rollouts import Written
@@ -325,6 +326,16 @@ def test_the_interval_of_a_change_has_its_bounds_where_newcombe_has_them() -> No
     for bound, (mine, theirs), sign in ((low, below, -1), (high, above, 1)):
         assert bound == pytest.approx(0.2 + sign * (mine**2 - 2 * phi * mine * theirs + theirs**2) ** 0.5, abs=1e-9)
     assert paired("1" * 10, "1" * 10)[0] == 0.0
+
+
+def test_the_average_follows_slowly_and_at_first_at_once() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    for step, follows in ((0, 0.9), (1000, 0.1)):  # warmed up: decay is at most (step + 1) / (step + 10)
+        torch.nn.init.zeros_(model.weight)
+        average = Average(model, 0.9)
+        torch.nn.init.ones_(model.weight)
+        average.update(model, step)
+        assert float(average.values["weight"]) == pytest.approx(follows)
 
 
 def test_unigrpo_needs_the_length_of_a_response() -> None:
