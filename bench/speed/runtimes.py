@@ -52,8 +52,8 @@ def opened(options: argparse.Namespace, work: Path) -> dict[str, Denoiser]:
         ready[name] = open_denoiser(bundle, device_for(bundle, device), options.threads)
     for name, path in beside(options).items():
         bundle = Bundle.open(path)
-        device = device_for(bundle, "openvino" if bundle.target == "openvino" else "cpu")
-        ready[name] = open_denoiser(bundle, device, options.threads)
+        made_for = device_for(bundle, "openvino" if bundle.target == "openvino" else "cpu")
+        ready[name] = open_denoiser(bundle, made_for, options.threads)
     plain = cached_bundle(options.shape, "fp32", work)
     return ready | {THEIRS: third_party.openvino(plain.path, options.threads, int8=False)}
 
