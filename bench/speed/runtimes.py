@@ -28,9 +28,8 @@ from mmada_lite.bench.timed import turns
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
-from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.loader import device_for, open_denoiser
-from mmada_lite.ort.session import exact_int8
+from mmada_lite.ort.session import exact_int8, usable_cores
 
 EXACT, THEIRS = "fp32 on cpu", "openvino's own"
 Work = Callable[[], np.ndarray]  # what is timed, and the numbers that it gives
@@ -53,8 +52,8 @@ def opened(options: argparse.Namespace, work: Path) -> dict[str, Denoiser]:
         ready[name] = open_denoiser(bundle, device_for(bundle, device), options.threads)
     for name, path in beside(options).items():
         bundle = Bundle.open(path)
-        asked = "openvino" if bundle.target == "openvino" else "cpu"
-        ready[name] = open_denoiser(bundle, device_for(bundle, asked), options.threads)
+        made_for = device_for(bundle, "openvino" if bundle.target == "openvino" else "cpu")
+        ready[name] = open_denoiser(bundle, made_for, options.threads)
     plain = cached_bundle(options.shape, "fp32", work)
     return ready | {THEIRS: third_party.openvino(plain.path, options.threads, int8=False)}
 
