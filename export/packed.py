@@ -1,5 +1,5 @@
 """Codes as CUDA's fused kernels read them: the layout that onnxruntime otherwise makes of MatMulNBits' weights when it opens a
-graph (its docs/contrib_ops/cuda/matmul_nbits.md, 2.1 and 6.1; `weight_prepacked` 1, for compute capability 7.5 and above).
+graph (its page contrib_ops/cuda/matmul_nbits, 2.1 and 6.1; `weight_prepacked` 1, for compute capability 7.5 and above).
 
 Nothing is rounded: the bytes are those of the codes in another order. It knows no graph.
 """

@@ -29,14 +29,6 @@ times, left_out = attention_forms.measure()
 print(nvidia.cards(), nvidia.version(), onnxruntime_package().__version__, attention_forms.keep(times))
 print(json.dumps({"milliseconds": times, "left_out": left_out, "order": attention_forms.order(times)}))'
 
-# Random bundles are written meanwhile, by processors alone.
-for precision in int4 fp16; do
-    timeout 300 $python -c "
-from pathlib import Path
-from mmada_lite.export.synthetic import cached_bundle
-cached_bundle('$shape', '$precision', Path('$work'), target='cuda')" >"$out/bundle-$precision.txt" 2>&1 &
-done
-
 # 2. Whether captured steps write what a CPU writes: the row "agreement".
 for precision in fp16 int8 int4; do
     step 60 "agreement-$precision" $bench --shape tiny --precision $precision --tasks understanding --caches dual --quick \
@@ -56,14 +48,6 @@ for precision in ('int4', 'int8'):
     print(precision, 'packed gives the same ids:', ids[True, 'cuda'] == ids[False, 'cuda'])
     print(precision, 'the ids of a CPU:', ids[False, 'cuda'] == ids[False, 'cpu'])"
 
-wait
-# 3. An answer and a picture at SHAPE, int4 and fp16: seconds, a step, launches, memory.
-for precision in int4 fp16; do
-    step 90 "latency-$precision" $bench --shape "$shape" --precision $precision --tasks understanding drawing --caches dual \
-        --steps 64 --image-steps 15 --rounds 2 --profile -o "$out/latency-$precision.json"
-done
-
-# 4. The same beside torch in bfloat16, in turns.
-step 300 peers $python -m mmada_lite bench peers --shape "$shape" --device cuda --work "$work" --rounds 2 \
-    --only understanding drawing --contestants "torch bf16" ours --force -o "$out/peers.json"
+# 3. An answer and a picture at SHAPE in int4 and fp16 beside torch in bfloat16, in turns: time, launches, memory, energy.
+step 400 latency $python -m mmada_lite bench latency --device cuda --shape "$shape" --work "$work" --force -o "$out/latency.json"
 echo "records: $(ls "$out"/*.json)"

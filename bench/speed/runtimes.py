@@ -28,8 +28,9 @@ from mmada_lite.bench.timed import turns
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Window
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
+from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.loader import device_for, open_denoiser
-from mmada_lite.ort.session import exact_int8, usable_cores
+from mmada_lite.ort.session import exact_int8
 
 EXACT, THEIRS = "fp32 on cpu", "openvino's own"
 Work = Callable[[], np.ndarray]  # what is timed, and the numbers that it gives
