@@ -30,7 +30,7 @@ from mmada_lite.export.graph import CONTRIB, Graph
 from mmada_lite.export.packed import can_be_packed, pack_fused
 from mmada_lite.export.weights import Matrix, Weight
 from mmada_lite.ort.attention_forms import JOINED
-from mmada_lite.ort.session import IN_BF16, NARROW_CODES, PACKED
+from mmada_lite.ort.session import IN_BF16, MIDDLE, NARROW_CODES, PACKED
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -289,8 +289,8 @@ def _integer_product(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, fac
     counted, unit = graph.once(_PER_TOKEN, x, lambda: _per_token(graph, x, weight.shape[1]))
     if spec.format.narrow:
         graph.metadata[NARROW_CODES] = str(spec.format.range[1])
-    # onnxruntime 1.24 exchanges kernels on x86 without VNNI and aborts where a weight's zero point is left out, or shared.
-    middles = graph.constant(128, "uint8"), graph.own_constant(f"constant_{weight.name}.middle", 0, "int8")
+    # Each has a constant of its own, for onnxruntime before 1.30 on x86 without VNNI (`session._options`).
+    middles = graph.constant(128, "uint8"), graph.own_constant(f"constant_{weight.name}{MIDDLE}", 0, "int8")
     of_product = counted, matrix, graph.constant(1.0, "float32"), scale, *middles
     return graph.op("MatMulIntegerToFloat", *of_product, domain=CONTRIB), unit
 

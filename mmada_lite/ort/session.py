@@ -35,11 +35,13 @@ _CUDA_SESSION = {"ep.cuda.fpa_intb_gemm": "1", "session.use_device_allocator_for
 _TRIED_ROWS = "ep.cuda.fpa_intb_profile_m"  # rows for which that kernel's fastest form is looked for when a graph is opened
 CAPTURING = {"enable_cuda_graph": "1"}  # a setting of CUDA's provider
 CAPTURES_SINCE = (1, 31)  # of onnxruntime: copies within a captured step outlive it (its pull requests 32120 and 32121)
+_OPENS_EARLIER = (1, 30)  # of onnxruntime: int8 graphs of before `MIDDLE`, on x86 without VNNI
 _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are raised, and said by us
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|OUT_OF_MEMORY|cudaErrorMemoryAllocation|bad.?alloc", re.IGNORECASE
 )
 IN_BF16 = "weights_in_bf16"  # a graph's metadata, where it has such weights
+MIDDLE = ".middle"  # ends the names of constants that every product of integers has in graphs as they are written now
 NARROW_CODES = "codes_within"  # a graph's metadata: the largest code of its integer weights, where sums of pairs fit 16 bits
 PACKED = "weight_prepacked"  # an attribute of products whose weights are laid out for CUDA's kernels alone
 _TELEMETRY = "ORT_DISABLE_TELEMETRY"  # onnxruntime reads it while it loads, and never again
@@ -179,8 +181,13 @@ def _switch_telemetry_off() -> None:
 
 def captures_here() -> bool:
     """Whether the onnxruntime here captures a step of CUDA so that it can be replayed after others."""
-    version = re.match(r"(\d+)\.(\d+)", str(onnxruntime_package().__version__))
-    return version is not None and tuple(map(int, version.groups())) >= CAPTURES_SINCE
+    return _version() >= CAPTURES_SINCE
+
+
+def _version() -> tuple[int, ...]:
+    """Of onnxruntime: major and minor, or nothing where it is written in another way."""
+    found = re.match(r"(\d+)\.(\d+)", str(onnxruntime_package().__version__))
+    return () if found is None else tuple(map(int, found.groups()))
 
 
 def run_without_arena() -> "onnxruntime.RunOptions":
@@ -247,6 +254,11 @@ def _options(graph: Path | bytes, device: str, threads: int | None, tuning: Tuni
     if platform.machine() == "aarch64" and bf16_products() and holds(graph, IN_BF16):
         options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")  # products in bf16, as was asked for
     if _can_overflow(graph) and not exact_int8():
+        if isinstance(graph, Path) and not holds(graph, MIDDLE) and _version() < _OPENS_EARLIER:
+            raise Error(
+                f"{graph} was exported by an earlier version, and onnxruntime {onnxruntime_package().__version__} ends the "
+                'program when it opens that on this processor; export the model again, or pip install -U "onnxruntime>=1.30"'
+            )
         options.add_session_config_entry("session.x64quantprecision", "1")  # slower kernels whose sums do not overflow
     return options
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from mmada_lite.bundle import Bundle
+from mmada_lite.errors import Error
 from mmada_lite.export import transformer
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.precision import specs_for
+from mmada_lite.ort import session
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.loader import open_denoiser
 from mmada_lite.ort.session import open_session
@@ -35,6 +37,25 @@ def test_the_embedder_has_one_thread_and_the_others_what_is_asked(tiny_bundle: P
     assert opened == {"embedder": 1, "backbone": 3, "text_head": 3, "image_head": 3}
 
 
+def test_an_int8_graph_of_an_earlier_export_is_refused_where_it_would_end_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On x86 without VNNI, before onnxruntime 1.30. The graph is a stand-in: a word of it is changed, and nothing opens it."""
+    cpu, graph = choose_device("cpu"), tmp_path / "backbone.onnx"
+    monkeypatch.setattr(session, "exact_int8", lambda: False)
+    for word, version, refused in (
+        ("weight", "1.29.1", True),
+        ("weight", "1.30.0", False),
+        ("weight.middle", "1.24.4", False),
+        (f"weight {session.NARROW_CODES}", "1.24.4", False),
+    ):
+        graph.write_text(f"MatMulIntegerToFloat {word}")
+        monkeypatch.setattr(session.onnxruntime_package(), "__version__", version)
+        with pytest.raises(Error, match="export the model again, or pip" if refused else "cannot load") as said:
+            open_session(graph, cpu, 1)
+        assert "\n" not in str(said.value)
+
+
 class _Table:
     """A large table whose rows all differ."""
 
@@ -50,6 +71,7 @@ LOOK_UP = """
 import re, sys
 import numpy as np
 from pathlib import Path
+from mmada_lite.ort import session
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <map>
 #include <numeric>
 #include <thread>
+#include <utility>
 
 #ifdef __linux__
 #include <sched.h>
@@ -114,6 +116,13 @@ Ort::Session open_session(const fs::path& path, const Options& options) {
     const std::string graph = read_file(path);
     const bool narrow = graph.find("codes_within") != std::string::npos;
     if (!narrow && graph.find("MatMulInteger") != std::string::npos) {
+      int major = 0, minor = 0;
+      const char* version = OrtGetApiBase()->GetVersionString();
+      if (graph.find(".middle") == std::string::npos && std::sscanf(version, "%d.%d", &major, &minor) == 2 &&
+          std::pair(major, minor) < std::pair(1, 30)) {
+        fail(path, " was exported by an earlier version, and onnxruntime ", version,
+             " ends the program when it opens that on this processor; export the model again, or link onnxruntime 1.30");
+      }
       settings.AddConfigEntry("session.x64quantprecision", "1");
     }
   }
