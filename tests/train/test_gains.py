@@ -115,6 +115,12 @@ def test_time_ends_a_training_between_batches(
     ("words", "line"),
     [
         (["--seconds", "0"], "--seconds 0 cannot be"),
+        (["--seconds", "nan"], "--seconds nan cannot be"),
+        (["--seconds", "inf"], "--seconds inf cannot be"),
+        (["--seconds", "9", "--batches", "1"], "--batches: not allowed with argument --seconds"),
+        (["--ablate", "--ways", "trace"], "--ways: not allowed with argument --ablate"),
+        (["--guidance", "-1"], "guidance is -1.0; use a number of at least 0"),
+        (["--threads", "two"], "--threads: 'two' is not a whole number"),
         (["--batches", "0"], "--batches 0 cannot be"),
         (["--seeds", "1", "1"], "give different whole numbers"),
         (["--task", "count"], "invalid choice: 'count'"),
@@ -126,3 +132,12 @@ def test_faults_are_one_line(start: Path, capsys: pytest.CaptureFixture[str], wo
     assert run(start, *words) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert line in said[-1]
+    assert not (start.parent / "gains").exists()
+
+
+def test_a_start_that_is_none_does_not_keep_the_folder_from_the_right_one(
+    start: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(start, "--from", str(start.parent / "strat"), "--batches", "1") == 2
+    assert "strat" in capsys.readouterr().err
+    assert run(start, "--ways", "supervised", "--batches", "1") == 0
