@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mmada_lite.train.workspace import Workspace
 
 SUMS, DRAWINGS = ("difference2", "difference3", "sum2", "sum3"), ("paint", "thought_to_image")
+SUMS_WITHOUT_REWARDS = tuple(task for task in SUMS if task != "difference3")  # `recipe.REWARDS` needs torch
 SUPERVISED = "supervised"
 Changes = Mapping[str, Any]  # of `recipe.policy_settings`
 BASE: Changes = {"few_steps": True, "rate": 2.0, "copies": 4, "prompts": 32, "skip_ties": True}
@@ -243,11 +244,17 @@ def table(start: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
 
 
 def build_parser() -> Parser:
+    supervised = ", ".join(SUMS_WITHOUT_REWARDS)
     parser = Parser(prog="mmada-lite train gains", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training (%(default)s)")
     add("--from", dest="start", type=Path, required=True, help="the checkpoint that every run begins with")
-    add("--task", choices=(*SUMS, *DRAWINGS), default="difference3", help="what is trained and asked (%(default)s)")
+    add(
+        "--task",
+        choices=(*SUMS, *DRAWINGS),
+        default="difference3",
+        help=f"what is trained and asked; {supervised} with --ways {SUPERVISED} alone (%(default)s)",
+    )
     ways = tuple({**ARMS, **ABLATIONS})
     several, ends = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     several.add_argument("--ways", nargs="+", choices=ways, metavar="WAY", help=f"some of {', '.join(ways)}")
@@ -283,9 +290,9 @@ def _run_all(given: Sequence[str]) -> int:
         raise Error(f"--seconds {arguments.seconds:g} cannot be; give a number above 0")
     if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
         raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
-    policy_settings(
-        (arguments.task,), 0, MOST_STEPS, False, guidance=arguments.guidance
-    )  # what is wrong is said before the long work
+    ways = arguments.ways or (ABLATIONS if arguments.ablate else ARMS)
+    if any(way != SUPERVISED for way in ways):  # what is wrong is said before the long work
+        policy_settings((arguments.task,), 0, MOST_STEPS, False, guidance=arguments.guidance)
     torch.set_num_threads(arguments.threads)
     workspace = Workspace(arguments.folder)
     if arguments.task in DRAWINGS:
@@ -304,7 +311,7 @@ def _run_all(given: Sequence[str]) -> int:
             workspace,
         )
         for seed in arguments.seeds
-        for way in arguments.ways or (ABLATIONS if arguments.ablate else ARMS)
+        for way in ways
     ]
     print(table(start, records))
     if arguments.output:

@@ -86,6 +86,11 @@ def test_a_cut_run_goes_on_where_it_was(start: Path, monkeypatch: pytest.MonkeyP
     assert [record["step"] for record in records(cut.state_folder)] == [0, 1, 2, 3]
 
 
+def test_a_sum_without_rewards_is_trained_under_supervision_alone(start: Path) -> None:
+    assert run(start, "--task", "sum2", "--ways", "supervised", "--batches", "1") == 0
+    assert [task for task in gains.SUMS if task not in recipe.REWARDS] == list(gains.SUMS_WITHOUT_REWARDS)
+
+
 def test_each_ablation_changes_one_thing_of_the_settings() -> None:
     base = recipe.policy_settings(("difference3",), 0, 2, **gains.BASE)
     for way, changes in gains.ABLATIONS.items():
@@ -123,6 +128,7 @@ def test_time_ends_a_training_between_batches(
         (["--threads", "two"], "--threads: 'two' is not a whole number"),
         (["--batches", "0"], "--batches 0 cannot be"),
         (["--seeds", "1", "1"], "give different whole numbers"),
+        (["--task", "sum2"], "the task 'sum2' has no rewards"),
         (["--task", "count"], "invalid choice: 'count'"),
         (["--ways", "trase"], "invalid choice: 'trase'"),
         (["--task", "paint", "--batches", "1"], "judge"),
