@@ -89,7 +89,9 @@ def test_one_layer_is_in_float32_at_a_time(made: Made, name: str, tmp_path: Path
     feeds |= {f"past_{kind}_{layer}": past for kind in ("key", "value") for layer in range(shape.n_layers)}
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
-    order = [each["args"]["op_name"] for each in events if each.get("name", "").endswith("_kernel_time")]
+    ran = [each["args"] for each in events if each.get("name", "").endswith("_kernel_time")]
+    shapes = "int64"  # which the rounding of int8 joins too
+    order = [each["op_name"] for each in ran if each["op_name"] != "Concat" or shapes not in each["output_type_shape"][0]]
     layers = " ".join(kind for kind in order if kind in ("Cast", "Concat", "Attention")).split("Attention")
     assert [layer.count("Concat") for layer in layers] == [2] * shape.n_layers + [0]
     assert [layer.count("Cast") for layer in layers] == [5] + [4] * (shape.n_layers - 1) + [0]  # the fifth: positions, once
