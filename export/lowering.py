@@ -180,10 +180,12 @@ def attention(graph: Graph, query: str, key: str, value: str, past: tuple[str, s
     For CPUs alone the operator joins past and window itself, on all cores: 8% of a forward of 32 tokens over a past of 1,122
     at size S. Elsewhere they are joined before it; TensorRT has kernels for half precision alone.
     """
+    integers = _kind(spec) == "integer"
+    how: dict[str, float] = {"is_causal": 0, "scale": 1.0} if integers else {"is_causal": 0}
     if spec.kept != spec.computed:
-        return graph.op("Attention", query, *_widened(graph, (key, value), past), attributes={"is_causal": 0})
-    if _kind(spec) == "integer":
-        return graph.op("Attention", query, key, value, "", *past, attributes={"is_causal": 0, "scale": 1.0}, unused=2)
+        return graph.op("Attention", query, *_widened(graph, (key, value), past), attributes=how)
+    if integers:
+        return graph.op("Attention", query, key, value, "", *past, attributes=how, unused=2)
     joined = (graph.op("Concat", kept, own, attributes={"axis": 2}) for kept, own in zip(past, (key, value), strict=True))
     given = [query, *joined]
     if spec.target != "tensorrt" or spec.computed == "float16":

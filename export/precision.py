@@ -57,6 +57,8 @@ def specs_for(
     if packed and target != "cuda":
         raise Error(f"codes are packed for CUDA's kernels alone, and not for {target}; leave --packed out")
     specs = {group: _spec(group, format_name, target) for group, format_name in format_names.items()}
+    if packed and all(specs[group].format.floating for group in _PRODUCTS):
+        raise Error(f"{precision} has no codes to pack; leave --packed out, or use --precision int4 or int8")
     specs = {group: replace(spec, packed=packed and group in _PRODUCTS) for group, spec in specs.items()}
     return specs | {"backbone": replace(specs["backbone"], attention=attention)}
 

@@ -84,9 +84,12 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
 
 
 def require_known(capability: str) -> None:
-    """Raise Error where one of the compute capabilities, joined by "+", is none that engines are built for."""
+    """Raise Error where one of the compute capabilities, joined by "+", is none that engines are built for, or of cards that
+    onnxruntime's provider does not run on."""
+    known = every_card().split(TOGETHER)
     for each in capability.split(TOGETHER):
-        _capability(_bindings(), each)
+        if each not in known:
+            raise Error(f"TensorRT-RTX builds nothing for compute capability {each}; use one of {', '.join(known)}")
 
 
 def _capability(trt: Any, capability: str) -> Any:

@@ -84,6 +84,14 @@ def within_cores(threads: int) -> int:
     return cores
 
 
+def threads(text: str) -> int:
+    """A type of options: threads, a whole number, at most as many as cores."""
+    try:
+        return within_cores(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def exit_code(command: Callable[[], int], page: str = "") -> int:
     """Run a command. Returns its exit code; every fault of the user, and Ctrl-C, is one line `mmada-lite: ...` and a code.
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
-from mmada_lite.arguments import Parser, exit_code, within_cores
+from mmada_lite.arguments import Parser, exit_code, threads
 from mmada_lite.errors import Error
 from mmada_lite.train import verbs
 from mmada_lite.train.policy import WHOLE
@@ -41,11 +41,6 @@ SHEETS = {  # verbs with options of their own, that show what a training came to
 }
 
 
-def _threads(text: str) -> int:
-    """The type of --threads: a whole number, at most the cores of this machine."""
-    return within_cores(int(text))
-
-
 def _groups(text: str) -> tuple[str, float]:
     """task=number"""
     task, _, number = text.partition("=")
@@ -64,7 +59,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(f"{n}: {f.__doc__}" for n, f in VERBS.items()))
     parser.add_argument("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder (%(default)s)")
-    parser.add_argument("--threads", type=_threads, default=2, help="CPU threads of each process (%(default)s)")
+    parser.add_argument("--threads", type=threads, default=2, help="CPU threads of each process (%(default)s)")
     parser.add_argument("--from", dest="start", type=Path, help="vq, one, two, three: a checkpoint to begin with")
     parser.add_argument("--steps", type=int, help="vq, sharpen, one, two, three: instead of the recipe's number")
     parser.add_argument("--rate", type=float, default=1.0, help="one, two, three: times the recipe's rate (%(default)s)")

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmada_lite.arguments import Parser, exit_code, within_cores
+from mmada_lite.arguments import Parser, exit_code, threads
 from mmada_lite.errors import Error
 from mmada_lite.train.intervals import paired, tally
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mmada_lite.train.workspace import Workspace
 
 SUMS, DRAWINGS = ("difference2", "difference3", "sum2", "sum3"), ("paint", "thought_to_image")
+SUMS_WITHOUT_REWARDS = tuple(task for task in SUMS if task != "difference3")  # `recipe.REWARDS` needs torch
 SUPERVISED = "supervised"
 Changes = Mapping[str, Any]  # of `recipe.policy_settings`
 BASE: Changes = {"few_steps": True, "rate": 2.0, "copies": 4, "prompts": 32, "skip_ties": True}
@@ -201,7 +203,7 @@ def measured(run: Run | None, arguments: argparse.Namespace, workspace: Workspac
     about: dict[str, Any] = {"way": "start", "seed": None, "seconds": 0.0, "steps": 0}
     if run is not None:
         model, seconds, steps = train(run, workspace)
-        about = {"way": run.way, "seed": run.seed, "seconds": round(seconds, 1), "steps": steps}
+        about = {"way": run.way, "seed": run.seed, "seconds": round(seconds, 3), "steps": steps}
     about["right"] = held_out(Policy(model, tokenizer, vocabulary), arguments.task, arguments.count, workspace)
     folder.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
@@ -242,20 +244,28 @@ def table(start: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str
 
 
 def build_parser() -> Parser:
+    supervised = ", ".join(SUMS_WITHOUT_REWARDS)
     parser = Parser(prog="mmada-lite train gains", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training (%(default)s)")
     add("--from", dest="start", type=Path, required=True, help="the checkpoint that every run begins with")
-    add("--task", choices=(*SUMS, *DRAWINGS), default="difference3", help="what is trained and asked (%(default)s)")
-    add("--ways", nargs="+", choices=(*ARMS, *ABLATIONS), metavar="WAY", help=f"some of {', '.join((*ARMS, *ABLATIONS))}")
-    add("--ablate", action="store_true", help="random copies with one thing changed, instead of the three ways")
-    add("--seconds", type=float, help="of training, each run (1800 unless --batches says where it ends)")
-    add("--batches", type=int, help="of responses, or steps of supervised training, instead of seconds")
+    add(
+        "--task",
+        choices=(*SUMS, *DRAWINGS),
+        default="difference3",
+        help=f"what is trained and asked; {supervised} with --ways {SUPERVISED} alone (%(default)s)",
+    )
+    ways = tuple({**ARMS, **ABLATIONS})
+    several, ends = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    several.add_argument("--ways", nargs="+", choices=ways, metavar="WAY", help=f"some of {', '.join(ways)}")
+    several.add_argument("--ablate", action="store_true", help="random copies with one thing changed, not the three ways")
+    ends.add_argument("--seconds", type=float, help="of training, each run (1800 unless --batches says where it ends)")
+    ends.add_argument("--batches", type=int, help="of responses, or steps of supervised training, instead of seconds")
     add("--seeds", type=int, nargs="+", default=[0], help="draws of the runs (%(default)s)")
     add("--prompts", type=int, default=BASE["prompts"], help="prompts of a batch, each has 8 responses (%(default)s)")
     add("--guidance", type=float, default=0.0, help="of drawings in training, as they are drawn and learned (%(default)s)")
     add("--count", type=int, default=400, help="held-out questions (%(default)s)")
-    add("--threads", type=lambda text: within_cores(int(text)), default=2, help="CPU threads (%(default)s)")
+    add("--threads", type=threads, default=2, help="CPU threads (%(default)s)")
     add("-o", "--output", type=Path, help="write JSON here too")
     return parser
 
@@ -269,22 +279,26 @@ def _run_all(given: Sequence[str]) -> int:
     import torch
 
     from mmada_lite.train.judge import Judge
+    from mmada_lite.train.recipe import policy_settings
     from mmada_lite.train.workspace import Workspace
 
     arguments = build_parser().parse_args(given)
     for name in ("batches", "prompts", "count"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise Error(f"--{name} {getattr(arguments, name)} cannot be; give a whole number from 1 on")
-    if arguments.seconds is not None and arguments.seconds <= 0:
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
         raise Error(f"--seconds {arguments.seconds:g} cannot be; give a number above 0")
     if len(set(arguments.seeds)) < len(arguments.seeds) or min(arguments.seeds) < 0:
         raise Error(f"--seeds {' '.join(map(str, arguments.seeds))}: give different whole numbers from 0 on")
+    ways = arguments.ways or (ABLATIONS if arguments.ablate else ARMS)
+    if any(way != SUPERVISED for way in ways):  # what is wrong is said before the long work
+        policy_settings((arguments.task,), 0, MOST_STEPS, False, guidance=arguments.guidance)
     torch.set_num_threads(arguments.threads)
     workspace = Workspace(arguments.folder)
     if arguments.task in DRAWINGS:
-        Judge.load(workspace.judge)  # what is missing is said before anything is trained
+        Judge.load(workspace.judge)
     seconds = arguments.seconds or (None if arguments.batches else 1800.0)
-    _keep_to(arguments.folder / "gains" / "start.txt", str(arguments.start.resolve()))
+    _keep_to(arguments.folder / "gains" / "start.txt", arguments.start.resolve(), workspace)
     start = measured(None, arguments, workspace)
     records = [
         measured(
@@ -297,7 +311,7 @@ def _run_all(given: Sequence[str]) -> int:
             workspace,
         )
         for seed in arguments.seeds
-        for way in arguments.ways or (ABLATIONS if arguments.ablate else ARMS)
+        for way in ways
     ]
     print(table(start, records))
     if arguments.output:
@@ -309,12 +323,16 @@ def _run_all(given: Sequence[str]) -> int:
     return 0
 
 
-def _keep_to(file: Path, start: str) -> None:
-    """Write down what the runs of a folder begin with. Raises Error where others began with something else."""
+def _keep_to(file: Path, start: Path, workspace: Workspace) -> None:
+    """Write down what the runs of a folder begin with. Raises Error where others began with something else, and, with nothing
+    written, where it cannot be the start of any."""
+    from mmada_lite.train.verbs import start_model
+
     if not file.exists():
+        start_model(workspace, start)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(start, encoding="utf-8")
-    elif (other := file.read_text(encoding="utf-8")) != start:
+        file.write_text(str(start), encoding="utf-8")
+    elif (other := file.read_text(encoding="utf-8")) != str(start):
         raise Error(f"the runs in {file.parent} began with {other}, not with {start}: give another --folder")
 
 

@@ -27,6 +27,7 @@ from mmada_lite.bench.record import Row, Run, say, spread
 from mmada_lite.bench.timed import turns
 from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.denoiser import Denoiser, Window
+from mmada_lite.errors import Error
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.loader import device_for, open_denoiser
@@ -44,24 +45,34 @@ def sides(precisions: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {f"{precision} on {device}": (precision, device) for precision, device in asked}
 
 
-def opened(options: argparse.Namespace, work: Path) -> dict[str, Denoiser]:
-    """Every side."""
+def opened(options: argparse.Namespace, work: Path, others: Mapping[str, Bundle]) -> dict[str, Denoiser]:
+    """Every side; others: what stands beside."""
     ready: dict[str, Denoiser] = {}
     for name, (precision, device) in sides(options.precisions).items():
         say(f"opening {name}")
         bundle = cached_bundle(options.shape, precision, work, target=device)
         ready[name] = open_denoiser(bundle, device_for(bundle, device), options.threads)
-    for name, path in beside(options).items():
-        bundle = Bundle.open(path)
+    for name, bundle in others.items():
         made_for = device_for(bundle, "openvino" if bundle.target == "openvino" else "cpu")
         ready[name] = open_denoiser(bundle, made_for, options.threads)
     plain = cached_bundle(options.shape, "fp32", work)
     return ready | {THEIRS: third_party.openvino(plain.path, options.threads, int8=False)}
 
 
-def beside(options: argparse.Namespace) -> dict[str, Path]:
-    """Name -> a bundle of another tree."""
-    return {f"beside: {path.name}": path for path in options.beside}
+def beside(options: argparse.Namespace) -> dict[str, Bundle]:
+    """Name -> a bundle of another tree. Raises Error for one of another model, whose numbers are no others' to compare."""
+    found = {f"beside: {path.name}": Bundle.open(path) for path in options.beside}
+    for bundle in found.values():
+        if bundle.architecture != size_named(options.shape).architecture:
+            raise Error(
+                f"{bundle.path} is no bundle of --shape {options.shape}, so nothing stands beside it; name its own shape"
+            )
+    return found
+
+
+def _past(text: str) -> int:
+    """A type of options: tokens before others, of which there may be none."""
+    return 0 if text == "0" else at_least_one(text)
 
 
 def forwards(denoisers: Mapping[str, Denoiser], size: Any, window: int, past: int) -> dict[str, Work]:
@@ -117,9 +128,10 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     size, run = size_named(options.shape), Run("runtimes", arguments, options.output, force=options.force)
     shapes = [(window, past) for past in options.pasts for window in options.windows]
     run.plan(len(shapes) + len(options.heads))
-    others = [EXACT, THEIRS, *beside(options)]
+    stand_by = beside(options)
+    others = [EXACT, THEIRS, *stand_by]
     with tempfile.TemporaryDirectory() as scratch:
-        denoisers, results = opened(options, options.work or Path(scratch)), list[Row]()
+        denoisers, results = opened(options, options.work or Path(scratch), stand_by), list[Row]()
         for window, past in shapes:
             task = f"{window} tokens" + (f" behind {past}" if past else "")
             works = partial(forwards, denoisers, size, window, past)
@@ -139,7 +151,7 @@ def build_parser() -> Parser:
     add("--precisions", nargs="+", default=["fp32", "bf16", "int8"], help="on OpenVINO (default: fp32 bf16 int8)")
     add("--beside", nargs="+", type=Path, default=[], metavar="BUNDLE", help="of another tree, from the same weights")
     add("--windows", nargs="+", type=number, default=[8, 32, 128, 512, 1056], help="tokens (default: 8 to 1056)")
-    add("--pasts", nargs="+", type=int, default=[0, 1122], help="tokens before them (default: 0 1122)")
+    add("--pasts", nargs="+", type=_past, default=[0, 1122], help="tokens before them (default: 0 1122)")
     add("--heads", nargs="+", type=number, default=[8, 128], help="rows of the text head (default: 8 128)")
     add("--rounds", type=number, default=7, help="counted turns of each (default 7)")
     add("--threads", type=thread_count, default=usable_cores(), help="of each (default: usable cores)")

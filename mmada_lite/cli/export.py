@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmada_lite.export.lowering import Target
     from mmada_lite.export.precision import Precision
 
+_OF_A_BUNDLE = ("output", "target", "precision", "store", "cache_precision", "attention", "packed")  # what says how one is
 FOR_WEB: "Precision" = "int8"  # the fastest of whole rows in WebAssembly, and half of fp16 to fetch (docs/browser.md)
 
 
@@ -68,11 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     ready = engines and (Path(arguments.checkpoint) / MANIFEST).is_file()
     if not engines and (arguments.profile or arguments.compute_capability):
         raise Error("--profile and --compute-capability are about engines; add --engine rtx")
+    if ready and any(getattr(arguments, name) for name in _OF_A_BUNDLE):
+        rest = "-o, --target, --precision, --store, --cache-precision, --attention and --packed"
+        raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out {rest}")
     if arguments.attention and arguments.target != "cuda":
         raise Error("--attention is about cards by CUDA; add --target cuda")
-    if ready and (arguments.output or arguments.target or arguments.store or arguments.cache_precision):
-        rest = "-o, --target, --store and --cache-precision"
-        raise Error(f"{arguments.checkpoint} is a bundle: its engines go into it; leave out {rest}")
     if not ready and arguments.output is None:
         raise Error("the following arguments are required: -o/--output, the folder of the bundle")
     if arguments.target == "web" and engines:
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.target == "web" and arguments.cache_precision == "fp16":
         raise Error("--cache-precision fp16 is for programs, and a browser keeps keys and values in fp32; leave it out")
     if engines:
-        _engines_can_be_built()
+        _engines_can_be_built(arguments)
     folder = Path(arguments.checkpoint) if ready else _write_bundle(arguments)
     if engines:
         _build_engines(arguments, folder)
@@ -151,12 +152,18 @@ def _say_where_slow(arguments: argparse.Namespace, folder: Path) -> None:
                       f"--precision {FOR_WEB} is faster there")  # fmt: skip
 
 
-def _engines_can_be_built() -> None:
+def _engines_can_be_built(arguments: argparse.Namespace) -> None:
     """Raise Error before the long work, and not after it."""
     from mmada_lite.export import rtx_builder
+    from mmada_lite.ort.engines import require_profiles
 
+    if arguments.target not in (None, "tensorrt"):
+        raise Error(f"engines are of graphs for tensorrt, and not for {arguments.target}; leave --target out, or --engine")
+    require_profiles(arguments.profile)
     if (lacking := rtx_builder.missing()) is not None:
         raise Error(lacking)
+    for capability in arguments.compute_capability:
+        rtx_builder.require_known(capability)
 
 
 def _build_engines(arguments: argparse.Namespace, folder: Path) -> None:

@@ -206,13 +206,18 @@ def profiles_for(bundle: Bundle, names: Sequence[str] = NAMES) -> tuple[Profile,
     prefill: the whole row, no past. block: a block over a long past. picture: the whole row, all codes queried; left out of
     the default where the model has no pictures. Raises Error for an unknown name or a picture profile without pictures.
     """
-    for name in names:
-        if name not in NAMES:
-            raise Error(f"no profile is called {name!r}; use one of {', '.join(NAMES)}")
+    require_profiles(names)
     profiles = {profile.name: profile for profile in _all(bundle)}
     if tuple(names) != NAMES and "picture" in names and "picture" not in profiles:
         raise Error(f"{bundle.path} sees and draws no pictures; leave out --profile picture")
     return tuple(profiles[name] for name in NAMES if name in names and name in profiles)
+
+
+def require_profiles(names: Sequence[str]) -> None:
+    """Raise Error for an unknown name."""
+    for name in names:
+        if name not in NAMES:
+            raise Error(f"no profile is called {name!r}; use one of {', '.join(NAMES)}")
 
 
 def profiles_of(graph: str, profiles: Sequence[Profile]) -> tuple[Profile, ...]:

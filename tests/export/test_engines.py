@@ -255,10 +255,31 @@ def test_bad_requests(bundle: Bundle, tiny_bundle: Path, capsys: pytest.CaptureF
         (["--profile", "block"], "add --engine rtx"),
         *([(["--engine", "rtx"], "has heads of 8 numbers, and TensorRT attends with more than 8")] if lacking is None else []),
         (["--engine", "rtx", "-o", "x"], "is a bundle: its engines go into it"),
+        (["--engine", "rtx", "--precision", "int4"], "is a bundle: its engines go into it"),
+        (["--engine", "rtx", "--packed"], "is a bundle: its engines go into it"),
+        (["--engine", "rtx", "--attention", "mha"], "is a bundle: its engines go into it"),
         ([], "required: -o/--output"),
     ):
         assert main(["export", str(bundle.path), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_bad_requests_are_refused_before_a_bundle_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        (["--target", "cuda"], "engines are of graphs for tensorrt, and not for cuda; leave --target out, or --engine"),
+        (["--profile", "blok"], "no profile is called 'blok'; use one of prefill, block, picture"),
+    ]
+    if lacking is None:
+        asked += [
+            (["--compute-capability", card], f"compute capability {card}; use one of 8.6, 8.9")
+            for card in ("8.95", "abc", "7.5")
+        ]
+    for words, message in asked:
+        assert main(["export", str(tiny_checkpoint), "-o", str(tmp_path / "x"), "--engine", "rtx", *words]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
 
 
 def test_without_the_wheels_the_install_line_is_said(

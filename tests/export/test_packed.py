@@ -101,3 +101,9 @@ def test_nothing_but_cuda_runs_what_is_packed(
     assert main(["export", str(EMOJI), "-o", str(tmp_path / "x"), "--precision", "int4", "--packed"]) == 2
     assert "codes are packed for CUDA's kernels alone, and not for cpu; leave --packed out" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_what_has_no_codes_is_not_said_to_be_packed(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="fp16 has no codes to pack; leave --packed out, or use --precision int4 or int8"):
+        export_checkpoint(EMOJI, tmp_path / "x", precision="fp16", target="cuda", packed=True)
+    assert not (tmp_path / "x").exists()

@@ -296,6 +296,20 @@ def test_a_fault_in_openvino_is_its_reason_in_one_line(lowered: Bundle) -> None:
 # ---- the race
 
 
+def test_a_race_is_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmada_lite.bench.speed import runtimes
+    from mmada_lite.model import embedded_bundle
+
+    for words, line in (
+        (["--beside", str(embedded_bundle())], "is no bundle of --shape tiny"),
+        (["--beside", str(tmp_path / "none")], "no such bundle folder"),
+        (["--pasts", "-5"], "-5 cannot be measured"),
+    ):
+        assert runtimes.main(["--shape", "tiny", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "r.json"), *words]) == 2
+        assert line in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not list(tmp_path.iterdir())
+
+
 def test_runtimes_race_over_windows_pasts_and_heads(tmp_path: Path) -> None:
     """Every side in every task, with its error: small in fp32, larger in less."""
     from mmada_lite.bench.speed import runtimes

@@ -86,6 +86,11 @@ def test_a_cut_run_goes_on_where_it_was(start: Path, monkeypatch: pytest.MonkeyP
     assert [record["step"] for record in records(cut.state_folder)] == [0, 1, 2, 3]
 
 
+def test_a_sum_without_rewards_is_trained_under_supervision_alone(start: Path) -> None:
+    assert run(start, "--task", "sum2", "--ways", "supervised", "--batches", "1") == 0
+    assert [task for task in gains.SUMS if task not in recipe.REWARDS] == list(gains.SUMS_WITHOUT_REWARDS)
+
+
 def test_each_ablation_changes_one_thing_of_the_settings() -> None:
     base = recipe.policy_settings(("difference3",), 0, 2, **gains.BASE)
     for way, changes in gains.ABLATIONS.items():
@@ -115,8 +120,15 @@ def test_time_ends_a_training_between_batches(
     ("words", "line"),
     [
         (["--seconds", "0"], "--seconds 0 cannot be"),
+        (["--seconds", "nan"], "--seconds nan cannot be"),
+        (["--seconds", "inf"], "--seconds inf cannot be"),
+        (["--seconds", "9", "--batches", "1"], "--batches: not allowed with argument --seconds"),
+        (["--ablate", "--ways", "trace"], "--ways: not allowed with argument --ablate"),
+        (["--guidance", "-1"], "guidance is -1.0; use a number of at least 0"),
+        (["--threads", "two"], "--threads: 'two' is not a whole number"),
         (["--batches", "0"], "--batches 0 cannot be"),
         (["--seeds", "1", "1"], "give different whole numbers"),
+        (["--task", "sum2"], "the task 'sum2' has no rewards"),
         (["--task", "count"], "invalid choice: 'count'"),
         (["--ways", "trase"], "invalid choice: 'trase'"),
         (["--task", "paint", "--batches", "1"], "judge"),
@@ -126,3 +138,12 @@ def test_faults_are_one_line(start: Path, capsys: pytest.CaptureFixture[str], wo
     assert run(start, *words) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert line in said[-1]
+    assert not (start.parent / "gains").exists()
+
+
+def test_a_start_that_is_none_does_not_keep_the_folder_from_the_right_one(
+    start: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(start, "--from", str(start.parent / "strat"), "--batches", "1") == 2
+    assert "strat" in capsys.readouterr().err
+    assert run(start, "--ways", "supervised", "--batches", "1") == 0
