@@ -53,7 +53,9 @@ class LoopSettings:
         """Other steps, `rate` times the learning rates. Raises Error unless `rate` is positive."""
         if not 0 < rate < float("inf"):
             raise Error(f"the learning rate cannot be {rate:g} times the recipe's: give --rate a number above 0, such as 0.5")
-        return replace(self, steps=steps or self.steps, muon_lr=self.muon_lr * rate, adam_lr=self.adam_lr * rate)
+        return replace(
+            self, steps=self.steps if steps is None else steps, muon_lr=self.muon_lr * rate, adam_lr=self.adam_lr * rate
+        )
 
 
 def fast_type(device: torch.device) -> torch.dtype:

@@ -15,13 +15,17 @@ from pathlib import Path
 from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import at_least_one
 from mmada_lite.bench.quality.models import open_model
+from mmada_lite.errors import Error
 from mmada_lite.train import rollouts
 
 LARGEST = 19  # of a summand: 400 sums in all
 
 
 def questions(count: int) -> list[str]:
+    """Raises Error for more than there are."""
     sums = [f"what is {a} + {b}?" for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    if count > len(sums):
+        raise Error(f"--count {count} is more than the {len(sums)} sums that are asked; give {len(sums)} at most")
     return sums[:count]
 
 

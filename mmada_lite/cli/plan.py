@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # a verb's module imports no numpy before it runs
     from mmada_lite.memory_plan import Need, Shape
 
 _ON_CARD = ("cuda", "rtx", "tensorrt")
+_NOT_FOR_CARDS = {
+    (device, name) for device in _ON_CARD for name in ("bf16", "int8-7bit")
+}  # which no export writes, or gain nothing
 _BY_OPENVINO = ("openvino", "openvino:gpu", "openvino:npu")  # which take the machine's memory
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
 
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.cache_precision and device in _ON_CARD:
         raise Error(f"--cache-precision is for processors, and {device} keeps keys and values in its own form; leave it out")
     memory = _memory(arguments.memory, device)
-    shape, defaults, groups, target = _source(arguments.model, "cuda" if device == "cuda" else "cpu")
+    shape, defaults, groups, target = _source(arguments.model, device)
     half = shape.half_caches if arguments.cache_precision is None else arguments.cache_precision == "fp16"
     text, image = with_speed(arguments.speed, *defaults)
     text = text_settings(text, arguments)
@@ -100,21 +103,22 @@ def _memory(given: str | None, device: str) -> int:
 
 
 def _source(
-    name: str | None, asked: str
+    name: str | None, device: str
 ) -> tuple[Shape, tuple[TextSettings, ImageSettings], Mapping[str, Mapping[str, WeightGroup]], str]:
-    """A model's shape, its default settings, precision -> groups as an export for the target `asked` stores them, largest first
-    (a bundle as it is comes first), and what the graphs of such a bundle are lowered for."""
+    """A model's shape, its default settings, precision -> groups as an export for the device stores them, largest first (a
+    bundle as it is comes first), and what the graphs of such a bundle are lowered for."""
     from mmada_lite.bundle import MANIFEST, Bundle
     from mmada_lite.decoding.settings import ImageSettings
     from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
     from mmada_lite.model import embedded_bundle
 
+    asked, names = "cuda" if device == "cuda" else "cpu", [name for name in PRECISIONS if (device, name) not in _NOT_FOR_CARDS]
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
         return (
             shape,
             (_planned_answer(), ImageSettings()),
-            {precision: stored(shape, precision, asked) for precision in PRECISIONS},
+            {precision: stored(shape, precision, asked) for precision in names},
             "",
         )
     path = Path(name) if name is not None else embedded_bundle()
@@ -125,14 +129,14 @@ def _source(
         return (
             shape,
             (bundle.text_defaults, bundle.image_defaults),
-            as_it_is | {precision: stored(shape, precision, asked) for precision in PRECISIONS},
+            as_it_is | {precision: stored(shape, precision, asked) for precision in names},
             bundle.target,
         )
     shape = _checkpoint_shape(path)
     text = _planned_answer()
     longest = min(text.answer_length, max(1, shape.architecture.max_sequence_length // 2))
     text = text.replace(answer_length=longest, steps=longest, block_length=min(32, longest))
-    return shape, (text, ImageSettings()), {precision: stored(shape, precision, asked) for precision in PRECISIONS}, ""
+    return shape, (text, ImageSettings()), {precision: stored(shape, precision, asked) for precision in names}, ""
 
 
 def _planned_answer() -> TextSettings:

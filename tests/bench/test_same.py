@@ -19,3 +19,5 @@ def test_a_bundle_answers_as_itself_and_not_as_another(
     assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "3"]) == 0
     assert json.loads(capsys.readouterr().out) == {"asked": 3, "equal": 2, "other": [["what is 0 + 1?", "5", "7"]]}
     assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "0"]) == 2
+    assert same.main([str(tiny_bundle), str(tiny_bundle), "--count", "401"]) == 2
+    assert "400 at most" in capsys.readouterr().err

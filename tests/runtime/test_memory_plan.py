@@ -235,6 +235,12 @@ def test_a_card_that_shares_memory_counts_both(capsys: pytest.CaptureFixture[str
         assert b["spare"] == a["spare"] - a["host"]
 
 
+def test_a_card_is_told_of_precisions_that_are_written_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for device, left_out in (("cpu", set()), ("cuda", {"bf16", "int8-7bit"}), ("tensorrt", {"bf16", "int8-7bit"})):
+        _, said = plan(capsys, "-m", "8b", "--memory", "12GB", "--device", device)
+        assert {row["precision"] for row in said["precisions"]} == set(memory_plan.PRECISIONS) - left_out  # type: ignore[attr-defined]
+
+
 def test_a_speed_counts_the_caches_that_it_keeps(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The published settings have no cache for drawings; balanced keeps keys and values of both rows."""
     _, exact = plan(capsys, "-m", "8b", "--memory", "16GB")

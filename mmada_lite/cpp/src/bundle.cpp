@@ -290,6 +290,7 @@ void check_host(const Json& content, std::int64_t format, const std::string& whe
   if (!fits(needs, Type::texts)) fail(where, ": needs is ", shown(needs), ", which it cannot be; ", kFetchAgain);
   for (const auto& need : needs.items) {
     if (need.string == kHalfCaches) continue;
+    if (need.string == "packed_for_cuda") fail(where, ": weights are packed for cuda, which is not for C++; export it without --packed");
     fail(where, ": the model needs ", shown(need), ", which this program does not have; ", kUpgrade);
   }
   const Json& knows = object_at(*content.find("knows"), where + ": knows");
