@@ -239,12 +239,12 @@ def open_stage_three(workspace: Workspace, start: Path | None, folder: Path, set
     from mmada_lite.train.vq import MagViT
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer, vocabulary = start_model(workspace, start)
     known = sources()
     if any(task not in known for task in settings.tasks):
         known = sources(workspace.pool)
     draws = any("concept" in settings.rewards[task] for task in settings.tasks)
     classify: Classifier | None = Judge.load(workspace.judge).to(device).classify if draws else None
-    model, tokenizer, vocabulary = start_model(workspace, start)
     decode: Decode | None = None
     if draws:
         image_tokenizer = MagViT.load(workspace.best_vq).eval().to(device)

@@ -37,7 +37,7 @@ from mmada_lite.train.loop import fast_type
 METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "text": {
         "arithmetic": ("sum2", "difference2", "sum3"),
-        "what": ("what_validation", "what_test"),
+        "what": ("what_{half}",),  # of what is held out
         "scenes": ("background_train", "position_train", "count_train", "compare_train"),
     },
     "image": {"drawing": ("concept", "background")},
@@ -104,7 +104,7 @@ def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[s
     shares = {}
     for task, metrics in METRICS[kind].items():
         report: Any = TASKS[task](replace(context, model=changed))
-        counts = [report[metric] for metric in metrics]
+        counts = [report[metric.format(half=context.half)] for metric in metrics]
         shares[task] = interval(sum(c["right"] for c in counts), sum(c["total"] for c in counts))
     return shares
 

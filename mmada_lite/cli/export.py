@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from mmada_lite.cli import options, terminal
 from mmada_lite.cli.extras import needs
+from mmada_lite.contracts import ATTENTION_FORMS
 from mmada_lite.errors import Error
 from mmada_lite.files import size_in_words
-from mmada_lite.ort.attention_forms import FORMS, JOINED
 
 if TYPE_CHECKING:
     from mmada_lite.export.lowering import Target
@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_cache_precision(parser, "how a CPU keeps keys and values; fp16 takes half of their memory")
     parser.add_argument(
         "--attention",
-        choices=FORMS,
-        help=f"for cuda: by which operators it attends (default: the fastest on the card here, measured once; else {JOINED})",
+        choices=ATTENTION_FORMS,
+        help="for cuda: by which operators it attends (default: the fastest on the card here, measured once; "
+        f"else {ATTENTION_FORMS[0]})",
     )
     parser.add_argument(
         "--packed",
@@ -125,18 +126,18 @@ def _precision(arguments: argparse.Namespace) -> "Precision":
 def _attention(arguments: argparse.Namespace) -> str:
     """As was asked for; else the fastest on the card here, which is measured where nothing is kept of it."""
     if arguments.attention or arguments.target != "cuda":
-        return arguments.attention or JOINED
+        return arguments.attention or ATTENTION_FORMS[0]
     from mmada_lite.ort import attention_forms, devices
 
     times = attention_forms.kept()
     if times is None:
         if devices.fault("cuda") is not None:
-            return JOINED
+            return ATTENTION_FORMS[0]
         times, left_out = attention_forms.measure()
         attention_forms.keep(times)
         for form, why in left_out.items():
             terminal.note(f"mmada-lite: attention by {form} is left out: {why}")
-    return attention_forms.order(times)[0] if times else JOINED
+    return attention_forms.order(times)[0] if times else ATTENTION_FORMS[0]
 
 
 def _say_where_slow(arguments: argparse.Namespace, folder: Path) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmada_lite.contracts import read_json
+from mmada_lite.contracts import ATTENTION_FORMS, read_json
 from mmada_lite.files import cache_folder
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.onnx_bytes import CONTRIB, HALF, constant, model, node, value
 
-JOINED, ATTENTION, MHA, PLAIN = "joined", "attention", "mha", "plain"
-FORMS = (JOINED, ATTENTION, MHA, PLAIN)
+FORMS = JOINED, ATTENTION, MHA, PLAIN = ATTENTION_FORMS
 HEADS, SIZE, LAYERS = 32, 128, 8
 CASES: Mapping[str, tuple[int, int]] = {"block": (32, 1090), "row": (1122, 0)}  # window and past
 STEPS = 15  # of a block for each whole row, in an answer of 64 steps

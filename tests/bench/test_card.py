@@ -362,8 +362,8 @@ def test_layers_that_are_alike_lie_in_the_file_once(form: str, target: str, tmp_
     }
     graph = onnx.load(bundle.graph_path("backbone"), load_external_data=False).graph
     places = {tensor.name: [(each.key, each.value) for each in tensor.external_data] for tensor in graph.initializer}
-    outside = [name for name, place in places.items() if place and ".0." in name]
-    assert outside
+    outside = [name for name, place in places.items() if place and ".0." in name and name.replace(".0.", ".1.") in places]
+    assert outside  # the last layer of a graph for CUDA has matrices of its own, as fewer positions leave it
     assert all(places[name] == places[name.replace(".0.", ".1.")] for name in outside)
     session = open_session(bundle.graph_path("text_head"), choose_device("cpu"), 1)
     feeds = {"hidden": np.ones((1, 1, 64), np.float32), "mix": np.ones((1, 1), np.float32)}

@@ -157,8 +157,6 @@ def test_weights_that_are_no_numbers_are_named_before_any_work(
         (["--method", "gptg"], "no method is called 'gptg'; did you mean 'gptq'?"),
         (["--method", "rtn+clip"], "says one thing twice"),
         (["--format", "fp16"], "there is nothing to round in fp16"),
-        (["--format", "int8-b64", "--target", "tensorrt"], "int8-b64 cannot be written for tensorrt"),
-        (["--format", "int4-b128", "--target", "tensorrt"], "needs inputs that the block divides"),
         (["--store", "body=int8"], "no group of tensors is called 'body'"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["--prompt-count", "0"], "sees nothing; use 1 or more"),

@@ -45,11 +45,14 @@ def test_a_large_model_reads_the_picture_before_its_weights_come(
     opened: list[str] = []
     open_session = loader.open_session
     monkeypatch.setattr(loader, "LARGE", 0)
-    monkeypatch.setattr(loader, "open_session", lambda path, *rest: opened.append(path.stem) or open_session(path, *rest))
+    monkeypatch.setattr(
+        loader, "open_session", lambda path, *rest, **how: opened.append(path.stem) or open_session(path, *rest, **how)
+    )
     large = mmada_lite.load(tiny_bundle, device="cpu", threads=1)
     assert not opened
     assert large.ask(picture, "what is this?").text == answer
-    assert opened == ["image_encoder", "embedder", "backbone", "text_head", "image_head"]
+    assert opened[0] == "image_encoder"
+    assert sorted(opened[1:]) == ["backbone", "embedder", "image_head", "text_head"]  # by threads, in any order
     assert np.array_equal(np.asarray(large.paint("a cat", FEW, seed=3).picture), np.asarray(drawn))
     assert opened[5:] == ["image_decoder"]
 
