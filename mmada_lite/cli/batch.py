@@ -134,6 +134,8 @@ def _keeper(folder: Path) -> Any:
     from mmada_lite.files import write_whole
 
     folder.mkdir(exist_ok=True)
+    for left in folder.glob(".??????-*.part"):  # by a run that was killed while it wrote a picture
+        left.unlink(missing_ok=True)
 
     def keep(line: int, name: str, picture: bytes, ending: str) -> str:
         path = folder / f"{line:06d}-{Path(output.named_after(name)).stem}.{ending}"
