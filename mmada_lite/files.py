@@ -9,12 +9,13 @@ folder as ours.
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,16 @@ def write_whole(path: Path, data: bytes, *, force: bool = True) -> None:
     finally:
         beside.unlink(missing_ok=True)
         del _unfinished[beside]
+
+
+def keep(file: Path, content: Mapping[str, object]) -> str | None:
+    """Write what was measured as JSON into the user's cache, whole or not at all. Returns why it is not kept, or None."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as fault:
+        return f"{file.parent} cannot be written ({fault.strerror or fault}), so it is measured again next time"
+    return None
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -8,7 +8,6 @@ driver and version of onnxruntime; a file that is damaged, or a folder that cann
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite import files
 from mmada_lite.contracts import ATTENTION_FORMS, read_json
-from mmada_lite.files import cache_folder
 from mmada_lite.ort import nvidia
 from mmada_lite.ort.onnx_bytes import CONTRIB, HALF, constant, model, node, value
 
@@ -56,18 +55,7 @@ def order(times: Times) -> list[str]:
 
 def keep(times: Times) -> str | None:
     """Write what was measured into the user's cache, whole or not at all. Returns why it is not kept, or None."""
-    file = _file()
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(json.dumps({"card": _facts(), "milliseconds": times}, indent=1) + "\n", encoding="utf-8")
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as fault:
-        return f"{file.parent} cannot be written ({fault.strerror or fault}), so it is measured again next time"
-    return None
+    return files.keep(_file(), {"card": _facts(), "milliseconds": times})
 
 
 def kept() -> Times | None:
@@ -203,4 +191,4 @@ def _facts() -> dict[str, Any]:
 
 def _file() -> Path:
     facts = json.dumps([_facts(), HEADS, SIZE, LAYERS, CASES, FORMS])
-    return cache_folder() / f"attention-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    return files.cache_folder() / f"attention-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"

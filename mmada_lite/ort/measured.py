@@ -9,7 +9,6 @@ file that is damaged, or a folder that cannot be written, is as if nothing had b
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 import time
@@ -22,9 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmada_lite import files
 from mmada_lite.bundle import Bundle
 from mmada_lite.contracts import IN_FLOAT32, read_json
-from mmada_lite.files import cache_folder
 from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.session import OPENVINO, Device, exact_int8, onnxruntime_package, open_session
 from mmada_lite.ort.trial_layer import FORMS, NARROW, layer_graph
@@ -254,18 +253,7 @@ def keep(speeds: Speeds) -> str | None:
     """Write what was measured into the user's cache, whole or not at all. Returns why it is not kept, or None."""
     if not speeds.quiet:
         return "other programs were at work, so this is not kept: measure again once they are done"
-    file = _file()
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(json.dumps({"machine": machine(), **asdict(speeds)}, indent=1) + "\n", encoding="utf-8")
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as fault:
-        return f"{file.parent} cannot be written ({fault.strerror or fault}), so it is measured again next time"
-    return None
+    return files.keep(_file(), {"machine": machine(), **asdict(speeds)})
 
 
 def machine() -> dict[str, Any]:
@@ -298,7 +286,7 @@ def _cpu() -> str:
 
 def _file() -> Path:
     facts = json.dumps([machine(), WIDTH, INNER, ROWS, FORMS])
-    return cache_folder() / f"{_KEPT}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    return files.cache_folder() / f"{_KEPT}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
 
 
 def _times(content: Mapping[str, Any]) -> Times:

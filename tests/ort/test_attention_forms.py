@@ -47,7 +47,7 @@ class World:
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nvidia, "cards", lambda: (CARD,))
     monkeypatch.setattr(nvidia, "version", lambda: "13.0")
-    monkeypatch.setattr(attention_forms, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("mmada_lite.files.cache_folder", lambda: tmp_path / "cache")
 
 
 def test_the_shortest_run_of_each_form_counts_by_layers() -> None:
@@ -83,7 +83,7 @@ def test_it_is_measured_once_and_kept_by_card(card: None, monkeypatch: pytest.Mo
     assert attention_forms.kept() is None
     (tmp_path / "file").touch()
     monkeypatch.setattr(nvidia, "cards", lambda: (CARD,))
-    monkeypatch.setattr(attention_forms, "cache_folder", lambda: tmp_path / "file" / "below")
+    monkeypatch.setattr("mmada_lite.files.cache_folder", lambda: tmp_path / "file" / "below")
     assert "cannot be written" in str(attention_forms.keep(times))
 
 
