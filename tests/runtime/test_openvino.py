@@ -107,6 +107,36 @@ def test_a_heads_first_tokens_are_right(temperature: float) -> None:
             np.testing.assert_allclose(mine, yours, atol=1e-4)
 
 
+def test_weights_in_bf16_stay_what_they_are(lowered: Bundle) -> None:
+    """The backbone's products read them as they are stored, and give onnxruntime's numbers within what bf16 rounds; without
+    that OpenVINO would hold them in float32. A head's logits are not rounded."""
+    models = []
+
+    def seen(model: Any) -> Any:
+        models.append(openvino._with_products_in_bf16(model))
+        return models[-1]
+
+    how = openvino.Compiling("openvino", 1)
+    session = openvino.Session(lowered.graph_path("backbone"), how, seen)
+    products = [node for node in models[0].get_ops() if node.get_type_name() == "MatMul"]
+    weights = [node.input_value(1).get_node() for node in products]
+    assert len(weights) == 7 * lowered.architecture.n_layers
+    assert {node.get_type_name() for node in weights} == {"Constant"}
+    assert {node.get_output_element_type(0).to_string() for node in weights} == {"bf16"}
+    theirs = open_session(lowered.graph_path("backbone"), CPU, 1)
+    feeds = {"embeddings": np.random.default_rng(0).standard_normal((1, 5, lowered.architecture.d_model), dtype=np.float32)}
+    feeds |= {"positions": np.arange(5)[None], "rows": np.array([[0, 4]])}
+    for value in theirs.get_inputs():
+        if value.name not in feeds:
+            feeds[value.name] = np.zeros([1, value.shape[1], 0, value.shape[3]], np.float32)
+    (ours,), (expected,) = (each.run(["hidden"], feeds) for each in (session, theirs))
+    np.testing.assert_allclose(ours, expected, atol=5e-2 * np.abs(expected).max())
+    heads: list[Any] = []
+    openvino.Session(lowered.graph_path("text_head"), openvino.Compiling("openvino", 1, "bf16"), lambda m: heads.append(m) or m)
+    kinds = {node.get_output_element_type(0).to_string() for node in heads[0].get_ops() if node.get_type_name() == "MatMul"}
+    assert kinds == {"f32"}
+
+
 def test_states_are_mixed_before_they_are_rounded() -> None:
     path, random = mmada_lite.model.embedded_bundle() / "text_head.onnx", np.random.default_rng(0)
     head = openvino.Session(path, openvino.Compiling("openvino", 1))
@@ -139,6 +169,11 @@ def test_every_graph_has_the_names_of_the_contract_compiled_and_from_the_cache(l
             opened = openvino_graphs.open_compiled(lowered, graph, OPENVINO, 1)
             assert {value.name for value in opened.get_inputs()} == set(info.inputs), graph
             assert {value.name for value in opened.get_outputs()} == set(info.outputs), graph
+
+
+def test_a_kept_graph_is_what_is_held_from_the_first_load_on(lowered: Bundle, cache: Path) -> None:
+    """Compiling leaves copies of the weights in memory; a kept graph maps them."""
+    assert openvino_graphs.open_compiled(lowered, "backbone", OPENVINO, 1).compiled.get_property("LOADED_FROM_CACHE")
 
 
 def test_a_graph_comes_back_from_the_cache_as_it_was(lowered: Bundle, cache: Path) -> None:
