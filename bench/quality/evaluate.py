@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     add("--split", choices=get_args(Half), default="validation", help=halves)
     add("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
     add("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
-    add("--device", default="auto", help="of a bundle: auto, cpu or cuda")
+    add("--device", default="auto", help="of a bundle, as of `mmada-lite plan` (default: %(default)s)")
     add("--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one")
     add("--few-steps", action="store_true", help="decode in a quarter of the steps")
     add("--prompts", type=number, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)")

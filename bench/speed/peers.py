@@ -117,9 +117,14 @@ def rms_errors(runs: Mapping[str, TaskRun]) -> dict[str, float]:
     if exact is None:
         return {}
     expected = exact()
-    scale = np.sqrt(np.mean(np.square(expected), dtype=np.float64))
-    made = {name: run.logits() for name, run in runs.items() if run.logits is not None and name != EXACT}
-    return {name: float(np.sqrt(np.mean(np.square(own - expected), dtype=np.float64)) / scale) for name, own in made.items()}
+    scale = float(np.sqrt(np.mean(np.square(expected), dtype=np.float64)))
+
+    def off(run: TaskRun) -> float:  # one at a time: at size S a whole row's logits are half a gigabyte
+        assert run.logits is not None
+        difference = run.logits() - expected
+        return float(np.sqrt(np.mean(np.square(difference, out=difference), dtype=np.float64))) / scale
+
+    return {name: off(run) for name, run in runs.items() if run.logits is not None and name != EXACT}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
