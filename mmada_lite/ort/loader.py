@@ -246,21 +246,31 @@ def tied(
     else:
         from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
 
-    return OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+    made: Denoiser = guard(
+        lambda: OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard), "backbone"
+    )
+    return made
 
 
 def captures(bundle: Bundle, device: Device) -> bool:
-    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA, by an onnxruntime that does it right."""
-    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and captures_here()
+    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA or TensorRT-RTX, by an onnxruntime that
+    does it right."""
+    return _capturable(bundle, device) and captures_here()
+
+
+def _capturable(bundle: Bundle, device: Device) -> bool:
+    if device.name == "rtx":
+        return bundle.target == "tensorrt"
+    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED)
 
 
 def warn_where_not_captured(bundle: Bundle, device: Device) -> None:
     """Say aloud that an onnxruntime is too old to capture what could be."""
-    if device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and not captures_here():
-        since = ".".join(map(str, CAPTURES_SINCE))
+    if _capturable(bundle, device) and not captures_here():
+        since, package = ".".join(map(str, CAPTURES_SINCE)), "onnxruntime-gpu" if device.name == "cuda" else "onnxruntime"
         _log.warning(
-            "steps on cuda are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
-            'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
+            "steps on %s are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
+            'pip install -U "%s>=%s"', device.name, since, package, since)  # fmt: skip
 
 
 def _open_graphs(bundle: Bundle, device: Device, threads: int | None, lean: bool) -> dict[str, Any]:
@@ -333,7 +343,8 @@ def open_graph(
     if device.name in ("rtx", "tensorrt") and graph not in ("embedder", *_CODEC):
         from mmada_lite.ort.engine_sessions import open_engine
 
-        session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
+        captured = not lean and captures(bundle, device)
+        session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads, captured=captured), graph)
         return session
     if graph not in _CODEC and not lean and captures(bundle, device):
         session = _guard(bundle, device)(lambda: _capturing(path, device, threads, profile), graph)

@@ -25,7 +25,7 @@ from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import WeightSpec, linear_bytes
 from mmada_lite.export.transformer import build_backbone
 from mmada_lite.ort import engines
-from mmada_lite.ort.engines import NAMES, EngineKey, Profile, profiles_for
+from mmada_lite.ort.engines import NAMES, PADDED, EngineKey, Profile, profiles_for
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "tensorrt-rtx 1.0"
@@ -216,7 +216,7 @@ def test_profiles_span_what_decoding_meets(bundle: Bundle) -> None:
     longest, codes = bundle.architecture.max_sequence_length, 16
     assert prefill.axes["W"][2] == prefill.axes["P"][2] == block.axes["P"][2] == longest
     assert prefill.axes["Q"][2] >= max(codes, bundle.text_defaults.block_length)
-    assert picture.axes["Q"] == (1, codes, codes)
+    assert picture.axes["Q"] == (1, PADDED, PADDED)  # as `captured` fills 16 up
     assert picture.axes["W"][0] == codes
     for profile in (prefill, block, picture):
         assert all(least <= likely <= most for least, likely, most in profile.axes.values())
