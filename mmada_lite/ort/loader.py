@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
+from mmada_lite.bundle import FP8_WEIGHTS, LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
@@ -130,6 +130,8 @@ def device_for(bundle: Bundle, name: str) -> Device:
     ):
         made = f"{bundle.path.name} is made for {bundle.target}, and not for {device.name}"
         raise Error(f"{made}; export it with --target {_target_of(device)}")
+    if FP8_WEIGHTS in bundle.needs and device.memory == "cuda":
+        _require_fp8(bundle.path.name, device)
     if device.by_openvino:
         from mmada_lite.ort.openvino_graphs import precision_of, refusal
 
@@ -142,6 +144,21 @@ def device_for(bundle: Bundle, name: str) -> Device:
         device = Device("cpu", why.split(";")[0]) if why else Device(device.name, f"{device.reason}; computed in {computed}")
     _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
     return device
+
+
+def _require_fp8(name: str, device: Device) -> None:
+    """Raise Error where weights in fp8 are not multiplied by."""
+    from mmada_lite.ort import nvidia
+
+    mend = f"export it with --precision int8 --target {_target_of(device)}"
+    if device.name != "rtx":
+        raise Error(f"{name} has weights in fp8, which TensorRT-RTX alone multiplies by, and not {device.name}; {mend}")
+    card = nvidia.cards()[0]
+    if not card.reads_fp8:
+        raise Error(
+            f"{name} has weights in fp8, which cards of compute capability {nvidia.FP8_SINCE} and newer read, and {card.name} "
+            f"has {card.compute_capability}; {mend}"
+        )
 
 
 def warn_where_slow(bundle: Bundle, device: Device) -> None:

@@ -340,7 +340,7 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
     """Dynamic window, past from nothing; sizes follow the packed weights, so nothing was unpacked."""
     axes = {"B": (1, 1, 1), "W": (1, 32, 1280), "P": (0, 256, 1280), "Q": (1, 32, 1024)}
     sizes, packed = {}, {}
-    for name in ("fp16", "int8", "int4-b128"):
+    for name in ("fp16", "int8", "fp8", "int4-b128"):
         spec = WeightSpec(format_named(name), "tensorrt")
         with WeightFile(tmp_path / f"{name}.bin", lambda tensor, size: None) as weights:
             graph = Graph("backbone", weights)
@@ -353,7 +353,7 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
     assert packed["int4-b128"] < 0.27 * packed["fp16"]
-    for name in ("int8", "int4-b128"):
+    for name in ("int8", "fp8", "int4-b128"):
         saved = sizes["fp16"] - sizes[name]
         assert saved == pytest.approx(packed["fp16"] - packed[name], rel=0.1), name
 
