@@ -15,6 +15,7 @@ from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export import jetson, rtx_builder
 from mmada_lite.export.bundle import export_checkpoint
+from mmada_lite.export.checkpoint import TensorSource, TransformerConfig
 from mmada_lite.export.formats import dequantize, format_named, narrow_float8, quantize
 from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import WeightSpec, linear, linear_bytes
@@ -24,6 +25,7 @@ from mmada_lite.ort import devices, engines, loader, nvidia
 from mmada_lite.ort.nvidia import Card
 from mmada_lite.ort.session import Device, open_session
 
+EMOJI = Path(__file__).parents[2] / "train" / "shipped" / "emoji"
 FP8 = format_named("fp8")
 CPU = Device("cpu", "a test")
 lacking = rtx_builder.missing()
@@ -59,6 +61,34 @@ def test_a_column_s_largest_weight_is_the_largest_code_and_the_rest_are_near() -
         assert (np.abs(back - weights)[row] <= np.abs(weights)[row] / 16 + made.scales[row] * 2.0**-10).all()
     assert not back[2].any()
     assert np.abs(back - weights)[3].max() <= 2.0**-24  # as small as scales can be
+
+
+def test_int8_in_blocks_of_128_is_nearer() -> None:
+    """The figures of docs/lab/benchmarks.md: rms errors over the weights' own, in int8, int8-b128, int8-b32 and fp8."""
+    source, config = TensorSource.open(EMOJI), TransformerConfig.load(EMOJI)
+    names = [name for name, shape in config.expected_tensors().items() if len(shape) == 2 and "wte" not in name]
+    matrices = {
+        "backbone": [source.read(name) for name in names if "blocks" in name],
+        "text_head": [source.read(name) for name in names if "blocks" not in name],
+        "normal": [np.random.default_rng(0).standard_normal((256, 4096)).astype(np.float32)],
+    }
+    for name, wanted in (
+        ("backbone", (0.0071, 0.0065, 0.0057, 0.0260)),
+        ("text_head", (0.0254, 0.0147, 0.0104, 0.0154)),
+        ("normal", (0.0086, 0.0065, 0.0056, 0.0265)),
+    ):
+        errors = [relative_error(matrices[name], form) for form in ("int8", "int8-b128", "int8-b32", "fp8")]
+        np.testing.assert_allclose(errors, wanted, atol=6e-5)
+        assert errors[1] < errors[3]
+
+
+def relative_error(matrices: list[np.ndarray], form: str) -> float:
+    off = kept = 0.0
+    for matrix in matrices:
+        weights = matrix.astype(np.float64)
+        off += float(np.square(dequantize(quantize(matrix, format_named(form), "w")) - weights).sum())
+        kept += float(np.square(weights).sum())
+    return float(np.sqrt(off / kept))
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (33, 40)])
