@@ -368,6 +368,18 @@ def test_what_tensorrt_rtx_is_told(card: tuple[Path, Device], tiny_bundle: Path,
         assert isinstance(loader.tied(bundle, RTX, sessions, lean=lean), CapturedDenoiser) == (fits and not lean)
 
 
+def test_a_card_without_memory_for_steps_is_one_line(card: tuple[Path, Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, device = card
+    sessions = watched(path)[1]
+
+    def full(size: int, where: str) -> None:
+        raise RuntimeError(f"CUDA failure 2: out of memory ; GPU=0 ; {size} bytes on {where}")
+
+    monkeypatch.setattr(captured, "Memory", full)
+    with pytest.raises(OutOfMemory, match=f"ran out of memory on {device.name}: the plan counts"):
+        loader.tied(Bundle.open(path), device, sessions)
+
+
 def test_an_onnxruntime_that_captures_wrongly_captures_nothing_and_says_so(
     card: tuple[Path, Device], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
