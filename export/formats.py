@@ -68,6 +68,11 @@ class Format:
         return self.family in ("fp32", "fp16", "bf16")
 
     @property
+    def whole(self) -> bool:
+        """Whether codes are whole numbers, which methods other than to nearest choose too."""
+        return self.family in ("int8", "int4")
+
+    @property
     def dtype(self) -> str:
         """numpy's name of one number: of a floating format the weight (of bf16 its bits, which numpy has no type for), of an
         integer one the code."""

@@ -52,7 +52,7 @@ def _open_tensorrt(
     bundle: Bundle, graph: str, device: Device, threads: int | None, captured: bool
 ) -> "onnxruntime.InferenceSession":
     """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said. It
-    captures nothing: it would take the first shape that it meets twice, for good."""
+    captures nothing: it would take what a session runs second, for good."""
     assert not captured, "TensorRT's provider has one graph a session"
     capability, here = nvidia.cards()[0].compute_capability, nvidia.tensorrt_version()
     key, why = engines.find(bundle, graph, capability, "tensorrt", here)
