@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mmada_lite
-from mmada_lite.bundle import HALF_CACHES, PACKED_FOR_CUDA, Architecture, BundleWriter, read_settings
+from mmada_lite.bundle import FP8_WEIGHTS, HALF_CACHES, PACKED_FOR_CUDA, Architecture, BundleWriter, read_settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, plain
 from mmada_lite.errors import Error
 from mmada_lite.export import codec, fused, heads, lowering, transformer
@@ -89,11 +89,11 @@ def export_checkpoint(
 ) -> Path:
     """Write the checkpoint folder `source` as the bundle `output`; returns the bundle's path.
 
-    precision: fp32, fp16, bf16, or int8 and int4 rounded to nearest; `formats` (group -> format) changes it for the embedder,
-    backbone, text_head, image_head or codec. target: the kind of device that graphs are written for. cache_precision: fp32
-    or fp16, in which graphs for processors keep keys and values (None: fp32). attention: for cuda, by which operators the
-    backbone attends (`mmada_lite.ort.attention_forms`); packed: its codes are laid out for CUDA's kernels now and not whenever
-    it is opened, and nothing else can run it.
+    precision: fp32, fp16, bf16, or int8, fp8 and int4 rounded to nearest; `formats` (group -> format) changes it for the
+    embedder, backbone, text_head, image_head or codec. target: the kind of device that graphs are written for.
+    cache_precision: fp32 or fp16, in which graphs for processors keep keys and values (None: fp32). attention: for cuda, by
+    which operators the backbone attends (`mmada_lite.ort.attention_forms`); packed: its codes are laid out for CUDA's kernels
+    now and not whenever it is opened, and nothing else can run it.
     Weights pass through memory some megabytes at a time. `vocabulary` stands in for a tokenizer.json that the
     checkpoint lacks (the bundle then cannot read text). An mmada_lite.json beside the weights may hold {"name",
     "knows", "defaults": {"text", "image"}}. Raises Error when the checkpoint is incomplete or not supported, when a
@@ -305,7 +305,11 @@ def _describe(
         "family": "mmada",
         "needs": [
             need
-            for need, asked in ((HALF_CACHES, specs["backbone"].half_caches), (PACKED_FOR_CUDA, specs["backbone"].packed))
+            for need, asked in (
+                (HALF_CACHES, specs["backbone"].half_caches),
+                (PACKED_FOR_CUDA, specs["backbone"].packed),
+                (FP8_WEIGHTS, any(specs[group].format.family == "fp8" for group in sizes)),
+            )
             if asked
         ],
         "knows": checkpoint.sidecar.get("knows", {}),

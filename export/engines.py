@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from mmada_lite.bundle import Bundle
+from mmada_lite.bundle import FP8_WEIGHTS, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export import rtx_builder
 from mmada_lite.export.graph import CONTRIB, CONTRIB_OPSET, IR_VERSION, OPSET
@@ -70,9 +70,9 @@ def build_engines(
 ) -> list[Engine]:
     """Make sure that the backbone and the heads have engines for a card; returns them.
 
-    compute_capability: of the card, or of several, joined by "+"; "" makes one engine for every card. `build` and `builder`
-    (its name and version) stand in for TensorRT-RTX. Raises Error when the bundle is lowered for anything but TensorRT, for an
-    unknown card or profile, and when TensorRT is not installed or refuses a graph.
+    compute_capability: of the card, or of several, joined by "+"; "" makes one engine for every card that can run it. `build`
+    and `builder` (its name and version) stand in for TensorRT-RTX. Raises Error when the bundle is lowered for anything but
+    TensorRT, for an unknown card or profile, and when TensorRT is not installed or refuses a graph.
     """
     if bundle.target != "tensorrt":
         raise Error(
@@ -85,9 +85,10 @@ def build_engines(
         )
     chosen = profiles_for(bundle, profiles)
     made_by = builder or rtx_builder.version()
-    compute_capability = compute_capability or rtx_builder.every_card()
+    fp8 = FP8_WEIGHTS in bundle.needs
+    compute_capability = compute_capability or rtx_builder.every_card(fp8=fp8)
     if build is None:
-        rtx_builder.require_known(compute_capability)
+        rtx_builder.require_known(compute_capability, fp8=fp8)
     (bundle.path / FOLDER).mkdir(exist_ok=True)
     ready = []
     for graph in (name for name in ENGINES_OF if name in bundle.graphs):

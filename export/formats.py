@@ -21,11 +21,12 @@ from mmada_lite.errors import Error
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int8]
-Family = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-_BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+Family = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
+_BITS: dict[Family, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
 BLOCKS = (32, 64, 128)
 LARGEST = 65504.0  # of a weight in half precision; so of codes, whose products would overflow, and of norms and biases
 LARGEST_WHOLE = 1e9  # of a matrix in float32, so that a product of two stays in it
+LARGEST_FLOAT8 = 448.0
 SMALLEST_SCALE = {"float16": np.float32(2.0**-24), "float32": np.finfo(np.float32).smallest_normal}
 
 
@@ -35,8 +36,9 @@ class Format:
 
     block: inputs that share a scale; None, one scale for a whole column. symmetric: code 0 means 0; else every block has
     a zero point. int8 by columns is the format whose activations may be quantized too (dynamically, per token); every
-    other one stores weights only. narrow: its codes stay within 63, so that two products of them and of uint8 activations
-    fit 16 bits. Raises Error for a combination that is no format of ours.
+    other one stores weights only. The codes of fp8 are floats of eight bits (E4M3FN), with a scale a column. narrow: its codes
+    stay within 63, so that two products of them and of uint8 activations fit 16 bits. Raises Error for a combination that is
+    no format of ours.
     """
 
     family: Family
@@ -66,6 +68,11 @@ class Format:
         return self.family in ("fp32", "fp16", "bf16")
 
     @property
+    def whole(self) -> bool:
+        """Whether codes are whole numbers, which methods other than to nearest choose too."""
+        return self.family in ("int8", "int4")
+
+    @property
     def dtype(self) -> str:
         """numpy's name of one number: of a floating format the weight (of bf16 its bits, which numpy has no type for), of an
         integer one the code."""
@@ -74,16 +81,17 @@ class Format:
     @property
     def onnx_type(self) -> str:
         """ONNX's name of it."""
-        return "bfloat16" if self.family == "bf16" else self.dtype
+        return {"bf16": "bfloat16", "fp8": "float8e4m3fn"}.get(self.family, self.dtype)
 
     @property
     def scale_dtype(self) -> str:
-        """Scales of int4 are stored in half precision: at 8B that is 0.1 GB less, and 2^-11 of a step of 1/15 is nothing."""
-        return "float16" if self.family == "int4" else "float32"
+        """Scales of int4 are stored in half precision: at 8B that is 0.1 GB less, and 2^-11 of a step of 1/15 is nothing. Those
+        of fp8 are multiplied in it."""
+        return "float16" if self.family in ("int4", "fp8") else "float32"
 
     @property
     def range(self) -> tuple[int, int]:
-        """The lowest and the highest code."""
+        """The lowest and the highest code of integers."""
         if self.narrow:
             return -63, 63
         return -(1 << self.bits - 1), (1 << self.bits - 1) - 1
@@ -94,7 +102,7 @@ class Format:
 
 
 _ALL = (
-    *(Format("fp32"), Format("fp16"), Format("bf16"), Format("int8"), Format("int8", narrow=True)),
+    *(Format("fp32"), Format("fp16"), Format("bf16"), Format("int8"), Format("int8", narrow=True), Format("fp8")),
     *(Format("int8", block) for block in BLOCKS),
     *(Format("int4", block, symmetric) for symmetric in (True, False) for block in BLOCKS),
 )
@@ -114,7 +122,8 @@ def format_named(name: str) -> Format:
 class Quantized:
     """Rows of a matrix as integers: weight = (code - zero) * scale.
 
-    Codes and zeros are signed about the middle of the range, -8..7 or -128..127, whether the format is symmetric or not.
+    Codes and zeros are signed about the middle of the range, -8..7 or -128..127, whether the format is symmetric or not. Of fp8
+    they are the bits of what is multiplied by the scale.
     """
 
     format: Format
@@ -134,8 +143,9 @@ def quantize(weights: np.ndarray, fmt: Format, name: str) -> Quantized:
     """Round weights [n, K] of the tensor `name` to the nearest codes; none is off by more than half its block's scale.
 
     The scale is the smallest for which that holds (symmetric), or maps the block's range, zero included, onto all codes
-    (asymmetric). A block of zeros gets scale 1. Raises Error naming the tensor when it holds NaN or infinite numbers,
-    or numbers too large for the scales' type.
+    (asymmetric). In fp8 it makes a column's largest weight `LARGEST_FLOAT8`, and a code is off by 1/16 of itself at most. A
+    block of zeros gets scale 1. Raises Error naming the tensor when it holds NaN or infinite numbers, or numbers too large
+    for the scales' type.
     """
     require_finite(weights, name)
     return encode(weights, fmt, *fit(weights, fmt, name))
@@ -150,6 +160,8 @@ def fit(
     high, low = np.maximum(blocks.max(-1), 0), np.minimum(blocks.min(-1), 0)  # [n, blocks]
     if clip_ratio != 1:
         high, low = high * np.float32(clip_ratio), low * np.float32(clip_ratio)
+    if fmt.family == "fp8":
+        return _stored_scales(np.maximum(high, -low) / np.float32(LARGEST_FLOAT8), fmt, name), None
     lowest, highest = fmt.range
     if fmt.symmetric:
         wanted = np.maximum(high / np.float32(highest + 0.5), low / np.float32(lowest - 0.5))
@@ -162,6 +174,8 @@ def fit(
 def encode(weights: np.ndarray, fmt: Format, scales: NDArray[np.float32], zeros: NDArray[np.int8] | None = None) -> Quantized:
     """Weights [n, K] as the codes nearest to them under given scales and zero points [n, blocks]."""
     steps = _blocked(np.asarray(weights, np.float32), fmt) / scales[..., None]
+    if fmt.family == "fp8":
+        return Quantized(fmt, narrow_float8(steps).view(np.int8).reshape(weights.shape), scales, None)
     np.rint(steps, out=steps)
     if zeros is not None:
         steps += zeros[..., None]
@@ -172,6 +186,8 @@ def encode(weights: np.ndarray, fmt: Format, scales: NDArray[np.float32], zeros:
 def dequantize(quantized: Quantized) -> NDArray[np.float32]:
     """The weights [n, K] that the codes stand for."""
     outputs, inputs = quantized.codes.shape
+    if quantized.format.family == "fp8":
+        return _FLOAT8[quantized.codes.view(np.uint8)] * quantized.scales
     blocks = _blocked(quantized.codes, quantized.format).astype(np.float32)
     if quantized.zeros is not None:
         blocks -= quantized.zeros[..., None]
@@ -194,6 +210,29 @@ def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
     return np.where(np.isnan(values), (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), rounded)
+
+
+def narrow_float8(values: np.ndarray) -> Bytes:
+    """float32 -> the bits of E4M3FN: a sign, four bits of exponent about 7, three of mantissa. Rounded to nearest even; what
+    lies beyond `LARGEST_FLOAT8` becomes it. There may be no NaN."""
+    sizes = np.abs(np.ascontiguousarray(values, np.float32))
+    bits = sizes.view(np.uint32)
+    normal = ((bits + np.uint32(0x7FFFF) + ((bits >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - np.uint32(120 << 3)
+    small = np.rint(sizes * np.float32(512)).astype(np.uint32)  # in steps of 2^-9, which end where exponents begin
+    codes: Bytes = np.minimum(np.where(sizes < np.float32(2.0**-6), small, normal), np.uint32(126)).astype(np.uint8)
+    codes |= np.signbit(values).astype(np.uint8) << np.uint8(7)
+    return codes
+
+
+def _float8() -> NDArray[np.float32]:
+    """What each of the 256 codes of E4M3FN stands for."""
+    exponents, parts = np.divmod(np.arange(128), 8)
+    sizes = np.where(exponents > 0, (8 + parts) * 2.0 ** (exponents - 10), parts * 2.0**-9)
+    sizes[127] = np.nan
+    return np.concatenate([sizes, -sizes]).astype(np.float32)
+
+
+_FLOAT8 = _float8()
 
 
 def require_finite(values: np.ndarray, name: str, largest: float = LARGEST) -> None:

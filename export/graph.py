@@ -31,6 +31,7 @@ _ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
+    "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
     "int4": TensorProto.INT4,

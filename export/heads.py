@@ -2,7 +2,7 @@
 the device.
 
 Guidance is linear, so it is applied (`mix`) before the head, which then runs once. Drawing a token stands in an If,
-so that greedy decoding does not pay for it. For CUDA both ways are computed and one is taken: a step with an If cannot
+so that greedy decoding does not pay for it. For cards both ways are computed and one is taken: a step with an If cannot
 be captured as a CUDA graph, and what drawing adds reads the logits again, which is little beside the matrix. Columns are
 searched and summed in runs, first the run and then the column in it: onnxruntime's reductions over a row are two to three
 times as fast as its ArgMax and sixteen times as fast as its CumSum, and the rounding error of a sum does not grow with the
@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from mmada_lite.contracts import IN_FLOAT32
 from mmada_lite.export import lowering
 from mmada_lite.export.graph import Graph
 from mmada_lite.export.lowering import WeightSpec
@@ -35,7 +36,7 @@ def build_head(graph: Graph, weight: Weight, spec: WeightSpec) -> None:
         logits = lowering.linear(graph, states, weight, spec, to="logits")
     else:
         logits = lowering.widen(graph, lowering.linear(graph, states, weight, spec), spec, to="logits")
-    captured = spec.target == "cuda"
+    captured = spec.target not in IN_FLOAT32
     best, largest = _search(graph, logits, columns, captured)
     chosen = (_one_of_both if captured else _one_way)(graph, logits, temperature, uniform, best, columns)
     _measure(graph, logits, chosen, best, largest, columns)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmada_lite.arguments import exit_code
-from mmada_lite.bundle import Bundle
+from mmada_lite.bundle import FP8_WEIGHTS, Bundle
 from mmada_lite.errors import Error
 from mmada_lite.export.engines import build_engines
 from mmada_lite.files import size_in_words
@@ -88,6 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
+    if FP8_WEIGHTS in bundle.needs:
+        raise Error(
+            f"{bundle.path} has weights in fp8, which TensorRT-RTX alone multiplies by; export it with --precision int8"
+        )
     cards = nvidia.cards()
     if options.memory or cards:
         print(planned(bundle, bytes_of(options.memory) if options.memory else cards[0].memory))

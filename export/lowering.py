@@ -206,6 +206,11 @@ def check_linear(shape: tuple[int, ...], spec: WeightSpec) -> None:
     stored = spec.format
     if stored.family == "bf16" and spec.target not in IN_FLOAT32:
         raise Error(f"bf16 cannot be written for {spec.target}, whose kernels take half precision; use --precision fp16")
+    if stored.family == "fp8" and spec.target != "tensorrt":
+        raise Error(
+            f"fp8 cannot be written for {spec.target}: TensorRT-RTX alone multiplies by it, on cards of compute capability "
+            f"8.9 and newer; use --target tensorrt, or --precision int8"
+        )
     if spec.target != "tensorrt" or stored.block is None:
         return
     if not stored.symmetric:
@@ -352,8 +357,10 @@ def _dequantized(graph: Graph, x: str, weight: Matrix, spec: WeightSpec, to: str
     scales: list[np.ndarray] = []
     chunks = _quantized(weight, spec, scales)
     if stored.block is None:
-        matrix = graph.weight(weight.name, weight.shape, "int8", (chunk.codes for chunk in chunks), transposed=True)
-        scales_of = graph.weight(f"{weight.name}.scale", (columns,), "float32", (part[:, 0] for part in scales))
+        codes = (chunk.codes for chunk in chunks)
+        seen = stored.onnx_type, weight.shape[::-1]
+        matrix = graph.weight(weight.name, weight.shape, "int8", codes, transposed=True, seen=seen)
+        scales_of = graph.weight(f"{weight.name}.scale", (columns,), stored.scale_dtype, (part[:, 0] for part in scales))
         scale = _as_computed(graph, scales_of, spec)
         return graph.op("MatMul", x, graph.op("DequantizeLinear", matrix, scale, attributes={"axis": 1}), to=to)
     whole = stored.blocks(inputs) * stored.block

@@ -6,9 +6,10 @@ read row by row, so int8 rows halve the file and cost no quality that was measur
 stored, so that nothing of them is lost; `int8` is the fastest format on a CPU
 (`int8-7bit` where it has no VNNI: with codes within 63 the fast kernels' sums of pairs fit their 16 bits),
 its image head in half precision (guidance multiplies what rounding does to states before that head, and codes of pictures
-are near ties: it lost more there than in all layers together, and costs 34 MB); `int4` is the smallest, its backbone in
-blocks of 128 (4.1 bits a weight), its text head in blocks of 64 (the logits are what is read out, and it costs 9 MB; blocks
-of 32 would leave too little of 4.7 GB for a tokenizer), its image head in int8 (17 MB more, and every picture step runs it).
+are near ties: it lost more there than in all layers together, and costs 34 MB); `fp8` is as large,
+for TensorRT-RTX alone; `int4` is the smallest, its backbone in blocks of 128 (4.1 bits a weight), its text head in blocks of 64
+(the logits are what is read out, and it costs 9 MB; blocks of 32 would leave too little of 4.7 GB for a tokenizer), its image
+head in int8 (17 MB more, and every picture step runs it).
 The image tokenizer's convolutions stay in half precision: they are 2 to 4% of a bundle, and a wrong bit of a code is another
 picture. For CUDA both are in blocks of 32, 4.5 bits a weight, which its fused kernels take.
 """
@@ -26,7 +27,7 @@ from mmada_lite.export.lowering import TARGETS, Target, WeightSpec
 from mmada_lite.memory_plan import PRECISIONS, formats_of
 from mmada_lite.ort.attention_forms import FORMS, JOINED
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-7bit", "fp8", "int4"]
 CACHES = ("fp32", "fp16")
 GROUPS = ("embedder", "backbone", "text_head", "image_head", "codec")
 _PRODUCTS = ("backbone", "text_head", "image_head")

@@ -13,13 +13,14 @@ from typing import Any
 
 from mmada_lite.errors import Error
 from mmada_lite.ort.engines import TOGETHER, Profile
+from mmada_lite.ort.nvidia import FP8_SINCE, at_least
 from mmada_lite.ort.session import RTX_PLUGIN
 
 Progress = Callable[[float], None]  # share done, 0..1
 INSTALL = 'pip install "mmada-lite[rtx-build]"'
 _BINDINGS = "tensorrt_rtx_bindings"
 _LIBRARIES = ("libcudart.so.13*", "libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
-_LEAST = (8, 6)  # compute capability of the oldest cards that onnxruntime's provider runs on
+_LEAST = "8.6"  # compute capability of the oldest cards that onnxruntime's provider runs on
 _log = logging.getLogger("mmada_lite")
 _NO_DRIVER = "CUDA driver version is insufficient"  # said where there is no GPU, which building does not need
 
@@ -41,10 +42,10 @@ def capabilities() -> list[str]:
     return [f"{name[2:-1]}.{name[-1]}" for name in names]
 
 
-def every_card() -> str:
+def every_card(*, fp8: bool = False) -> str:
     """The compute capabilities of all cards that onnxruntime's provider runs on, as `build` takes them: an engine for all of
-    them is no larger than one for one (docs/lab/benchmarks.md)."""
-    return TOGETHER.join(each for each in capabilities() if tuple(map(int, each.split("."))) >= _LEAST)
+    them is no larger than one for one (docs/lab/benchmarks.md). fp8: of those that read such weights."""
+    return TOGETHER.join(each for each in capabilities() if at_least(each, FP8_SINCE if fp8 else _LEAST))
 
 
 def build(graph: Path, profiles: Sequence[Profile], capability: str, progress: Progress) -> Any:
@@ -83,11 +84,16 @@ def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> N
     config.add_optimization_profile(shapes)
 
 
-def require_known(capability: str) -> None:
-    """Raise Error where one of the compute capabilities, joined by "+", is none that engines are built for, or of cards that
-    onnxruntime's provider does not run on."""
-    known = every_card().split(TOGETHER)
+def require_known(capability: str, *, fp8: bool = False) -> None:
+    """Raise Error where one of the compute capabilities, joined by "+", is none that engines are built for, of cards that
+    onnxruntime's provider does not run on, or, with fp8, of cards that do not read such weights."""
+    known, able = every_card().split(TOGETHER), every_card(fp8=True)
     for each in capability.split(TOGETHER):
+        if fp8 and each in known and each not in able.split(TOGETHER):
+            raise Error(
+                f"weights in fp8 are for compute capability {able.replace(TOGETHER, ', ')}, and not for {each}; leave "
+                f"--compute-capability {each} out, or export with --precision int8"
+            )
         if each not in known:
             raise Error(f"TensorRT-RTX builds nothing for compute capability {each}; use one of {', '.join(known)}")
 

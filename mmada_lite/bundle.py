@@ -38,7 +38,8 @@ _GRAPHS = ("embedder", "backbone", "text_head", "image_head")
 _PICTURES = ("image_encoder", "image_decoder")
 HALF_CACHES = "float16_caches"  # keys and values in half precision where they would be in float32
 PACKED_FOR_CUDA = "packed_for_cuda"  # codes lie as CUDA's kernels read them: other providers would read others, in silence
-NEEDS: tuple[str, ...] = (HALF_CACHES, PACKED_FOR_CUDA)  # what a bundle may ask of a host, and this one has
+FP8_WEIGHTS = "fp8_weights"  # which TensorRT-RTX alone multiplies by, on cards of today
+NEEDS: tuple[str, ...] = (HALF_CACHES, PACKED_FOR_CUDA, FP8_WEIGHTS)  # what a bundle may ask of a host, and this one has
 
 _RIGHT: Mapping[Any, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -334,6 +335,11 @@ def _faults(bundle: Bundle) -> Iterator[str]:
         yield f"a picture of image.resolution {image.resolution} has {codes} codes, and max_sequence_length is {longest}"
     if HALF_CACHES in bundle.needs and bundle.target not in IN_FLOAT32:
         yield f"it needs {HALF_CACHES!r}, which is for {' and '.join(IN_FLOAT32)}, and target is {bundle.target!r}"
+    if FP8_WEIGHTS in bundle.needs and bundle.target != "tensorrt":
+        yield f"it needs {FP8_WEIGHTS!r}, which is for tensorrt, and target is {bundle.target!r}"
+    for key, group in bundle.quantization.items():
+        if group.format == "fp8" and FP8_WEIGHTS not in bundle.needs:
+            yield f"quantization.{key} is fp8, and needs lacks {FP8_WEIGHTS!r}"
     pictures = any(name in bundle.graphs for name in _PICTURES) or "codec" in bundle.quantization
     if pictures and image is None:
         yield "it has an image tokenizer, and image is null"

@@ -12,7 +12,7 @@ from mmada_lite.files import require_readable
 TARGETS = ("cpu", "cuda", "tensorrt", "openvino")  # the kinds of device that graphs are written for
 IN_FLOAT32 = ("cpu", "openvino")  # of these, those whose graphs are in float32, however weights are stored
 ATTENTION_FORMS = ("joined", "attention", "mha", "plain")  # the operators by which a graph for CUDA may attend
-BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}  # of a weight in each family of formats
+BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}  # of a weight in each family of formats
 # A number by its name, wherever a file says it: the least and the most that a model may have.
 _RANGES: tuple[tuple[float, float, str], ...] = (
     *((1, 1 << 6, "ch_mult num_res_blocks bits"), (1, 1 << 10, "n_layers n_heads n_kv_heads downsample")),

@@ -60,7 +60,7 @@ _FULL_STEPS = ImageSettings()  # every step of a drawing computes everything
 # that is packed, of 16 bits in float32, beside what compiling leaves.
 _BY_OPENVINO = {"fp32": 2.1, "fp16": 4.3, "bf16": 4.3}
 _INTEGERS_BY_OPENVINO = 2.5
-_FOR_TENSORRT = {"int4": 2.3, "int8": 3.0}  # what is written for TensorRT is taken apart by a CPU
+_FOR_TENSORRT = {"int4": 2.3, "int8": 3.0, "fp8": 3.0}  # what is written for TensorRT is taken apart by a CPU
 PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "fp32": dict.fromkeys(("embedder", "backbone", "text_head", "image_head", "codec"), "fp32"),
@@ -71,6 +71,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             **{"embedder": "int8", "backbone": "int8-7bit", "text_head": "int8-7bit"},
             **{"image_head": "fp16", "codec": "fp16"},
         },
+        "fp8": {"embedder": "int8", "backbone": "fp8", "text_head": "fp8", "image_head": "fp16", "codec": "fp16"},
         "int4": {"embedder": "int8", "backbone": "int4-b128", "text_head": "int4-b64", "image_head": "int8", "codec": "fp16"},
     }
 )  # precision -> group -> format, as `mmada-lite export --precision` stores them, largest first
@@ -371,13 +372,13 @@ def _rounds(groups: Mapping[str, WeightGroup], target: str) -> bool:
 def _group(name: str, size: int) -> WeightGroup:
     family, _, block = name.removesuffix("-7bit").partition("-b")
     bits = 7 if name.endswith("-7bit") else BITS[family]
-    scale = {"int4": "fp16", "int8": "fp32"}.get(family)
+    scale = {"int4": "fp16", "int8": "fp32", "fp8": "fp16"}.get(family)
     return WeightGroup(family, bits, int(block) if block else None, True if scale else None, scale, bytes=size)
 
 
 def _bytes(outputs: int, inputs: int, name: str, target: str) -> int:
-    """What a matrix takes in a bundle: int8 with one scale a column, int4 with a half-precision scale a block; for CUDA both
-    have a scale a block."""
+    """What a matrix takes in a bundle: int8 and fp8 with one scale a column, of fp8 in half precision, int4 with a
+    half-precision scale a block; for CUDA integers have a scale a block."""
     family, _, block = name.partition("-b")
     if family.removesuffix("-7bit") == "int8" and target == "cuda":
         blocks = -(-inputs // _FUSED_BLOCK)
@@ -385,7 +386,7 @@ def _bytes(outputs: int, inputs: int, name: str, target: str) -> int:
     if family in ("fp32", "fp16", "bf16"):
         return outputs * inputs * (4 if family == "fp32" else 2)
     if not block:
-        return outputs * (inputs + 4)
+        return outputs * (inputs + (2 if family == "fp8" else 4))
     blocks = -(-inputs // int(block))
     return outputs * blocks * (int(block) // 2 + 2)
 

@@ -128,6 +128,8 @@ def specs_named(name: str, target: str, store: dict[str, str]) -> dict[str, Weig
 def _refuse_nothing_to_round(method: Method, specs: dict[str, WeightSpec]) -> None:
     if method != Method() and all(specs[group].format.floating for group in ("backbone", "text_head", "image_head")):
         raise Error(f"there is nothing to round in {specs['backbone'].format.name}; use --method rtn, or mmada-lite export")
+    if method != Method() and not all(spec.format.floating or spec.format.whole for spec in specs.values()):
+        raise Error("fp8 is rounded to nearest and by no other method; use --method rtn, or mmada-lite export")
 
 
 def _spec_of_adopted_codec(source: Path, asked: WeightSpec, *, explicitly: bool) -> WeightSpec:

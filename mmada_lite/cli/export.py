@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="BUNDLE", help="the folder to write (not for engines of a bundle)")
     parser.add_argument(
         "--precision",
-        choices=["fp32", "fp16", "bf16", "int8", "int8-7bit", "int4"],
+        choices=["fp32", "fp16", "bf16", "int8", "int8-7bit", "fp8", "int4"],
         help=f"how weights are stored (default: fp16; {FOR_WEB} with --target web)",
     )
     options.add_target(parser, also=("web",))
@@ -163,8 +163,9 @@ def _engines_can_be_built(arguments: argparse.Namespace) -> None:
     require_profiles(arguments.profile)
     if (lacking := rtx_builder.missing()) is not None:
         raise Error(lacking)
+    fp8 = arguments.precision == "fp8" or "fp8" in options.formats_of(arguments.store).values()
     for capability in arguments.compute_capability:
-        rtx_builder.require_known(capability)
+        rtx_builder.require_known(capability, fp8=fp8)
 
 
 def _build_engines(arguments: argparse.Namespace, folder: Path) -> None:

@@ -119,6 +119,7 @@ def _card(card: nvidia.Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "compute_capability": card.compute_capability,
+        "fp8": card.reads_fp8,
         "memory": card.memory,
         "free": card.free,
     }
@@ -198,8 +199,8 @@ def _driver(driver: Mapping[str, Any]) -> str:
         return f"no NVIDIA driver ({nvidia.LIBRARY} is missing); {devices.DRIVER}"
     if not driver["cards"]:
         return f"CUDA {driver['cuda']}, but no card; {devices.DRIVER}"
-    cards = (f"{card['name']} (compute capability {card['compute_capability']}, {_size(card['memory'])}, "
-             f"{_size(card['free'])} free)" for card in driver["cards"])  # fmt: skip
+    cards = (f"{card['name']} (compute capability {card['compute_capability']}{', reads fp8' if card['fp8'] else ''}, "
+             f"{_size(card['memory'])}, {_size(card['free'])} free)" for card in driver["cards"])  # fmt: skip
     return f"CUDA {driver['cuda']}: " + "; ".join(cards)
 
 

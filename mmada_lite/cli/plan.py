@@ -22,10 +22,11 @@ if TYPE_CHECKING:  # a verb's module imports no numpy before it runs
     from mmada_lite.memory_plan import Need, Shape
 
 _ON_CARD = ("cuda", "rtx", "tensorrt")
-_NOT_FOR_CARDS = {
-    (device, name) for device in _ON_CARD for name in ("bf16", "int8-7bit")
-}  # which no export writes, or gain nothing
 _BY_OPENVINO = ("openvino", "openvino:gpu", "openvino:npu")  # which take the machine's memory
+_LEFT_OUT = {  # which no export writes, gain nothing, or are not run there
+    *((device, name) for device in _ON_CARD for name in ("bf16", "int8-7bit")),
+    *((device, "fp8") for device in ("cpu", "cuda", "tensorrt", *_BY_OPENVINO)),
+}
 _PARTS = ("runtime", "weights", "activations", "caches", "codec")
 
 
@@ -112,7 +113,7 @@ def _source(
     from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, Shape, stored
     from mmada_lite.model import embedded_bundle
 
-    asked, names = "cuda" if device == "cuda" else "cpu", [name for name in PRECISIONS if (device, name) not in _NOT_FOR_CARDS]
+    asked, names = "cuda" if device == "cuda" else "cpu", [name for name in PRECISIONS if (device, name) not in _LEFT_OUT]
     if name is not None and name.lower() in PUBLISHED and not Path(name).exists():
         shape = PUBLISHED[name.lower()]
         return (

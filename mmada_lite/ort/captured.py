@@ -3,8 +3,9 @@ never change within a captured shape, so that a step is one launch.
 
 `DeviceDenoiser` is the same without capture. What a graph is told differs from step to step in content alone: queries are
 filled up to a multiple of `PADDED`, which repeats the last of them, and keys and values, states and past stand in blocks of
-memory that are taken again once nobody holds what stood in them. A shape is captured when it is met for the second time. On
-the CPU provider, which captures nothing, the same code gives the plain denoiser's ids: so it is tested without a card.
+memory that are taken again once nobody holds what stood in them. A shape is captured when it is met for the second time.
+TensorRT-RTX captures by itself, whatever a run's id: the last shape of a session, while its addresses stay. On the CPU
+provider, which captures nothing, the same code gives the plain denoiser's ids: so it is tested without a card.
 """
 
 import logging
@@ -21,16 +22,24 @@ from numpy.typing import NDArray
 from mmada_lite.decoding.denoiser import Floats, Head, Prediction, Window
 from mmada_lite.decoding.kv_cache import KeyValues, KVBuffer
 from mmada_lite.ort.denoiser import HEAD_OUTPUTS, head_feeds
-from mmada_lite.ort.device_denoiser import DeviceDenoiser, DeviceKeyValues, Guard, Handle, Open, Runner
+from mmada_lite.ort.device_denoiser import (
+    NO_CAPTURE,
+    DeviceDenoiser,
+    DeviceKeyValues,
+    Guard,
+    Handle,
+    Open,
+    Runner,
+    run_options,
+)
+from mmada_lite.ort.engines import PADDED
 from mmada_lite.ort.session import first_line, is_out_of_memory, onnxruntime_package
 
 if TYPE_CHECKING:
     import onnxruntime
 
-PADDED = 32  # queries are filled up to a multiple of it: as many rows as a product of a card takes for little more than one
 MOST = 16  # shapes of a session that are captured at a time; the one that was not met for longest gives way
 MOST_IDS = 256  # captures in the life of a session: onnxruntime frees none of them on CUDA before the session ends
-_NO_CAPTURE = "-1"  # what `gpu_graph_id` says of a run that is launched node by node
 _GROWN = 1 << 20  # bytes to which a block of memory is rounded up, so that an answer a little longer fits the next time
 _log = logging.getLogger("mmada_lite")
 
@@ -126,12 +135,6 @@ class Shape:
         return all(memory() is not None for memory in self.memories)
 
 
-def run_options(graph_id: str) -> "onnxruntime.RunOptions":
-    options = onnxruntime_package().RunOptions()
-    options.add_run_config_entry("gpu_graph_id", graph_id)
-    return options
-
-
 class Captures:
     """The shapes of one session, the one that was met last at the end."""
 
@@ -192,7 +195,7 @@ class Captures:
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
         memories = {view.memory for view in (*held.values(), *given.values())}
-        return Shape(binding, inputs, run_options(_NO_CAPTURE), tuple(map(weakref.ref, memories)), outputs=outputs)
+        return Shape(binding, inputs, run_options(NO_CAPTURE), tuple(map(weakref.ref, memories)), outputs=outputs)
 
     def _captured(self, shape: Shape) -> None:
         """The first run under an id, in which onnxruntime captures it. Where that fails for another reason than memory, the
@@ -205,7 +208,7 @@ class Captures:
             _log.warning("a step of %s cannot be captured as a CUDA graph and is launched node by node, which is slower: %s",
                          self._graph, first_line(error))  # fmt: skip
             self._runner.captures, shape.graph_id = False, None
-            shape.options = run_options(_NO_CAPTURE)
+            shape.options = run_options(NO_CAPTURE)
             self._launch(shape)
 
     def _launch(self, shape: Shape) -> None:
@@ -226,7 +229,6 @@ class StaticRunner(Runner):
 
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
         super().__init__(memory, open_graph, guard)
-        self.options = run_options(_NO_CAPTURE)
         self.captures, self.interrupted = True, False
         self.states, self.kept, self.pasts = (Pool(memory) for _ in range(3))
 

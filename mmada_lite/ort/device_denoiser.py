@@ -20,6 +20,8 @@ from mmada_lite.ort.session import onnxruntime_package
 if TYPE_CHECKING:
     import onnxruntime
 
+NO_CAPTURE = "-1"  # the id of a run that is launched node by node
+_GRAPH_IDS = ("gpu_graph_id", "cuda_graph_annotation_id")  # as onnxruntime and the plugin of TensorRT-RTX name it
 _TYPES = {"float32": FLOAT, "float16": HALF}
 _AT_ONCE = 8  # tensors that are rearranged in one run where those before them are freed behind it
 Open = Callable[[bytes], "onnxruntime.InferenceSession"]  # a graph of ours on the same device
@@ -89,6 +91,14 @@ class DeviceKeyValues(KeyValues):
         return picked.behind(past, 0, 0, buffer)
 
 
+def run_options(graph_id: str) -> "onnxruntime.RunOptions":
+    """Options of a run that belongs to a CUDA graph."""
+    options = onnxruntime_package().RunOptions()
+    for name in _GRAPH_IDS:
+        options.add_run_config_entry(name, graph_id)
+    return options
+
+
 class Runner:
     """Runs sessions by io binding: inputs from wherever they lie, outputs left on the device or brought to the host. frees:
     whether the memory of a handle that nobody holds is given back."""
@@ -98,8 +108,7 @@ class Runner:
     def __init__(self, memory: str, open_graph: Open, guard: Guard) -> None:
         self.memory, self.guard, self._open = memory, guard, open_graph
         self._opened: dict[bytes, onnxruntime.InferenceSession] = {}
-        self.options = onnxruntime_package().RunOptions()  # of every run
-        self.options.add_run_config_entry("gpu_graph_id", "-1")  # shapes and addresses change: no CUDA graph is captured
+        self.options = run_options(NO_CAPTURE)  # of every run, as shapes and addresses change
 
     def run(self, session: Any, feeds: Mapping[str, Any], outputs: Sequence[str], *, home: bool) -> list[Any]:
         """Arrays for `home`, else handles. feeds: handles and arrays."""

@@ -16,33 +16,44 @@ from mmada_lite.ort.session import Device, OutOfMemory, open_session
 if TYPE_CHECKING:
     import onnxruntime
 
+# TensorRT-RTX then captures what it runs, and again where a shape or an address is another, that of its own memory too: so that
+# is kept between runs. Ids of runs, and profiles other than the first, its plugin 0.5 does not read (docs/lab/benchmarks.md).
+_CAPTURED = {"enable_cuda_graph": "1", "nv_persistent_context_memory": "1"}
 _log = logging.getLogger("mmada_lite")
 
 
-def open_engine(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """The session of a graph in `engines.ENGINES_OF` on rtx or tensorrt. Raises Error when it does not load, OutOfMemory when
-    there is no room."""
-    engine: onnxruntime.InferenceSession = _OPENERS[device.name](bundle, graph, device, threads)
+def open_engine(
+    bundle: Bundle, graph: str, device: Device, threads: int | None, *, captured: bool = False
+) -> "onnxruntime.InferenceSession":
+    """The session of a graph in `engines.ENGINES_OF` on rtx or tensorrt. captured: its steps are to be, as `loader.captures`
+    says. Raises Error when it does not load, OutOfMemory when there is no room."""
+    engine: onnxruntime.InferenceSession = _OPENERS[device.name](bundle, graph, device, threads, captured)
     return engine
 
 
-def _open_rtx(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """The engine that was built ahead of time, which alone is one node and may so be captured in a CUDA graph; without one the
-    provider builds its own, which is said. The kernels that it compiles for the card are kept."""
+def _open_rtx(
+    bundle: Bundle, graph: str, device: Device, threads: int | None, captured: bool
+) -> "onnxruntime.InferenceSession":
+    """The engine that was built ahead of time; without one the provider builds its own, which is said. The kernels that it
+    compiles for the card are kept."""
     capability, here = nvidia.cards()[0].compute_capability, devices.rtx_version()
     key, why = engines.find(bundle, graph, capability, version=here)
     kept = engines.kernel_folder(bundle, graph, capability, f"tensorrt-rtx {here}", nvidia.driver())
-    settings = {"nv_runtime_cache_path": str(kept)} if kept else {}
+    settings = ({"nv_runtime_cache_path": str(kept)} if kept else {}) | (_CAPTURED if captured else {})
     if key is not None:
-        settings |= {"enable_cuda_graph": "1"} | ({"nv_multi_profile_enable": "1"} if "+" in key.profile else {})
+        settings |= {"nv_multi_profile_enable": "1"} if "+" in key.profile else {}
         return _open_built(bundle, key, device, threads, settings, f"mmada-lite export {bundle.path} --engine rtx")
     _log.warning("%s: it is built now, which takes a while; `mmada-lite export %s --engine rtx` keeps it", why, bundle.path)
     settings |= engines.shape_options(bundle, graph, "nv_profile_{}_shapes")
     return open_session(bundle.graph_path(graph), device, threads, settings)
 
 
-def _open_tensorrt(bundle: Bundle, graph: str, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
-    """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said."""
+def _open_tensorrt(
+    bundle: Bundle, graph: str, device: Device, threads: int | None, captured: bool
+) -> "onnxruntime.InferenceSession":
+    """TensorRT's provider keeps its engines in a folder of the card; what it cannot read there is built anew, which is said. It
+    captures nothing: it would take what a session runs second, for good."""
+    assert not captured, "TensorRT's provider has one graph a session"
     capability, here = nvidia.cards()[0].compute_capability, nvidia.tensorrt_version()
     key, why = engines.find(bundle, graph, capability, "tensorrt", here)
     if key is not None:
@@ -84,4 +95,4 @@ def _open_built(
         raise Error(f"{path.name} is refused on {device.name} ({error}); remove {path} and run `{mend}`") from error
 
 
-_OPENERS: dict[str, Callable[[Bundle, str, Device, int | None], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}
+_OPENERS: dict[str, Callable[[Bundle, str, Device, int | None, bool], Any]] = {"rtx": _open_rtx, "tensorrt": _open_tensorrt}

@@ -9,7 +9,7 @@ and may be made and thrown away at any time.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ NAMES = ("prefill", "block", "picture")  # of the profiles
 TOGETHER = "+"  # between the compute capabilities of one engine
 ENGINES_OF = ("backbone", "text_head", "image_head")
 LONGEST_BLOCK = 256  # tokens that a text step may ask for at once
+PADDED = 32  # queries are filled up to a multiple of it: as many rows as a product of a card takes for little more than one
 _PROMPT = 130  # tokens around a picture's codes, likeliest: a sentence and the special ones
 Range = tuple[int, int, int]  # least, likeliest, largest
 
@@ -181,11 +182,18 @@ def find(
             why_not = f"{path.name} was built for compute capability {built_for}, and this card has {compute_capability}"
         elif not made_with.startswith(version):
             why_not = f"{path.name} was built with {key.builder}, and {version} is here"
+        elif key.profile != described(profiles_of(graph, profiles_for(bundle, profile_names(key)))):
+            why_not = f"{path.name} was built for other shapes"
         elif (reason := fault(bundle, key)) is not None:
             why_not = f"{path.name} {reason}"
         else:
             return key, f"{path.name} fits"
     return None, why_not
+
+
+def profile_names(key: EngineKey) -> tuple[str, ...]:
+    """Of the optimization profiles of an engine, those that there are."""
+    return tuple(name for name in key.profile.partition(" ")[0].split(TOGETHER) if name in NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,4 +284,11 @@ def _all(bundle: Bundle) -> list[Profile]:
     if codes:
         pictures = {"W": (codes, likeliest, longest), "P": (0, 0, 0), "Q": (1, codes, codes), "R": (1, 2, 2)}
         profiles.append(Profile("picture", rows | pictures))
-    return profiles
+    return [replace(each, axes={**each.axes, "Q": _filled(each.axes["Q"])}) for each in profiles]
+
+
+def _filled(queries: Range) -> Range:
+    """So many queries, or so many as they are filled up to (`captured`)."""
+    least, *more = queries
+    likeliest, largest = (-(-count // PADDED) * PADDED for count in more)
+    return least, likeliest, largest

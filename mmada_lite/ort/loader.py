@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmada_lite.bundle import LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
+from mmada_lite.bundle import FP8_WEIGHTS, LARGE, LOGITS, MANIFEST, PACKED_FOR_CUDA, Bundle
 from mmada_lite.decoding.denoiser import Denoiser
 from mmada_lite.decoding.settings import ImageSettings, TextSettings, with_speed
 from mmada_lite.errors import Error
@@ -130,6 +130,8 @@ def device_for(bundle: Bundle, name: str) -> Device:
     ):
         made = f"{bundle.path.name} is made for {bundle.target}, and not for {device.name}"
         raise Error(f"{made}; export it with --target {_target_of(device)}")
+    if FP8_WEIGHTS in bundle.needs and device.memory == "cuda":
+        _require_fp8(bundle.path.name, device)
     if device.by_openvino:
         from mmada_lite.ort.openvino_graphs import precision_of, refusal
 
@@ -142,6 +144,21 @@ def device_for(bundle: Bundle, name: str) -> Device:
         device = Device("cpu", why.split(";")[0]) if why else Device(device.name, f"{device.reason}; computed in {computed}")
     _log.info("%s runs on %s: %s", bundle.name, device.name, device.reason)
     return device
+
+
+def _require_fp8(name: str, device: Device) -> None:
+    """Raise Error where weights in fp8 are not multiplied by."""
+    from mmada_lite.ort import nvidia
+
+    mend = f"export it with --precision int8 --target {_target_of(device)}"
+    if device.name != "rtx":
+        raise Error(f"{name} has weights in fp8, which TensorRT-RTX alone multiplies by, and not {device.name}; {mend}")
+    card = nvidia.cards()[0]
+    if not card.reads_fp8:
+        raise Error(
+            f"{name} has weights in fp8, which cards of compute capability {nvidia.FP8_SINCE} and newer read, and {card.name} "
+            f"has {card.compute_capability}; {mend}"
+        )
 
 
 def warn_where_slow(bundle: Bundle, device: Device) -> None:
@@ -246,21 +263,31 @@ def tied(
     else:
         from mmada_lite.ort.device_denoiser import DeviceDenoiser as OnDevice  # type: ignore[assignment]
 
-    return OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard)
+    made: Denoiser = guard(
+        lambda: OnDevice(sessions, sizes, device.memory, lambda graph: open_session(graph, device, threads), guard), "backbone"
+    )
+    return made
 
 
 def captures(bundle: Bundle, device: Device) -> bool:
-    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA, by an onnxruntime that does it right."""
-    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and captures_here()
+    """Whether steps are captured as CUDA graphs: those of a form that can be, on CUDA or TensorRT-RTX, by an onnxruntime that
+    does it right."""
+    return _capturable(bundle, device) and captures_here()
+
+
+def _capturable(bundle: Bundle, device: Device) -> bool:
+    if device.name == "rtx":
+        return bundle.target == "tensorrt"
+    return device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED)
 
 
 def warn_where_not_captured(bundle: Bundle, device: Device) -> None:
     """Say aloud that an onnxruntime is too old to capture what could be."""
-    if device.name == "cuda" and holds(bundle.graph_path("backbone"), FUSED) and not captures_here():
-        since = ".".join(map(str, CAPTURES_SINCE))
+    if _capturable(bundle, device) and not captures_here():
+        since, package = ".".join(map(str, CAPTURES_SINCE)), "onnxruntime-gpu" if device.name == "cuda" else "onnxruntime"
         _log.warning(
-            "steps on cuda are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
-            'pip install -U "onnxruntime-gpu>=%s"', since, since)  # fmt: skip
+            "steps on %s are launched node by node, which is slower: onnxruntime captures them rightly from %s on; "
+            'pip install -U "%s>=%s"', device.name, since, package, since)  # fmt: skip
 
 
 def _open_graphs(bundle: Bundle, device: Device, threads: int | None, lean: bool) -> dict[str, Any]:
@@ -333,7 +360,8 @@ def open_graph(
     if device.name in ("rtx", "tensorrt") and graph not in ("embedder", *_CODEC):
         from mmada_lite.ort.engine_sessions import open_engine
 
-        session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads), graph)
+        captured = not lean and captures(bundle, device)
+        session = _guard(bundle, device)(lambda: open_engine(bundle, graph, device, threads, captured=captured), graph)
         return session
     if graph not in _CODEC and not lean and captures(bundle, device):
         session = _guard(bundle, device)(lambda: _capturing(path, device, threads, profile), graph)

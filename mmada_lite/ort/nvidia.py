@@ -16,6 +16,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 _BOARD = Path("/etc/nv_tegra_release")  # of a Jetson, whose driver comes with its system
 _TENSORRT = ("libnvinfer.so.10", "libnvinfer.so.11")  # onnxruntime's provider is linked with one of them
 _TENSORRT_WHEELS = "tensorrt_libs"
+FP8_SINCE = "8.9"  # the compute capability of the first cards that read floats of eight bits
 _MAJOR, _MINOR = 75, 76  # numbers of the attributes "compute capability major, minor" in cuda.h
 
 
@@ -27,6 +28,16 @@ class Card:
     compute_capability: str
     memory: int
     free: int | None = None
+
+    @property
+    def reads_fp8(self) -> bool:
+        return at_least(self.compute_capability, FP8_SINCE)
+
+
+def at_least(capability: str, since: str) -> bool:
+    """Whether a compute capability is another, or a later one."""
+    one, other = (tuple(map(int, each.split("."))) for each in (capability, since))
+    return one >= other
 
 
 def version() -> str | None:

@@ -34,7 +34,9 @@ _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_s
 _CUDA_SESSION = {"ep.cuda.fpa_intb_gemm": "1", "session.use_device_allocator_for_initializers": "1"}
 _TRIED_ROWS = "ep.cuda.fpa_intb_profile_m"  # rows for which that kernel's fastest form is looked for when a graph is opened
 CAPTURING = {"enable_cuda_graph": "1"}  # a setting of CUDA's provider
-CAPTURES_SINCE = (1, 31)  # of onnxruntime: copies within a captured step outlive it (its pull requests 32120 and 32121)
+# Of onnxruntime: copies within a captured step outlive it (its pull requests 32120 and 32121), and memory of ours is that of a
+# plugin's device.
+CAPTURES_SINCE = (1, 31)
 _OPENS_EARLIER = (1, 30)  # of onnxruntime: int8 graphs of before `MIDDLE`, on x86 without VNNI
 _FATAL = 4  # onnxruntime's number of what it logs at least: its errors are raised, and said by us
 _OUT_OF_MEMORY = re.compile(
@@ -180,7 +182,7 @@ def _switch_telemetry_off() -> None:
 
 
 def captures_here() -> bool:
-    """Whether the onnxruntime here captures a step of CUDA so that it can be replayed after others."""
+    """Whether the onnxruntime here captures a step of a card so that it can be replayed after others."""
     return _version() >= CAPTURES_SINCE
 
 

@@ -82,7 +82,7 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
         ("paint x --steps ten", "'ten' is not a whole number"),
         ("paint x --guidance much", "'much' is not a number"),
         ("ask a b --fit stretch", "crop"),
-        ("export a -o b --precision fp8", "fp16"),
+        ("export a -o b --precision fp6", "fp16"),
     ],
 )
 def test_an_unknown_word_names_the_nearest(refused: Refused, words: str, said: str) -> None:

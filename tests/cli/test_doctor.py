@@ -61,7 +61,7 @@ def test_the_best_settings_follow_what_works(
     assert report["best"]["device"] == works
     assert any(settings in line for line in report["best"]["settings"])
     assert main(["doctor"]) == 0
-    assert "CUDA 13.0: a planted card (compute capability 8.9, 8.0 GB, 7.0 GB free)" in capsys.readouterr().out
+    assert "CUDA 13.0: a planted card (compute capability 8.9, reads fp8, 8.0 GB, 7.0 GB free)" in capsys.readouterr().out
 
 
 def test_without_onnxruntime_nothing_runs_and_the_mend_is_said(

@@ -149,12 +149,19 @@ def test_a_wrong_manifest(host: Host, tiny_bundle: Path, tmp_path: Path, name: s
     refused(host, folder, *names)
 
 
-def test_a_bundle_packed_for_cuda_is_told_its_mend(host: Host, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        ("packed_for_cuda", "packed for cuda, which is not for C++; export it without --packed"),
+        ("fp8_weights", "in fp8, which is not for C++; export it with --precision int8"),
+    ],
+)
+def test_what_runs_on_cards_alone_is_told_its_mend(host: Host, tiny_bundle: Path, tmp_path: Path, need: str, said: str) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
-    content = manifest_of(folder) | {"needs": ["packed_for_cuda"]}
+    content = manifest_of(folder) | {"needs": [need]}
     (folder / "bundle.json").write_text(json.dumps(content), encoding="utf-8")
-    assert "packed for cuda, which is not for C++; export it without --packed" in host.call("load", folder=str(folder))["error"]
+    assert said in host.call("load", folder=str(folder))["error"]
 
 
 def test_a_bundle_for_openvino_is_pythons_alone(host: Host, tiny_bundle: Path, tmp_path: Path) -> None:

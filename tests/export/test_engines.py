@@ -25,7 +25,7 @@ from mmada_lite.export.graph import Graph, WeightFile
 from mmada_lite.export.lowering import WeightSpec, linear_bytes
 from mmada_lite.export.transformer import build_backbone
 from mmada_lite.ort import engines
-from mmada_lite.ort.engines import NAMES, EngineKey, Profile, profiles_for
+from mmada_lite.ort.engines import NAMES, PADDED, EngineKey, Profile, profiles_for
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "tensorrt-rtx 1.0"
@@ -216,7 +216,7 @@ def test_profiles_span_what_decoding_meets(bundle: Bundle) -> None:
     longest, codes = bundle.architecture.max_sequence_length, 16
     assert prefill.axes["W"][2] == prefill.axes["P"][2] == block.axes["P"][2] == longest
     assert prefill.axes["Q"][2] >= max(codes, bundle.text_defaults.block_length)
-    assert picture.axes["Q"] == (1, codes, codes)
+    assert picture.axes["Q"] == (1, PADDED, PADDED)  # as `captured` fills 16 up
     assert picture.axes["W"][0] == codes
     for profile in (prefill, block, picture):
         assert all(least <= likely <= most for least, likely, most in profile.axes.values())
@@ -340,7 +340,7 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
     """Dynamic window, past from nothing; sizes follow the packed weights, so nothing was unpacked."""
     axes = {"B": (1, 1, 1), "W": (1, 32, 1280), "P": (0, 256, 1280), "Q": (1, 32, 1024)}
     sizes, packed = {}, {}
-    for name in ("fp16", "int8", "int4-b128"):
+    for name in ("fp16", "int8", "fp8", "int4-b128"):
         spec = WeightSpec(format_named(name), "tensorrt")
         with WeightFile(tmp_path / f"{name}.bin", lambda tensor, size: None) as weights:
             graph = Graph("backbone", weights)
@@ -353,7 +353,7 @@ def test_a_size_s_layer_group_builds_and_int4_stays_packed(tmp_path: Path) -> No
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
     assert packed["int4-b128"] < 0.27 * packed["fp16"]
-    for name in ("int8", "int4-b128"):
+    for name in ("int8", "fp8", "int4-b128"):
         saved = sizes["fp16"] - sizes[name]
         assert saved == pytest.approx(packed["fp16"] - packed[name], rel=0.1), name
 

@@ -178,8 +178,8 @@ def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(tiny: Path, tmp_path
 
 
 def test_unknown_precision_and_missing_folder(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="no precision is called 'fp8'; use one of fp32, fp16"):
-        export_checkpoint(tiny, tmp_path / "bundle", precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(Error, match="no precision is called 'fp6'; use one of fp32, fp16"):
+        export_checkpoint(tiny, tmp_path / "bundle", precision="fp6")  # type: ignore[arg-type]
     with pytest.raises(Error, match="no such checkpoint folder"):
         export_checkpoint(tmp_path / "nowhere", tmp_path / "bundle")
 

@@ -31,7 +31,7 @@ from mmada_lite.export.weights import Weight
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.ort.session import open_session
 
-INTEGERS = {name: fmt for name, fmt in FORMATS.items() if not fmt.floating}
+INTEGERS = {name: fmt for name, fmt in FORMATS.items() if fmt.whole}
 integers = st.sampled_from(sorted(INTEGERS)).map(format_named)
 
 

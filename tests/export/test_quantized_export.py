@@ -425,7 +425,7 @@ def test_weights_that_are_no_numbers_are_named_and_leave_nothing(
 
 
 def test_from_python_faults_are_errors_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, bf16, int8, int8-7bit, int4"):
+    with pytest.raises(Error, match="no precision is called 'int2'; use one of fp32, fp16, bf16, int8, int8-7bit, fp8, int4"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int2")  # type: ignore[arg-type]
     with pytest.raises(Error, match="no target is called 'npu'; use one of cpu, cuda, tensorrt, openvino"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", precision="int8", target="npu")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import mmada_lite
@@ -16,12 +17,14 @@ from mmada_lite.bundle import Bundle
 from mmada_lite.decoding.settings import TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
+from mmada_lite.export.lowering import Target
 from mmada_lite.model import Model
-from mmada_lite.ort import captured, devices, loader, nvidia, session
+from mmada_lite.ort import captured, devices, engine_sessions, engines, loader, nvidia, session
 from mmada_lite.ort.captured import CapturedDenoiser, Pool, filled
 from mmada_lite.ort.session import Device, OutOfMemory, open_session
 
-CPU, CUDA = Device("cpu", "a test"), Device("cuda", "a test")
+CPU, CUDA, RTX = (Device(name, "a test") for name in ("cpu", "cuda", "rtx"))
+IDS = {"cuda": "gpu_graph_id", "rtx": "cuda_graph_annotation_id"}  # what says which graph a run is of
 ANSWER = TextSettings(answer_length=24, steps=24, block_length=8).replace(cache="dual")
 
 
@@ -29,6 +32,16 @@ ANSWER = TextSettings(answer_length=24, steps=24, block_length=8).replace(cache=
 def halves(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as it is written for CUDA."""
     return export_checkpoint(tiny_checkpoint, tmp_path_factory.mktemp("cuda") / "bundle", precision="fp16", target="cuda")
+
+
+@pytest.fixture(scope="module", params=["cuda", "rtx"])
+def card(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Device]:
+    """The same as it is written for each card runtime that captures, and that runtime."""
+    folder, device = tmp_path_factory.mktemp("card") / "bundle", {"cuda": CUDA, "rtx": RTX}[request.param]
+    target: Target = "tensorrt" if device is RTX else "cuda"
+    return export_checkpoint(tiny_checkpoint, folder, precision="fp16", target=target), device
 
 
 class Recorded:
@@ -59,10 +72,11 @@ class Recorded:
 
 
 class Watched:
-    """A session that keeps, for each run, the graph's id and what was bound. fail: called with the id before a run."""
+    """A session that keeps, for each run, the graph's id and what was bound. fail: called with the id before a run; word: how
+    the runtime calls the id."""
 
-    def __init__(self, inner: Any, fail: Callable[[str], None] = lambda graph_id: None) -> None:
-        self.inner, self.fail = inner, fail
+    def __init__(self, inner: Any, fail: Callable[[str], None] = lambda graph_id: None, word: str = IDS["cuda"]) -> None:
+        self.inner, self.fail, self.word = inner, fail, word
         self.runs, self.released = list[tuple[str, tuple[Any, ...]]](), list[int]()
 
     def __getattr__(self, name: str) -> Any:
@@ -72,7 +86,7 @@ class Watched:
         return Recorded(self.inner.io_binding())
 
     def run_with_iobinding(self, binding: Recorded, options: Any) -> None:
-        graph_id = options.get_run_config_entry("gpu_graph_id")
+        graph_id = options.get_run_config_entry(self.word)
         self.fail(graph_id)
         self.runs.append((graph_id, tuple(binding.bound)))
         self.inner.run_with_iobinding(binding.inner, options)
@@ -81,7 +95,9 @@ class Watched:
         self.released.append(graph_id)
 
 
-def watched(path: Path, fail: Callable[[str], None] = lambda graph_id: None) -> tuple[Model, dict[str, Watched]]:
+def watched(
+    path: Path, fail: Callable[[str], None] = lambda graph_id: None, device: Device = CUDA
+) -> tuple[Model, dict[str, Watched]]:
     """A model whose steps would be captured, and its sessions."""
     model = mmada_lite.load(path, device="cpu", threads=1)
     bundle, a = model.bundle, model.bundle.architecture
@@ -89,9 +105,11 @@ def watched(path: Path, fail: Callable[[str], None] = lambda graph_id: None) -> 
     for name in ("embedder", "backbone", "text_head", "image_head"):
         opened = loader.open_graph(bundle, name, CPU, 1)
         sessions[name] = (
-            opened if name == "embedder" else Watched(opened, fail if name == "backbone" else lambda graph_id: None)
+            opened
+            if name == "embedder"
+            else Watched(opened, fail if name == "backbone" else lambda graph_id: None, IDS[device.name])
         )
-    guard = loader._guard(bundle, CUDA)
+    guard = loader._guard(bundle, device)
     shape = (a.n_layers, a.n_kv_heads, a.head_dim)
     model.denoiser = CapturedDenoiser(sessions, shape, "cpu", lambda graph: open_session(graph, CPU, 1), guard)
     return model, sessions
@@ -102,10 +120,12 @@ def ids(model: Model, text: str = "hello", settings: TextSettings = ANSWER) -> l
     return tokens
 
 
-def test_an_answer_has_two_shapes_and_their_addresses_never_change(halves: Path) -> None:
-    """The row at the beginning of each block, and the block over its context: each is bound once, and captured under an id."""
-    model, sessions = watched(halves)
-    expected = ids(mmada_lite.load(halves, device="cpu", threads=1))
+def test_an_answer_has_two_shapes_and_their_addresses_never_change(card: tuple[Path, Device]) -> None:
+    """The row at the beginning of each block, and the block over its context: each is bound once, and captured under an id.
+    TensorRT-RTX, which keeps the last graph of a session, meets one place seven times in a row."""
+    path, device = card
+    model, sessions = watched(path, device=device)
+    expected = ids(mmada_lite.load(path, device="cpu", threads=1))
     assert ids(model) == expected
     runs = sessions["backbone"].runs
     places = {place: [graph_id for graph_id, bound in runs if bound == place] for place in {bound for _, bound in runs}}
@@ -121,10 +141,19 @@ def test_an_answer_has_two_shapes_and_their_addresses_never_change(halves: Path)
     assert all(shape.alive for shape in model.denoiser.captures["backbone"].shapes.values())  # type: ignore[attr-defined]
 
 
-def test_one_id_has_one_shape_whatever_is_decoded(halves: Path) -> None:
-    """Answers of several lengths, guidance, pictures and partial steps, in turns."""
-    model, sessions = watched(halves)
-    plain = mmada_lite.load(halves, device="cpu", threads=1)
+def test_no_graph_of_a_step_branches(card: tuple[Path, Device]) -> None:
+    """What branches on the device cannot be captured, by CUDA's provider or by TensorRT-RTX."""
+    bundle = Bundle.open(card[0])
+    for graph in ("backbone", "text_head", "image_head"):
+        nodes = onnx.load(bundle.graph_path(graph), load_external_data=False).graph.node
+        assert not {"If", "Loop", "Scan"} & {node.op_type for node in nodes}
+
+
+def test_one_id_has_one_shape_whatever_is_decoded(card: tuple[Path, Device]) -> None:
+    """Answers of several lengths, guidance, pictures and partial steps, in turns; all within what an engine is built for."""
+    path, device = card
+    model, sessions = watched(path, device=device)
+    plain = mmada_lite.load(path, device="cpu", threads=1)
     texts = ("hello", "a longer question than the other")
     pictures = plain.image_defaults.replace(steps=4, guidance=2.0, refresh=2, candidate_ratio=2.0)
     for _ in range(2):
@@ -141,6 +170,11 @@ def test_one_id_has_one_shape_whatever_is_decoded(halves: Path) -> None:
         by_id.pop("-1", None)
         assert by_id
         assert all(len(bound) == 1 for bound in by_id.values())
+        first = engines.profiles_of(name, engines.profiles_for(model.bundle))[0]  # the one that TensorRT-RTX's plugin runs
+        dims = engines.input_dims(model.bundle, name)
+        for tensor, _, shape in {each for _, bound in sessions[name].runs for each in bound if each[0] in dims}:
+            least, most = (first.shape(dims[tensor], which) for which in (0, 2))
+            assert all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)), (tensor, shape)
 
 
 def test_two_answers_at_once_do_not_meet(halves: Path) -> None:
@@ -221,10 +255,13 @@ def raising(words: str, when: Callable[[str], bool]) -> Callable[[str], None]:
     return fail
 
 
-def test_what_cannot_be_captured_is_said_and_launched_node_by_node(halves: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_captured_is_said_and_launched_node_by_node(
+    card: tuple[Path, Device], caplog: pytest.LogCaptureFixture
+) -> None:
     words = "CUDA failure 900: operation not permitted when stream is capturing ; GPU=0"
-    model, sessions = watched(halves, raising(words, lambda graph_id: graph_id != "-1"))
-    assert ids(model) == ids(mmada_lite.load(halves, device="cpu", threads=1))
+    path, device = card
+    model, sessions = watched(path, raising(words, lambda graph_id: graph_id != "-1"), device)
+    assert ids(model) == ids(mmada_lite.load(path, device="cpu", threads=1))
     said = [message for message in caplog.messages if "captured" in message]
     assert len(said) == 1
     assert re.search("a step of backbone cannot be captured as a CUDA graph and is launched node by node.*900", said[0])
@@ -235,7 +272,7 @@ FAULTS = {
     "no memory to capture": (
         "bfc_arena.cc:359 Failed to allocate memory for requested buffer of size 173408256",
         OutOfMemory,
-        r"ran out of memory on cuda: the plan counts .*use a smaller --precision",
+        r"ran out of memory on {device}: the plan counts .*use a smaller --precision",
     ),
     "memory that is gone": (
         "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; expr=cudaGraphLaunch(graph_exec, stream_)",
@@ -246,8 +283,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_a_captured_step_is_one_line_with_its_mend(halves: Path, name: str) -> None:
+def test_a_fault_of_a_captured_step_is_one_line_with_its_mend(card: tuple[Path, Device], name: str) -> None:
     words, kind, said = FAULTS[name]
+    path, device = card
     runs = list[str]()
 
     def fail(graph_id: str) -> None:
@@ -256,8 +294,8 @@ def test_a_fault_of_a_captured_step_is_one_line_with_its_mend(halves: Path, name
         if graph_id != "-1" and first == (kind is OutOfMemory):  # while it is captured, or when it is launched again
             raise RuntimeError(words)
 
-    model, _ = watched(halves, fail)
-    with pytest.raises(kind, match=said) as caught:
+    model, _ = watched(path, fail, device)
+    with pytest.raises(kind, match=said.replace("{device}", device.name)) as caught:
         ids(model)
     assert "\n" not in str(caught.value)
 
@@ -311,13 +349,45 @@ def test_what_cuda_is_told(halves: Path, tiny_bundle: Path, monkeypatch: pytest.
     assert not loader.captures(Bundle.open(halves), CPU)
 
 
+def test_what_tensorrt_rtx_is_told(card: tuple[Path, Device], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs for it are captured, with memory that stays, unless they take turns; TensorRT's provider is told nothing of it."""
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        engine_sessions, "open_engine", lambda b, graph, device, n, captured: asked.append((device.name, captured))
+    )
+    bundle = Bundle.open(card[0])
+    fits = bundle.target == "tensorrt"
+    for device in (RTX, Device("tensorrt", "a test")):
+        loader.open_graph(bundle, "backbone", device)
+    loader.open_graph(bundle, "backbone", RTX, lean=True)
+    loader.open_graph(Bundle.open(tiny_bundle), "backbone", RTX)
+    assert asked == [("rtx", fits), ("tensorrt", False), ("rtx", False), ("rtx", False)]
+    for lean in (False, True):
+        sessions = {name: loader.open_graph(bundle, name, CPU) for name in ("embedder", "backbone", "text_head", "image_head")}
+        monkeypatch.setattr(captured, "Memory", lambda size, device: None)  # there is no card to have any
+        assert isinstance(loader.tied(bundle, RTX, sessions, lean=lean), CapturedDenoiser) == (fits and not lean)
+
+
+def test_a_card_without_memory_for_steps_is_one_line(card: tuple[Path, Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, device = card
+    sessions = watched(path)[1]
+
+    def full(size: int, where: str) -> None:
+        raise RuntimeError(f"CUDA failure 2: out of memory ; GPU=0 ; {size} bytes on {where}")
+
+    monkeypatch.setattr(captured, "Memory", full)
+    with pytest.raises(OutOfMemory, match=f"ran out of memory on {device.name}: the plan counts"):
+        loader.tied(Bundle.open(path), device, sessions)
+
+
 def test_an_onnxruntime_that_captures_wrongly_captures_nothing_and_says_so(
-    halves: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    card: tuple[Path, Device], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(loader, "captures_here", lambda: False)
-    assert not loader.captures(Bundle.open(halves), CUDA)
-    loader.warn_where_not_captured(Bundle.open(halves), CUDA)
-    assert 'pip install -U "onnxruntime-gpu>=1.31"' in caplog.text
+    path, device = card
+    assert not loader.captures(Bundle.open(path), device)
+    loader.warn_where_not_captured(Bundle.open(path), device)
+    assert f'pip install -U "onnxruntime{"-gpu" if device is CUDA else ""}>=1.31"' in caplog.text
 
 
 def test_a_graph_that_is_refused_capture_is_opened_without_and_that_is_said(

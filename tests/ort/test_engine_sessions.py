@@ -89,14 +89,37 @@ def test_an_engine_for_several_cards_runs_on_each_of_them_and_on_no_other(
     for card in key.capabilities:
         here(card)
         engine_sessions.open_engine(lowered, "backbone", RTX, 1)
-        path, settings = opened[-1]
-        assert (path, settings["enable_cuda_graph"]) == (engines.host_graph_path(lowered, key), "1")
+        assert opened[-1][0] == engines.host_graph_path(lowered, key)
     assert not caplog.messages
     here("12.1")
     engine_sessions.open_engine(lowered, "backbone", RTX, 1)
-    path, settings = opened[-1]
-    assert (path, "enable_cuda_graph" in settings) == (lowered.graph_path("backbone"), False)
+    assert opened[-1][0] == lowered.graph_path("backbone")
     assert "was built for compute capability 8.6, 8.9, 12.0, and this card has 12.1" in caplog.text
+
+
+def test_what_is_captured_keeps_its_memory_whoever_built_the_engine(
+    lowered: Bundle, here: Here, opened: list[tuple[Path, dict[str, str]]]
+) -> None:
+    """TensorRT-RTX captures again where an address is another, that of its own memory too."""
+    for _ in range(2):
+        for captured in (True, False):
+            engine_sessions.open_engine(lowered, "backbone", RTX, 1, captured=captured)
+            settings = opened[-1][1]
+            assert [name in settings for name in ("enable_cuda_graph", "nv_persistent_context_memory")] == [captured] * 2
+        built(lowered, "8.9", "tensorrt-rtx 1.7.1.116")
+    assert len({path for path, _ in opened}) == 2
+
+
+def test_an_engine_for_other_shapes_is_not_used_and_that_is_said(
+    lowered: Bundle, here: Here, opened: list[tuple[Path, dict[str, str]]], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "PADDED", 8)
+        built(lowered, "8.9", "tensorrt-rtx 1.7.1.116")
+    engine_sessions.open_engine(lowered, "backbone", RTX, 1)
+    assert opened[-1][0] == lowered.graph_path("backbone")
+    assert "was built for other shapes: it is built now" in caplog.text
 
 
 @pytest.mark.parametrize(

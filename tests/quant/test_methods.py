@@ -12,7 +12,7 @@ from mmada_lite.quant import gptq as gptq_module
 from mmada_lite.quant.gptq import factor_hessian, gptq, match_outputs
 from mmada_lite.quant.methods import ROUNDINGS, TRANSFORMS, Method, block_errors, method_named, quantize_clipped
 
-INTEGERS = sorted(name for name, fmt in FORMATS.items() if not fmt.floating)
+INTEGERS = sorted(name for name, fmt in FORMATS.items() if fmt.whole)
 
 
 def correlated(tokens: int, inputs: int, seed: int, rank: int = 8) -> np.ndarray:

@@ -19,6 +19,7 @@ from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
 from mmada_lite.export.checkpoint import TransformerConfig
 from mmada_lite.export.codec_vq import Tower, VQConfig
+from mmada_lite.export.lowering import Target
 from mmada_lite.memory_plan import PRECISIONS, PUBLISHED, TASKS, Shape, activations, bytes_of, caches, need, stored
 from mmada_lite.ort.session import Device, exact_int8, open_session
 
@@ -85,8 +86,10 @@ def test_the_plan_is_within_seven_percent_of_what_is_taken(source: str, precisio
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_stored_bytes_are_those_of_an_exported_bundle(tiny_checkpoint: Path, tmp_path: Path, precision: str) -> None:
-    bundle = Bundle.open(export_checkpoint(tiny_checkpoint, tmp_path / "b", precision=precision))  # type: ignore[arg-type]
-    planned = stored(Shape.of(bundle), precision)
+    target: Target = "tensorrt" if precision == "fp8" else "cpu"
+    written = export_checkpoint(tiny_checkpoint, tmp_path / "b", precision=precision, target=target)  # type: ignore[arg-type]
+    bundle = Bundle.open(written)
+    planned = stored(Shape.of(bundle), precision, target)
     assert set(planned) == set(bundle.quantization)
     for name, group in bundle.quantization.items():
         stored_as = planned[name]
@@ -236,7 +239,8 @@ def test_a_card_that_shares_memory_counts_both(capsys: pytest.CaptureFixture[str
 
 
 def test_a_card_is_told_of_precisions_that_are_written_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    for device, left_out in (("cpu", set()), ("cuda", {"bf16", "int8-7bit"}), ("tensorrt", {"bf16", "int8-7bit"})):
+    none = {"bf16", "int8-7bit"}
+    for device, left_out in (("cpu", {"fp8"}), ("cuda", none | {"fp8"}), ("tensorrt", none | {"fp8"}), ("rtx", none)):
         _, said = plan(capsys, "-m", "8b", "--memory", "12GB", "--device", device)
         assert {row["precision"] for row in said["precisions"]} == set(memory_plan.PRECISIONS) - left_out  # type: ignore[attr-defined]
 

@@ -291,6 +291,7 @@ void check_host(const Json& content, std::int64_t format, const std::string& whe
   for (const auto& need : needs.items) {
     if (need.string == kHalfCaches) continue;
     if (need.string == "packed_for_cuda") fail(where, ": weights are packed for cuda, which is not for C++; export it without --packed");
+    if (need.string == "fp8_weights") fail(where, ": weights are in fp8, which is not for C++; export it with --precision int8");
     fail(where, ": the model needs ", shown(need), ", which this program does not have; ", kUpgrade);
   }
   const Json& knows = object_at(*content.find("knows"), where + ": knows");
