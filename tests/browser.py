@@ -84,7 +84,7 @@ class Page:
         """What a screen reader is told of the page, in its order: (role, name) of what is not ignored."""
         nodes = self._call("Accessibility.getFullAXTree")["nodes"]
         told = [(node.get("role", {}), node.get("name", {})) for node in nodes if not node.get("ignored")]
-        return [(str(role.get("value", "")), str(name.get("value", ""))) for role, name in told]
+        return [(str(role.get("value", "")), str(name.get("value", "")).strip()) for role, name in told]
 
     def photograph(self) -> Image.Image:
         """What a person would see of the page."""

@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import at_least_one, markdown, thread_count
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.ort.cores import usable_cores
+from mmada_lite.ort.session import onnxruntime_package
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 TO_THE_END = "to the end of a run"
 _STOP, _SPIN, _ALLOW = "session.force_spinning_stop", "session.intra_op.spin_duration_us", "session.intra_op.allow_spinning"
@@ -36,15 +40,17 @@ BUSY = "while True: pass"
 Run = Callable[[], object]
 
 
-def session(graph: Path, threads: int, entries: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
+def session(graph: Path, threads: int, entries: Mapping[str, str]) -> "onnxruntime.InferenceSession":
+    package = onnxruntime_package()
+    options = package.SessionOptions()
     options.intra_op_num_threads = threads
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    opened: onnxruntime.InferenceSession = package.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return opened
 
 
-def forward(opened: onnxruntime.InferenceSession, tokens: int) -> Run:
+def forward(opened: "onnxruntime.InferenceSession", tokens: int) -> Run:
     """A forward of so many tokens, with nothing before them."""
     feeds: dict[str, np.ndarray] = {}
     for given in opened.get_inputs():
@@ -97,7 +103,7 @@ def table(options: argparse.Namespace, graph: Path) -> str:
             for name, each in taken.items():
                 clock, processor = 1e3 * np.median(each, axis=0)
                 gain = np.median(first / np.array(each)[:, 0])
-                lines.append([processes, tokens, name, f"{clock:.1f}", f"{processor:.1f}", f"{gain:.2f}"])
+                lines.append([processes, tokens, name, f"{clock:.3g}", f"{processor:.3g}", f"{gain:.2f}"])
     return markdown(["busy processes", "tokens", "threads wait", "ms", "processor ms", "gain"], lines)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from toys import CODES, PLANTED, SIDE, policy_settings, stage_three, tiny_model
 
-from mmada_lite.train import recipe, rewards, rollouts
+from mmada_lite.train import loop, recipe, rewards, rollouts
 from mmada_lite.train.data.layouts import Layout
 from mmada_lite.train.data.masking import BLOCK, answer_rows, picture_rows
 from mmada_lite.train.data.sequences import Sequences
@@ -31,6 +31,12 @@ WORDS = 3  # of a planted response, before its end
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, reward in PLANTED.items():
         monkeypatch.setitem(rewards.REWARDS, name, reward)
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laws of sums: rounding to bfloat16, where the processor multiplies it, hides them."""
+    monkeypatch.setattr(loop, "fast_type", lambda device: torch.float32)
 
 
 def begin(sequences: Sequences, folder: Path, task: str, **changes: object) -> StageThree:
