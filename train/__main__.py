@@ -89,7 +89,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--shards", type=int, default=22, help=f"pool: shards of {SHARD} pictures (%(default)s)")
     parser.add_argument("--asked", action="store_true", help="pool: more single things to be asked about, none to be drawn")
-    parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=["sum", "scene", "paint"], help="three: what is asked (sum scene paint)")
     parser.add_argument(
         "--seed",
         type=int,

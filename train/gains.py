@@ -261,7 +261,7 @@ def build_parser() -> Parser:
     several.add_argument("--ablate", action="store_true", help="random copies with one thing changed, not the three ways")
     ends.add_argument("--seconds", type=float, help="of training, each run (1800 unless --batches says where it ends)")
     ends.add_argument("--batches", type=int, help="of responses, or steps of supervised training, instead of seconds")
-    add("--seeds", type=int, nargs="+", default=[0], help="draws of the runs (%(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0], help="draws of the runs (0)")
     add("--prompts", type=int, default=BASE["prompts"], help="prompts of a batch, each has 8 responses (%(default)s)")
     add("--guidance", type=float, default=0.0, help="of drawings in training, as they are drawn and learned (%(default)s)")
     add("--count", type=int, default=400, help="held-out questions (%(default)s)")

@@ -233,7 +233,7 @@ def build_parser() -> Parser:
     parser.add_argument("--updates", type=int, default=400, help="updates a task (%(default)s)")
     parser.add_argument("--every", type=int, default=50, help="updates between measurements (%(default)s)")
     parser.add_argument("--rows", type=int, default=12, help="rows of a task in an update (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="first weights and draws of the runs (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="first weights and draws of the runs (0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each beside a GPU (%(default)s)")
     parser.add_argument("--plot", type=Path, help="draw the curves here (PNG)")
     parser.add_argument("-o", "--output", type=Path, help="write JSON here too")

@@ -19,7 +19,10 @@ NEEDED = {  # the module of a command line -> arguments that it cannot do withou
     "bench.speed.latency": [],
     "bench.speed.peers": [],
     "bench.speed.ceiling": [],
+    "bench.speed.runtimes": [],
+    "bench.speed.waiting": [],
     "bench.quality.evaluate": ["MODEL"],
+    "bench.quality.same": ["BUNDLE", "BUNDLE"],
     "bench.quality.quantization": ["CHECKPOINT"],
     "bench.parity.check": ["FOLDER"],
     "bench.walkthrough_8b": ["--work", "FOLDER"],
@@ -27,6 +30,7 @@ NEEDED = {  # the module of a command line -> arguments that it cannot do withou
     "train.gallery": [],
     "train.curves": [],
     "train.synergy": [],
+    "train.gains": ["--from", "START"],
     "export.synthetic": ["FOLDER"],
 }
 NUMBERS = {  # a module -> an option of it that takes a number
@@ -62,6 +66,15 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_unknown_option_is_one_line(module: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no option --zzz; see " in refused(module, [*NEEDED[module], "--zzz"], capsys, empty)
     assert "has no option --helpp; did you mean --help?" in refused(module, [*NEEDED[module], "--helpp=1"], capsys, empty)
+
+
+@pytest.mark.parametrize("module", NEEDED)
+def test_help_shows_defaults_as_they_are_typed(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no list or name of Python's."""
+    with pytest.raises(SystemExit):
+        import_module(f"mmada_lite.{module}").main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert not [mark for mark in ("(['", "([", "default: [", "(None", "default: None", "PosixPath", "<class") if mark in said]
 
 
 @pytest.mark.parametrize("module", NEEDED)
