@@ -23,7 +23,8 @@ from mmada_lite.bench.quality.tasks import SIDE
 from mmada_lite.errors import Error
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train import rollouts
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES
+from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
+from mmada_lite.train.data.texts import standard_caption
 
 LARGEST = 19  # of a summand: 400 sums in all
 
@@ -39,9 +40,9 @@ def questions(count: int) -> list[str]:
 def captions(count: int) -> list[str]:
     """Things on colours, every thing once before one comes again. Raises Error for more than there are."""
     pairs = [
-        f"a {thing} on {COLOURS[(turn + place) % len(COLOURS)]}"
+        standard_caption(thing, COLOURS[(turn + place) % len(COLOURS)])
         for turn in range(len(COLOURS))
-        for place, thing in enumerate(CONCEPT_NAMES)
+        for place, thing in enumerate(CONCEPTS)
     ]
     if count > len(pairs):
         raise Error(f"--drawings {count} is more than the {len(pairs)} captions that are drawn; give {len(pairs)} at most")

@@ -2,7 +2,7 @@
 
     python -m mmada_lite.bench.speed.waiting --shape s --precision int8 --work .cache/bench --rounds 31
 
-Sessions of one process that differ in nothing else take turns, in an order at random. A busy process is one thread that never
+Sessions of one process that differ in nothing else take turns. A busy process is one thread that never
 waits. A gain is the median of the ratios, within a turn, to a session that waits to the end of a run. Knows graphs, no models.
 """
 
@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import at_least_one, markdown, thread_count
+from mmada_lite.bench.timed import turns
 from mmada_lite.export.synthetic import SIZES, cached_bundle, size_named
 from mmada_lite.ort.cores import usable_cores
 from mmada_lite.ort.session import onnxruntime_package
@@ -36,7 +36,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
     "20, blocks of changing size": {_STOP: "1", _SPIN: "20", "session.dynamic_block_base": "4"},
     "not at all": {_ALLOW: "0"},
 }
-BUSY = "while True: pass"
+BUSY, MOST = "while True: pass", 64  # what a busy process does, and how many there may be
 Run = Callable[[], object]
 
 
@@ -77,18 +77,15 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def turns(runs: Mapping[str, Run], rounds: int) -> dict[str, list[tuple[float, float]]]:
+def timed(runs: Mapping[str, Run], rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Name -> seconds of the clock and of the processor, a turn each, behind one that does not count."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    order, random = list(runs), Random(0)
     for run in runs.values():
         run()
-    for _ in range(rounds):
-        random.shuffle(order)
-        for name in order:
-            clock, processor = time.perf_counter(), time.process_time()
-            runs[name]()
-            taken[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    for name in turns(list(runs), rounds):
+        clock, processor = time.perf_counter(), time.process_time()
+        runs[name]()
+        taken[name].append((time.perf_counter() - clock, time.process_time() - processor))
     return taken
 
 
@@ -98,7 +95,7 @@ def table(options: argparse.Namespace, graph: Path) -> str:
     for processes in options.busy:
         for tokens in options.windows:
             with busy(processes):
-                taken = turns({name: forward(opened, tokens) for name, opened in sessions.items()}, options.rounds)
+                taken = timed({name: forward(opened, tokens) for name, opened in sessions.items()}, options.rounds)
             first = np.array(taken[TO_THE_END])[:, 0]
             for name, each in taken.items():
                 clock, processor = 1e3 * np.median(each, axis=0)
@@ -107,13 +104,21 @@ def table(options: argparse.Namespace, graph: Path) -> str:
     return markdown(["busy processes", "tokens", "threads wait", "ms", "processor ms", "gain"], lines)
 
 
+def few(text: str) -> int:
+    """A type of options: a whole number from 0 to `MOST`."""
+    count = 0 if text == "0" else at_least_one(text)
+    if count > MOST:
+        raise argparse.ArgumentTypeError(f"{count} is too many; give {MOST} at most")
+    return count
+
+
 def build_parser() -> Parser:
     parser = Parser(prog="python -m mmada_lite.bench.speed.waiting", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--shape", choices=SIZES, default="s", help="of the random model (default: %(default)s)")
     add("--precision", default="int8", help="of the random model (default: %(default)s)")
     add("--work", type=Path, help="where random bundles are made once and kept (default: a temporary folder)")
-    add("--busy", nargs="+", type=int, choices=range(65), default=[0, 1], metavar="N", help="busy processes (default: 0 1)")
+    add("--busy", nargs="+", type=few, default=[0, 1], metavar="N", help=f"busy processes, {MOST} at most (default: 0 1)")
     add("--windows", nargs="+", type=at_least_one, default=[32, 128], help="tokens (default: 32 128)")
     add("--rounds", type=at_least_one, default=31, help="counted turns of each (default: %(default)s)")
     add("--threads", type=thread_count, default=usable_cores(), help="of each session (default: usable cores)")

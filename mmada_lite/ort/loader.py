@@ -178,9 +178,11 @@ def warn_where_slow(bundle: Bundle, device: Device) -> None:
     if not fits:
         target = _target_of(device)
         speeds = measured.kept() if target == "cpu" else None
+        form = measured.EXPORTS[speeds.best] if speeds else ""
         _log.warning(
-            "%s is made for %s and will be slow on %s; export it with --target %s%s",
-            *(bundle.path.name, bundle.target, device.name, target, f" {measured.EXPORTS[speeds.best]}" if speeds else ""),
+            "%s is made for %s and will be slow on %s; export it with %s",
+            *(bundle.path.name, bundle.target, device.name),
+            form if "--target" in form else f"--target {target} {form}".rstrip(),
         )
     else:
         speeds = measured.kept()

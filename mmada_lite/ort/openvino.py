@@ -305,7 +305,8 @@ def _with_products_in_bf16(model: Any) -> Any:
         widened = product.input_value(1).get_node()
         if widened.get_type_name() != "Convert" or widened.get_input_element_type(0).to_string() != "bf16":
             continue
-        narrow = ops.matmul(ops.convert(product.input_value(0), "bf16"), widened.input_value(0), False, False)
+        turned = (product.get_attributes()[f"transpose_{side}"] for side in "ab")
+        narrow = ops.matmul(ops.convert(product.input_value(0), "bf16"), widened.input_value(0), *turned)
         product.output(0).replace(ops.convert(narrow, "f32").output(0))
     model.validate_nodes_and_infer_types()
     return model

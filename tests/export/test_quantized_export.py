@@ -29,6 +29,7 @@ from mmada_lite.export.precision import specs_for
 from mmada_lite.memory_plan import PRECISIONS
 from mmada_lite.ort.denoiser import OnnxDenoiser
 from mmada_lite.ort.devices import choose_device
+from mmada_lite.ort.measured import ROWS, Speeds
 from mmada_lite.ort.session import exact_int8, open_session
 
 ONE = np.ones((1, 1), dtype=np.float32)
@@ -255,6 +256,12 @@ def test_what_will_be_slow_is_said(
     assert not caplog.messages
     mmada_lite.load(tmp_path / "tensorrt", threads=1, device="cpu")
     assert caplog.messages == ["tensorrt is made for tensorrt and will be slow on cpu; export it with --target cpu"]
+    for form, words in (("int8", "--target cpu --precision int8"), ("openvino-int8", "--precision int8 --target openvino")):
+        caplog.clear()
+        best = Speeds({form: dict.fromkeys(ROWS, 1.0)}, {})
+        monkeypatch.setattr("mmada_lite.ort.measured.kept", lambda best=best: best)
+        mmada_lite.load(tmp_path / "tensorrt", threads=1, device="cpu")
+        assert caplog.messages[0].endswith(f"will be slow on cpu; export it with {words}")
 
 
 def test_a_processor_without_vnni_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
