@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmada_lite.errors import Error
-from mmada_lite.train.data.concepts import COLOURS, NUMBERS
+from mmada_lite.train.data.concepts import COLOURS, NUMBERS, PAIRED, SMALL
 from mmada_lite.train.data.pictures import Augmentation, Pixels, compose
 from mmada_lite.train.data.pool import FIELDS, NOTHING, Kind
 from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
@@ -38,6 +38,7 @@ CLEAR = Augmentation((0.68, 0.96), 0.06, 8.0, True, 0.06, 0.4, 0.15, 0.2, 6.0, 0
 TIDY_CELL = Augmentation((0.84, 0.96), 0.02, 4.0, False, 0.012, 0.12, 0.06, 0.06, 5.0)
 WILD_CELL = Augmentation((0.76, 0.98), 0.04, 12.0, True, 0.05, 0.35, 0.12, 0.2, 9.0, 0.1, 0.5)
 CLEAR_SHARE = 0.5  # of the pictures of one thing to be recognized, those in milder conditions, as most are shown
+PAIRED_SHARE = 0.5  # of the pictures of two things, those that may show the guesses of `concepts.PAIRED`
 SIGN_SHARE = 0.4  # of the pictures of one thing to be recognized, those that show a sign
 
 
@@ -89,9 +90,10 @@ def _single(
 def _scene(icons: NDArray[np.uint8], tidy: bool, rng: np.random.Generator) -> tuple[Pixels, list[int], int, int]:
     """Tidy ones are two things side by side, to be drawn; the others are mostly four places, to be asked about."""
     grid, unseen = int(rng.integers(1, 3)) if tidy else 0, set(pairs(held_out=True))
-    layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
+    among = PAIRED if tidy and rng.random() < PAIRED_SHARE else SMALL
+    layout, colour = draw_layout(GRIDS[grid], False, rng, among=among), int(rng.integers(len(COLOURS)))
     while any((NUMBERS[name], COLOURS[colour]) in unseen for _, name in layout.named):  # each thing has colours of its own
-        layout, colour = draw_layout(GRIDS[grid], False, rng), int(rng.integers(len(COLOURS)))
+        layout, colour = draw_layout(GRIDS[grid], False, rng, among=among), int(rng.integers(len(COLOURS)))
     picture = compose_layout(layout, icons, COLOURS[colour], rng, TIDY_CELL if tidy or rng.random() < 0.5 else WILD_CELL)
     names = [NOTHING if name is None else NUMBERS[name] for name in layout.names]
     return picture, names + [NOTHING] * (4 - len(names)), grid, colour

@@ -27,7 +27,7 @@ from mmada_lite.train.progress import step_generator
 
 TASKS = (
     *("paint", "pair", "thought_to_image", "edit", "caption_to_thought"),
-    *("ask", "list", "scene", "answer_from_thought", "sum", "fact"),
+    *("ask", "list", "scene", "answer_from_thought", "sum", "fact", "turn", "fill"),
 )
 
 
@@ -95,14 +95,17 @@ STAGE_ONE = StageSettings(
 STAGE_TWO = StageSettings(
     {
         "paint": Share(1.5, 1.5),
+        "pair": Share(1.25, 1.25),
         "thought_to_image": Share(1.25, 1.25),
-        "edit": Share(1.0, 1.25),
+        "edit": Share(1.5, 1.5),
         "caption_to_thought": Share(0.25),
-        "ask": Share(4.0, 4.5),
-        "scene": Share(3.0, 4.0),
-        "answer_from_thought": Share(2.0, 3.0),
-        "sum": Share(2.5, 3.0),
-        "fact": Share(0.25, 0.5),
+        "ask": Share(4.5, 4.5),
+        "scene": Share(2.5, 3.5),
+        "answer_from_thought": Share(1.5, 2.5),
+        "sum": Share(2.0, 2.5),
+        "fact": Share(1.0),
+        "turn": Share(3.0, 3.5),
+        "fill": Share(1.5, 1.5),
     },
     LoopSettings(1800, muon_lr=0.012, adam_lr=2e-3),
     warmup=20,

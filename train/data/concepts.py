@@ -111,6 +111,9 @@ SMALL: tuple[int, ...] = tuple(
     )
 )
 
+# What pictures of two things show: those, and a few that are a guess when four codes wide, and that people ask for.
+PAIRED: tuple[int, ...] = (*SMALL, *(NUMBERS[name] for name in ("dog", "cloud", "moon", "heart", "house", "penguin")))
+
 # Every named colour has a few tones, so that an icon of that very colour stays visible (a heart on red). sRGB, 0..255.
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((222, 40, 40), (140, 16, 22)),

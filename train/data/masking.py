@@ -18,6 +18,7 @@ LEAST = 0.001  # share of a text that is masked where t is 0, so that 1 / p stay
 BLOCK = 8  # tokens that are decoded before those after them
 FILLING = 0.1  # weight of ends of text beside that of a word
 CONCLUSION = 4.0  # weight of what follows a thought: a word or two against the many of the thought
+WHOLE = 0.5  # share of the texts with a hole in which the hole is the whole text
 ANSWER_ALONE = 0.35  # share of the rows with a thought in which it is shown and what follows it is all that is hidden
 Ints = NDArray[np.int64]
 
@@ -57,6 +58,23 @@ def picture_rows(
     masked = np.zeros(targets.shape, dtype=bool)
     masked[:, prompts.shape[1] : prompts.shape[1] + codes.shape[1]] = hidden
     return Rows(task, np.where(masked, mask, targets), targets, masked.astype(np.float32) / hidden.sum())
+
+
+def hole_rows(task: str, prompts: Ints, texts: Ints, ends: Ints, vocabulary: Vocabulary, rng: np.random.Generator) -> Rows:
+    """Prompts [B, P], texts [B, A] and the ends [E] that stand behind them, which are shown. Of a text one hole is hidden: in
+    half of the rows all of it, in the others from one place to another; in a third of the rows every other token too, with a
+    chance of a quarter. The weight is 1 / number of masks of the row."""
+    count, length = texts.shape
+    bounds = np.sort(rng.integers(0, length + 1, size=(count, 2)), axis=1)
+    bounds = np.where((bounds[:, :1] == bounds[:, 1:]) | (rng.random((count, 1)) < WHOLE), [0, length], bounds)
+    places = np.arange(length)[None]
+    hidden = (places >= bounds[:, :1]) & (places < bounds[:, 1:])
+    hidden |= (rng.random((count, 1)) < 1 / 3) & (rng.random(texts.shape) < 0.25)
+    before, behind = np.zeros(prompts.shape, dtype=bool), np.zeros((count, len(ends)), dtype=bool)
+    masked = np.concatenate([before, hidden, behind], axis=1)
+    targets = np.concatenate([prompts, texts, np.tile(ends, (count, 1))], axis=1)
+    weight = masked / (masked.sum(axis=1, keepdims=True) * count)
+    return Rows(task, np.where(masked, vocabulary.special.mask, targets), targets, weight.astype(np.float32))
 
 
 def answer_rows(

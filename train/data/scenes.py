@@ -35,9 +35,15 @@ def layout_text(layout: Layout) -> str:
     return " + ".join(names if len(names) == 4 else sorted(names))
 
 
-def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator, half: Half | None = None) -> Layout:
-    """A layout of the wanted side of the split, or of a half of what is held out: two different things side by side, or one to
-    four in four places.
+def draw_layout(
+    grid: tuple[int, int],
+    held_out: bool,
+    rng: np.random.Generator,
+    half: Half | None = None,
+    among: Sequence[int] = SMALL,
+) -> Layout:
+    """A layout of the wanted side of the split, or of a half of what is held out: two different things side by side, out of
+    `among`, or one to four in four places.
 
     In four places names come twice more often than by chance, so that there is something to count.
     """
@@ -46,8 +52,8 @@ def draw_layout(grid: tuple[int, int], held_out: bool, rng: np.random.Generator,
         if grid == (2, 2):
             names = _four(rng)
         else:
-            first, second = rng.choice(len(SMALL), size=2, replace=False)
-            names = [CONCEPT_NAMES[SMALL[first]], CONCEPT_NAMES[SMALL[second]]]
+            first, second = rng.choice(len(among), size=2, replace=False)
+            names = [CONCEPT_NAMES[among[first]], CONCEPT_NAMES[among[second]]]
         layout = Layout(*grid, tuple(names))
         if on_side(layout_text(layout), held_out, half):
             return layout
@@ -140,6 +146,12 @@ def relation_caption(layout: Layout, relation: str, colour: str | None) -> str:
     first_cell = RELATIONS[relation][2]
     first, second = (CONCEPTS[NUMBERS[str(layout.names[cell])]].phrase for cell in (first_cell, 1 - first_cell))
     return f"{first} {relation} {second}" + (f" on {_article(colour)} {colour} background" if colour else "")
+
+
+def together_caption(layout: Layout, colour: str | None) -> str:
+    """Two things without their places: the left or upper one first."""
+    first, second = (CONCEPTS[NUMBERS[str(name)]].phrase for name in layout.names)
+    return f"{first} and {second}" + (f" on {_article(colour)} {colour} background" if colour else "")
 
 
 def drawing_thought(layout: Layout, colour: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
 
 HELD_OUT_SHARE = 10  # one in ten
+Capitals = Literal["sentence", "title", "upper"]
 Half = Literal["validation", "test"]  # of what is held out: models are chosen by the one, the card is measured on the other
 
 CAPTIONS = (
@@ -37,6 +38,9 @@ COLOUR_QUESTIONS = (
     "background colour?",
 )
 DESCRIBE_QUESTIONS = ("describe the picture", "describe this picture", "what does the picture show?")
+
+YES_NO_QUESTIONS = ("is this {0}?", "is this {0}?", "is it {0}?", "do you see {0}?")
+GREETINGS = -6  # where in FACTS those begin that are no questions about the world
 
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("yellow", ("what colour is a banana?", "which colour does a banana have?", "what color is a banana?")),
@@ -76,6 +80,43 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("i am a small model that draws", ("who are you?", "what are you?", "what is your name?")),
     ("i draw, look at pictures and add", ("what can you do?", "how can you help me?")),
     ("an apple, a cat, a house and more", ("what can you draw?", "what do you draw?")),
+)
+
+COLOUR_OF: dict[str, str] = {  # of a thing, as it is drawn here
+    **{"banana": "yellow", "sun": "yellow", "strawberry": "red", "heart": "red", "apple": "red", "frog": "green"},
+    **{"tree": "green", "cactus": "green", "cloud": "white", "penguin": "black and white", "lemon": "yellow"},
+    **{"corn": "yellow", "pumpkin": "orange", "pig": "pink", "eggplant": "purple", "clover": "green", "cherries": "red"},
+    **{"ladybug": "red", "sunflower": "yellow", "drop": "blue"},
+}
+COLOUR_WORDINGS = (
+    "what is the colour of {0}?",
+    "which colour is {0}?",
+    "what color does {0} have?",
+    "the colour of {0}?",
+    "name the colour of {0}",
+    "what colour does {0} have?",
+)
+OTHER_WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("in water", ("where is a fish?", "where do you find a fish?", "what does a fish live in?")),
+    ("in the desert", ("where does a cactus live?", "where is a cactus?")),
+    ("in the sky", ("where do you find a cloud?", "where do you find a star?", "where do you see the moon?")),
+    ("meow", ("what sound does a cat make?", "what is the sound of a cat?")),
+    ("woof", ("what sound does a dog make?", "what is the sound of a dog?")),
+    ("ribbit", ("what sound does a frog make?", "what is the sound of a frog?")),
+    ("four", ("how many legs are on a dog?", "how many legs has a cat?", "how many wheels has a car?")),
+    ("seven", ("how many days are there in a week?", "how many days has a week?")),
+    ("twelve", ("how many months are there in a year?", "how many months has a year?")),
+    ("when it rains", ("when is an umbrella of help?", "when do you open an umbrella?")),
+    ("a lock", ("what do you need a key to open?", "what opens with a key?")),
+    ("cold", ("what is the opposite of hot", "name the opposite of hot")),
+    ("small", ("what is the opposite of big", "name the opposite of big")),
+    ("night", ("what is the opposite of day", "name the opposite of day")),
+    ("tuesday", ("what comes after monday?", "which day is after monday?")),
+    ("sunday", ("what comes after saturday?", "which day is after saturday?")),
+)
+FRAMES = (
+    *("{0}", "please, {0}", "tell me, {0}", "tell me: {0}", "say, {0}", "do you know, {0}", "now, {0}"),
+    *("a question: {0}", "i ask you, {0}", "can you say, {0}", "hello, {0}", "and {0}"),
 )
 
 
@@ -121,17 +162,44 @@ def standard_caption(concept: Concept, colour: str) -> str:
     return _fill(CAPTIONS[0], concept, colour)
 
 
+def yes_no_question(concept: Concept, rng: np.random.Generator) -> tuple[str, str]:
+    """(question, answer) that is yes for the thing itself and no, as often, for one of the others."""
+    other = concept
+    if no := rng.random() < 0.5:
+        others = [each for each in CONCEPTS if each is not concept]
+        other = others[rng.integers(len(others))]
+    return YES_NO_QUESTIONS[rng.integers(len(YES_NO_QUESTIONS))].format(other.phrase), "no" if no else "yes"
+
+
+def fact_wordings(held_out: bool, half: Half | None = None) -> list[tuple[str, str]]:
+    """(question, answer) of facts, in wordings beside those of `FACTS`, each of the wanted side of the split, or of a half of
+    what is held out. A wording is a question in a frame."""
+    trained = {question for _, questions in FACTS for question in questions}
+    things = {concept.name: concept.phrase for concept in CONCEPTS}
+    asked = [(wording.format(things[name]), colour) for name, colour in COLOUR_OF.items() for wording in COLOUR_WORDINGS]
+    asked += [(question, answer) for answer, questions in OTHER_WORDINGS for question in questions]
+    asked += [(question, answer) for answer, questions in FACTS[:GREETINGS] for question in questions]
+    framed = ((frame.format(question), answer) for question, answer in asked for frame in FRAMES)
+    return [pair for pair in framed if pair[0] not in trained and on_side(pair[0], held_out, half)]
+
+
+def in_capitals(text: str, how: Capitals) -> str:
+    """A text as people type it: its first letter, those of all words, or all letters in capitals; the first and the last with a
+    full stop, where no other mark ends it."""
+    cased = {"sentence": text[:1].upper() + text[1:], "title": text.title(), "upper": text.upper()}[how]
+    return cased + ("." if how != "title" and text[-1:].isalnum() else "")
+
+
 def picture_question(concept: Concept, colour: str, rng: np.random.Generator) -> tuple[str, str]:
     """(question, answer) about a picture of the concept on that background."""
     draw = rng.random()
-    if draw < 0.65:
+    if draw < 0.58:
         return WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))], concept.phrase
-    if draw < 0.80:
+    if draw < 0.70:
         return COLOUR_QUESTIONS[rng.integers(len(COLOUR_QUESTIONS))], colour
-    if draw < 0.91:
+    if draw < 0.81:
         return DESCRIBE_QUESTIONS[rng.integers(len(DESCRIBE_QUESTIONS))], standard_caption(concept, colour)
-    other = concept if rng.random() < 0.5 else CONCEPTS[rng.integers(len(CONCEPTS))]
-    return f"is this {other.phrase}?", "yes" if other is concept else "no"
+    return yes_no_question(concept, rng)
 
 
 def fact(rng: np.random.Generator) -> tuple[str, str]:
