@@ -109,7 +109,7 @@ def build_parser() -> Parser:
         default=0.0,
         help="three: of drawings, as they are drawn and learned; 0: none (%(default)s)",
     )
-    parser.add_argument("--seconds", type=float, help="three: stop after so many of training")
+    parser.add_argument("--seconds", type=float, help="one, two, three: stop after so many of training")
     parser.add_argument("--few-steps", action="store_true", help="three: respond in a quarter of the decoding steps")
     parser.add_argument("--trace", action="store_true", help="three: learn from states of the decoding, not from random masks")
     parser.add_argument("--skip-ties", action="store_true", help="three: learn from no prompt whose responses all earn alike")

@@ -156,7 +156,16 @@ def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, argument
     if arguments.compile:
         _compile(model)
     settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups), arguments.rows)
+    settings = replace(settings, loop=replace(settings.loop, seconds=seconds_of(arguments)))
     train_stage(model, sequences, folder, settings, workers=arguments.workers)
+
+
+def seconds_of(arguments: argparse.Namespace) -> float | None:
+    """How long to train. Raises Error unless it is a time."""
+    seconds: float | None = arguments.seconds
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise Error(f"a training of {seconds:g} seconds cannot be: give --seconds a number above 0")
+    return seconds
 
 
 def _compile(model: MMaDA) -> None:
