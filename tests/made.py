@@ -139,7 +139,7 @@ def exam() -> str:
             measure, _, style = name.rpartition("_")
             if style not in STYLES:
                 measure, style = name, STYLES[0]
-            scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, " dB")
+            scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, f" {each.get('unit', 'dB')}")
             middle, low, high = (f"{each.get(key, each.get('mean')) * scale:.{digits}f}" for key in ("share", "low", "high"))
             if measure == "background" and each["share"] == 1:
                 continue

@@ -27,7 +27,7 @@ def interval(right: int, total: int) -> dict[str, float]:
     return {"right": right, "total": total, "share": round(right / total, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def tally(outcomes: Iterable[bool], of: str = "", ids: Sequence[int] | None = None) -> dict[str, float | str]:
+def tally(outcomes: Iterable[bool], of: str = "", ids: Iterable[int] | None = None) -> dict[str, float | str]:
     """The same of cases that were right or not, and `cases`: a 1 or a 0 for each, so that two tallies of the same cases can be
     told apart case by case. ids: of each case which icon or caption (`of`, one word) it repeats, kept in `clusters` and minded
     by the interval."""
@@ -35,9 +35,10 @@ def tally(outcomes: Iterable[bool], of: str = "", ids: Sequence[int] | None = No
     found: dict[str, float | str] = {**interval(cases.count("1"), len(cases)), "cases": cases}
     if ids is None or not cases:
         return found
-    assert len(ids) == len(cases), "a cluster for each case"
-    low, high = _wilson(cases.count("1") / len(cases), effective(_ones(cases), list(ids)))
-    return {**found, "low": round(low, 4), "high": round(high, 4), "clusters": _packed(of, [int(each) for each in ids])}
+    clusters = [int(each) for each in ids]
+    assert len(clusters) == len(cases), "a cluster for each case"
+    low, high = _wilson(cases.count("1") / len(cases), effective(_ones(cases), clusters))
+    return {**found, "low": round(low, 4), "high": round(high, 4), "clusters": _packed(of, clusters)}
 
 
 def clusters_of(report: Mapping[str, object]) -> list[str] | None:

@@ -36,16 +36,20 @@ class EvalModel:
     decode: Callable[[Ints, tuple[int, int]], Pictures]
 
 
+def is_bundle(path: Path) -> bool:
+    return (path / "bundle.json").exists()
+
+
 def is_model(path: Path) -> None:
     """Raises Error for what is neither a checkpoint's folder (config.json) nor a bundle's (bundle.json)."""
-    if not (path / "bundle.json").exists() and not (path / "config.json").exists():
+    if not is_bundle(path) and not (path / "config.json").exists():
         raise Error(f"{path} is neither a bundle (bundle.json) nor a checkpoint (config.json); name the folder of one")
 
 
 def open_model(path: Path, device: str = "auto") -> EvalModel:
     """A checkpoint or a bundle, which alone asks for a device. Raises Error for anything else."""
     is_model(path)
-    return _bundle(path, device) if (path / "bundle.json").exists() else _checkpoint(path)
+    return _bundle(path, device) if is_bundle(path) else _checkpoint(path)
 
 
 def _bundle(path: Path, device: str) -> EvalModel:
