@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Ints = NDArray[np.int64]
+SIDECAR = "mmada_lite.json"  # of a checkpoint
 Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 
 
@@ -23,7 +25,8 @@ Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 class EvalModel:
     """A model under test: it denoises, it speaks, and it sees and shows pictures.
 
-    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures.
+    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures. tokenizer: reads texts as the
+    runtime does, which makes capitals small for a model of lower case; as_written: reads them as they are.
     """
 
     name: str
@@ -34,6 +37,7 @@ class EvalModel:
     image: ImageSettings
     encode: Callable[[Pictures], Ints]
     decode: Callable[[Ints, tuple[int, int]], Pictures]
+    as_written: Tokenizer
 
 
 def is_bundle(path: Path) -> bool:
@@ -64,8 +68,8 @@ def _bundle(path: Path, device: str) -> EvalModel:
     def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
         return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
 
-    defaults = (model.text_defaults, model.image_defaults)
-    return EvalModel(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
+    defaults, as_written = (model.text_defaults, model.image_defaults), Tokenizer.from_file(model.bundle.tokenizer_path)
+    return EvalModel(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode, as_written)
 
 
 def _checkpoint(path: Path) -> EvalModel:
@@ -77,7 +81,8 @@ def _checkpoint(path: Path) -> EvalModel:
     from mmada_lite.train.stage_vq import to_pictures
     from mmada_lite.train.vq import MagViT
 
-    model, tokenizer = MMaDA.load(path).eval(), Tokenizer.from_file(path / "tokenizer.json")
+    model, file, about = MMaDA.load(path).eval(), path / "tokenizer.json", _sidecar(path)
+    tokenizer = Tokenizer.from_file(file, lower_case=about.get("knows", {}).get("case") == "lower")
     config, vq = model.config, MagViT.load(path / "vq").eval()
     vocabulary = Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
@@ -92,7 +97,8 @@ def _checkpoint(path: Path) -> EvalModel:
         parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]
         return np.concatenate([to_pictures(vq.decode(part, grid)) for part in parts])
 
-    return EvalModel(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
+    settings, as_written = _defaults(path), Tokenizer.from_file(file)
+    return EvalModel(path.name, denoiser, tokenizer, vocabulary, *settings, encode, decode, as_written)
 
 
 def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
@@ -101,13 +107,18 @@ def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
 
 def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
     """The settings that a checkpoint asks for, and the recipe's where it is silent."""
-    from mmada_lite.export.checkpoint import read_json
     from mmada_lite.train.recipe import IMAGE, TEXT
 
-    file = path / "mmada_lite.json"
-    defaults = read_json(file).get("defaults", {}) if file.exists() else {}
+    file, defaults = path / SIDECAR, _sidecar(path).get("defaults", {})
     text = read_settings(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
     return text, read_settings(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it has no such file."""
+    from mmada_lite.export.checkpoint import read_json
+
+    return read_json(path / SIDECAR) if (path / SIDECAR).exists() else {}
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float32]:

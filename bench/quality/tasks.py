@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill, shows, singles
 from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
 from mmada_lite.bench.quality.models import Pictures
+from mmada_lite.bench.quality.several import growing
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
@@ -29,7 +30,7 @@ from mmada_lite.train.data.scenes import (
 )
 from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
-from mmada_lite.train.intervals import interval, mean_of, ratio_of, tally
+from mmada_lite.train.intervals import interval, mean_of, pooled, ratio_of, tally
 from mmada_lite.train.shards import TIDY, TIDY_CELL
 from mmada_lite.train.sharpness import edge_energy
 
@@ -67,6 +68,24 @@ def what_is_this(context: EvalContext) -> Report:
     grounds = context.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
     good = [a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True)]
     report[f"background_{role}"] = tally(good, "icon", icons[part])
+    return report
+
+
+def yes_or_no(context: EvalContext) -> Report:
+    """Whether an untouched icon is what is asked: every second time it is, else one of the other 63, all as often."""
+    pictures, concepts, _ = singles(context.icons[context.half], context.count, context.rng(10))
+    icons = np.arange(len(pictures)) % _icons_of(context, context.half)
+    same = (icons + np.arange(len(pictures)) // _icons_of(context, context.half)) % 2 == 0
+    others = len(CONCEPTS) - 1
+    rounds = -(-len(pictures) // others)
+    away = 1 + np.concatenate([context.rng(number).permutation(others) for number in range(20, 20 + rounds)])
+    about = np.where(same, concepts, 0)
+    about[~same] = (concepts[~same] + away[: (~same).sum()]) % len(CONCEPTS)
+    replies = context.ask([f"is this {CONCEPTS[c].phrase}?" for c in about], pictures)
+    report = Report()
+    for answer, rows in (("yes", np.flatnonzero(same)), ("no", np.flatnonzero(~same))):
+        report[f"is_{answer}_{context.half}"] = tally((replies[row] == answer for row in rows), "icon", icons[rows])
+    report[f"yes_no_{context.half}"] = pooled(report, list(report))
     return report
 
 
@@ -190,11 +209,13 @@ def choosing(context: EvalContext) -> Report:
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "tokenizer": tokenizer_of_images,
     "what": what_is_this,
+    "yes_no": yes_or_no,
     "scenes": scenes,
     "drawing": drawing,
     "thinking": thinking_before_drawing,
     "arithmetic": arithmetic,
     "editing": editing,
+    "growing": growing,
     "filling": filling,
     "choosing": choosing,
 }
