@@ -157,7 +157,7 @@ def holes() -> str:
     kept = record.load(RESULTS / "quality.json")["rows"]
     reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
     for name, each in (pair for report in reports for pair in report.items()):
-        way = next(way for way in WAYS if re.search(rf"_{way}(_|$)", name))
+        way = next((way for way in WAYS if re.search(rf"_{way}(_|$)", name)), "any_length")
         low, high = math.floor(100 * each["low"]), math.ceil(100 * each["high"])  # no bound is rounded towards the share
         measure = re.sub(rf"(_thing)?_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
         rows.setdefault(measure, {})[WAYS[way]] = f"{100 * each['share']:.0f}% ({low}-{high})"

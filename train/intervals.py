@@ -169,7 +169,7 @@ def _sums(values: Floats, clusters: Clusters | None) -> Floats:
 
 def _packed(of: str, ids: Sequence[int]) -> str:
     """`icon % 64` where they come in turn, else each: `icon 3 17 3`."""
-    assert of.isalpha(), "one word"
+    assert of.isalnum(), "one word"
     turn = max(ids) + 1
     if all(each == number % turn for number, each in enumerate(ids)):
         return f"{of} % {turn}"

@@ -195,7 +195,7 @@ def table(rows: Sequence[Row]) -> str:
                 asked = f"{value['right']} / {value['total']}" + repeated(value)
                 lines.append([row["task"], name, valued(value), f"{value['low']:.1%} to {value['high']:.1%}", asked])
             elif isinstance(value, dict) and "mean" in value:
-                cells = [valued(value), f"{value['low']:.2f} to {value['high']:.2f}", f"{value['total']} pictures"]
+                cells = [valued(value), f"{value['low']:.2f} to {value['high']:.2f}", f"of {value['total']}"]
                 lines.append([row["task"], name, *cells])
     return markdown(["task", "metric", "value", "95% interval", "right / asked"], lines)
 

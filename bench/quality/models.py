@@ -17,7 +17,6 @@ from mmada_lite.errors import Error
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 Ints = NDArray[np.int64]
-SIDECAR = "mmada_lite.json"  # of a checkpoint
 Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 
 
@@ -68,8 +67,10 @@ def _bundle(path: Path, device: str) -> EvalModel:
     def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
         return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
 
-    defaults, as_written = (model.text_defaults, model.image_defaults), Tokenizer.from_file(model.bundle.tokenizer_path)
-    return EvalModel(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode, as_written)
+    tokenizer, file = model.tokenizer, model.bundle.tokenizer_path
+    assert file is not None, "a model with a tokenizer has its file"
+    defaults, as_written = (model.text_defaults, model.image_defaults), Tokenizer.from_file(file)
+    return EvalModel(path.name, model.denoiser, tokenizer, model.vocabulary, *defaults, encode, decode, as_written)
 
 
 def _checkpoint(path: Path) -> EvalModel:
@@ -107,6 +108,7 @@ def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
 
 def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
     """The settings that a checkpoint asks for, and the recipe's where it is silent."""
+    from mmada_lite.export.checkpoint import SIDECAR
     from mmada_lite.train.recipe import IMAGE, TEXT
 
     file, defaults = path / SIDECAR, _sidecar(path).get("defaults", {})
@@ -116,7 +118,7 @@ def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
 
 def _sidecar(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; nothing where it has no such file."""
-    from mmada_lite.export.checkpoint import read_json
+    from mmada_lite.export.checkpoint import SIDECAR, read_json
 
     return read_json(path / SIDECAR) if (path / SIDECAR).exists() else {}
 

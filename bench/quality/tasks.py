@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill, shows, singles
+from mmada_lite.bench.quality.conversation import turns
 from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
 from mmada_lite.bench.quality.models import Pictures
 from mmada_lite.bench.quality.several import growing
+from mmada_lite.bench.quality.wording import capitals
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
@@ -216,6 +218,8 @@ TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "arithmetic": arithmetic,
     "editing": editing,
     "growing": growing,
+    "turns": turns,
+    "capitals": capitals,
     "filling": filling,
     "choosing": choosing,
 }

@@ -68,6 +68,8 @@ def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
     assert {totals["thinking", name] for name in report["thinking"]} == {COUNT // 2}
     arithmetic = sum(counted["arithmetic", kind]["right"] for kind in PROBLEMS)
     assert totals["arithmetic", "thought_exact_where_right"] == arithmetic
+    assert totals["yes_no", "yes_no_validation"] == 2 * totals["yes_no", "is_yes_validation"] == COUNT
+    assert totals["growing", "new_thing"] == totals["growing", "background"] == COUNT // 2
     per_concept = [tuple(map(int, value.split("/"))) for value in report["drawing"]["per_concept"].values()]
     assert sum(right for right, _ in per_concept) == counted["drawing", "concept"]["right"]
     assert sum(total for _, total in per_concept) == COUNT
