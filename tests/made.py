@@ -139,7 +139,7 @@ def exam() -> str:
             measure, _, style = name.rpartition("_")
             if style not in STYLES:
                 measure, style = name, STYLES[0]
-            scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, " dB")
+            scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, f" {each.get('unit', 'dB')}")
             middle, low, high = (f"{each.get(key, each.get('mean')) * scale:.{digits}f}" for key in ("share", "low", "high"))
             if measure == "background" and each["share"] == 1:
                 continue
@@ -157,7 +157,7 @@ def holes() -> str:
     kept = record.load(RESULTS / "quality.json")["rows"]
     reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
     for name, each in (pair for report in reports for pair in report.items()):
-        way = next(way for way in WAYS if re.search(rf"_{way}(_|$)", name))
+        way = next((way for way in WAYS if re.search(rf"_{way}(_|$)", name)), "any_length")
         low, high = math.floor(100 * each["low"]), math.ceil(100 * each["high"])  # no bound is rounded towards the share
         measure = re.sub(rf"(_thing)?_{way}(_of_[0-9]+)?", "", name).replace("_", " ")
         rows.setdefault(measure, {})[WAYS[way]] = f"{100 * each['share']:.0f}% ({low}-{high})"

@@ -2,6 +2,7 @@
 
     mmada-lite bench quality MODEL                         # every task of bench/quality/tasks, with counts and 95% intervals
     mmada-lite bench quality INT8 INT4 --against FP32      # what bundles lose, in the tasks and along the reference's decodings
+    mmada-lite bench quality NEW --against OLD             # what other weights change in the same cases, and in the mean
     mmada-lite bench quality MODEL --frontier              # quality against latency over ways of decoding
     mmada-lite bench quality MODEL --presets               # what each --speed costs and gains
 
@@ -9,41 +10,40 @@ Each task is kept when it is done. Knows the command line; the tasks know the da
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
 from mmada_lite.bench.quality import frontier
 from mmada_lite.bench.quality import quantization as along
-from mmada_lite.bench.quality.models import is_model, open_model
-from mmada_lite.bench.quality.tasks import TASKS, EvalContext
+from mmada_lite.bench.quality.compare import families, families_table, losses, tasks_table, valued
+from mmada_lite.bench.quality.context import EvalContext
+from mmada_lite.bench.quality.models import is_bundle, is_model, open_model
+from mmada_lite.bench.quality.tasks import TASKS
 from mmada_lite.bench.record import Row, Run, default_output, fingerprint
 from mmada_lite.errors import Error, did_you_mean
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train.data import emoji
 from mmada_lite.train.data.texts import Half
-from mmada_lite.train.intervals import paired
+from mmada_lite.train.intervals import clusters_of
 from mmada_lite.train.judge import Judge
 from mmada_lite.train.workspace import Workspace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
 DEFAULTS = {"quality": (400, 1), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
-Report = Mapping[str, Mapping[str, object]]  # task -> metric -> what was counted
-Losses = dict[str, dict[str, dict[str, float]]]  # task -> metric -> change, low, high
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="mmada-lite bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, number = parser.add_argument, at_least_one
-    add("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, bundles")
+    add("model", type=Path, nargs="+", help="a checkpoint or a bundle; with --against, one or several")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--against", type=Path, metavar="REFERENCE", help="a bundle of the same model in fp32, or the finest")
+    mode.add_argument("--against", type=Path, metavar="REFERENCE", help="what to compare with: fp32, or the model before")
     mode.add_argument("--frontier", action="store_true", help="quality against latency, every policy of bench/policies.py")
     mode.add_argument("--presets", action="store_true", help="quality against latency of what --speed names")
     add("--folder", type=Path, default=Path("runs/emoji-work"), help="working folder of the training: icons")
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     add("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
     add("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
     add("--device", default="auto", help="of a bundle, as of `mmada-lite plan` (default: %(default)s)")
-    add("--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} is one")
+    add("--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} of bundles is one")
     add("--few-steps", action="store_true", help="decode in a quarter of the steps")
     add("--prompts", type=number, help="of each task, to follow with --against (default 100); to time (default 8; presets 16)")
     add("--states", type=number, default=4, help="of each decoding, to follow with --against (%(default)s)")
@@ -76,15 +76,15 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Measured:
     if not 4 <= options.count <= MOST:
         raise Error(f"--count is {options.count}; use at least 4 cases, {MOST} at most")
     if mode != "against" and len(options.model) > 1:
-        raise Error("several bundles are measured with --against REFERENCE; give one, or add that")
+        raise Error("several models are measured with --against REFERENCE; give one, or add that")
     names = [name for name in options.only if name != ALONG or mode != "against"]
     for name in names:
         if name not in TASKS:
             hint = did_you_mean(name, TASKS, f"use some of {', '.join(TASKS)}")
             raise Error(f"no task is called {name!r}; {hint}")
-    if mode == "against":
+    if mode == "against" and ALONG in options.only:
         along.require_bundles(options.against, *options.model)
-    for path in options.model:
+    for path in (*([options.against] if mode == "against" else []), *options.model):
         is_model(path)
     if options.device != "auto":
         choose_device(options.device)  # one that does not work here is told before anything is measured
@@ -130,13 +130,18 @@ def _tasks(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     return run.finish(rows, mode=mode, count=options.count), table(rows), run.path
 
 
+def _follows(options: argparse.Namespace) -> bool:
+    """Whether the reference's decodings are followed: of bundles, unless other tasks alone are asked for."""
+    return ALONG in options.only or (not options.only and all(map(is_bundle, (options.against, *options.model))))
+
+
 def _along(reference: Callable[[], along.Reference], path: Path) -> list[Row]:
     return [{"model": str(path), "task": ALONG, **reference().told_of_bundle(path)}]
 
 
 def _against(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str]) -> Measured:
-    """Tables and JSON of bundles against the reference; with --plot divergence against megabytes."""
-    follow, asked = ALONG in options.only or not options.only, names or ([] if options.only else list(TASKS))
+    """Tables and JSON of models against the reference; with --plot divergence of bundles against megabytes."""
+    follow, asked = _follows(options), names or ([] if options.only else list(TASKS))
     run.plan(len(options.model) * follow + len(asked) * (1 + len(options.model)))
     shown, changes, rows = list[str](), dict[str, object](), list[Row]()
     if follow:
@@ -145,15 +150,19 @@ def _against(options: argparse.Namespace, run: Run, mode: str, names: Sequence[s
         shown.append(along.table(rows))
         if options.plot:
             along.plot(rows, options.plot)
+    elif not options.only:
+        shown.append(f"{ALONG}: left out, as not all are bundles")
     if asked:
         cases, reports = Cases(options), dict[Path, dict[str, dict]]()
         for path in (options.against, *options.model):
             examined = _reports(run, cases, path, asked)
             reports[path] = {row["task"]: row["report"] for row in examined}
             rows += examined
-        lost = {str(path): losses(reports[options.against], reports[path]) for path in options.model}
-        shown.append(tasks_table(reports[options.against], lost))
-        changes["losses"] = lost
+        first = reports[options.against]
+        lost = {str(path): losses(first, reports[path]) for path in options.model}
+        whole = {str(path): families(first, reports[path]) for path in options.model}
+        shown += [tasks_table(first, lost), *([families_table(whole)] if all(whole.values()) else [])]
+        changes |= {"losses": lost, "families": whole}
     content = run.finish(rows, mode=mode, reference=str(options.against), count=options.count, **changes)
     return content, "\n\n".join(shown), run.path
 
@@ -177,57 +186,26 @@ def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path
 
 
-def loss(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """Other less reference, with its 95% interval. Of shares, points: case by case where both say which were right, else as if
-    each had been asked other questions; of means, the difference, and the two intervals' hull."""
-    key, unit = ("share", 100) if "share" in reference else ("mean", 1)
-    before, after = (str(report.get("cases", "")) for report in (reference, other))
-    if before and len(before) == len(after):
-        change, low, high = paired(before, after)
-    else:
-        change = other[key] - reference[key]
-        low = change - math.hypot(other[key] - other["low"], reference["high"] - reference[key])
-        high = change + math.hypot(other["high"] - other[key], reference[key] - reference["low"])
-    return {name: round(unit * value, 3) for name, value in (("change", change), ("low", low), ("high", high))}
-
-
-def losses(reference: Report, other: Report) -> Losses:
-    """Of every metric that has an interval in both."""
-    changes: Losses = {}
-    for task, metrics in reference.items():
-        for name, value in metrics.items():
-            theirs = other.get(task, {}).get(name)
-            if isinstance(value, dict) and isinstance(theirs, dict) and "low" in value and "low" in theirs:
-                changes.setdefault(task, {})[name] = loss(value, theirs)
-    return changes
-
-
-def tasks_table(reference: Report, others: Mapping[str, Losses]) -> str:
-    """A line a metric: the reference's value, then what each bundle gains or loses, in points (of decibels: as they are)."""
-    lines = []
-    for task, metrics in reference.items():
-        for name, value in metrics.items():
-            cells = [changes.get(task, {}).get(name) for changes in others.values()]
-            if isinstance(value, dict) and all(cells):
-                shown = f"{value['share']:.1%}" if "share" in value else f"{value['mean']:.2f} dB"
-                lines.append(
-                    [task, name, shown, *("{change:+.2f} ({low:+.2f} to {high:+.2f})".format(**c) for c in cells if c)]
-                )
-    return markdown(["task", "metric", "reference", *others], lines)
-
-
 def table(rows: Sequence[Row]) -> str:
-    """Task, metric, share with its interval, counts."""
+    """Task, metric, share with its interval, counts, and of how many icons or captions these are."""
     lines = []
     for row in rows:
         for name, value in row["report"].items():
             if isinstance(value, dict) and "share" in value:
-                cells = [f"{value['share']:.1%}", f"{value['low']:.1%} to {value['high']:.1%}"]
-                lines.append([row["task"], name, *cells, f"{value['right']} / {value['total']}"])
+                asked = f"{value['right']} / {value['total']}" + repeated(value)
+                lines.append([row["task"], name, valued(value), f"{value['low']:.1%} to {value['high']:.1%}", asked])
             elif isinstance(value, dict) and "mean" in value:
-                cells = [f"{value['mean']:.2f} dB", f"{value['low']:.2f} to {value['high']:.2f}"]
-                lines.append([row["task"], name, *cells, f"{value['total']} pictures"])
+                cells = [valued(value), f"{value['low']:.2f} to {value['high']:.2f}", f"of {value['total']}"]
+                lines.append([row["task"], name, *cells])
     return markdown(["task", "metric", "value", "95% interval", "right / asked"], lines)
+
+
+def repeated(value: Mapping[str, Any]) -> str:
+    """Of how many icons or captions the cases are, where some come more than once."""
+    clusters = set(clusters_of(value) or ())
+    if not clusters or len(clusters) == value["total"]:
+        return ""
+    return f", of {len(clusters)} {value['clusters'].split(' ')[0]}s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ one, and descriptions of untouched pictures. The model was never trained on hole
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -23,12 +24,13 @@ from mmada_lite.train.data.arithmetic import Problem, every_held_out, thought_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
 from mmada_lite.train.data.texts import DESCRIBE_QUESTIONS, FACTS, WHAT_QUESTIONS, Half, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
-from mmada_lite.train.intervals import tally
+from mmada_lite.train.intervals import pooled, tally
 
 Report = dict[str, object]
 Ask = Callable[[Sequence[str], Pictures | None], list[str]]
 Shown = Mapping[str, tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]]  # role -> pictures, concepts, colours
 ANY = "[mask:*]"
+PARTIAL = re.compile("_begun|_any_length|^describe_holes")  # answers of which a part is given
 KINDS = ("sum1", "difference1", "sum2", "difference2")  # whose held-out problems are few enough to ask all
 
 
@@ -108,6 +110,7 @@ def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator,
     _captions(blanks, report, most, half)
     for role, (pictures, concepts, colours) in shown.items():
         _descriptions(blanks, ask, report, role, pictures, concepts.tolist(), colours.tolist())
+    report["partial"] = pooled(report, [name for name in report if PARTIAL.search(name)])
     return report
 
 

@@ -18,8 +18,9 @@ import torch
 from mmada_lite.bench import policies
 from mmada_lite.bench.command import markdown, new_figure
 from mmada_lite.bench.policies import Policy
+from mmada_lite.bench.quality.context import SIDE, EvalContext, singles
 from mmada_lite.bench.quality.models import EvalModel, open_model
-from mmada_lite.bench.quality.tasks import SIDE, TASKS, EvalContext, singles
+from mmada_lite.bench.quality.tasks import TASKS
 from mmada_lite.bench.record import Row, Run, spread
 from mmada_lite.bench.reference import Logits, draw_picture, picture_to_draw, torch_logits, write_text
 from mmada_lite.bench.timed import turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ Pictures = NDArray[np.uint8]  # [N, H, W, 3]
 class EvalModel:
     """A model under test: it denoises, it speaks, and it sees and shows pictures.
 
-    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures.
+    encode: pictures to codes [N, codes]. decode: codes [N, h * w] and (h, w) to pictures. tokenizer: reads texts as the
+    runtime does, which makes capitals small for a model of lower case; as_written: reads them as they are.
     """
 
     name: str
@@ -34,18 +36,23 @@ class EvalModel:
     image: ImageSettings
     encode: Callable[[Pictures], Ints]
     decode: Callable[[Ints, tuple[int, int]], Pictures]
+    as_written: Tokenizer
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / "bundle.json").exists()
 
 
 def is_model(path: Path) -> None:
     """Raises Error for what is neither a checkpoint's folder (config.json) nor a bundle's (bundle.json)."""
-    if not (path / "bundle.json").exists() and not (path / "config.json").exists():
+    if not is_bundle(path) and not (path / "config.json").exists():
         raise Error(f"{path} is neither a bundle (bundle.json) nor a checkpoint (config.json); name the folder of one")
 
 
 def open_model(path: Path, device: str = "auto") -> EvalModel:
     """A checkpoint or a bundle, which alone asks for a device. Raises Error for anything else."""
     is_model(path)
-    return _bundle(path, device) if (path / "bundle.json").exists() else _checkpoint(path)
+    return _bundle(path, device) if is_bundle(path) else _checkpoint(path)
 
 
 def _bundle(path: Path, device: str) -> EvalModel:
@@ -60,8 +67,10 @@ def _bundle(path: Path, device: str) -> EvalModel:
     def decode(codes: Ints, grid: tuple[int, int]) -> Pictures:
         return np.stack([np.asarray(codec.decode(row.reshape(grid))) for row in codes])
 
-    defaults = (model.text_defaults, model.image_defaults)
-    return EvalModel(path.name, model.denoiser, model.tokenizer, model.vocabulary, *defaults, encode, decode)
+    tokenizer, file = model.tokenizer, model.bundle.tokenizer_path
+    assert file is not None, "a model with a tokenizer has its file"
+    defaults, as_written = (model.text_defaults, model.image_defaults), Tokenizer.from_file(file)
+    return EvalModel(path.name, model.denoiser, tokenizer, model.vocabulary, *defaults, encode, decode, as_written)
 
 
 def _checkpoint(path: Path) -> EvalModel:
@@ -73,7 +82,8 @@ def _checkpoint(path: Path) -> EvalModel:
     from mmada_lite.train.stage_vq import to_pictures
     from mmada_lite.train.vq import MagViT
 
-    model, tokenizer = MMaDA.load(path).eval(), Tokenizer.from_file(path / "tokenizer.json")
+    model, file, about = MMaDA.load(path).eval(), path / "tokenizer.json", _sidecar(path)
+    tokenizer = Tokenizer.from_file(file, lower_case=about.get("knows", {}).get("case") == "lower")
     config, vq = model.config, MagViT.load(path / "vq").eval()
     vocabulary = Vocabulary.from_tokenizer(
         tokenizer, codebook_size=config.codebook_size, size=config.vocab_size, mask_id=config.mask_token_id
@@ -88,7 +98,8 @@ def _checkpoint(path: Path) -> EvalModel:
         parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _parts(codes)]
         return np.concatenate([to_pictures(vq.decode(part, grid)) for part in parts])
 
-    return EvalModel(path.name, denoiser, tokenizer, vocabulary, *_defaults(path), encode, decode)
+    settings, as_written = _defaults(path), Tokenizer.from_file(file)
+    return EvalModel(path.name, denoiser, tokenizer, vocabulary, *settings, encode, decode, as_written)
 
 
 def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
@@ -97,13 +108,19 @@ def _parts(rows: NDArray, size: int = 64) -> list[NDArray]:
 
 def _defaults(path: Path) -> tuple[TextSettings, ImageSettings]:
     """The settings that a checkpoint asks for, and the recipe's where it is silent."""
-    from mmada_lite.export.checkpoint import read_json
+    from mmada_lite.export.checkpoint import SIDECAR
     from mmada_lite.train.recipe import IMAGE, TEXT
 
-    file = path / "mmada_lite.json"
-    defaults = read_json(file).get("defaults", {}) if file.exists() else {}
+    file, defaults = path / SIDECAR, _sidecar(path).get("defaults", {})
     text = read_settings(TextSettings, plain(TEXT) | defaults.get("text", {}), f"{file}: defaults.text")
     return text, read_settings(ImageSettings, plain(IMAGE) | defaults.get("image", {}), f"{file}: defaults.image")
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it has no such file."""
+    from mmada_lite.export.checkpoint import SIDECAR, read_json
+
+    return read_json(path / SIDECAR) if (path / SIDECAR).exists() else {}
 
 
 def _pixels(pictures: Pictures) -> NDArray[np.float32]:

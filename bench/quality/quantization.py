@@ -71,7 +71,10 @@ class Reference:
         """The row of another bundle. Raises Error where it is of another model."""
         other = mmada_lite.load(path, device="cpu", threads=self.threads)
         if other.bundle.architecture != self.model.bundle.architecture or other.vocabulary != self.model.vocabulary:
-            raise Error(f"{path} is of another model than {self.model.bundle.path}; give bundles of one checkpoint")
+            raise Error(
+                f"{path} has another shape or vocabulary than {self.model.bundle.path}, and its steps cannot be followed; "
+                "name other tasks with --only, or give bundles of one checkpoint"
+            )
         return self.told(name or str(path), self.answers(other.denoiser), stored_bytes(other.bundle))
 
     def told(self, name: str, answers: Answers, size: int | None, bits: float | None = None) -> Row:

@@ -18,8 +18,8 @@ import numpy as np
 
 from mmada_lite.arguments import Parser, exit_code
 from mmada_lite.bench.command import at_least_one
+from mmada_lite.bench.quality.context import SIDE
 from mmada_lite.bench.quality.models import EvalModel, Ints, open_model
-from mmada_lite.bench.quality.tasks import SIDE
 from mmada_lite.errors import Error
 from mmada_lite.ort.devices import choose_device
 from mmada_lite.train import rollouts

@@ -4,19 +4,22 @@ that no training saw. What is held out is fixed by hash (texts, layouts, pairs o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill, shows, singles
+from mmada_lite.bench.quality.conversation import turns
 from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
-from mmada_lite.bench.quality.models import EvalModel, Pictures
+from mmada_lite.bench.quality.models import Pictures
+from mmada_lite.bench.quality.several import growing
+from mmada_lite.bench.quality.wording import capitals
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
-from mmada_lite.train.data.layouts import Layout, cell_pictures, square
-from mmada_lite.train.data.pictures import PLAIN, background_of, compose
+from mmada_lite.train.data.layouts import Layout, square
+from mmada_lite.train.data.pictures import background_of, compose
 from mmada_lite.train.data.scenes import (
     GRIDS,
     RELATIONS,
@@ -27,58 +30,27 @@ from mmada_lite.train.data.scenes import (
     scene_question,
     scene_thought,
 )
-from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, Half, pairs, standard_caption
+from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
-from mmada_lite.train.intervals import interval, tally
+from mmada_lite.train.intervals import interval, mean_of, pooled, ratio_of, tally
 from mmada_lite.train.shards import TIDY, TIDY_CELL
+from mmada_lite.train.sharpness import edge_energy
 
-Report = dict[str, object]
-Classify = Callable[[Pictures], NDArray[np.int64]]
-Icons = Mapping[str, NDArray[np.uint8]]  # role -> [styles, concepts, S, S, 4]
-SIDE = 8  # codes
 MOST_OF_TWO_DIGITS = 150  # problems of a kind: some 200 are in a half of what is held out
 
 
-@dataclass(frozen=True, slots=True)
-class EvalContext:
-    """What a task needs: the model, an independent classifier of pictures, icons by role, how many cases at most, a seed, and
-    the half of what is held out that is asked, which is the role of the icons that no training saw, too."""
-
-    model: EvalModel
-    classify: Classify
-    icons: Icons
-    count: int = 400
-    seed: int = 1000
-    half: Half = "validation"
-
-    def rng(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, number])
-
-    def pictures(self, prompts: Sequence[Sequence[int]], seed: int) -> Pictures:
-        codes = rollouts.draw(self.model, prompts, self.model.image, SIDE * SIDE, seed).codes
-        return self.model.decode(codes, (SIDE, SIDE))
-
-    def ask(self, questions: Sequence[str], pictures: Pictures | None = None) -> list[str]:
-        codes = None if pictures is None else self.model.encode(pictures)
-        prompts = rollouts.question_prompts(self.model, questions, codes)
-        return rollouts.answers(self.model, prompts, self.model.text, self.seed)
-
-
 def tokenizer_of_images(context: EvalContext) -> Report:
-    """Peak signal-to-noise ratio on untouched icons by their role, and the share of the codebook that is used."""
+    """Peak signal-to-noise ratio on untouched icons by their role, how sharp they are after it (edge energy over that of the
+    originals), and the share of the codebook that is used."""
     rng, report = context.rng(1), Report()
     shown = {role: singles(context.icons[role], context.count, rng)[0] for role in context.icons}
     codes = {role: context.model.encode(pictures) for role, pictures in shown.items()}
-    for role in context.icons:
-        decoded = context.model.decode(codes[role], (SIDE, SIDE)).astype(np.float64)
-        error = ((decoded - shown[role]) ** 2).mean(axis=(1, 2, 3))
-        decibels = 10 * np.log10(255**2 / np.maximum(error, 1e-3))
-        report[f"psnr_{role}"] = {
-            "mean": round(float(decibels.mean()), 3),
-            "low": round(float(decibels.mean() - 1.96 * decibels.std() / len(decibels) ** 0.5), 3),
-            "high": round(float(decibels.mean() + 1.96 * decibels.std() / len(decibels) ** 0.5), 3),
-            "total": len(decibels),
-        }
+    for role, pictures in shown.items():
+        icons = [n % _icons_of(context, role) for n in range(len(pictures))]
+        decoded = context.model.decode(codes[role], (SIDE, SIDE))
+        error = ((decoded.astype(np.float64) - pictures) ** 2).mean(axis=(1, 2, 3))
+        report[f"psnr_{role}"] = mean_of(10 * np.log10(255**2 / np.maximum(error, 1e-3)), icons)
+        report[f"sharpness_{role}"] = {**ratio_of(edge_energy(decoded), edge_energy(pictures), icons), "unit": "x"}
     used = np.unique(np.concatenate([c.ravel() for c in codes.values()])).size
     report["codebook_used"] = interval(used, context.model.vocabulary.codebook_size)
     return report
@@ -91,11 +63,31 @@ def what_is_this(context: EvalContext) -> Report:
     pictures, concepts, colours = singles(context.icons[role], context.count * (2 if role == "test" else 1), context.rng(2))
     names = context.ask([WHAT_QUESTIONS[0]] * len(pictures), pictures)
     right = np.array([a == CONCEPTS[c].phrase for a, c in zip(names, concepts, strict=True)])
-    report[f"what_{role}"] = tally(right)
+    icons = np.arange(len(pictures)) % _icons_of(context, role)
+    report[f"what_{role}"] = tally(right, "icon", icons)
     report[f"missed_{role}"] = sorted(CONCEPT_NAMES[c] for c in set(concepts.tolist()) if right[concepts == c].mean() < 0.5)
     part = slice(0, context.count // 2)
     grounds = context.ask(["what colour is the background?"] * len(pictures[part]), pictures[part])
-    report[f"background_{role}"] = tally(a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True))
+    good = [a == COLOURS[k] for a, k in zip(grounds, colours[part], strict=True)]
+    report[f"background_{role}"] = tally(good, "icon", icons[part])
+    return report
+
+
+def yes_or_no(context: EvalContext) -> Report:
+    """Whether an untouched icon is what is asked: every second time it is, else one of the other 63, all as often."""
+    pictures, concepts, _ = singles(context.icons[context.half], context.count, context.rng(10))
+    icons = np.arange(len(pictures)) % _icons_of(context, context.half)
+    same = (icons + np.arange(len(pictures)) // _icons_of(context, context.half)) % 2 == 0
+    others = len(CONCEPTS) - 1
+    rounds = -(-len(pictures) // others)
+    away = 1 + np.concatenate([context.rng(number).permutation(others) for number in range(20, 20 + rounds)])
+    about = np.where(same, concepts, 0)
+    about[~same] = (concepts[~same] + away[: (~same).sum()]) % len(CONCEPTS)
+    replies = context.ask([f"is this {CONCEPTS[c].phrase}?" for c in about], pictures)
+    report = Report()
+    for answer, rows in (("yes", np.flatnonzero(same)), ("no", np.flatnonzero(~same))):
+        report[f"is_{answer}_{context.half}"] = tally((replies[row] == answer for row in rows), "icon", icons[rows])
+    report[f"yes_no_{context.half}"] = pooled(report, list(report))
     return report
 
 
@@ -129,10 +121,11 @@ def drawing(context: EvalContext) -> Report:
     pictures = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
     named = context.classify(pictures) == np.array([i for i, _ in wanted])
     grounds = np.array([background_of(p) == colour for p, (_, colour) in zip(pictures, wanted, strict=True)])
+    captioned = [n % len(unseen_pairs) for n in range(len(wanted))]
     per_concept = {CONCEPT_NAMES[c]: f"{int(named[cases].sum())}/{len(cases)}" for c, cases in _by_concept(wanted).items()}
     return {
-        "concept": tally(named),
-        "background": tally(grounds),
+        "concept": tally(named, "caption", captioned),
+        "background": tally(grounds, "caption", captioned),
         "per_concept": per_concept,
     }
 
@@ -153,14 +146,11 @@ def thinking_before_drawing(context: EvalContext) -> Report:
     pictures = context.pictures(rollouts.thought_to_image_prompts(context.model, captions, thoughts), context.seed)
     agree = [_agrees(context, picture, thought) for picture, thought in zip(pictures, thoughts, strict=True)]
     plain = context.pictures(rollouts.caption_prompts(context.model, captions), context.seed)
-    unthought = [_shows(context, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
+    unthought = [shows(context, picture, layout) for picture, (layout, *_) in zip(plain, cases, strict=True)]
     grounds = [background_of(p) == colour for p, (_, colour, _) in zip(pictures, cases, strict=True)]
-    return {
-        "thought_right": tally(right),
-        "agree": tally(agree),
-        "background": tally(grounds),
-        "without_thought": tally(unthought),
-    }
+    known = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    counted = {"thought_right": right, "agree": agree, "background": grounds, "without_thought": unthought}
+    return {name: tally(good, "caption", [known[caption] for caption in captions]) for name, good in counted.items()}
 
 
 def arithmetic(context: EvalContext) -> Report:
@@ -185,7 +175,8 @@ def arithmetic(context: EvalContext) -> Report:
 def editing(context: EvalContext) -> Report:
     """A hidden half drawn anew, and a picture grown by half of its side: does the judge still see the same thing?"""
     rng, unseen_pairs = context.rng(6), pairs(True, context.half)
-    chosen = [unseen_pairs[rng.integers(len(unseen_pairs))] for _ in range(context.count // 2)]
+    numbers = [int(rng.integers(len(unseen_pairs))) for _ in range(context.count // 2)]
+    chosen = [unseen_pairs[number] for number in numbers]
     icons = context.icons["train"]
     pictures = np.stack([compose(icons[rng.integers(len(icons)), c], colour, rng, TIDY) for c, colour in chosen])
     before = context.classify(pictures)
@@ -194,16 +185,16 @@ def editing(context: EvalContext) -> Report:
     codes = context.model.encode(pictures).reshape(-1, SIDE, SIDE)
     sides = rng.integers(4, size=len(codes))
     hidden = np.stack([np.rot90(np.arange(SIDE)[None].repeat(SIDE, 0) < SIDE // 2, k) for k in sides])
-    drawn = _fill(context, prompts, codes, hidden).reshape(len(codes), -1)
+    drawn = fill(context, prompts, codes, hidden).reshape(len(codes), -1)
     after = context.classify(context.model.decode(drawn, (SIDE, SIDE)))
     window = np.concatenate([codes[:, :, SIDE // 2 :], np.zeros_like(codes[:, :, : SIDE // 2])], axis=2)
     beyond = np.broadcast_to(np.arange(SIDE) >= SIDE // 2, window.shape)
-    grown = np.concatenate([codes, _fill(context, prompts, window, beyond)[:, :, SIDE // 2 :]], axis=2)
+    grown = np.concatenate([codes, fill(context, prompts, window, beyond)[:, :, SIDE // 2 :]], axis=2)
     wide = context.model.decode(grown.reshape(len(codes), -1), (SIDE, SIDE + SIDE // 2))
     seen = context.classify(np.stack([square(picture) for picture in wide]))
     return {
-        "inpaint_same": tally(after == before),
-        "extend_same": tally(seen == before),
+        "inpaint_same": tally(after == before, "caption", numbers),
+        "extend_same": tally(seen == before, "caption", numbers),
     }
 
 
@@ -220,38 +211,29 @@ def choosing(context: EvalContext) -> Report:
 TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "tokenizer": tokenizer_of_images,
     "what": what_is_this,
+    "yes_no": yes_or_no,
     "scenes": scenes,
     "drawing": drawing,
     "thinking": thinking_before_drawing,
     "arithmetic": arithmetic,
     "editing": editing,
+    "growing": growing,
+    "turns": turns,
+    "capitals": capitals,
     "filling": filling,
     "choosing": choosing,
 }
 
 
-def singles(
-    icons: NDArray[np.uint8], count: int, rng: np.random.Generator
-) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
-    """Untouched icons in turn on backgrounds at random: (pictures, concepts, colours)."""
-    styles, things = icons.shape[:2]
-    order = np.arange(count) % (styles * things)
-    concepts, colours = order % things, rng.integers(len(COLOURS), size=count)
-    pictures = [compose(icons[o // things, o % things], COLOURS[k], rng, PLAIN) for o, k in zip(order, colours, strict=True)]
-    return np.stack(pictures), concepts, colours
+def _icons_of(context: EvalContext, role: str) -> int:
+    """How many icons a role has: as many pictures of `singles` later they come again."""
+    styles, things = context.icons[role].shape[:2]
+    return int(styles * things)
 
 
 def _untouched(context: EvalContext) -> Shown:
     icons = context.icons[context.half]
     return {context.half: singles(icons, min(len(icons) * len(icons[0]), context.count), context.rng(7))}
-
-
-def _fill(
-    context: EvalContext, prompts: Sequence[Sequence[int]], codes: NDArray[np.int64], unknown: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    flat, where = codes.reshape(len(codes), -1), unknown.reshape(len(codes), -1)
-    drawn = rollouts.draw(context.model, prompts, context.model.image, SIDE * SIDE, context.seed, flat, where).codes
-    return drawn.reshape(codes.shape)
 
 
 def _thought(reply: str) -> str:
@@ -269,12 +251,7 @@ def _agrees(context: EvalContext, picture: NDArray[np.uint8], thought: str) -> b
     if grid is None:
         return False
     layout = Layout(*grid, (placements[0][1], placements[1][1]))
-    return _shows(context, picture, layout) and background_of(picture) == placements[2][1]
-
-
-def _shows(context: EvalContext, picture: NDArray[np.uint8], layout: Layout) -> bool:
-    seen = context.classify(cell_pictures(picture, layout.rows, layout.columns))
-    return all(CONCEPT_NAMES[int(seen[cell])] == name for cell, name in layout.named)
+    return shows(context, picture, layout) and background_of(picture) == placements[2][1]
 
 
 def _by_concept(wanted: Sequence[tuple[int, str]]) -> dict[int, list[int]]:

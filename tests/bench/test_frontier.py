@@ -14,9 +14,10 @@ from toys import write_place
 from mmada_lite.bench import policies, record
 from mmada_lite.bench.policies import Policy
 from mmada_lite.bench.quality import evaluate, frontier
+from mmada_lite.bench.quality.context import EvalContext
 from mmada_lite.bench.quality.frontier import Timed, alternate, pareto, times, ways_of
 from mmada_lite.bench.quality.models import open_model
-from mmada_lite.bench.quality.tasks import TASKS, EvalContext
+from mmada_lite.bench.quality.tasks import TASKS
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.train.loop import fast_type

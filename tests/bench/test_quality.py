@@ -12,9 +12,10 @@ from toys import write_place
 
 from mmada_lite.bench import record
 from mmada_lite.bench.quality import evaluate
-from mmada_lite.bench.quality.tasks import TASKS, EvalContext, Report
+from mmada_lite.bench.quality.context import EvalContext, Report
+from mmada_lite.bench.quality.tasks import TASKS
 from mmada_lite.export.bundle import export_checkpoint
-from mmada_lite.train.intervals import interval, paired
+from mmada_lite.train.intervals import clusters_of, interval, paired
 
 COUNT = 6
 PROBLEMS = ("sum2", "difference2", "sum3", "difference3")
@@ -51,7 +52,12 @@ def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
     for value in counted.values():
         assert 0 <= value["right"] <= value["total"]
         assert value["low"] <= value["share"] <= value["high"]
-        assert {**value, "cases": ""} == {**interval(value["right"], value["total"]), "cases": ""}
+        plain = interval(value["right"], value["total"])
+        assert (value["right"], value["total"], value["share"]) == (plain["right"], plain["total"], plain["share"])
+        own = clusters_of(value)
+        assert own is None or len(own) == value["total"]
+        if own is None and "pools" not in value:
+            assert (value["low"], value["high"]) == (plain["low"], plain["high"])
         if "cases" in value:
             assert (len(value["cases"]), value["cases"].count("1")) == (value["total"], value["right"])
     totals = {key: value["total"] for key, value in counted.items()}
@@ -62,11 +68,15 @@ def test_every_task_counts_what_it_asked(reports: dict[str, dict]) -> None:
     assert {totals["thinking", name] for name in report["thinking"]} == {COUNT // 2}
     arithmetic = sum(counted["arithmetic", kind]["right"] for kind in PROBLEMS)
     assert totals["arithmetic", "thought_exact_where_right"] == arithmetic
+    assert totals["yes_no", "yes_no_validation"] == 2 * totals["yes_no", "is_yes_validation"] == COUNT
+    assert totals["growing", "new_thing"] == totals["growing", "background"] == COUNT // 2
     per_concept = [tuple(map(int, value.split("/"))) for value in report["drawing"]["per_concept"].values()]
     assert sum(right for right, _ in per_concept) == counted["drawing", "concept"]["right"]
     assert sum(total for _, total in per_concept) == COUNT
     assert totals["tokenizer", "codebook_used"] == 256
     assert report["tokenizer"]["psnr_validation"]["total"] == COUNT
+    assert 0 < report["tokenizer"]["sharpness_validation"]["mean"] < 2
+    assert report["drawing"]["concept"]["clusters"] == f"caption % {COUNT}"
 
 
 def test_the_card_s_half_has_the_test_styles_alone(place: Path) -> None:
@@ -128,9 +138,24 @@ def test_bundles_are_told_against_a_reference(place: Path, capsys: pytest.Captur
     assert output.with_suffix(".png").is_file()
 
 
-def test_several_bundles_need_a_reference(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_weights_are_told_against_those_before_case_by_case(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint against a bundle, so that nothing is followed; the mean is that of the tasks."""
+    output = place / "weights.json"
+    words = [str(place / "checkpoint"), "--against", str(place / "bundle"), "--device", "cpu", "-o", str(output)]
+    own = ["--folder", str(place), "--judge", str(place / "judge"), "--count", str(COUNT)]
+    assert evaluate.main([*words, *own]) == 0
+    content, printed = json.loads(output.read_text()), capsys.readouterr().out
+    assert "trajectory: left out, as not all are bundles" in printed
+    assert not [row for row in content["rows"] if row["task"] == "trajectory"]
+    found = content["families"][str(place / "checkpoint")]
+    assert set(found) == set(TASKS) - {"tokenizer"} | {"mean"}  # it has shares and means, and no cases
+    assert all(each["change"] == 0 for each in found.values())
+    assert f"| mean of {len(found) - 1} |" in printed
+
+
+def test_several_models_need_a_reference(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(place / "bundle"), str(place / "checkpoint")]) == 2
-    assert "several bundles are measured with --against" in capsys.readouterr().err
+    assert "several models are measured with --against" in capsys.readouterr().err
 
 
 def test_what_is_along_decodings_needs_neither_icons_nor_a_judge(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +199,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(place: Path, monkeypa
         ("judge", (), "is neither a bundle"),
         ("checkpoint", ("--judge", "nowhere"), "judge.safetensors is missing"),
         ("checkpoint", ("--folder", "nowhere"), "concepts.npz is missing"),
-        ("checkpoint", ("--against", "nowhere"), "nowhere is no bundle"),
+        ("checkpoint", ("--against", "nowhere"), "nowhere is neither a bundle"),
+        ("checkpoint", ("--against", "nowhere", "--only", "trajectory"), "nowhere is no bundle"),
         ("checkpoint", ("--against", "nowhere", "--prompts", "0"), "--prompts: 0 cannot be measured"),
         ("checkpoint", ("--against", "nowhere", "--threads", "0"), "--threads: 0 cannot be measured"),
     ],

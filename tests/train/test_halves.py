@@ -9,7 +9,7 @@ import pytest
 from toys import discs
 
 from mmada_lite.bench.quality import evaluate, tasks
-from mmada_lite.bench.quality.tasks import EvalContext
+from mmada_lite.bench.quality.context import EvalContext
 from mmada_lite.train.data import emoji, texts
 from mmada_lite.train.data.arithmetic import distinct_problems, draw_problem, every_held_out
 from mmada_lite.train.data.scenes import GRIDS, draw_layout, layout_held_out, layout_text
