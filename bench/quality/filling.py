@@ -102,10 +102,21 @@ class Blanks:
         return forms(given, self._encode, self._end, self._special.eos, self.model.text.block_length, mask)
 
 
-def examined(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Generator, most: int, half: Half) -> Report:
-    """Right is what is exactly as it should be, given words and all. most: cases of a kind; half: of what is held out."""
+def examined(
+    model: EvalModel,
+    ask: Ask,
+    shown: Shown,
+    rng: np.random.Generator,
+    most: int,
+    half: Half,
+    unseen: Sequence[tuple[str, str]] = (),
+) -> Report:
+    """Right is what is exactly as it should be, given words and all. most: cases of a kind; half: of what is held out; unseen:
+    facts (question, answer) in wordings that no training saw."""
     blanks, report = Blanks(model), Report()
     _facts(blanks, ask, report, most)
+    if unseen:
+        _unseen_facts(blanks, ask, report, unseen[:most])
     _sums(blanks, ask, report, rng, most, half)
     _captions(blanks, report, most, half)
     for role, (pictures, concepts, colours) in shown.items():
@@ -124,6 +135,16 @@ def _facts(blanks: Blanks, ask: Ask, report: Report, most: int) -> None:
     begun = [(question, reply) for question, reply in asked if " " in reply]
     firsts = [reply.split(" ")[0] for _, reply in begun]
     report["fact_begun"] = _same(blanks.answers([question for question, _ in begun], firsts), [reply for _, reply in begun])
+
+
+def _unseen_facts(blanks: Blanks, ask: Ask, report: Report, asked: Sequence[tuple[str, str]]) -> None:
+    """As a hole and asked whole; wordings of one answer are alike."""
+    questions, replies = [wording for wording, _ in asked], [reply for _, reply in asked]
+    numbers = {reply: number for number, reply in enumerate(dict.fromkeys(replies))}
+    filled = blanks.answers(questions, [blanks.hole(reply) for reply in replies])
+    for way, found in (("whole", ask(questions, None)), ("hole", filled)):
+        right = [one == other for one, other in zip(found, replies, strict=True)]
+        report[f"unseen_fact_{way}"] = tally(right, "fact", [numbers[reply] for reply in replies])
 
 
 def _sums(blanks: Blanks, ask: Ask, report: Report, rng: np.random.Generator, most: int, half: Half) -> None:

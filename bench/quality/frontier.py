@@ -31,7 +31,7 @@ from mmada_lite.train.data.arithmetic import distinct_problems
 from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.denoiser import TorchDenoiser
-from mmada_lite.train.intervals import interval
+from mmada_lite.train.intervals import pooled
 from mmada_lite.train.loop import fast_type
 
 # kind -> task -> the counts that its quality is made of: right and asked are added up
@@ -98,15 +98,15 @@ def rows(
 
 
 def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[str, float]]:
-    """Task -> right and asked, their share and its 95% interval, when a model decodes under a policy. Many are asked at once,
-    which drafts cannot be: they write what one step at a time writes, and are examined so."""
+    """Task -> right and asked, their share and its 95% interval with clusters minded, when a model decodes under a policy. Many
+    are asked at once, which drafts cannot be: they write what one step at a time writes, and are examined so."""
     model = context.model
     changed = replace(model, text=policy.text(model.text).replace(speculative_steps=1), image=policy.image(model.image))
     shares = {}
     for task, metrics in METRICS[kind].items():
         report: Any = TASKS[task](replace(context, model=changed))
-        counts = [report[metric.format(half=context.half)] for metric in metrics]
-        shares[task] = interval(sum(c["right"] for c in counts), sum(c["total"] for c in counts))
+        found: Any = pooled(report, [metric.format(half=context.half) for metric in metrics])
+        shares[task] = {name: found[name] for name in ("right", "total", "share", "low", "high")}
     return shares
 
 

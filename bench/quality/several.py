@@ -4,15 +4,18 @@ strips and cells in which they may lie. Knows nothing of texts about pictures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill
 from mmada_lite.bench.quality.models import Pictures
 from mmada_lite.train import rollouts
-from mmada_lite.train.data.concepts import CONCEPTS, SMALL
-from mmada_lite.train.data.layouts import square
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
+from mmada_lite.train.data.layouts import Layout, cell_pictures, square
 from mmada_lite.train.data.pictures import background_of, compose
+from mmada_lite.train.data.scenes import GRIDS, draw_layout
 from mmada_lite.train.data.texts import pairs, standard_caption
 from mmada_lite.train.intervals import pooled, tally
 from mmada_lite.train.shards import TIDY
@@ -66,3 +69,57 @@ def _grown(context: EvalContext, pictures: Pictures, captions: list[str], turns:
         pixels = picture.shape[0] // back.shape[0]
         strips.append(np.ascontiguousarray(np.rot90(np.rot90(picture, k)[: HALF * pixels], -k)))
     return strips
+
+
+def two_things(context: EvalContext) -> Report:
+    """Two things that were never drawn together, named without a place, every second time on a background: whether both are
+    found in either grid, in any order; at once, and after the model's own thought about the caption."""
+    rng, cases = context.rng(15), list[tuple[Layout, str | None]]()
+    for n in range(context.count // 2):
+        layout = draw_layout(GRIDS[1 + n // 2 % 2], True, rng, context.half)
+        cases.append((layout, COLOURS[rng.integers(len(COLOURS))] if n % 2 else None))
+    captions = [together(layout, colour) for layout, colour in cases]
+    thoughts = rollouts.answers(
+        context.model, rollouts.caption_to_thought_prompts(context.model, captions), context.model.text, context.seed
+    )
+    known = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    ids = [known[caption] for caption in captions]
+    named = [
+        set(_names(layout)) <= set(thought.replace(",", " ").split())
+        for thought, (layout, _) in zip(thoughts, cases, strict=True)
+    ]
+    report: Report = {"thought_names_both": tally(named, "caption", ids)}
+    prompts = {
+        "": rollouts.caption_prompts(context.model, captions),
+        "_after_thought": rollouts.thought_to_image_prompts(context.model, captions, thoughts),
+    }
+    plain = [n for n, (_, colour) in enumerate(cases) if colour is None]
+    coloured = [n for n, (_, colour) in enumerate(cases) if colour is not None]
+    for way, asked in prompts.items():
+        pictures = context.pictures(asked, context.seed)
+        both = [found_in_cells(context, picture, _names(layout)) for picture, (layout, _) in zip(pictures, cases, strict=True)]
+        for kind, rows in (("plain", plain), ("on_colour", coloured)):
+            report[f"both_{kind}{way}"] = tally((both[n] for n in rows), "caption", [ids[n] for n in rows])
+        report[f"both{way}"] = pooled(report, [f"both_{kind}{way}" for kind in ("plain", "on_colour")])
+        grounds = [background_of(pictures[n]) == cases[n][1] for n in coloured]
+        report[f"background{way}"] = tally(grounds, "caption", [ids[n] for n in coloured])
+    return report
+
+
+def together(layout: Layout, colour: str | None) -> str:
+    """Two things without a place, and the background where one is said."""
+    first, second = (CONCEPTS[NUMBERS[name]].phrase for name in _names(layout))
+    return f"{first} and {second}" + (f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background" if colour else "")
+
+
+def found_in_cells(context: EvalContext, picture: Pictures, names: Sequence[str]) -> bool:
+    """Whether the judge sees two things side by side or one above the other, in any order."""
+    for rows, columns, *_ in GRIDS[1:]:
+        seen = context.classify(cell_pictures(picture, rows, columns))
+        if sorted(CONCEPT_NAMES[int(each)] for each in seen) == sorted(names):
+            return True
+    return False
+
+
+def _names(layout: Layout) -> list[str]:
+    return [name for _, name in layout.named]

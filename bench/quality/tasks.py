@@ -13,7 +13,7 @@ from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill, sh
 from mmada_lite.bench.quality.conversation import turns
 from mmada_lite.bench.quality.filling import Shown, examined, examined_choices
 from mmada_lite.bench.quality.models import Pictures
-from mmada_lite.bench.quality.several import growing
+from mmada_lite.bench.quality.several import growing, two_things
 from mmada_lite.bench.quality.wording import capitals
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems, true_share
@@ -218,6 +218,7 @@ TASKS: dict[str, Callable[[EvalContext], Report]] = {
     "arithmetic": arithmetic,
     "editing": editing,
     "growing": growing,
+    "two_things": two_things,
     "turns": turns,
     "capitals": capitals,
     "filling": filling,

@@ -107,6 +107,45 @@ def _concept(caption: str) -> int:
     return next(n for n, concept in enumerate(CONCEPTS) if caption.startswith(f"{concept.phrase} on"))
 
 
+def test_two_things_are_found_in_either_grid_and_any_order(context: EvalContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted drawings: at once side by side, whatever was asked, and after a thought one above the other in the other order;
+    the judge reads tones."""
+    captions, thoughts = list[str](), list[str]()
+    monkeypatch.setattr(several.rollouts, "caption_to_thought_prompts", lambda _, texts: captions.extend(texts) or [])
+    monkeypatch.setattr(several.rollouts, "answers", lambda *_: [f"<think> {text} </think>" for text in captions])
+    monkeypatch.setattr(several.rollouts, "caption_prompts", lambda *_: ["once"])
+    monkeypatch.setattr(several.rollouts, "thought_to_image_prompts", lambda *_: thoughts.append("") or ["thought"])
+    context = replace(context, model=replace_model(context), classify=lambda cells: cells[:, 32, 32, 0].astype(np.int64))
+
+    def pictures(_: EvalContext, prompts: Sequence[str], seed: int) -> np.ndarray:
+        drawn = np.zeros((len(captions), 64, 64, 3), np.uint8)
+        for picture, caption in zip(drawn, captions, strict=True):
+            first, second = (next(n for n, c in enumerate(CONCEPTS) if c.phrase == part) for part in _parts(caption))
+            if prompts == ["once"]:
+                picture[:, :32], picture[:, 32:] = first, second
+            else:
+                picture[:32], picture[32:] = second, first if "on " in caption else second
+        return drawn
+
+    monkeypatch.setattr(EvalContext, "pictures", pictures)
+    report: Any = several.two_things(context)
+    assert (report["both"]["share"], report["both"]["total"]) == (1, 32)
+    assert (report["both_plain_after_thought"]["right"], report["both_on_colour_after_thought"]["right"]) == (0, 16)
+    assert report["thought_names_both"]["share"] == 1
+    assert report["background"]["total"] == 16
+    assert sum(" background" in caption for caption in captions) == 16
+
+
+def replace_model(context: EvalContext) -> Any:
+    model: Any = context.model
+    model.text = None
+    return model
+
+
+def _parts(caption: str) -> list[str]:
+    return caption.split(" on ")[0].split(" and ")
+
+
 def test_capitals_are_asked_as_written_and_as_the_runtime_reads_them(
     context: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
