@@ -69,10 +69,10 @@ SHORTER = 0.1  # share of the problems in which one number has fewer digits
 PROBLEM_SHARES: dict[str, float] = {
     "sum1": 0.05,
     "difference1": 0.05,
-    "sum2": 0.25,
-    "difference2": 0.33,
-    "sum3": 0.27,
-    "difference3": 0.05,
+    "sum2": 0.22,
+    "difference2": 0.28,
+    "sum3": 0.25,
+    "difference3": 0.15,
 }
 Example = TypeVar("Example", bound=tuple[Any, ...])
 

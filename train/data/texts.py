@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
+from mmada_lite.train.data.thoughts import with_thought
 
 HELD_OUT_SHARE = 10  # one in ten
 Capitals = Literal["sentence", "title", "upper"]
@@ -163,12 +164,14 @@ def standard_caption(concept: Concept, colour: str) -> str:
 
 
 def yes_no_question(concept: Concept, rng: np.random.Generator) -> tuple[str, str]:
-    """(question, answer) that is yes for the thing itself and no, as often, for one of the others."""
+    """(question, response) that is yes for the thing itself and no, as often, for one of the others, behind a thought that names
+    what is seen: "<think> a cat </think> no"."""
     other = concept
     if no := rng.random() < 0.5:
         others = [each for each in CONCEPTS if each is not concept]
         other = others[rng.integers(len(others))]
-    return YES_NO_QUESTIONS[rng.integers(len(YES_NO_QUESTIONS))].format(other.phrase), "no" if no else "yes"
+    question = YES_NO_QUESTIONS[rng.integers(len(YES_NO_QUESTIONS))].format(other.phrase)
+    return question, with_thought(concept.phrase, "no" if no else "yes")
 
 
 def fact_wordings(held_out: bool, half: Half | None = None) -> list[tuple[str, str]]:
