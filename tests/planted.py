@@ -1,7 +1,7 @@
 """Faults planted in the training one by one, each with the test that must notice it.
 
     python tests/planted.py            # the faults that once passed all tests: a part of the slow suite
-    python tests/planted.py --all      # thirty more, all over train/
+    python tests/planted.py --all      # more, all over train/
 
 A child imports the package with the fault in it and runs the one test, which the suite runs on unchanged code. Prints a line a
 fault, and fails where one is not noticed."""
@@ -11,23 +11,12 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
+from faults import BESIDES, Fault
 from mutant_runs import LIBRARIES, Anew, Mutant
 
 ROOT = Path(__file__).parents[1]
 LAW, PLAIN = "tests/train/test_law.py::test_", "tests/train/test_plain_losses.py::test_"
-
-
-class Fault(NamedTuple):
-    """In a file of train/, `old` (which stands there once) becomes `new`; `test` notices."""
-
-    what: str
-    file: str
-    old: str
-    new: str
-    test: str
-
 
 REPORTED = (
     Fault(
@@ -387,11 +376,11 @@ MORE = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="the thirty others too")
+    parser.add_argument("--all", action="store_true", help="the others too")
     parser.add_argument("--only", default="", help="faults with these words in what they are")
     options = parser.parse_args()
     os.chdir(ROOT)
-    faults = [fault for fault in REPORTED + MORE * options.all if options.only in fault.what]
+    faults = [fault for fault in REPORTED + (MORE + BESIDES) * options.all if options.only in fault.what]
     for name in LIBRARIES:
         import_module(name)
     runner = Anew(options, [])

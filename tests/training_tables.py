@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 
 from mmada_lite.train import recipe
-from mmada_lite.train.data import masking
+from mmada_lite.train.data import conversations, masking, sequences, texts
 from mmada_lite.train.data.sequences import SHORTER, Sequences
 from mmada_lite.train.policy import TRACED, UNIGRPO
 from mmada_lite.train.stage_three import PolicySettings
@@ -65,10 +65,26 @@ def law() -> Sequence[Sequence[str]]:
         (
             "task `edit`",
             "none: holes are filled untrained",
-            "trained, see the row above",
+            f"trained; {sequences.NEW_THING:.2g} of the groups show a new thing",
             "halves of a picture",
             "command below",
         ),
+        (
+            "task `turn`",
+            "none",
+            f"second turns, {conversations.KEPT_THOUGHT:g} of the first with their thought",
+            "conversations",
+            UNMEASURED,
+        ),
+        (
+            "task `fill`",
+            "none",
+            f"holes, {masking.WHOLE:g} of them whole texts",
+            "partial answers",
+            UNMEASURED,
+        ),
+        ("capitals", "none", f"{1 - texts.TYPED['lower']:.2g} of the groups", "typed so", UNMEASURED),
+        ("two things without places", "none", f"{sequences.TOGETHER:g} of those side by side", "said so", UNMEASURED),
         ("shorter numbers", "none", f"{SHORTER:g} of the problems", "sums of mixed lengths", UNMEASURED),
         ("responses G, prompts", "not given; a batch of 1,280", f"{three.group}, {three.prompts}", "time", UNMEASURED),
         ("updates μ", "not given", f"{three.updates}", "time", UNMEASURED),

@@ -37,7 +37,8 @@ Parts = dict[str, Tensor]  # name -> [sum, count], to be logged as a mean
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How long and how fast. Rates are the highest ones; `rate` gives the factor of a step."""
+    """How long and how fast. Rates are the highest ones; `rate` gives the factor of a step. Raises Error for `seconds` that are
+    no time."""
 
     steps: int
     muon_lr: float = 0.02
@@ -48,6 +49,10 @@ class LoopSettings:
     save_seconds: float = 120.0
     seconds: float | None = None  # no step is begun after so many of training, however many are left
     align: int = 1  # states are saved at multiples of this step: stage three learns several times from the same responses
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise Error(f"a training of {self.seconds:g} seconds cannot be: give --seconds a number above 0")
 
     def scaled(self, steps: int | None = None, rate: float = 1.0) -> LoopSettings:
         """Other steps, `rate` times the learning rates. Raises Error unless `rate` is positive."""

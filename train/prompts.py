@@ -15,9 +15,9 @@ from mmada_lite.decoding.rows import chat_ids, paint_prompt, picture_prompt, tho
 from mmada_lite.train.data.arithmetic import draw_problem, question_of
 from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS
 from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.material import equal_length
 from mmada_lite.train.data.pool import Pool
 from mmada_lite.train.data.scenes import GRIDS, draw_layout, drawing_thought, pair_caption, scene_question
-from mmada_lite.train.data.sequences import equal_length
 from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
 from mmada_lite.train.rewards import Truth

@@ -71,8 +71,6 @@ def policy_settings(
     are states of the decoding, four steps of which are counted (one of few), four tokens of a text. Drawings are drawn, and
     learned, without guidance: guided ones of one caption earn alike. On a GPU all responses of a batch are decoded at once, and
     keys and values are computed again rather than copied."""
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise Error(f"a training of {seconds:g} seconds cannot be: give --seconds a number above 0")
     share = 4 if few_steps else 1
     loop = LoopSettings(80, adam_lr=5e-5, weight_decay=0.0, average=0.97, clip=1.0, seconds=seconds).scaled(steps, rate)
     return PolicySettings(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmada_lite.train.rewards import Classifier
     from mmada_lite.train.stage_three import Decode, PolicySettings, StageThree
     from mmada_lite.train.stage_vq import VQSettings
+    from mmada_lite.train.stages import StageSettings
     from mmada_lite.train.vq import MagViT
     from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
@@ -129,43 +130,36 @@ def pool(workspace: Workspace, arguments: argparse.Namespace) -> None:
 
 def one(workspace: Workspace, arguments: argparse.Namespace) -> None:
     """Stage one, unified pre-training: train the transformer, or go on where it was stopped."""
-    from mmada_lite.train.grow import grow
-
-    model, sequences = _material(workspace, arguments.layers)
-    if arguments.start is not None:
-        print(f"{grow(model, workspace.tokenizer, arguments.start)} text tokens known from {arguments.start}")
-    _stage("one", model, sequences, workspace.stage_one, arguments)
+    settings = _settings("one", arguments)
+    model, sequences = _material(workspace, arguments.start, arguments.layers)
+    _train(model, sequences, workspace.stage_one, settings, arguments)
 
 
 def two(workspace: Workspace, arguments: argparse.Namespace) -> None:
     """Stage two, mixed long chain-of-thought fine-tuning: go on from stage one, or where it was stopped."""
-    from mmada_lite.train.grow import grow
     from mmada_lite.train.stages import load_trained
 
-    model, sequences = _material(workspace)
-    if arguments.start is not None:
-        print(f"{grow(model, workspace.tokenizer, arguments.start)} text tokens known from {arguments.start}")
-    else:
+    settings = _settings("two", arguments)
+    model, sequences = _material(workspace, arguments.start)
+    if arguments.start is None:
         load_trained(workspace.stage_one, model, deepen=True)
-    _stage("two", model, sequences, workspace.stage_two, arguments)
+    _train(model, sequences, workspace.stage_two, settings, arguments)
 
 
-def _stage(name: str, model: MMaDA, sequences: Sequences, folder: Path, arguments: argparse.Namespace) -> None:
-    from mmada_lite.train.stages import STAGES, train_stage
+def _settings(name: str, arguments: argparse.Namespace) -> StageSettings:
+    """Those of a stage, as the options change them."""
+    from mmada_lite.train.stages import STAGES
+
+    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups), arguments.rows)
+    return replace(settings, loop=replace(settings.loop, seconds=arguments.seconds))
+
+
+def _train(model: MMaDA, sequences: Sequences, folder: Path, settings: StageSettings, arguments: argparse.Namespace) -> None:
+    from mmada_lite.train.stages import train_stage
 
     if arguments.compile:
         _compile(model)
-    settings = STAGES[name].scaled(arguments.steps, arguments.rate, arguments.seed, dict(arguments.groups), arguments.rows)
-    settings = replace(settings, loop=replace(settings.loop, seconds=seconds_of(arguments)))
     train_stage(model, sequences, folder, settings, workers=arguments.workers)
-
-
-def seconds_of(arguments: argparse.Namespace) -> float | None:
-    """How long to train. Raises Error unless it is a time."""
-    seconds: float | None = arguments.seconds
-    if seconds is not None and not 0 < seconds < float("inf"):
-        raise Error(f"a training of {seconds:g} seconds cannot be: give --seconds a number above 0")
-    return seconds
 
 
 def _compile(model: MMaDA) -> None:
@@ -183,13 +177,41 @@ def _compile(model: MMaDA) -> None:
         block.compile(dynamic=True)
 
 
-def _material(workspace: Workspace, layers: int = LAYERS) -> tuple[MMaDA, Sequences]:
+def _material(workspace: Workspace, start: Path | None, layers: int = LAYERS) -> tuple[MMaDA, Sequences]:
+    """The transformer, with the weights of the checkpoint `start` where there is one, and the rows that it is taught."""
     from mmada_lite.train.data.pool import read_pool
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.recipe import new_model
 
-    model, tokenizer, vocabulary = new_model(workspace.tokenizer, layers=layers)
-    return model, Sequences(tokenizer, vocabulary, read_pool(workspace.pool, "single"), read_pool(workspace.pool, "scene"))
+    if start is None:
+        model, tokenizer, vocabulary = new_model(workspace.tokenizer, layers=layers)
+    pools = read_pool(workspace.pool, "single"), read_pool(workspace.pool, "scene")
+    if start is not None:  # only now, as it may change the folder: nothing else is missing
+        model, tokenizer, vocabulary = _grown(workspace, start, layers)
+    return model, Sequences(tokenizer, vocabulary, *pools)
+
+
+def _grown(workspace: Workspace, start: Path, layers: int = LAYERS) -> tuple[MMaDA, Tokenizer, Vocabulary]:
+    """The transformer with the weights of a checkpoint. It speaks the checkpoint's tokenizer, which becomes the folder's, so
+    that every token is known; where something was trained in the folder, the folder's own. One line says which."""
+    from mmada_lite.train.grow import grow
+    from mmada_lite.train.recipe import new_model
+
+    own, theirs = workspace.tokenizer, start / "tokenizer.json"
+    kept = own.exists() and workspace.speaks_its_own()
+    model, tokenizer, vocabulary = new_model(own if kept else theirs, layers=layers)
+    known = grow(model, own if kept else theirs, start)
+    line = f"{known} of {len(tokenizer)} text tokens known from {start}"
+    if kept and known < len(tokenizer):
+        line += f"; the others begin at random: what was trained in {workspace.root} speaks its own {own.name}"
+    elif not kept and not (own.exists() and own.read_bytes() == theirs.read_bytes()):
+        line += f", whose {theirs.name} is that of {workspace.root} now"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        partial = own.with_name(f".{own.name}.{os.getpid()}")  # of several processes each writes the same
+        shutil.copyfile(theirs, partial)
+        partial.replace(own)
+    print(line)
+    return model, tokenizer, vocabulary
 
 
 def three(workspace: Workspace, arguments: argparse.Namespace) -> None:
@@ -219,22 +241,23 @@ def three(workspace: Workspace, arguments: argparse.Namespace) -> None:
 
 
 def start_model(workspace: Workspace, start: Path | None) -> tuple[MMaDA, Tokenizer, Vocabulary]:
-    """The small transformer with the weights of the checkpoint `start`, or of stage two; a folder without tokenizers of its own
-    takes those of that checkpoint."""
-    from mmada_lite.train.grow import grow
+    """The small transformer with the weights of the checkpoint `start`, or of stage two; a folder without an image tokenizer
+    takes that of the checkpoint."""
     from mmada_lite.train.recipe import new_model
     from mmada_lite.train.stages import load_trained
+    from mmada_lite.train.vq import MagViT
 
-    tokenizer_file = workspace.tokenizer
-    if start is not None and not tokenizer_file.exists():
-        tokenizer_file = start / "tokenizer.json"
-    model, tokenizer, vocabulary = new_model(tokenizer_file)
     if start is None:
+        model, tokenizer, vocabulary = new_model(workspace.tokenizer)
         load_trained(workspace.stage_two, model)
-    else:
-        print(f"{grow(model, tokenizer_file, start)} text tokens known from {start}")
-        _adopt(workspace, start)
-    return model, tokenizer, vocabulary
+        return model, tokenizer, vocabulary
+    pictures = None if workspace.vq_model.exists() else MagViT.load(start / "vq")
+    grown = _grown(workspace, start)
+    if pictures is not None:
+        with AtomicFolder(workspace.vq_model, marker="config.json") as writer:
+            pictures.save(writer.folder, "float32")
+            writer.commit()
+    return grown
 
 
 def open_stage_three(workspace: Workspace, start: Path | None, folder: Path, settings: PolicySettings) -> StageThree:
@@ -259,18 +282,6 @@ def open_stage_three(workspace: Workspace, start: Path | None, folder: Path, set
         image_tokenizer = MagViT.load(workspace.best_vq).eval().to(device)
         decode = lambda codes: to_pictures(image_tokenizer.decode(torch.from_numpy(codes).to(device)).cpu())  # noqa: E731
     return StageThree(Policy(model, tokenizer, vocabulary), folder, settings, known, decode, classify)
-
-
-def _adopt(workspace: Workspace, start: Path) -> None:
-    """A folder without tokenizers of its own takes those of the checkpoint that a run begins with."""
-    from mmada_lite.train.vq import MagViT
-
-    if not workspace.vq_model.exists():
-        with AtomicFolder(workspace.vq_model, marker="config.json") as writer:
-            MagViT.load(start / "vq").save(writer.folder, "float32")
-            writer.commit()
-    if not workspace.tokenizer.exists():
-        shutil.copyfile(start / "tokenizer.json", workspace.tokenizer)
 
 
 def export(workspace: Workspace, arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mmada_lite.errors import Error
@@ -84,6 +85,11 @@ class Workspace:
         if name not in trained:
             raise Error(f"no stage {name!r} was trained in {self.root}; there are {', '.join(trained) or 'none'}")
         return trained[name]
+
+    def speaks_its_own(self) -> bool:
+        """Whether a stage, or a run of a comparison, was trained here, which the folder's tokenizer.json belongs to."""
+        runs = (self.policy.glob("*"), (self.root / "gains").glob("*/*"), (self.root / "synergy").glob("*/*"))
+        return any(whole_state(folder) for folder in (self.stage_one, self.stage_two, *chain(*runs)))
 
     @property
     def checkpoint(self) -> Path:

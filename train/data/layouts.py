@@ -1,10 +1,11 @@
-"""Where things lie in a picture: a grid of cells with a name in each, and what a cell looks like as a picture of its own. Knows
-no models and no text.
+"""Where things lie in a picture: a grid of cells with a name in each, what a cell looks like as a picture of its own, and codes
+turned so that one side of the picture is at the right. Knows no models and no text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,10 @@ from PIL import Image
 
 from mmada_lite.errors import Error
 from mmada_lite.train.data.pictures import RESOLUTION, Pixels, background_tone
+
+Side = Literal["right", "bottom", "left", "top"]
+SIDES: tuple[Side, ...] = get_args(Side)  # each a quarter turn to the left before it is at the right
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,23 @@ class Layout:
     def named(self) -> list[tuple[int, str]]:
         """(cell, name) of the cells that hold something."""
         return [(cell, name) for cell, name in enumerate(self.names) if name is not None]
+
+    def at(self, side: Side) -> str | None:
+        """The thing that fills one half of a picture of two; None where no half on that side is a cell."""
+        across = (self.rows, self.columns) == ((1, 2) if side in ("right", "left") else (2, 1))
+        return self.names[side in ("right", "bottom")] if across else None
+
+
+def to_right(codes: NDArray[Number], side: Side) -> NDArray[Number]:
+    """Codes [..., S * S] of square pictures as [..., S, S], turned so that `side` is at the right."""
+    length = round(codes.shape[-1] ** 0.5)
+    return np.rot90(codes.reshape(*codes.shape[:-1], length, length), SIDES.index(side), axes=(-2, -1))
+
+
+def from_right(pictures: NDArray[Number], side: Side) -> NDArray[Number]:
+    """The inverse of `to_right`: [..., S, S] to [..., S * S]."""
+    turned = np.rot90(pictures, -SIDES.index(side), axes=(-2, -1))
+    return turned.reshape(*turned.shape[:-2], -1)
 
 
 def cells(picture: Pixels, rows: int, columns: int) -> list[Pixels]:

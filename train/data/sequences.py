@@ -1,12 +1,12 @@
-"""Token rows of every task, in groups of equal length so that no pads are needed. Layouts are the runtime's own; sentences and
-masks come from the modules beside this one. Knows no model.
+"""Token rows of every task, in groups of equal length so that no pads are needed. Layouts are the runtime's own; sentences,
+conversations and masks come from the modules beside this one. Knows no model.
 
     paint  caption -> picture            ask   picture, question -> answer        fact  question -> answer
     pair   caption of two -> picture     list  several things -> list of them     sum   problem -> thought and answer
     scene  several things, question -> thought and answer
     edit   caption, half a picture -> the other half, or what lies beyond its edge, which may be a new thing
     turn   a first turn of any kind, then a question, which may refer to it -> answer
-    fill   text, or question -> a hole in it, or in its answer, behind which the end is shown; sums without a thought
+    fill   caption, or question -> a hole in it, or in its answer, behind which the end is shown; sums without a thought
     caption_to_thought   caption -> thought           thought_to_image   caption, thought -> picture  (thinking before drawing)
     answer_from_thought  question about several things, thought that lists them -> answer (without the picture)
 """
@@ -14,27 +14,18 @@ masks come from the modules beside this one. Knows no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any, TypeVar
 
 import numpy as np
 
-from mmada_lite.decoding.rows import (
-    chat_ids,
-    paint_prompt,
-    picture_prompt,
-    text_prompt,
-    thinking_prompt,
-    thought_prompt,
-    turn_end,
-    unconditional_prompt,
-)
+from mmada_lite.decoding.rows import paint_prompt, thinking_prompt, thought_prompt, turn_end, unconditional_prompt
 from mmada_lite.train.data.arithmetic import KINDS as PROBLEMS
 from mmada_lite.train.data.arithmetic import draw_problem, question_of, response_to
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, Concept
-from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, NUMBERS
+from mmada_lite.train.data.conversations import FILLED, KEPT_THOUGHT, UNTHOUGHT, Conversations
+from mmada_lite.train.data.layouts import SIDES, Layout, Side, from_right, to_right
 from mmada_lite.train.data.masking import ANSWER_ALONE, BLOCK, Ints, Rows, answer_rows, hole_rows, picture_rows
-from mmada_lite.train.data.pool import NOTHING, Pool
+from mmada_lite.train.data.material import Material, chosen, equal_length
+from mmada_lite.train.data.pool import Pool
 from mmada_lite.train.data.scenes import KINDS as QUESTIONS
 from mmada_lite.train.data.scenes import (
     draw_layout,
@@ -44,27 +35,17 @@ from mmada_lite.train.data.scenes import (
     scene_question,
     together_caption,
 )
-from mmada_lite.train.data.texts import Capitals, caption, in_capitals, picture_question
-from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
-from mmada_lite.train.data.turns import Turn, and_thing, draw_and_problem, said, text_turn
+from mmada_lite.train.data.texts import TYPED, Typed, caption, fact, picture_question, typed
+from mmada_lite.train.data.thoughts import CLOSE, OPEN
+from mmada_lite.train.data.turns import TURNS, Draws
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 ANSWER_LENGTH = 48  # tokens of the longest answer: text, end of turn, then ends of text
 SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so that the length gives nothing away
 LOOKUPS = ("position", "position", "count", "count", "compare", "cell")  # what `answer_from_thought` asks
-CAPITALS: dict[Capitals | None, float] = {None: 0.88, "sentence": 0.08, "title": 0.02, "upper": 0.02}  # of the groups
-TOGETHER = 0.5  # share of the captions of two things that do not say where they are
-KEPT_THOUGHT = 0.5  # share of the first turns that are kept with their thought, as `chat` keeps them; others keep answers alone
-ELSEWHERE = 0.5  # share of the conversations about a picture in which one of the turns is about something else
+TOGETHER = 0.5  # share of the captions of two things side by side that do not say where they are
 NEW_THING = 1 / 3  # share of the groups of `edit` that go on with another thing
-TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.1, "text": 0.25, "single": 0.25, "scene": 0.2}
-FILLED: dict[str, float] = {"caption": 0.25, "fact": 0.3, "sum": 0.3, "picture": 0.15}
-UNTHOUGHT: dict[str, float] = {
-    "sum1": 0.1,
-    "difference1": 0.1,
-    "sum2": 0.4,
-    "difference2": 0.4,
-}  # problems whose result is a hole
+SAME_TONE = 8  # pictures that are tried for a background of the same tone
 SHORTER = 0.1  # share of the problems in which one number has fewer digits
 PROBLEM_SHARES: dict[str, float] = {
     "sum1": 0.05,
@@ -74,7 +55,6 @@ PROBLEM_SHARES: dict[str, float] = {
     "sum3": 0.25,
     "difference3": 0.15,
 }
-Example = TypeVar("Example", bound=tuple[Any, ...])
 
 
 class Sequences:
@@ -95,9 +75,10 @@ class Sequences:
         held_out: bool = False,
         problems: Mapping[str, float] = PROBLEM_SHARES,
     ) -> None:
-        self.tokenizer, self.vocabulary, self.singles, self._several = tokenizer, vocabulary, singles, several
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self.material = Material(tokenizer, vocabulary, singles, several)
+        self.conversations = Conversations(self.material, problems, held_out)
         self.caption_dropout, self.blocks, self.held_out, self.problems = caption_dropout, blocks, held_out, problems
-        self._ids: dict[str, list[int]] = {}
         self._close = tokenizer.find(CLOSE, -1)
 
     @property
@@ -121,12 +102,12 @@ class Sequences:
 
     def paint(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption, then the picture's codes."""
-        how = self._how(rng)
+        how = chosen(TYPED, rng)
         return self._pictures("paint", lambda: self._captioned(rng, how), count, rng)
 
     def pair(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption of two things, then the codes."""
-        how = self._how(rng)
+        how = chosen(TYPED, rng)
         return self._pictures("pair", lambda: self._pair(rng, how)[:2], count, rng)
 
     def thought_to_image(self, count: int, rng: np.random.Generator) -> Rows:
@@ -134,36 +115,36 @@ class Sequences:
 
         def draw() -> tuple[list[int], Ints]:
             text, codes, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
-            return thought_prompt(text, self._text(thought), self.vocabulary), codes
+            return thought_prompt(text, self.material.text(thought), self.vocabulary), codes
 
         prompts, codes = self._drawn(draw, count, rng)
         return picture_rows("thought_to_image", prompts, codes, self.vocabulary, rng)
 
     def edit(self, count: int, rng: np.random.Generator) -> Rows:
-        """Caption and one half of a picture, then the codes of the other half; in every second group the given half is the
-        far one of a picture that goes on, on its background, beyond that edge."""
-        beyond, turns = rng.random() < 0.5, int(rng.integers(4))
-        new = self._several is not None and rng.random() < NEW_THING
+        """Caption and one half of a picture, then the codes of the other half. In a share of the groups that half shows another
+        thing; in every second of the others the given half is the far one of a picture that goes on, on its background, beyond
+        that edge."""
+        beyond, side = rng.random() < 0.5, SIDES[int(rng.integers(4))]
+        new = self.material.has_several and rng.random() < NEW_THING
 
         def draw() -> tuple[list[int], Ints]:
-            text, codes = self._new_thing(turns, rng) if new else self._captioned(rng)
+            text, codes = self._new_thing(side, rng) if new else self._captioned(rng)
             return paint_prompt(text, self.vocabulary), codes
 
         prompts, codes = self._drawn(draw, count, rng)
-        side = round(codes.shape[1] ** 0.5)
-        pictures: Ints = np.rot90(codes.reshape(count, side, side), turns, axes=(1, 2))
+        pictures = to_right(codes, side)
+        half = pictures.shape[-1] // 2
         if beyond and not new:
-            pictures = np.concatenate([pictures[:, :, side // 2 :], pictures[:, :, [-1] * (side // 2)]], axis=2)
-        hidden = np.broadcast_to(np.arange(side) >= side // 2, pictures.shape)
-        pictures, hidden = (np.rot90(a, -turns, axes=(1, 2)).reshape(count, -1) for a in (pictures, hidden))
-        return picture_rows("edit", prompts, pictures, self.vocabulary, rng, hidden)
+            pictures = np.concatenate([pictures[..., half:], pictures[..., [-1] * half]], axis=-1)
+        hidden = np.broadcast_to(np.arange(2 * half) >= half, pictures.shape)
+        return picture_rows("edit", prompts, from_right(pictures, side), self.vocabulary, rng, from_right(hidden, side))
 
     def caption_to_thought(self, count: int, rng: np.random.Generator) -> Rows:
         """Caption, then the thought of what goes where."""
 
         def draw() -> tuple[list[int], list[int]]:
             text, _, thought = self._pair(rng) if rng.random() < 0.8 else self._alone(rng)
-            return thinking_prompt(text, self.vocabulary), self._text(thought)
+            return thinking_prompt(text, self.vocabulary), self.material.text(thought)
 
         examples = equal_length(draw, count)
         eos = self.vocabulary.special.eos
@@ -174,12 +155,16 @@ class Sequences:
     def ask(self, count: int, rng: np.random.Generator) -> Rows:
         """A picture, a question about it, and the answer."""
 
-        how = self._how(rng)
+        how = chosen(TYPED, rng)
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            picture = self._pick(self.singles, False, rng)
-            question, answer = picture_question(*self._seen(picture), rng)
-            return self.chat(_typed(question, how)), self._text(answer), self._shown(self.singles, picture)
+            picture = self.material.pick(self.material.singles, False, rng)
+            question, answer = picture_question(*self.material.seen(picture), rng)
+            return (
+                self.material.chat(typed(question, how)),
+                self.material.text(answer),
+                self.material.shown(self.material.singles, picture),
+            )
 
         return self._answered("ask", draw, count, rng, int(rng.choice(SHORT_LENGTHS)))
 
@@ -205,7 +190,7 @@ class Sequences:
             while turn is None:
                 turn = scene_question(draw_layout((2, 2), False, rng), COLOURS[0], kind, rng)
             question, answer = turn
-            return self.chat(question), self.tokenizer.encode(answer), []
+            return self.material.chat(question), self.tokenizer.encode(answer), []
 
         return self._answered("answer_from_thought", draw, count, rng, answer_alone=1.0)
 
@@ -214,97 +199,48 @@ class Sequences:
         kind = str(rng.choice(list(self.problems), p=list(self.problems.values())))
         assert kind in PROBLEMS
 
-        how = self._how(rng)
+        how = chosen(TYPED, rng)
 
         def draw() -> tuple[list[int], list[int], list[int]]:
             problem = draw_problem(kind, self.held_out, rng, SHORTER, "validation")
-            return self._chat_ids(_typed(question_of(problem, rng), how)), self.tokenizer.encode(response_to(problem)), []
+            return (
+                self.material.conversation(typed(question_of(problem, rng), how)),
+                self.tokenizer.encode(response_to(problem)),
+                [],
+            )
 
         return self._answered("sum", draw, count, rng)
 
     def fact(self, count: int, rng: np.random.Generator) -> Rows:
         """A question and its answer."""
 
-        how = self._how(rng)
+        how = chosen(TYPED, rng)
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            question, answer = said(rng)
-            return self.chat(_typed(question, how)), self._text(answer), []
+            question, answer = fact(rng)
+            return self.material.chat(typed(question, how)), self.material.text(answer), []
 
         return self._answered("fact", draw, count, rng, int(rng.choice(SHORT_LENGTHS)))
 
     def turn(self, count: int, rng: np.random.Generator) -> Rows:
         """Two turns, about one picture where they look at one; the answer to the second is hidden. A group's first turns are
         drawn alike, so that rows of one length are soon found."""
-        kind, how = _chosen(TURNS, rng), self._how(rng)
+        kind, how = chosen(TURNS, rng), chosen(TYPED, rng)
         kept, seed = rng.random() < KEPT_THOUGHT, int(rng.integers(2**32))
 
         def draw() -> tuple[list[int], list[int], list[int]]:
-            head, first, second = self._two_turns(kind, np.random.default_rng(seed), rng)
-            said_first = first.response if kept else answer_of(first.response)
-            messages = [(first.question, said_first), (_typed(second.question, how), "")]
-            return self._conversation(messages), self.tokenizer.encode(second.response), head
+            return self.conversations.second_turn(kind, how, kept, Draws(np.random.default_rng(seed), rng))
 
         return self._answered("turn", draw, count, rng)
 
-    def _two_turns(self, kind: str, alike: np.random.Generator, rng: np.random.Generator) -> tuple[list[int], Turn, Turn]:
-        """What stands before a conversation, and its two turns."""
-        if kind == "and_problem":
-            return [], *draw_and_problem(self.held_out, alike, rng, "validation" if self.held_out else None)
-        if kind == "text":
-            return [], text_turn(self.problems, alike), text_turn(self.problems, rng)
-        if kind == "scene":
-            picture = self._pick(self.several, False, rng)
-            about = self.several.layout(picture), COLOURS[self.several.colour[picture]]
-            first, second = (_scene_turn(*about, draws) for draws in (alike, rng))
-            return self._shown(self.several, picture), first, second
-        picture = self._pick(self.singles, False, rng)
-        concept, colour = self._seen(picture)
-        first, second = (Turn(*picture_question(concept, colour, draws)) for draws in (alike, rng))
-        if kind == "single" and (other := alike.random()) < ELSEWHERE:
-            first = text_turn(self.problems, alike) if other < ELSEWHERE / 2 else first
-            second = text_turn(self.problems, rng) if other >= ELSEWHERE / 2 else second
-        if kind == "and_thing":
-            second = and_thing(concept.name, rng) or second
-        return self._shown(self.singles, picture), first, second
-
     def fill(self, count: int, rng: np.random.Generator) -> Rows:
         """A hole in a caption, or in an answer, whose end is shown."""
-        kind, special = _chosen(FILLED, rng), self.vocabulary.special
-        problems = _chosen(UNTHOUGHT, rng)
-        texts = text_prompt(self.tokenizer, self.vocabulary)
-
-        def draw() -> tuple[tuple[int, int], list[int], list[int]]:
-            if kind == "caption":
-                concept, colour = CONCEPTS[rng.integers(len(CONCEPTS))], COLOURS[rng.integers(len(COLOURS))]
-                prompt, text = texts, self._text(caption(concept, colour, rng))
-            elif kind == "fact":
-                question, answer = said(rng)
-                prompt, text = self.chat(question), self._text(answer)
-            elif kind == "sum":
-                problem = draw_problem(problems, self.held_out, rng, 0.0, "validation" if self.held_out else None)
-                prompt, text = self._chat_ids(question_of(problem, rng)), self.tokenizer.encode(str(problem.answer))
-            else:
-                picture = self._pick(self.singles, False, rng)
-                question, answer = picture_question(*self._seen(picture), rng)
-                prompt = [*self._shown(self.singles, picture), *self.chat(question)]
-                text = self._text(answer)
-            return (len(prompt), len(text)), prompt, text
-
-        first = draw()
-        examples = [first]
-        while len(examples) < count:
-            other = draw()
-            if other[0] == first[0]:
-                examples.append(other)
-        end, length = turn_end(self.tokenizer, self.vocabulary), first[0][1]
-        filling = [special.eos] * (-(length + len(end)) % BLOCK)
-        prompts, answers = np.array([p for _, p, _ in examples]), np.array([a for _, _, a in examples])
-        return hole_rows("fill", prompts, answers, np.array([*end, *filling]), self.vocabulary, rng)
-
-    def chat(self, question: str) -> list[int]:
-        """Ids of a one-turn conversation up to the answer."""
-        return self._cached("chat " + question, lambda: self._chat_ids(question))
+        what, kind = chosen(FILLED, rng), chosen(UNTHOUGHT, rng)
+        examples = equal_length(lambda: self.conversations.to_fill(what, kind, rng), count, parts=2)
+        prompts, texts = (np.array(part) for part in zip(*examples, strict=True))
+        end = turn_end(self.tokenizer, self.vocabulary)
+        filling = [self.vocabulary.special.eos] * (-(texts.shape[1] + len(end)) % BLOCK)
+        return hole_rows("fill", prompts, texts, np.array([*end, *filling]), self.vocabulary, rng)
 
     def _pictures(self, task: str, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> Rows:
         """Of captions' ids and codes."""
@@ -323,61 +259,63 @@ class Sequences:
         nothing = unconditional_prompt(self.vocabulary)
         return np.array([nothing if plain else prompt for prompt, _ in examples]), np.array([codes for _, codes in examples])
 
-    def _captioned(self, rng: np.random.Generator, how: Capitals | None = None) -> tuple[list[int], Ints]:
-        picture = self._pick(self.singles, True, rng)
-        return self._text(_typed(caption(*self._seen(picture), rng), how)), self.singles.codes[picture]
+    def _captioned(self, rng: np.random.Generator, how: Typed = "lower") -> tuple[list[int], Ints]:
+        picture = self.material.pick(self.material.singles, True, rng)
+        return self.material.text(typed(caption(*self.material.seen(picture), rng), how)), self.material.singles.codes[picture]
 
-    def _new_thing(self, turns: int, rng: np.random.Generator) -> tuple[list[int], Ints]:
-        """Ids of a caption of the thing in the half of a picture of two that quarter `turns` bring to the right, and codes;
-        half of the time the other half is the far one of a single thing's picture on a background of that colour."""
+    def _new_thing(self, side: Side, rng: np.random.Generator) -> tuple[list[int], Ints]:
+        """Ids of a caption of the thing on that side of a picture of two, and codes; half of the time the other half is the far
+        one of a single thing's picture on a background of that colour, which is extended."""
         while True:
-            picture = self._pick(self.several, True, rng)
-            layout, colour = self.several.layout(picture), int(self.several.colour[picture])
-            if (layout.columns == 2) == (turns % 2 == 0):
+            picture = self.material.pick(self.material.several, True, rng)
+            layout, colour = self.material.several.layout(picture), int(self.material.several.colour[picture])
+            if (name := layout.at(side)) is not None:
                 break
-        codes = self.several.codes[picture]
-        side = round(len(codes) ** 0.5)
-        cells = np.kron(
-            np.arange(2).reshape(layout.rows, layout.columns), np.ones((side // layout.rows, side // layout.columns))
-        )
-        upright, last = np.rot90(codes.reshape(side, side), turns), int(np.rot90(cells, turns)[0, -1])
-        name = str(layout.names[last])
+        codes = self.material.several.codes[picture]
         if rng.random() < 0.5:
-            alone = self._alike[colour]
-            for _ in range(8):  # the same tone, if it is soon found
-                other = np.rot90(self.singles.codes[alone[rng.integers(len(alone))]].reshape(side, side), turns)
-                if other[0, -1] == upright[0, -1]:
+            turned = to_right(codes, side)
+            half = turned.shape[-1] // 2
+            for _ in range(SAME_TONE):
+                other = to_right(self.material.singles.codes[self.material.pick_alike(colour, rng)], side)
+                if other[0, -1] == turned[0, -1]:
                     break
-            upright = np.concatenate([other[:, side // 2 :], upright[:, side // 2 :]], axis=1)
-        text = caption(CONCEPTS[CONCEPT_NAMES.index(name)], COLOURS[colour], rng)
-        return self._text(text), np.rot90(upright, -turns).reshape(-1)
+            codes = from_right(np.concatenate([other[:, half:], turned[:, half:]], axis=1), side)
+        return self.material.text(caption(CONCEPTS[NUMBERS[name]], COLOURS[colour], rng)), codes
 
     def _alone(self, rng: np.random.Generator) -> tuple[list[int], Ints, str]:
         """Ids of a caption of one thing, codes, and the thought."""
-        picture = self._pick(self.singles, True, rng)
-        concept, colour = self._seen(picture)
+        picture = self.material.pick(self.material.singles, True, rng)
+        concept, colour = self.material.seen(picture)
         thought = drawing_thought(Layout(1, 1, (concept.name,)), colour)
-        return self._text(caption(concept, colour, rng)), self.singles.codes[picture], f"{OPEN} {thought} {CLOSE}"
+        return (
+            self.material.text(caption(concept, colour, rng)),
+            self.material.singles.codes[picture],
+            f"{OPEN} {thought} {CLOSE}",
+        )
 
-    def _pair(self, rng: np.random.Generator, how: Capitals | None = None) -> tuple[list[int], Ints, str]:
+    def _pair(self, rng: np.random.Generator, how: Typed = "lower") -> tuple[list[int], Ints, str]:
         """Ids of a caption of two things, codes, and the thought. Side by side, they may be named without their places."""
-        picture = self._pick(self.several, True, rng)
-        layout, colour = self.several.layout(picture), COLOURS[self.several.colour[picture]]
+        picture = self.material.pick(self.material.several, True, rng)
+        layout, colour = self.material.seen_several(picture)
         said_colour = colour if rng.random() < 5 / 6 else None
         together = layout.columns == 2 and rng.random() < TOGETHER
         text = together_caption(layout, said_colour) if together else pair_caption(layout, said_colour, rng)
         thought = f"{OPEN} {drawing_thought(layout, colour)} {CLOSE}"
-        return self._text(_typed(text, how)), self.several.codes[picture], thought
+        return self.material.text(typed(text, how)), self.material.several.codes[picture], thought
 
     def _asked(
         self, task: str, ask: Callable[[Layout, str], tuple[str, str] | None], count: int, rng: np.random.Generator
     ) -> Rows:
         def draw() -> tuple[list[int], list[int], list[int]]:
             while True:
-                picture = self._pick(self.several, False, rng)
-                turn = ask(self.several.layout(picture), COLOURS[self.several.colour[picture]])
+                picture = self.material.pick(self.material.several, False, rng)
+                turn = ask(*self.material.seen_several(picture))
                 if turn:
-                    return self.chat(turn[0]), self._text(turn[1]), self._shown(self.several, picture)
+                    return (
+                        self.material.chat(turn[0]),
+                        self.material.text(turn[1]),
+                        self.material.shown(self.material.several, picture),
+                    )
 
         return self._answered(task, draw, count, rng)
 
@@ -402,79 +340,7 @@ class Sequences:
     ) -> Rows:
         return answer_rows(task, prompts, answers, self.vocabulary, rng, self.blocks, self._close, answer_alone)
 
-    @property
-    def several(self) -> Pool:
-        assert self._several is not None, "pictures of several things were not given"
-        return self._several
-
-    def _pick(self, pool: Pool, tidy: bool, rng: np.random.Generator) -> int:
-        """The number of a picture of the pool to be drawn (tidy), or to be asked about."""
-        numbers = self._numbers[pool.grid[0] == NOTHING, tidy]
-        return int(numbers[rng.integers(len(numbers))])
-
-    def _seen(self, picture: int) -> tuple[Concept, str]:
-        """The thing and the background of a picture of one."""
-        return CONCEPTS[int(self.singles.names[picture, 0])], COLOURS[self.singles.colour[picture]]
-
-    def _how(self, rng: np.random.Generator) -> Capitals | None:
-        """How the questions of a group are typed."""
-        return list(CAPITALS)[rng.choice(len(CAPITALS), p=list(CAPITALS.values()))]
-
-    @cached_property
-    def _alike(self) -> dict[int, Ints]:
-        """Of each colour, the numbers of the pictures of one thing to be drawn."""
-        return {k: np.flatnonzero(self.singles.tidy & (self.singles.colour == k)) for k in range(len(COLOURS))}
-
-    @cached_property
-    def _numbers(self) -> dict[tuple[bool, bool], Ints]:
-        pools = [self.singles] if self._several is None else [self.singles, self._several]
-        return {(bool(p.grid[0] == NOTHING), t): np.flatnonzero(p.tidy == t) for p in pools for t in (False, True)}
-
-    def _shown(self, pool: Pool, picture: int) -> list[int]:
-        return picture_prompt(pool.codes[picture], self.vocabulary)
-
-    def _text(self, text: str) -> list[int]:
-        return self._cached(text, lambda: self.tokenizer.encode(text))
-
-    def _chat_ids(self, question: str) -> list[int]:
-        return chat_ids(self.tokenizer, self.vocabulary, [{"role": "user", "content": question}])
-
-    def _conversation(self, turns: list[tuple[str, str]]) -> list[int]:
-        said_by = (
-            {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
-        )
-        return chat_ids(self.tokenizer, self.vocabulary, [message for message in said_by if message["content"]])
-
-    def _cached(self, key: str, make: Callable[[], list[int]]) -> list[int]:
-        if key not in self._ids:
-            self._ids[key] = make()
-        return self._ids[key]
-
-
-def _scene_turn(layout: Layout, colour: str, rng: np.random.Generator) -> Turn:
-    while True:
-        if turn := scene_question(layout, colour, QUESTIONS[rng.integers(len(QUESTIONS))], rng):
-            return Turn(*turn)
-
-
-def _typed(text: str, how: Capitals | None) -> str:
-    return text if how is None else in_capitals(text, how)
-
-
-def _chosen(shares: Mapping[str, float], rng: np.random.Generator) -> str:
-    return str(rng.choice(list(shares), p=list(shares.values())))
-
 
 def _filled_length(length: int, rng: np.random.Generator) -> int:
     """A length to fill an answer to: whole blocks, sometimes the longest."""
     return max(length, ANSWER_LENGTH if rng.random() < 0.3 else -(-length // BLOCK) * BLOCK)
-
-
-def equal_length(draw: Callable[[], Example], count: int) -> list[Example]:
-    """`count` draws whose first element has the length that the first draw had: the law of draws, given that length."""
-    examples = [draw()]
-    while len(examples) < count:
-        other = draw()
-        if len(other[0]) == len(examples[0][0]):
-            examples.append(other)
-    return examples

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -14,8 +15,10 @@ from mmada_lite.train.data.concepts import COLOURS, CONCEPTS, Concept
 from mmada_lite.train.data.thoughts import with_thought
 
 HELD_OUT_SHARE = 10  # one in ten
-Capitals = Literal["sentence", "title", "upper"]
+Typed = Literal["lower", "sentence", "title", "upper"]
 Half = Literal["validation", "test"]  # of what is held out: models are chosen by the one, the card is measured on the other
+
+TYPED: dict[Typed, float] = {"lower": 0.88, "sentence": 0.08, "title": 0.02, "upper": 0.02}  # shares of what people write
 
 CAPTIONS = (
     "{a_concept} on {a_colour} background",
@@ -186,11 +189,11 @@ def fact_wordings(held_out: bool, half: Half | None = None) -> list[tuple[str, s
     return [pair for pair in framed if pair[0] not in trained and on_side(pair[0], held_out, half)]
 
 
-def in_capitals(text: str, how: Capitals) -> str:
-    """A text as people type it: its first letter, those of all words, or all letters in capitals; the first and the last with a
-    full stop, where no other mark ends it."""
-    cased = {"sentence": text[:1].upper() + text[1:], "title": text.title(), "upper": text.upper()}[how]
-    return cased + ("." if how != "title" and text[-1:].isalnum() else "")
+def typed(text: str, how: Typed) -> str:
+    """A text as people type it: as it is, its first letter, those of all words, or all letters in capitals; the second and the
+    last with a full stop, where no other mark ends it."""
+    cased = {"lower": text, "sentence": text[:1].upper() + text[1:], "title": text.title(), "upper": text.upper()}[how]
+    return cased + ("." if how in ("sentence", "upper") and text[-1:].isalnum() else "")
 
 
 def picture_question(concept: Concept, colour: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -206,9 +209,17 @@ def picture_question(concept: Concept, colour: str, rng: np.random.Generator) ->
 
 
 def fact(rng: np.random.Generator) -> tuple[str, str]:
-    """(question, answer) of a plain fact."""
-    answer, questions = FACTS[rng.integers(len(FACTS))]
-    return questions[rng.integers(len(questions))], answer
+    """(question, answer) of a fact: half of them in the wordings of `FACTS`, half in others of the training side."""
+    if rng.random() < 0.5:
+        answer, questions = FACTS[rng.integers(len(FACTS))]
+        return questions[rng.integers(len(questions))], answer
+    trained = _trained_wordings()
+    return trained[rng.integers(len(trained))]
+
+
+@cache
+def _trained_wordings() -> tuple[tuple[str, str], ...]:
+    return tuple(fact_wordings(held_out=False))
 
 
 def corpus() -> Iterator[str]:

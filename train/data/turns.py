@@ -1,21 +1,33 @@
-"""Second turns: a first turn of any kind, and a question after it that stands by itself or refers to what was said. Knows the
-sentences and the splits; knows nothing of tokens, pixels or models.
+"""Conversations of two turns: a first turn of any kind, and a question after it that stands by itself or refers to what was
+said. Knows the sentences and the splits; knows nothing of tokens, pixels or models.
 
-    what is 47 + 85?  132     and minus 3?         <think> 12-3-0=9, 12-0-1=... </think> 129
+    what is 47 + 85?  132     and minus 3?         <think> 12-3-0=9, 3-0-1=2, 1-0-0=1 </think> 129
     what is this?  a banana   what colour is it?   yellow
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mmada_lite.train.data.arithmetic import KINDS, Problem, draw_problem, question_of, response_to
-from mmada_lite.train.data.texts import COLOUR_OF, FACTS, Half, fact_wordings, on_side
+from mmada_lite.train.data.arithmetic import KINDS, Problem, Sign, draw_problem, question_of, response_to
+from mmada_lite.train.data.concepts import Concept
+from mmada_lite.train.data.layouts import Layout
+from mmada_lite.train.data.scenes import KINDS as QUESTIONS
+from mmada_lite.train.data.scenes import scene_question
+from mmada_lite.train.data.texts import COLOUR_OF, Half, fact, on_side, picture_question
 
+TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.1, "text": 0.25, "single": 0.25, "scene": 0.2}  # shares
+ELSEWHERE = 0.5  # share of the conversations about a picture of one thing in which one turn is about something else
+FACT = 0.35  # share of the turns without a picture that are facts; the others are problems
 MOST = 999  # of which something is taken, or to which something is added: three columns are what is practised
-AND_SIGNS = {"+": ("and plus {0}?", "plus {0}?", "and + {0}?"), "-": ("and minus {0}?", "minus {0}?", "and - {0}?")}
+TRIES = 40  # to go on from a result, before another first problem is drawn
+AND_SIGNS: dict[Sign, tuple[str, ...]] = {
+    "+": ("and plus {0}?", "plus {0}?", "and + {0}?"),
+    "-": ("and minus {0}?", "minus {0}?", "and - {0}?"),
+}
 COLOUR_OF_IT = ("what colour is it?", "and what colour is it?", "which colour does it have?")
 OF_IT: dict[str, tuple[tuple[str, str], ...]] = {
     "cat": (("what does it say?", "meow"), ("how many legs does it have?", "four")),
@@ -33,15 +45,35 @@ class Turn(NamedTuple):
     response: str
 
 
+class Draws(NamedTuple):
+    """Generators of a conversation: `first` begins alike for all of a group, so that their lengths are soon the same; `rest`
+    draws on."""
+
+    first: np.random.Generator
+    rest: np.random.Generator
+
+
+def two_problems(held_out: bool, draws: Draws, half: Half | None = None) -> tuple[Turn, Turn]:
+    """A sum or a difference, and a second that goes on from its result; both are of the wanted side of the split. The kind and
+    the wording of the first are drawn alike."""
+    kind = str(draws.first.choice([kind for kind in KINDS if kind != "sum3"]))
+    wording = int(draws.first.integers(2**32))
+    while True:
+        problem = draw_problem(kind, held_out, draws.rest, half=half)
+        if second := and_problem(problem, held_out, draws.rest, half):
+            return Turn(question_of(problem, np.random.default_rng(wording)), response_to(problem)), second
+
+
 def and_problem(first: Problem, held_out: bool, rng: np.random.Generator, half: Half | None = None) -> Turn | None:
-    """A second turn that goes on from a result: "and minus 3?" None where no problem of the wanted side begins with it."""
+    """A second turn that goes on from a result: "and minus 3?" None where no problem of the wanted side was found that begins
+    with it."""
     result = first.answer
-    for _ in range(40):
-        sign = "-" if rng.random() < 0.5 else "+"
+    for _ in range(TRIES):
+        sign: Sign = "-" if rng.random() < 0.5 else "+"
         other = int(rng.integers(1, 10 ** int(rng.integers(1, 3))))
         if result > MOST or (sign == "-" and other > result):
             continue
-        problem = Problem(result, "-" if sign == "-" else "+", other)
+        problem = Problem(result, sign, other)
         if on_side(problem.split_text, held_out, half):
             asked = AND_SIGNS[sign]
             return Turn(asked[rng.integers(len(asked))].format(other), response_to(problem))
@@ -49,42 +81,57 @@ def and_problem(first: Problem, held_out: bool, rng: np.random.Generator, half: 
 
 
 def and_thing(name: str, rng: np.random.Generator) -> Turn | None:
-    """A second turn about the thing that was named; None for one of which nothing is known."""
+    """A second turn about the thing of the picture; None for one of which nothing is known."""
     known = [*OF_IT.get(name, ())]
     if name in COLOUR_OF:
         known += [(COLOUR_OF_IT[rng.integers(len(COLOUR_OF_IT))], COLOUR_OF[name])]
     return Turn(*known[rng.integers(len(known))]) if known else None
 
 
-def draw_and_problem(
-    held_out: bool, alike: np.random.Generator, rng: np.random.Generator, half: Half | None = None
-) -> tuple[Turn, Turn]:
-    """A sum or a difference and a second turn that goes on from its result; the second is of the wanted side. `alike` draws the
-    kind and the wording of the first, `rng` the rest."""
-    kind = str(alike.choice([kind for kind in KINDS if kind != "sum3"]))
-    wording = int(alike.integers(2**32))
-    while True:
-        problem = draw_problem(kind, held_out, rng, half=half)
-        second = and_problem(problem, held_out, rng, half)
-        if second:
-            return Turn(question_of(problem, np.random.default_rng(wording)), response_to(problem)), second
+def two_about_one(kind: str, concept: Concept, colour: str, problems: Mapping[str, float], draws: Draws) -> tuple[Turn, Turn]:
+    """Two questions about a picture of one thing. Of the kind "and_thing" the second asks what is known of the thing; of
+    others, one of the two may be a turn without a picture (`text_turn`)."""
+    first, second = (Turn(*picture_question(concept, colour, rng)) for rng in draws)
+    if kind == "and_thing":
+        return first, and_thing(concept.name, draws.rest) or second
+    other = draws.first.random()
+    if other < ELSEWHERE / 2:
+        first = text_turn(problems, draws.first)
+    elif other < ELSEWHERE:
+        second = text_turn(problems, draws.rest)
+    return first, second
 
 
-def text_turn(problem_kinds: dict[str, float], rng: np.random.Generator) -> Turn:
-    """A turn without a picture, of the training side: a fact in any of its wordings, or a problem."""
-    if rng.random() < 0.35:
-        return Turn(*said(rng))
-    kind = str(rng.choice(list(problem_kinds), p=list(problem_kinds.values())))
+def two_about_several(layout: Layout, colour: str, draws: Draws) -> tuple[Turn, Turn]:
+    """Two questions about a picture of several things."""
+    first, second = (_scene_turn(layout, colour, rng) for rng in draws)
+    return first, second
+
+
+def two_without_picture(problems: Mapping[str, float], draws: Draws) -> tuple[Turn, Turn]:
+    """Two turns that have nothing to do with each other."""
+    return text_turn(problems, draws.first), text_turn(problems, draws.rest)
+
+
+def text_turn(problems: Mapping[str, float], rng: np.random.Generator) -> Turn:
+    """A turn without a picture, of the training side: a fact in any of its wordings, or a problem of one of the kinds."""
+    if rng.random() < FACT:
+        return Turn(*fact(rng))
+    kind = str(rng.choice(list(problems), p=list(problems.values())))
     problem = draw_problem(kind, False, rng)
     return Turn(question_of(problem, rng), response_to(problem))
 
 
-_TRAINED = fact_wordings(held_out=False)
+def corpus() -> Iterator[str]:
+    """Questions and answers of this module that no other has."""
+    for questions in (*AND_SIGNS.values(), COLOUR_OF_IT):
+        yield from questions
+    for known in OF_IT.values():
+        for pair in known:
+            yield from pair
 
 
-def said(rng: np.random.Generator) -> tuple[str, str]:
-    """(question, answer) of a fact: half of them in the wordings of `FACTS`, half in others."""
-    if rng.random() < 0.5:
-        answer, questions = FACTS[rng.integers(len(FACTS))]
-        return questions[rng.integers(len(questions))], answer
-    return _TRAINED[rng.integers(len(_TRAINED))]
+def _scene_turn(layout: Layout, colour: str, rng: np.random.Generator) -> Turn:
+    while True:
+        if turn := scene_question(layout, colour, QUESTIONS[rng.integers(len(QUESTIONS))], rng):
+            return Turn(*turn)
