@@ -19,6 +19,7 @@ from mmada_lite.train.data.pictures import PLAIN, compose
 from mmada_lite.train.data.scenes import compose_layout, draw_layout, scene_question
 from mmada_lite.train.data.texts import COLOUR_QUESTIONS, FACTS, WHAT_QUESTIONS, fact, picture_question
 from mmada_lite.train.data.thoughts import answer_of
+from mmada_lite.train.data.turns import Draws, and_thing, two_problems
 from mmada_lite.train.intervals import cases_of, pooled, ratio_of, tally
 from mmada_lite.train.shards import TIDY_CELL
 
@@ -44,7 +45,8 @@ class Asked:
 
 def turns(context: EvalContext) -> Report:
     """By kind and pooled: right as a first turn, right as a second one behind a fact, a sum or a question about a picture, and
-    the second over the first; and where of a first answer its thought is not kept, as clients of the server do."""
+    the second over the first; right where it refers to the first, and where of a first answer its thought is not kept, as
+    clients of the server do."""
     rng, report, seconds = context.rng(14), Report(), list[Asked]()
     kinds = {kind: _questions(context, kind, rng) for kind in KINDS}
     for kind, asked in kinds.items():
@@ -56,6 +58,9 @@ def turns(context: EvalContext) -> Report:
     first, second = ([f"{place}_{kind}" for kind in KINDS] for place in ("first", "second"))
     report |= {"first": pooled(report, first), "second": pooled(report, second)}
     report["second_over_first"] = _ratio(report, first, second)
+    for name, referring in (("and_problem", _referring_problems), ("of_it", _referring_things)):
+        report[f"second_{name}"] = told(context, referring(context, rng))
+    report["referring"] = pooled(report, ["second_and_problem", "second_of_it"])
     thought = [each for each in seconds if each.before[0][1] != answer_of(each.before[0][1])]
     bare = [replace(each, before=tuple((q, answer_of(a)) for q, a in each.before)) for each in thought]
     report["second_behind_bare_answers"] = told(context, bare)
@@ -115,6 +120,27 @@ def _questions(context: EvalContext, kind: str, rng: np.random.Generator) -> lis
             picture = compose_layout(layout, icons, colour, rng, TIDY_CELL)
             found.append(Asked(*question, picture, colour, repeats=(kind, len(found))))
     return found
+
+
+def _referring_problems(context: EvalContext, rng: np.random.Generator) -> list[Asked]:
+    """ "and minus 3?" behind a problem: both held out."""
+    found = list[Asked]()
+    for number in range(max(2, context.count // 4)):
+        first, second = two_problems(True, Draws(rng, rng), context.half)
+        found.append(Asked(second.question, second.response, before=(first,), repeats=("problem", number)))
+    return found
+
+
+def _referring_things(context: EvalContext, rng: np.random.Generator) -> list[Asked]:
+    """Of the thing that a picture in a style which no training saw was said to show, such as its colour."""
+    pictures, concepts, _ = singles(context.icons[context.half], max(2, context.count // 4) * 4, rng)
+    found = list[Asked]()
+    for picture, concept in zip(pictures, concepts.tolist(), strict=True):
+        second = and_thing(CONCEPTS[concept].name, rng)
+        if second:
+            first = (WHAT_QUESTIONS[rng.integers(len(WHAT_QUESTIONS))], CONCEPTS[concept].phrase)
+            found.append(Asked(*second, picture, before=(first,), repeats=("thing", concept)))
+    return found[: max(2, context.count // 4)]
 
 
 def _behind(context: EvalContext, asked: Asked, first: str, rng: np.random.Generator) -> Asked:

@@ -230,7 +230,7 @@ def examined_choices(model: EvalModel, ask: Ask, shown: Shown, rng: np.random.Ge
         same = rng.random(len(grounds)) < 0.5
         about = np.where(same, concepts, (concepts + rng.integers(1, len(CONCEPTS), size=len(grounds))) % len(CONCEPTS))
         question, right = [f"is this {CONCEPTS[c].phrase}?" for c in about], ["yes" if yes else "no" for yes in same]
-        report[f"yes_no_whole_{role}"] = _same(ask(question, pictures), right)
+        report[f"yes_no_whole_{role}"] = _same([answer_of(reply) for reply in ask(question, pictures)], right)
         report[f"yes_no_choice_{role}"] = _same(blanks.chosen(question, [("yes", "no")] * len(right), codes), right)
     return report
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from mmada_lite.bench.quality.context import SIDE, EvalContext, Report, fill
 from mmada_lite.bench.quality.models import Pictures
 from mmada_lite.train import rollouts
-from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
+from mmada_lite.train.data.concepts import COLOURS, CONCEPT_NAMES, CONCEPTS, SMALL
 from mmada_lite.train.data.layouts import Layout, cell_pictures, square
 from mmada_lite.train.data.pictures import background_of, compose
-from mmada_lite.train.data.scenes import GRIDS, draw_layout
+from mmada_lite.train.data.scenes import GRIDS, draw_layout, together_caption
 from mmada_lite.train.data.texts import pairs, standard_caption
 from mmada_lite.train.intervals import pooled, tally
 from mmada_lite.train.shards import TIDY
@@ -78,7 +78,7 @@ def two_things(context: EvalContext) -> Report:
     for n in range(context.count // 2):
         layout = draw_layout(GRIDS[1 + n // 2 % 2], True, rng, context.half)
         cases.append((layout, COLOURS[rng.integers(len(COLOURS))] if n % 2 else None))
-    captions = [together(layout, colour) for layout, colour in cases]
+    captions = [together_caption(layout, colour) for layout, colour in cases]
     thoughts = rollouts.answers(
         context.model, rollouts.caption_to_thought_prompts(context.model, captions), context.model.text, context.seed
     )
@@ -104,12 +104,6 @@ def two_things(context: EvalContext) -> Report:
         grounds = [background_of(pictures[n]) == cases[n][1] for n in coloured]
         report[f"background{way}"] = tally(grounds, "caption", [ids[n] for n in coloured])
     return report
-
-
-def together(layout: Layout, colour: str | None) -> str:
-    """Two things without a place, and the background where one is said."""
-    first, second = (CONCEPTS[NUMBERS[name]].phrase for name in _names(layout))
-    return f"{first} and {second}" + (f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background" if colour else "")
 
 
 def found_in_cells(context: EvalContext, picture: Pictures, names: Sequence[str]) -> bool:

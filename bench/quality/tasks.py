@@ -30,7 +30,7 @@ from mmada_lite.train.data.scenes import (
     scene_question,
     scene_thought,
 )
-from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, pairs, standard_caption
+from mmada_lite.train.data.texts import FACTS, WHAT_QUESTIONS, fact_wordings, pairs, standard_caption
 from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of, split_thought
 from mmada_lite.train.intervals import interval, mean_of, pooled, ratio_of, tally
 from mmada_lite.train.shards import TIDY, TIDY_CELL
@@ -86,7 +86,8 @@ def yes_or_no(context: EvalContext) -> Report:
     replies = context.ask([f"is this {CONCEPTS[c].phrase}?" for c in about], pictures)
     report = Report()
     for answer, rows in (("yes", np.flatnonzero(same)), ("no", np.flatnonzero(~same))):
-        report[f"is_{answer}_{context.half}"] = tally((replies[row] == answer for row in rows), "icon", icons[rows])
+        right = (answer_of(replies[row]) == answer for row in rows)
+        report[f"is_{answer}_{context.half}"] = tally(right, "icon", icons[rows])
     report[f"yes_no_{context.half}"] = pooled(report, list(report))
     return report
 
@@ -200,7 +201,8 @@ def editing(context: EvalContext) -> Report:
 
 def filling(context: EvalContext) -> Report:
     """Holes in texts and partial answers, beside the same asked whole; every held-out icon once where `count` allows it."""
-    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count, context.half)
+    unseen = fact_wordings(True, context.half)
+    return examined(context.model, context.ask, _untouched(context), context.rng(8), context.count, context.half, unseen)
 
 
 def choosing(context: EvalContext) -> Report:

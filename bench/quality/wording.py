@@ -14,11 +14,20 @@ from mmada_lite.bench.quality.models import Pictures
 from mmada_lite.train import rollouts
 from mmada_lite.train.data.arithmetic import distinct_problems
 from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
-from mmada_lite.train.data.texts import DESCRIBE_QUESTIONS, FACTS, WHAT_QUESTIONS, pairs, standard_caption
+from mmada_lite.train.data.texts import (
+    DESCRIBE_QUESTIONS,
+    FACTS,
+    WHAT_QUESTIONS,
+    Capitals,
+    in_capitals,
+    pairs,
+    standard_caption,
+)
 from mmada_lite.train.data.thoughts import answer_of
 from mmada_lite.train.intervals import cases_of, paired, pooled, tally
 
-LOWER, CAPITALS = "lower", ("sentence", "upper")
+LOWER = "lower"
+CAPITALS: tuple[Capitals, ...] = ("sentence", "upper")
 MOST = 150  # problems of two digits
 
 
@@ -58,13 +67,6 @@ def capitals(context: EvalContext) -> Report:
             report[f"{how}_{way}"] = pooled(report, after)
             report[f"{how}_{way}_less_{LOWER}"] = _change(report, before, after)
     return report
-
-
-def in_capitals(text: str, how: str) -> str:
-    """A text of lower case as a sentence, with a full stop where nothing else ends it, or in capitals throughout (`upper`)."""
-    if how == "upper":
-        return text.upper()
-    return text[:1].upper() + text[1:] + ("" if text.endswith(("?", "!", ".")) else ".")
 
 
 def _ids(context: EvalContext, text: str) -> list[int]:

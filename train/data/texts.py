@@ -167,7 +167,7 @@ def standard_caption(concept: Concept, colour: str) -> str:
 
 
 def yes_no_question(concept: Concept, rng: np.random.Generator) -> tuple[str, str]:
-    """(question, response) that is yes for the thing itself and no, as often, for one of the others, behind a thought that names
+    """(question, response) that is yes for the thing itself and no, as often, for one of the others. A thought before it names
     what is seen: "<think> a cat </think> no"."""
     other = concept
     if no := rng.random() < 0.5:
