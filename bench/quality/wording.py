@@ -18,16 +18,16 @@ from mmada_lite.train.data.texts import (
     DESCRIBE_QUESTIONS,
     FACTS,
     WHAT_QUESTIONS,
-    Capitals,
-    in_capitals,
+    Typed,
     pairs,
     standard_caption,
+    typed,
 )
 from mmada_lite.train.data.thoughts import answer_of
 from mmada_lite.train.intervals import cases_of, paired, pooled, tally
 
 LOWER = "lower"
-CAPITALS: tuple[Capitals, ...] = ("sentence", "upper")
+CAPITALS: tuple[Typed, ...] = ("sentence", "upper")
 MOST = 150  # problems of two digits
 
 
@@ -55,7 +55,7 @@ def capitals(context: EvalContext) -> Report:
     for way, reader in ways.items():
         for how in CAPITALS:
             for name, kind in kinds.items():
-                texts = [in_capitals(text, how) for text in kind.texts]
+                texts = [typed(text, how) for text in kind.texts]
                 same = all(_ids(reader, one) == _ids(raw, other) for one, other in zip(texts, kind.texts, strict=True))
                 told = small[name] if same else tally(kind.right(reader, texts), kind.of, kind.ids)
                 report[f"{name}_{how}_{way}"] = told
