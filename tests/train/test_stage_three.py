@@ -189,7 +189,7 @@ def test_unknown_tasks_and_rewards_are_named(toy_sequences: Sequences, model: MM
 
 
 def test_the_recipe_s_tasks_have_rewards_and_few_steps(toy_sequences: Sequences) -> None:
-    known = {**sources(), **looking(Shown(toy_sequences.singles, toy_sequences.several))}
+    known = {**sources(), **looking(Shown(toy_sequences.material.singles, toy_sequences.material.several))}
     settings = recipe.policy_settings(list(known), 0, None, few_steps=False)
     assert set(settings.tasks) == set(known) == set(recipe.REWARDS)
     quick = recipe.policy_settings(["sum"], 0, 4, few_steps=True)
