@@ -2,7 +2,8 @@
 `--presets` over the named speeds, with a checkpoint beside the published loops in torch.
 
 Quality is the share right in the tasks of `bench quality`, latency that of one decoding at a time, all in turns. Marks those
-that no other beats in both.
+that no other beats in both. A frontier asks every way a quarter of the cases, and all of them, fastest first, until what the
+rule of `choice` takes for each speed is sure.
 """
 
 import time
@@ -18,6 +19,7 @@ import torch
 from mmada_lite.bench import policies
 from mmada_lite.bench.command import markdown, new_figure
 from mmada_lite.bench.policies import Policy
+from mmada_lite.bench.quality import choice
 from mmada_lite.bench.quality.models import EvalModel, open_model
 from mmada_lite.bench.quality.tasks import SIDE, TASKS, EvalContext, singles
 from mmada_lite.bench.record import Row, Run, spread
@@ -30,10 +32,10 @@ from mmada_lite.train.data.arithmetic import distinct_problems
 from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.denoiser import TorchDenoiser
-from mmada_lite.train.intervals import interval
+from mmada_lite.train.intervals import interval, paired
 from mmada_lite.train.loop import fast_type
 
-# kind -> task -> the counts that its quality is made of: right and asked are added up
+# kind -> task -> the counts that its quality is made of: of texts added up, and a picture is right where it is in each
 METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "text": {
         "arithmetic": ("sum2", "difference2", "sum3"),
@@ -44,6 +46,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 UNITS = {"text": "tokens/s", "image": "codes/s"}
 REFERENCES = {torch.float32: "torch fp32", torch.bfloat16: "torch bf16"}
+ALL_AT_ONCE = 8  # ways: of more, few cases first
 Prompts = Sequence[Sequence[int]]
 
 
@@ -79,34 +82,67 @@ def ways_of(kind: str, mode: str, patterns: Sequence[str], model: EvalModel) -> 
 def rows(
     context: EvalContext, run: Run, kind: str, ways: Sequence[Policy], count: int, rounds: int, published: "Published | None"
 ) -> list[Row]:
-    """A row for each way of decoding: its latency, its quality by task and on the whole, points against the first way, whether
-    it is on the frontier; and where the published loop takes part one for it, without a quality."""
+    """A row for each way of decoding: its latency, its quality by task and on the whole, of how many cases, points against the
+    first way on the same cases, whether it is on the frontier; and where the published loop takes part one for it, without a
+    quality."""
     timed = run.do(f"{kind}: {len(ways)} ways in turns", lambda: _timed(context, kind, ways, count, rounds, published))
-    by_name = {row["policy"]: row for row in timed}
-    examined, exact = list[Row](), dict[str, Any]()
-    for way in ways:
-        ((qualities),) = run.do(f"{kind}: {way.name}", lambda way=way: [quality(context, way, kind)])  # type: ignore[misc]
-        exact = exact or qualities
-        points = {task: 100 * (report["share"] - exact[task]["share"]) for task, report in qualities.items()}
-        share = sum(report["share"] for report in qualities.values()) / len(qualities)
+    by_name, same = {row["policy"]: row for row in timed}, dict[object, Policy]()
+
+    def right(way: Policy, cases: int) -> dict[str, Any]:
+        way = same.setdefault(_examined(context.model, way, kind), way)
+        return run.do(f"{kind}: {way.name}, {cases} cases", lambda: [quality(replace(context, count=cases), way, kind)])[0]
+
+    def examined(way: Policy, cases: int) -> Row:
+        first, own = right(ways[0], cases), right(way, cases)
         changes = dict(way.of_text if kind == "text" else way.of_image)
-        examined.append({**by_name[way.name], "changes": changes, "quality": qualities, "points": points, "share": share})
-    best = pareto([(row["seconds"]["median"], row["share"]) for row in examined])
-    marked = [{**row, "frontier": is_best} for row, is_best in zip(examined, best, strict=True)]
+        told = {task: {name: each for name, each in report.items() if name != "cases"} for task, report in own.items()}
+        points = {task: gained(first[task]["cases"], report["cases"]) for task, report in own.items()}
+        share = sum(report["share"] for report in own.values()) / len(own)
+        return {**by_name[way.name], "changes": changes, "count": cases, "quality": told, "points": points, "share": share}
+
+    few = len(ways) <= ALL_AT_ONCE
+    found = {way.name: examined(way, context.count if few else first_cases(context.count)) for way in ways}
+    known = list[Row]()
+    for row in [] if few else choice.hopeful(list(found.values())):
+        if known and choice.too_slow(row, known):
+            break
+        found[row["policy"]] = examined(next(way for way in ways if way.name == row["policy"]), context.count)
+        known.append(found[row["policy"]])
+    costs = [row["seconds"]["median"] for row in found.values()]
+    worth = [sum(each["change"] for each in row["points"].values()) for row in found.values()]
+    best = pareto(list(zip(costs, worth, strict=True)))
+    marked = [{**row, "frontier": is_best} for row, is_best in zip(found.values(), best, strict=True)]
     return marked + [row for row in timed if published is not None and row["policy"] == published.name]
 
 
-def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[str, float]]:
-    """Task -> right and asked, their share and its 95% interval, when a model decodes under a policy. Many are asked at once,
-    which drafts cannot be: they write what one step at a time writes, and are examined so."""
-    model = context.model
-    changed = replace(model, text=policy.text(model.text).replace(speculative_steps=1), image=policy.image(model.image))
-    shares = {}
+def first_cases(count: int) -> int:
+    """Of all cases, how many every way of a frontier is asked."""
+    return max(4, count // 4)
+
+
+def gained(before: str, after: str) -> dict[str, float]:
+    """Points that a way gains over another on the same cases, with their 95% interval."""
+    names = ("change", "low", "high")
+    return {name: round(100 * value, 3) for name, value in zip(names, paired(before, after), strict=True)}
+
+
+def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[str, float | str]]:
+    """Task -> right and asked, their share and its 95% interval, which cases were right, when a model decodes under a policy.
+    Many are asked at once, which drafts cannot be: they write what one step at a time writes, and are examined so."""
+    settings, shares = _examined(context.model, policy, kind), dict[str, dict[str, float | str]]()
+    changed = (
+        replace(context.model, text=settings) if isinstance(settings, TextSettings) else replace(context.model, image=settings)
+    )
     for task, metrics in METRICS[kind].items():
         report: Any = TASKS[task](replace(context, model=changed))
-        counts = [report[metric.format(half=context.half)] for metric in metrics]
-        shares[task] = interval(sum(c["right"] for c in counts), sum(c["total"] for c in counts))
+        counted = [report[metric.format(half=context.half)]["cases"] for metric in metrics]
+        cases = "".join(counted if kind == "text" else map(min, *counted))
+        shares[task] = {**interval(cases.count("1"), len(cases)), "cases": cases}
     return shares
+
+
+def _examined(model: EvalModel, way: Policy, kind: str) -> TextSettings | ImageSettings:
+    return way.text(model.text).replace(speculative_steps=1) if kind == "text" else way.image(model.image)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -237,8 +273,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells = ["*" if row.get("frontier") else "", row["policy"], f"{1000 * row['seconds']['median']:.1f}"]
             cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['model_calls']:.1f}"]
             cells.append(f"{100 * row['share']:.1f}" if "share" in row else "")
-            shares = {task: report["share"] for task, report in row.get("quality", {}).items()}
-            lines.append([*cells, *(f"{100 * share:.1f} ({row['points'][task]:+.1f})" for task, share in shares.items())])
+            for task, report in row.get("quality", {}).items():
+                cells.append(f"{100 * report['share']:.1f} ({row['points'][task]['change']:+.1f})")
+            lines.append(cells)
         blocks.append(markdown(head, lines))
     return "\n\n".join(blocks)
 
