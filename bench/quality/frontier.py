@@ -2,8 +2,8 @@
 `--presets` over the named speeds, with a checkpoint beside the published loops in torch.
 
 Quality is the share right in the tasks of `bench quality`, latency that of one decoding at a time, all in turns. Marks those
-that no other beats in both. A frontier asks every way a quarter of the cases, and all of them, fastest first, until what the
-rule of `choice` takes for each speed is sure.
+that no other beats in both. A frontier asks every way a quarter of the count, and those that may be presets all cases, fastest
+first, until what the rule of `choice` takes is sure.
 """
 
 import time
@@ -47,6 +47,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 UNITS = {"text": "tokens/s", "image": "codes/s"}
 REFERENCES = {torch.float32: "torch fp32", torch.bfloat16: "torch bf16"}
 ALL_AT_ONCE = 8  # ways: of more, few cases first
+TIMES = {"text": 1, "image": 4}  # the count: a point of drawings is noise in 480, and they cost less than answers
 Prompts = Sequence[Sequence[int]]
 
 
@@ -100,13 +101,13 @@ def rows(
         share = sum(report["share"] for report in own.values()) / len(own)
         return {**by_name[way.name], "changes": changes, "count": cases, "quality": told, "points": points, "share": share}
 
-    few = len(ways) <= ALL_AT_ONCE
-    found = {way.name: examined(way, context.count if few else first_cases(context.count)) for way in ways}
+    few, whole = len(ways) <= ALL_AT_ONCE, TIMES[kind] * context.count
+    found = {way.name: examined(way, whole if few else first_cases(context.count)) for way in ways}
     known = list[Row]()
     for row in [] if few else choice.hopeful(list(found.values())):
         if known and choice.too_slow(row, known):
             break
-        found[row["policy"]] = examined(next(way for way in ways if way.name == row["policy"]), context.count)
+        found[row["policy"]] = examined(next(way for way in ways if way.name == row["policy"]), whole)
         known.append(found[row["policy"]])
     costs = [row["seconds"]["median"] for row in found.values()]
     worth = [sum(each["change"] for each in row["points"].values()) for row in found.values()]
@@ -116,7 +117,7 @@ def rows(
 
 
 def first_cases(count: int) -> int:
-    """Of all cases, how many every way of a frontier is asked."""
+    """How many cases every way of a frontier is asked."""
     return max(4, count // 4)
 
 
