@@ -8,27 +8,28 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from mmada_lite.decoding.settings import PRESETS, ImageSettings, TextSettings
+from mmada_lite.decoding.settings import PRESETS, ImageSettings, TextSettings, in_steps
 
 Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A name and what it changes of the settings for text and for pictures. `steps` may be a share of the base's: below 1."""
+    """A name and what it changes of the settings for text and for pictures. `steps` may be a share of the base's: a float."""
 
     name: str
     of_text: Changes = field(default_factory=dict)
     of_image: Changes = field(default_factory=dict)
 
     def text(self, base: TextSettings) -> TextSettings:
-        share = self.of_text.get("steps")
-        steps = {"steps": max(1, round(share * base.steps))} if isinstance(share, float) else {}
-        return base.replace(**{**self.of_text, **steps})
+        return base.replace(**in_steps(self.of_text, base.steps))
 
     def image(self, base: ImageSettings) -> ImageSettings:
-        return base.replace(**self.of_image)
+        return base.replace(**in_steps(self.of_image, base.steps))
 
+
+# What ends with the answer and changes none, and keeps what rests on a thought right.
+_WHOLE: Changes = {"early_stop": 1.0, "thought_first": True}
 
 # Text: cache, threshold, block; then what else there is, one line each. Names are made of what is changed.
 TEXT: tuple[Changes, ...] = (
@@ -49,23 +50,38 @@ TEXT: tuple[Changes, ...] = (
     *({"speculative_steps": count} for count in (2, 4, 8)),
     {"cache": "prefix", "speculative_steps": 4},
     {"early_stop": 0.95},
+    *({"cache": c, "threshold": t, **_WHOLE} for c, t in product(("dual", "prompt"), (0.9, 0.8))),
+    *({"cache": c, "threshold": t, **_WHOLE, "suffix_window": 8} for c, t in product(("dual", "prompt"), (0.9, 0.8))),
+    *({"cache": c, "threshold": t, **_WHOLE, "refresh": 2} for c, t in product(("dual", "prompt"), (0.9, 0.8))),
+    *(
+        {"cache": c, "threshold": t, **_WHOLE, "refresh": 2, "suffix_window": 8}
+        for c, t in product(("dual", "prompt"), (0.9, 0.8))
+    ),
 )
 
-# Pictures: steps, guidance, then what else there is.
+_WITH_FEW_STEPS: tuple[Changes, ...] = (
+    {"unconditional_every": 2},
+    {"guidance_to": 0.75},
+    {"guidance_to": 0.5},
+    {"refresh": 2, "candidate_ratio": 2.0},
+    {"refresh": 2, "candidate_ratio": 2.0, "unconditional_every": 2},
+)
+
+# Pictures: steps, guidance, then what else there is, alone and with fewer steps.
 IMAGE: tuple[Changes, ...] = (
     {},
-    *({"steps": s} for s in (4, 6, 8, 12, 24)),
+    *({"steps": share} for share in (0.25, 0.3125, 0.375, 0.5, 0.75, 1.5)),
     *({"guidance": g} for g in (0.0, 1.5, 3.5)),
-    *({"steps": s, "guidance": 0.0} for s in (6, 8)),
+    *({"steps": share, "guidance": 0.0} for share in (0.375, 0.5)),
     *({"refresh": every} for every in (2, 3, 4)),
     *({"refresh": every, "candidate_ratio": share} for every, share in ((2, 1.5), (4, 1.5), (4, 2.0), (4, 3.0))),
     *({"guidance_to": share} for share in (0.5, 0.75)),
     *({"guidance_from": share} for share in (0.25, 0.5)),
     *({"unconditional_every": steps} for steps in (2, 4)),
-    *({"refresh": 4, "candidate_ratio": 2.0, "unconditional_every": every} for every in (2, 4)),
+    *({"refresh": every, "candidate_ratio": 2.0, "unconditional_every": steps} for every, steps in ((2, 2), (4, 2), (4, 4))),
     {"refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
     {"refresh": 4, "candidate_ratio": 1.5, "guidance_to": 0.5, "unconditional_every": 2},
-    {"steps": 8, "refresh": 2, "guidance_to": 0.75, "unconditional_every": 2},
+    *({"steps": share, **saving} for share, saving in product((0.25, 0.375, 0.5), _WITH_FEW_STEPS)),
 )
 
 

@@ -37,14 +37,16 @@ def presets() -> str:
     """What each speed changes, of texts and then of pictures. The first, exact, changes nothing."""
     changed = {speed: changes for speed, changes in PRESETS.items() if any(changes)}
     rows = [
-        [f"{kind}: `{spelled(name)}`", *(_said(changes[part].get(name, "-")) for changes in changed.values())]
+        [f"{kind}: `{spelled(name)}`", *(_said(changes[part].get(name, "-"), name) for changes in changed.values())]
         for part, kind in enumerate(("text", "picture"))
         for name in dict.fromkeys(name for changes in changed.values() for name in changes[part])
     ]
     return table(("option", *(f"`{speed}`" for speed in changed)), rows)
 
 
-def _said(value: object) -> str:
+def _said(value: object, name: str) -> str:
+    if name == "steps" and isinstance(value, float):
+        return f"{value:g} of the bundle's"
     return "yes" if value is True else "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

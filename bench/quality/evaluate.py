@@ -3,7 +3,7 @@
     mmada-lite bench quality MODEL                         # every task of bench/quality/tasks, with counts and 95% intervals
     mmada-lite bench quality INT8 INT4 --against FP32      # what bundles lose, in the tasks and along the reference's decodings
     mmada-lite bench quality NEW --against OLD             # what other weights change in the same cases, and in the mean
-    mmada-lite bench quality MODEL --frontier              # quality against latency over ways of decoding
+    mmada-lite bench quality MODEL --frontier              # quality against latency over ways of decoding; picks the presets
     mmada-lite bench quality MODEL --presets               # what each --speed costs and gains
 
 Each task is kept when it is done. Knows the command line; the tasks know the data.
@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from mmada_lite.arguments import Parser
 from mmada_lite.bench.command import Measured, add_output, at_least_one, execute, markdown, thread_count
-from mmada_lite.bench.quality import frontier
+from mmada_lite.bench.quality import choice, frontier
 from mmada_lite.bench.quality import quantization as along
 from mmada_lite.bench.quality.compare import families, families_table, losses, tasks_table, valued
 from mmada_lite.bench.quality.context import EvalContext
@@ -35,7 +35,7 @@ from mmada_lite.train.workspace import Workspace
 
 MOST = 20_000  # cases of a task: their pictures are held in memory together
 ALONG = "trajectory"  # with --against, the name in --only of what needs no icons and no judge
-DEFAULTS = {"quality": (400, 1), "against": (400, 100), "frontier": (100, 8), "presets": (400, 16)}  # --count, --prompts
+DEFAULTS = {"quality": (400, 1), "against": (400, 100), "frontier": (480, 8), "presets": (400, 16)}  # --count, --prompts
 
 
 def build_parser() -> Parser:
@@ -52,7 +52,9 @@ def build_parser() -> Parser:
         "half of what is held out: models and settings are chosen by validation, the card is measured on test (%(default)s)"
     )
     add("--split", choices=get_args(Half), default="validation", help=halves)
-    add("--count", type=int, help="cases a task has at most (default 400; of a frontier 100)")
+    add(
+        "--count", type=int, help="cases a task has at most (default 400; of a frontier 480); of ways, 4 times as many drawings"
+    )
     add("--seed", type=int, default=1000, help="of the cases and of decoding (%(default)s)")
     add("--device", default="auto", help="of a bundle, as of `mmada-lite plan` (default: %(default)s)")
     add("--only", nargs="*", default=[], metavar="TASK", help=f"these tasks alone; with --against, {ALONG} of bundles is one")
@@ -173,7 +175,7 @@ def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     model = context.model
     published = frontier.Published.open(options.checkpoint, model, options.bf16) if options.checkpoint else None
     ways = {kind: frontier.ways_of(kind, mode, options.policies, model) for kind in frontier.UNITS}
-    run.plan(sum(1 + len(good) for good, _ in ways.values()))
+    run.plan(sum(1 + len(good) for good, _ in ways.values()))  # and some of the fastest again, with all cases
     rows: list[Row] = []
     for kind, (good, _) in ways.items():
         rows += frontier.rows(context, run, kind, good, options.prompts, options.rounds, published)
@@ -182,8 +184,10 @@ def _timed(options: argparse.Namespace, run: Run, mode: str, names: Sequence[str
     passed = [line for _, bad in ways.values() for line in bad]
     base = {"text": model.text.flat(), "image": model.image.flat()}
     about = {"model": model.name, "count": options.count, "prompts": options.prompts, "rounds": options.rounds}
-    content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about)
-    return content, "\n".join([frontier.table(rows), *(f"passed over: {line}" for line in passed)]), run.path
+    picked = {"presets": choice.presets(rows)} if mode == "frontier" else {}
+    content = run.finish(rows, mode=mode, base=base, passed_over=passed, **about, **picked)
+    said = [frontier.table(rows), *(f"passed over: {line}" for line in passed), *(choice.in_words(rows) if picked else [])]
+    return content, "\n".join(said), run.path
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -2,7 +2,8 @@
 `--presets` over the named speeds, with a checkpoint beside the published loops in torch.
 
 Quality is the share right in the tasks of `bench quality`, latency that of one decoding at a time, all in turns. Marks those
-that no other beats in both.
+that no other beats in both. A frontier asks every way a quarter of the count, and those that may be presets all cases, fastest
+first, until what the rule of `choice` takes is sure.
 """
 
 import time
@@ -18,6 +19,7 @@ import torch
 from mmada_lite.bench import policies
 from mmada_lite.bench.command import markdown, new_figure
 from mmada_lite.bench.policies import Policy
+from mmada_lite.bench.quality import choice
 from mmada_lite.bench.quality.context import SIDE, EvalContext, singles
 from mmada_lite.bench.quality.models import EvalModel, open_model
 from mmada_lite.bench.quality.tasks import TASKS
@@ -31,10 +33,10 @@ from mmada_lite.train.data.arithmetic import distinct_problems
 from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.texts import WHAT_QUESTIONS, pairs, standard_caption
 from mmada_lite.train.denoiser import TorchDenoiser
-from mmada_lite.train.intervals import pooled
+from mmada_lite.train.intervals import cases_of, clusters_of, paired, tally
 from mmada_lite.train.loop import fast_type
 
-# kind -> task -> the counts that its quality is made of: right and asked are added up
+# kind -> task -> the counts that its quality is made of: of texts added up, and a picture is right where it is in each
 METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "text": {
         "arithmetic": ("sum2", "difference2", "sum3"),
@@ -45,7 +47,10 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 UNITS = {"text": "tokens/s", "image": "codes/s"}
 REFERENCES = {torch.float32: "torch fp32", torch.bfloat16: "torch bf16"}
+ALL_AT_ONCE = 8  # ways: of more, few cases first
+TIMES = {"text": 1, "image": 4}  # the count: a point of drawings is noise in 480, and they cost less than answers
 Prompts = Sequence[Sequence[int]]
+Tally = dict[str, float | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +85,72 @@ def ways_of(kind: str, mode: str, patterns: Sequence[str], model: EvalModel) -> 
 def rows(
     context: EvalContext, run: Run, kind: str, ways: Sequence[Policy], count: int, rounds: int, published: "Published | None"
 ) -> list[Row]:
-    """A row for each way of decoding: its latency, its quality by task and on the whole, points against the first way, whether
-    it is on the frontier; and where the published loop takes part one for it, without a quality."""
+    """A row for each way of decoding: its latency, its quality by task and on the whole, of how many cases, points against the
+    first way on the same cases, whether it is on the frontier; and where the published loop takes part one for it, without a
+    quality."""
     timed = run.do(f"{kind}: {len(ways)} ways in turns", lambda: _timed(context, kind, ways, count, rounds, published))
-    by_name = {row["policy"]: row for row in timed}
-    examined, exact = list[Row](), dict[str, Any]()
-    for way in ways:
-        ((qualities),) = run.do(f"{kind}: {way.name}", lambda way=way: [quality(context, way, kind)])  # type: ignore[misc]
-        exact = exact or qualities
-        points = {task: 100 * (report["share"] - exact[task]["share"]) for task, report in qualities.items()}
-        share = sum(report["share"] for report in qualities.values()) / len(qualities)
+    by_name, same = {row["policy"]: row for row in timed}, dict[object, Policy]()
+
+    def right(way: Policy, cases: int) -> dict[str, Any]:
+        way = same.setdefault(_examined(context.model, way, kind), way)
+        return run.do(f"{kind}: {way.name}, {cases} cases", lambda: [quality(replace(context, count=cases), way, kind)])[0]
+
+    def examined(way: Policy, cases: int) -> Row:
+        first, own = right(ways[0], cases), right(way, cases)
         changes = dict(way.of_text if kind == "text" else way.of_image)
-        examined.append({**by_name[way.name], "changes": changes, "quality": qualities, "points": points, "share": share})
-    best = pareto([(row["seconds"]["median"], row["share"]) for row in examined])
-    marked = [{**row, "frontier": is_best} for row, is_best in zip(examined, best, strict=True)]
+        told = {task: {name: each for name, each in report.items() if name not in ("cases", "clusters")} for task, report in own.items()}
+        points = {task: gained(first[task], report) for task, report in own.items()}
+        share = sum(report["share"] for report in own.values()) / len(own)
+        return {**by_name[way.name], "changes": changes, "count": cases, "quality": told, "points": points, "share": share}
+
+    few, whole = len(ways) <= ALL_AT_ONCE, TIMES[kind] * context.count
+    found = {way.name: examined(way, whole if few else first_cases(context.count)) for way in ways}
+    known = list[Row]()
+    for row in [] if few else choice.hopeful(list(found.values())):
+        if known and choice.too_slow(row, known):
+            break
+        found[row["policy"]] = examined(next(way for way in ways if way.name == row["policy"]), whole)
+        known.append(found[row["policy"]])
+    costs = [row["seconds"]["median"] for row in found.values()]
+    worth = [sum(each["change"] for each in row["points"].values()) for row in found.values()]
+    best = pareto(list(zip(costs, worth, strict=True)))
+    marked = [{**row, "frontier": is_best} for row, is_best in zip(found.values(), best, strict=True)]
     return marked + [row for row in timed if published is not None and row["policy"] == published.name]
 
 
-def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, dict[str, float]]:
-    """Task -> right and asked, their share and its 95% interval with clusters minded, when a model decodes under a policy. Many
-    are asked at once, which drafts cannot be: they write what one step at a time writes, and are examined so."""
-    model = context.model
-    changed = replace(model, text=policy.text(model.text).replace(speculative_steps=1), image=policy.image(model.image))
-    shares = {}
+def first_cases(count: int) -> int:
+    """How many cases every way of a frontier is asked."""
+    return max(4, count // 4)
+
+
+def gained(before: Tally, after: Tally) -> dict[str, float]:
+    """Points that a way gains over another on the same cases, with their 95% interval, clusters minded."""
+    change = paired(str(before["cases"]), str(after["cases"]), clusters_of(after))
+    return {name: round(100 * value, 3) for name, value in zip(("change", "low", "high"), change, strict=True)}
+
+
+def quality(context: EvalContext, policy: Policy, kind: str) -> dict[str, Tally]:
+    """Task -> right and asked, their share and its 95% interval with clusters minded, which cases were right, when a model
+    decodes under a policy. Many are asked at once, which drafts cannot be: they write what one step at a time writes, and are
+    examined so."""
+    settings, shares = _examined(context.model, policy, kind), dict[str, Tally]()
+    changed = (
+        replace(context.model, text=settings) if isinstance(settings, TextSettings) else replace(context.model, image=settings)
+    )
     for task, metrics in METRICS[kind].items():
         report: Any = TASKS[task](replace(context, model=changed))
-        found: Any = pooled(report, [metric.format(half=context.half) for metric in metrics])
-        shares[task] = {name: found[name] for name in ("right", "total", "share", "low", "high")}
+        names = [metric.format(half=context.half) for metric in metrics]
+        right, repeats = cases_of(report, names)
+        if kind == "image":  # one drawing is right where it is in each
+            each = [cases_of(report, [name]) for name in names]
+            right, repeats = "".join(map(min, *(cases for cases, _ in each))), each[0][1]
+        numbers = {one: number for number, one in enumerate(dict.fromkeys(repeats))}
+        shares[task] = tally((case == "1" for case in right), "case", [numbers[one] for one in repeats])
     return shares
+
+
+def _examined(model: EvalModel, way: Policy, kind: str) -> TextSettings | ImageSettings:
+    return way.text(model.text).replace(speculative_steps=1) if kind == "text" else way.image(model.image)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -238,8 +281,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells = ["*" if row.get("frontier") else "", row["policy"], f"{1000 * row['seconds']['median']:.1f}"]
             cells += [f"{row['tokens_per_s']:.1f}", f"{row['times']['median']:.2f}", reference, f"{row['model_calls']:.1f}"]
             cells.append(f"{100 * row['share']:.1f}" if "share" in row else "")
-            shares = {task: report["share"] for task, report in row.get("quality", {}).items()}
-            lines.append([*cells, *(f"{100 * share:.1f} ({row['points'][task]:+.1f})" for task, share in shares.items())])
+            for task, report in row.get("quality", {}).items():
+                cells.append(f"{100 * report['share']:.1f} ({row['points'][task]['change']:+.1f})")
+            lines.append(cells)
         blocks.append(markdown(head, lines))
     return "\n\n".join(blocks)
 

@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         "shared": arguments.shared,
         "speed": arguments.speed,
         "cache_precision": "fp16" if half else "fp32",
+        "image": {"steps": image.steps, "refresh": image.acceleration.refresh},
         "text": {"answer_length": text.answer_length, "block_length": text.block_length, "cache": text.acceleration.cache},
         "precisions": [_row_json(row, arguments.shared) for row in precisions],
         "best": next((row.precision for row in precisions if row.fits), None),
@@ -246,7 +247,7 @@ def _verdict(content: Mapping[str, Any], precisions: list[Row]) -> str:
     if best is None:
         least = max(precisions, key=lambda row: row.spare)
         less = "a shorter --answer-length takes less"
-        if content["speed"] != "exact":
+        if content["speed"] != "exact" and content["image"]["refresh"] > 1:
             less = "--speed exact keeps less of drawings"
         elif least.need.host.get("caches") and content["cache_precision"] == "fp32":
             less = "--cache-precision fp16 keeps the same in half of the caches' memory"

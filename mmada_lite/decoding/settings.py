@@ -34,7 +34,7 @@ SCHEDULES = ("cosine", "linear", "pow<exponent>", "sigmoid")
 _LLADA, _FAST_DLLM, _MASKGIT = "LLaDA, arXiv 2502.09992", "Fast-dLLM, arXiv 2505.22618", "MaskGIT, arXiv 2202.04200"
 _GUIDANCE = "classifier-free guidance, arXiv 2207.12598"
 
-# The named speeds: changes of the text settings, changes of the image settings.
+# The named speeds: changes of the text settings, changes of the image settings. `steps` of pictures is a share of the bundle's.
 _PARTIAL_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "candidate_ratio": 2.0, "unconditional_every": 2})
 _CACHED: Mapping[str, Any] = MappingProxyType(
     {"cache": "dual", "entropy_bound": None, "early_stop": 1.0, "thought_first": True, "refresh": 2}
@@ -366,13 +366,19 @@ def _steps_for(defaults: TextSettings, given: Mapping[str, Any]) -> int:
 
 
 def with_speed(speed: str, text: TextSettings, image: ImageSettings) -> tuple[TextSettings, ImageSettings]:
-    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". The suffix window is a block where
-    that is more; caches are renewed after a quarter of a block where that is more. Raises Error for another name, and where
-    a change contradicts what is set."""
+    """Settings with those of a speed in them: "exact" (as they are), "balanced" or "fast". A share of steps is one of those
+    that are set. The suffix window is a block where that is more; caches are renewed after a quarter of a block where that is
+    more. Raises Error for another name, and where a change contradicts what is set."""
     if speed not in PRESETS:
         raise Error(f"no speed is called {speed!r}; use one of {', '.join(PRESETS)}")
     text_changes, image_changes = dict(PRESETS[speed][0]), PRESETS[speed][1]
     for name, least in (("suffix_window", text.block_length), ("refresh", text.block_length // 4)):
         if name in text_changes:
             text_changes[name] = max(text_changes[name], least)
-    return text.replace(**text_changes), image.replace(**image_changes)
+    return text.replace(**text_changes), image.replace(**in_steps(image_changes, image.steps))
+
+
+def in_steps(changes: Mapping[str, Any], own: int) -> Mapping[str, Any]:
+    """The changes with steps that are a share, a float, as so many of one's own: at least 1."""
+    share = changes.get("steps")
+    return {**changes, "steps": max(1, round(share * own))} if isinstance(share, float) else changes

@@ -13,7 +13,7 @@ from toys import write_place
 
 from mmada_lite.bench import policies, record
 from mmada_lite.bench.policies import Policy
-from mmada_lite.bench.quality import evaluate, frontier
+from mmada_lite.bench.quality import choice, evaluate, frontier
 from mmada_lite.bench.quality.context import EvalContext
 from mmada_lite.bench.quality.frontier import Timed, alternate, pareto, times, ways_of
 from mmada_lite.bench.quality.models import open_model
@@ -38,7 +38,7 @@ def words(place: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def swept(place: Path) -> dict:
     target, chart = place / "frontier.json", place / "frontier.png"
-    chosen = ["--policies", "steps=2", "cache=dual threshold=0.8", "speculative_steps=2"]
+    chosen = ["--policies", "steps=0.25", "cache=dual threshold=0.8", "speculative_steps=2"]
     assert evaluate.main(words(place, "--frontier", *chosen, "-o", str(target), "--plot", str(chart))) == 0
     assert chart.read_bytes().startswith(b"\x89PNG")
     return record.load(target)
@@ -67,6 +67,12 @@ def test_every_policy_is_timed_and_examined(swept: dict) -> None:
         for row in mine:
             assert set(row["quality"]) == set(tasks)
             assert row["share"] == pytest.approx(sum(q["share"] for q in row["quality"].values()) / len(tasks))
+            assert row["count"] == {"text": 4, "image": 16}[kind]
+            assert not any("cases" in report for report in row["quality"].values())
+            for task, points in row["points"].items():
+                gained = 100 * (row["quality"][task]["share"] - mine[0]["quality"][task]["share"])
+                assert points["change"] == pytest.approx(gained, abs=0.02)
+                assert points["low"] <= points["change"] <= points["high"]
             assert row["seconds"]["median"] > 0
             assert row["model_calls"] >= 1
 
@@ -82,9 +88,39 @@ def test_none_on_the_frontier_is_beaten(swept: dict) -> None:
             )
 
 
+def test_every_way_is_asked_few_cases_and_the_fastest_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures, until what the rule takes is sure; what decodes alike is asked once."""
+    target, asked, gains = place / "halved.json", list[tuple[str, str, int]](), frontier.gained
+
+    def examined(context: EvalContext, policy: Policy, kind: str) -> dict:
+        asked.append((kind, policy.name, context.count))
+        worse = policy.of_image.get("steps", 1) < 0.3 and context.count > 10
+        right = "0" * 20 if worse else "1" * 20
+        return {task: {"share": right.count("1") / 20, "cases": right} for task in frontier.METRICS[kind]}
+
+    monkeypatch.setattr(frontier, "quality", examined)
+    monkeypatch.setattr(frontier, "alternate", in_seconds_of_their_steps)
+    assert evaluate.main([*words(place, "--frontier", "-o", str(target)), "--count", "40"]) == 0
+    content = record.load(target)
+    rows = {row["policy"]: row for row in content["rows"] if row["kind"] == "image"}
+    assert {(kind, count) for kind, _, count in asked} == {("text", 10), ("text", 40), ("image", 10), ("image", 160)}
+    assert len(asked) == len(set(asked))
+    assert rows["steps=0.25"]["count"] == 160  # few cases did not tell
+    assert rows["steps=0.25"]["points"]["drawing"]["change"] == -100 == gains("1" * 20, "0" * 20)["change"]
+    assert rows["steps=1.5"]["count"] == rows["guidance=0.0"]["count"] == 10  # no speed is chosen of these
+    assert content["presets"] == choice.presets(content["rows"])
+    assert content["presets"]["fast"]["image"] == {"steps": 0.75}  # of two steps, smaller shares are one
+    assert not any("speculative_steps" in name for _, name, _ in asked[1:])
+
+
+def in_seconds_of_their_steps(runs: dict, asked: Sequence, rounds: int) -> dict[str, list[Timed]]:
+    """Each way takes as long as the share of steps that its name says."""
+    return {name: [Timed(float(name.partition("steps=")[2].split()[0] or 1) if "steps=" in name else 1, 1, 1)] for name in runs}
+
+
 def test_a_sweep_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, quality, examined = place / "stopped.json", frontier.quality, list[str]()
-    given = words(place, "--frontier", "--policies", "steps=0.5", "early_stop=0.95", "-o", str(target))
+    given = words(place, "--frontier", "--policies", "kv_commit_every=1", "early_stop=0.95", "-o", str(target))
 
     def killed_at_the_second(context: EvalContext, policy: Policy, kind: str) -> dict:
         examined.append(policy.name)
@@ -128,7 +164,7 @@ def test_presets_stand_beside_their_quality(named: dict) -> None:
         mine = {row["policy"]: row for row in named["rows"] if row["kind"] == kind}
         assert list(mine) == [*names, REFERENCE]
         assert "quality" not in mine[REFERENCE]
-        assert set(mine[names[0]]["points"].values()) == {0}
+        assert {points["change"] for points in mine[names[0]]["points"].values()} == {0}
         assert all(row["times_reference"]["median"] > 0 for row in mine.values())
     shown = frontier.table(named["rows"])
     assert "arithmetic %" in shown
@@ -161,6 +197,7 @@ def test_tables_of_policies_are_sound() -> None:
         for policy in known:
             policy.text(TextSettings()), policy.image(ImageSettings())
     assert Policy("half", {"steps": 0.5}).text(TextSettings(steps=64)).steps == 32
+    assert Policy("more", of_image={"steps": 1.5}).image(ImageSettings(steps=16)).steps == 24
     with pytest.raises(Error):
         Policy("wrong", {"cache": "some"}).text(TextSettings())
 

@@ -8,7 +8,8 @@ import pytest
 import mmada_lite
 from mmada_lite import Error, ImageSettings, Model, TextSettings
 from mmada_lite.cli.main import build_parser, main
-from mmada_lite.cli.model_options import text_settings
+from mmada_lite.cli.model_options import image_settings, text_settings
+from mmada_lite.decoding import settings
 from mmada_lite.decoding.settings import PRESETS, changed_settings, with_speed
 
 BASE = TextSettings(answer_length=6, steps=6, block_length=6)
@@ -38,11 +39,27 @@ def test_a_speed_changes_what_it_names_and_nothing_else() -> None:
     assert with_speed("exact", text, image) == (text, image)
     for speed, (text_changes, image_changes) in PRESETS.items():
         fast_text, fast_image = with_speed(speed, text, image)
+        share = image_changes.get("steps", 1.0)
         assert fast_text == text.replace(**text_changes)
-        assert fast_image == image.replace(**image_changes)
-        assert (fast_text.answer_length, fast_text.guidance, fast_image.steps) == (6, 0.5, 3)
+        assert fast_image == image.replace(**{**image_changes, "steps": max(1, round(share * 3))})
+        assert (fast_text.answer_length, fast_text.guidance, share <= 1) == (6, 0.5, True)
     with pytest.raises(Error, match="exact, balanced, fast"):
         with_speed("quick", text, image)
+
+
+@pytest.mark.parametrize(("own", "steps"), [(16, 4), (15, 4), (10, 2), (2, 1), (1, 1)])
+def test_a_speed_draws_in_a_share_of_a_bundles_own_steps(own: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an option wins over it."""
+    monkeypatch.setattr(settings, "PRESETS", {"few": ({}, {"steps": 0.25, "unconditional_every": 2})})
+    text, image = with_speed("few", BASE, ImageSettings(steps=own, guidance=2.0))
+    assert (text, image) == (BASE, ImageSettings(steps=steps, guidance=2.0).replace(unconditional_every=2))
+    given = build_parser()[0].parse_args(["paint", "a cat", "--steps", "12"])
+    assert image_settings(image, given) == image.replace(steps=12)
+
+
+def test_a_share_of_steps_is_for_speeds_alone() -> None:
+    with pytest.raises(Error, match="steps"):
+        ImageSettings().replace(steps=0.25)
 
 
 def test_speeds_take_fewer_forwards(shipped: Model) -> None:
@@ -62,7 +79,8 @@ def test_load_takes_a_speed() -> None:
         mmada_lite.load(speed="warp")
 
 
-def test_suffix_and_refresh_grow_with_the_block() -> None:
+def test_suffix_and_refresh_grow_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "PRESETS", {"fast": ({"cache": "dual", "refresh": 2, "suffix_window": 8}, {})})
     for block, suffix, refresh in ((4, 8, 2), (8, 8, 2), (32, 32, 8)):
         chosen, _ = with_speed("fast", BASE.replace(block_length=block, answer_length=64, steps=64), ImageSettings())
         assert (chosen.acceleration.suffix_window, chosen.acceleration.refresh) == (suffix, refresh)
@@ -100,8 +118,8 @@ def test_one_rule_takes_the_place_of_the_other() -> None:
 
 def test_a_speed_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "what is 2 + 3?", "--speed", "balanced", "--device", "cpu", "--threads", "1", "--json"]) == 0
-    settings = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
-    assert {name: settings[name] for name in PRESETS["balanced"][0]} == dict(PRESETS["balanced"][0])
+    used = json.loads(capsys.readouterr().out.splitlines()[-1])["settings"]
+    assert {name: used[name] for name in PRESETS["balanced"][0]} == dict(PRESETS["balanced"][0])
     assert main(["chat", "hello", "--speed", "warp"]) == 2
     assert "no speed is called 'warp'; use one of exact, balanced, fast" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from tiny_checkpoint import SPECIAL, write_tokenizer
 from mmada_lite import memory_plan
 from mmada_lite.bundle import LOGITS, Bundle
 from mmada_lite.cli.main import main
+from mmada_lite.decoding import settings
 from mmada_lite.decoding.settings import ImageSettings, TextSettings
 from mmada_lite.errors import Error
 from mmada_lite.export.bundle import export_checkpoint
@@ -245,8 +246,16 @@ def test_a_card_is_told_of_precisions_that_are_written_for_it(capsys: pytest.Cap
         assert {row["precision"] for row in said["precisions"]} == set(memory_plan.PRECISIONS) - left_out  # type: ignore[attr-defined]
 
 
+@pytest.fixture
+def partial_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds of which two keep keys and values of drawings, whatever the shipped ones keep."""
+    changes = {"refresh": 2, "candidate_ratio": 2.0}
+    monkeypatch.setattr(settings, "PRESETS", {"exact": ({}, {}), "balanced": ({}, changes), "fast": ({}, changes)})
+
+
+@pytest.mark.usefixtures("partial_steps")
 def test_a_speed_counts_the_caches_that_it_keeps(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The published settings have no cache for drawings; balanced keeps keys and values of both rows."""
+    """The published settings have no cache for drawings; such a speed keeps keys and values of both rows."""
     _, exact = plan(capsys, "-m", "8b", "--memory", "16GB")
     _, balanced = plan(capsys, "-m", "8b", "--memory", "16GB", "--speed", "balanced")
     for a, b in zip(exact["precisions"], balanced["precisions"], strict=True):  # type: ignore[call-overload]
@@ -256,6 +265,7 @@ def test_a_speed_counts_the_caches_that_it_keeps(tiny_bundle: Path, capsys: pyte
     assert none["precisions"][0]["caches"] == 0  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("partial_steps")
 def test_the_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-m", "8b", "--memory", "48GB"]) == 0
     out = capsys.readouterr().out
