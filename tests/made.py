@@ -130,9 +130,10 @@ def processor(content: Mapping[str, Any]) -> str:
 
 def exam() -> str:
     """How good the small model is: the measures of its record, with 95% intervals, by the style of the icons. Colours of
-    backgrounds, which are all right, are left to the page."""
+    backgrounds, which are all right, are left to the page, and `holes` to their own table."""
     rows: dict[str, dict[str, str]] = {}
-    for row in record.runs_of(record.load(RESULTS / "quality.json"))[0]["rows"]:
+    kept = record.runs_of(record.load(RESULTS / "quality.json"))[0]["rows"]
+    for row in (row for row in kept if row["task"] not in ASKED_WITH_HOLES):
         for name, each in row["report"].items():
             if "low" not in each:
                 continue
@@ -148,6 +149,7 @@ def exam() -> str:
     return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))
 
 
+ASKED_WITH_HOLES = ("filling", "choosing")  # tasks of the exam
 WAYS = {"whole": "whole", "hole": "hole", "holes": "hole", "any_length": "any length", "begun": "begun", "choice": "choice"}
 
 
@@ -155,7 +157,7 @@ def holes() -> str:
     """How well the small model fills holes and chooses: the measures of its record, with 95% intervals, by what is given."""
     rows: dict[str, dict[str, str]] = {}
     kept = record.load(RESULTS / "quality.json")["rows"]
-    reports = [row["report"] for row in kept if row["task"] in ("filling", "choosing")]
+    reports = [row["report"] for row in kept if row["task"] in ASKED_WITH_HOLES]
     for name, each in (pair for report in reports for pair in report.items()):
         way = next((way for way in WAYS if re.search(rf"_{way}(_|$)", name)), "any_length")
         low, high = math.floor(100 * each["low"]), math.ceil(100 * each["high"])  # no bound is rounded towards the share

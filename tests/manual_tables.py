@@ -1,4 +1,5 @@
-"""The tables of settings, presets, quantization and the walk-through: from the code, and from the records in bench/results.
+"""The tables of settings, presets, quantization and the walk-through: from the code, from the records in bench/results, and
+from the recorded ids of the packaged model.
 
 It knows what stands in a table; `made` writes it into its page.
 """
@@ -11,9 +12,12 @@ from typing import Any
 
 import training_tables
 
+from mmada_lite.bundle import Bundle
+from mmada_lite.decoding.rows import chat_ids
 from mmada_lite.decoding.setting_fields import Setting, settings_of, spelled
 from mmada_lite.decoding.settings import PRESETS, ImageAcceleration, ImageSettings, TextAcceleration, TextSettings
 from mmada_lite.memory_plan import PRECISIONS
+from mmada_lite.vocabulary import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(?<=<!-- made: )(\w+-\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -135,6 +139,19 @@ WALKTHROUGH = (
 )
 
 
+def rows(question: str = "7 - 2") -> str:
+    """Two rows of ids that a host can check itself with: a question's, and the recorded answer of the packaged model."""
+    bundle = Bundle.open(ROOT / "mmada_lite" / "models" / "emoji")
+    assert bundle.tokenizer_path is not None
+    tokenizer, special = Tokenizer.from_file(bundle.tokenizer_path), bundle.vocabulary.special
+    asked = chat_ids(tokenizer, bundle.vocabulary, [{"role": "user", "content": question}])
+    _, *lines = (ROOT / "tests" / "runtime" / "recorded" / "shipped_ids.jsonl").read_text(encoding="utf-8").splitlines()
+    (answer,) = (run["ids"] for run in map(json.loads, lines) if (run["speed"], run["case"]) == ("exact", f"text, {question}"))
+    said = (" ".join(map(str, ids)) for ids in (asked, answer[: answer.index(special.eos) + 1]))
+    words = f'chat row of "{question}"', "its answer, up to `eos`"
+    return table(("", ""), zip(words, (f"{next(said)}, then the answer's masks", next(said)), strict=True))
+
+
 def _record(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     return found
@@ -151,6 +168,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "quantization-losses": losses,
     "quantization-methods": methods,
     "checkpoint-walkthrough": walkthrough,
+    "bundle-rows": rows,
     "training-law": lambda: table(training_tables.HEADS, training_tables.law()),
 }
 

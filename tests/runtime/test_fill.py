@@ -79,7 +79,7 @@ def test_what_is_given_stands_in_the_text_and_spans_say_where_the_rest_is(shippe
     assert [shipped.decode(span.ids) for span in result.spans] == [f" {first.text}", f" {second.text}"]
     for span in result.spans:
         assert span.mean == pytest.approx(span.log_probability / len(span.ids))
-        assert span.log_probability < 0
+        assert span.log_probability <= 0  # 0 where the model is sure beyond float32
     assert result.steps == len(steps) == steps[-1].model_calls == result.model_calls
     assert result.complete
     assert result.text == shipped.fill(text, seed=1).text == shipped.fill(text).text

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import mmada_lite
 from mmada_lite.cli.main import main
 from mmada_lite.train import curves, gallery
 
@@ -43,6 +45,16 @@ def test_a_sheet_has_its_captions_above_the_pictures() -> None:
         words = page.crop((left, 0, left + 128, gallery.CAPTION)).convert("L")
         assert words.getextrema() == (0, 255)
     assert page.crop((128, 0, 128 + gallery.GAP, gallery.CAPTION)).convert("L").getextrema() == (255, 255)
+
+
+def test_the_sheet_in_the_manual_is_of_the_packaged_model() -> None:
+    """A code or two may be rounded otherwise here; other weights change more: `mmada-lite train gallery -o docs`."""
+    page, model = Image.open(Path(__file__).parents[2] / "docs" / "drawings.png").convert("RGB"), mmada_lite.load(device="cpu")
+    for number, prompt in enumerate(gallery.PROMPTS[:3]):
+        drawn = gallery.sheet([[model.paint(prompt).picture]], 2)
+        left = number * (drawn.width + gallery.GAP)
+        kept = page.crop((left, gallery.CAPTION, left + drawn.width, gallery.CAPTION + drawn.height))
+        assert np.abs(np.asarray(drawn).astype(int) - np.asarray(kept)).mean() < 4, prompt
 
 
 @pytest.mark.parametrize("verb", ["gallery", "curves", "synergy"])

@@ -103,9 +103,12 @@ def test_the_page_draws_what_python_draws(page: Page, model: mmada_lite.Model) -
     """A caption and a seed are typed, the button is pressed, and the canvas is looked at: each step, and the end."""
     steps = _draw_on_the_page(page, CAPTIONS[0], seed=11)
     frames = [_pixels(frame) for frame in page.run("return frames")[1:]]  # the first stood there before
-    assert len(frames) == len(steps) == model.image_defaults.steps  # each was painted, and differs from the one before
-    for step, pixels in zip(steps, frames, strict=True):
-        ours = model.codec.decode(np.array(step["predictedCodes"]).reshape(model.codec.grid, -1))
+    predicted = [step["predictedCodes"] for step in steps]
+    new = [codes for codes, before in zip(predicted, [None, *predicted], strict=False) if codes != before]
+    assert len(steps) == model.image_defaults.steps
+    assert len(frames) == len(new) > 1  # each was painted that differs from the one before
+    for codes, pixels in zip(new, frames, strict=True):
+        ours = model.codec.decode(np.array(codes).reshape(model.codec.grid, -1))
         assert np.abs(pixels - np.asarray(ours)).max() <= 1
     assert frames[-1].std() > 10  # a picture, not a plain colour
     if agree(steps, model, CAPTIONS[0], 11, model.image_defaults):
