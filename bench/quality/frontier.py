@@ -98,7 +98,9 @@ def rows(
     def examined(way: Policy, cases: int) -> Row:
         first, own = right(ways[0], cases), right(way, cases)
         changes = dict(way.of_text if kind == "text" else way.of_image)
-        told = {task: {name: each for name, each in report.items() if name not in ("cases", "clusters")} for task, report in own.items()}
+        told = {
+            task: {name: report[name] for name in report if name not in ("cases", "clusters")} for task, report in own.items()
+        }
         points = {task: gained(first[task], report) for task, report in own.items()}
         share = sum(report["share"] for report in own.values()) / len(own)
         return {**by_name[way.name], "changes": changes, "count": cases, "quality": told, "points": points, "share": share}

@@ -106,7 +106,8 @@ def test_every_way_is_asked_few_cases_and_the_fastest_all(place: Path, monkeypat
     assert {(kind, count) for kind, _, count in asked} == {("text", 10), ("text", 40), ("image", 10), ("image", 160)}
     assert len(asked) == len(set(asked))
     assert rows["steps=0.25"]["count"] == 160  # few cases did not tell
-    assert rows["steps=0.25"]["points"]["drawing"]["change"] == -100 == gains("1" * 20, "0" * 20)["change"]
+    all_lost = gains({"cases": "1" * 20}, {"cases": "0" * 20})["change"]
+    assert rows["steps=0.25"]["points"]["drawing"]["change"] == -100 == all_lost
     assert rows["steps=1.5"]["count"] == rows["guidance=0.0"]["count"] == 10  # no speed is chosen of these
     assert content["presets"] == choice.presets(content["rows"])
     assert content["presets"]["fast"]["image"] == {"steps": 0.75}  # of two steps, smaller shares are one

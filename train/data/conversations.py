@@ -10,14 +10,15 @@ import numpy as np
 
 from mmada_lite.decoding.rows import text_prompt
 from mmada_lite.train.data.arithmetic import draw_problem, question_of
-from mmada_lite.train.data.concepts import COLOURS, CONCEPTS
+from mmada_lite.train.data.concepts import CONCEPTS
 from mmada_lite.train.data.material import Material
-from mmada_lite.train.data.texts import Typed, caption, fact, picture_question, typed
+from mmada_lite.train.data.texts import Typed, caption, fact, pairs, picture_question, typed
 from mmada_lite.train.data.thoughts import answer_of
 from mmada_lite.train.data.turns import Draws, Turn, two_about_one, two_about_several, two_problems, two_without_picture
 
 KEPT_THOUGHT = 0.5  # share of the groups whose first turns are kept with their thought, as `chat` keeps it; others keep answers
 FILLED: dict[str, float] = {"caption": 0.25, "fact": 0.3, "sum": 0.3, "picture": 0.15}  # what has a hole, by share
+PAIRS = pairs(held_out=False)  # whose captions have holes
 UNTHOUGHT: dict[str, float] = {"sum1": 0.1, "difference1": 0.1, "sum2": 0.4, "difference2": 0.4}  # whose result has one
 
 
@@ -44,16 +45,16 @@ class Conversations:
             return [], two_without_picture(self.problems, draws)
         if kind == "scene":
             picture = of.pick(of.several, False, draws.rest)
-            return of.shown(of.several, picture), two_about_several(*of.seen_several(picture), draws)
+            return of.shown(of.several, picture), two_about_several(*of.seen_several(picture), self.problems, draws)
         picture = of.pick(of.singles, False, draws.rest)
         return of.shown(of.singles, picture), two_about_one(kind, *of.seen(picture), self.problems, draws)
 
     def to_fill(self, what: str, kind: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """What stands before a text with a hole, and the text: one of FILLED; of a problem of that kind, its result."""
         of = self.material
-        if what == "caption":  # of any pair of thing and colour, as no picture is shown
-            concept, colour = CONCEPTS[rng.integers(len(CONCEPTS))], COLOURS[rng.integers(len(COLOURS))]
-            return text_prompt(of.tokenizer, of.vocabulary), of.text(caption(concept, colour, rng))
+        if what == "caption":
+            concept, colour = PAIRS[rng.integers(len(PAIRS))]
+            return text_prompt(of.tokenizer, of.vocabulary), of.text(caption(CONCEPTS[concept], colour, rng))
         if what == "fact":
             question, answer = fact(rng)
             return of.chat(question), of.text(answer)

@@ -41,6 +41,7 @@ from mmada_lite.train.data.turns import TURNS, Draws
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
 
 ANSWER_LENGTH = 48  # tokens of the longest answer: text, end of turn, then ends of text
+MORE_BLOCKS = (0, 0, 0, 1, 2)  # of ends behind a text with a hole
 SHORT_LENGTHS = (16, 16, 16, 24, 48)  # what short answers are filled to, so that the length gives nothing away
 LOOKUPS = ("position", "position", "count", "count", "compare", "cell")  # what `answer_from_thought` asks
 TOGETHER = 0.5  # share of the captions of two things side by side that do not say where they are
@@ -239,7 +240,8 @@ class Sequences:
         examples = equal_length(lambda: self.conversations.to_fill(what, kind, rng), count, parts=2)
         prompts, texts = (np.array(part) for part in zip(*examples, strict=True))
         end = turn_end(self.tokenizer, self.vocabulary)
-        filling = [self.vocabulary.special.eos] * (-(texts.shape[1] + len(end)) % BLOCK)
+        blocks = int(rng.choice(MORE_BLOCKS))  # where the runtime tries longer texts too, it fills up to the longest
+        filling = [self.vocabulary.special.eos] * (-(texts.shape[1] + len(end)) % BLOCK + BLOCK * blocks)
         return hole_rows("fill", prompts, texts, np.array([*end, *filling]), self.vocabulary, rng)
 
     def _pictures(self, task: str, draw: Callable[[], tuple[list[int], Ints]], count: int, rng: np.random.Generator) -> Rows:

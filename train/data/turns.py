@@ -19,8 +19,8 @@ from mmada_lite.train.data.scenes import KINDS as QUESTIONS
 from mmada_lite.train.data.scenes import scene_question
 from mmada_lite.train.data.texts import COLOUR_OF, Half, fact, on_side, picture_question
 
-TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.1, "text": 0.25, "single": 0.25, "scene": 0.2}  # shares
-ELSEWHERE = 0.5  # share of the conversations about a picture of one thing in which one turn is about something else
+TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.1, "text": 0.2, "single": 0.2, "scene": 0.3}  # shares
+ELSEWHERE = 0.5  # share of the conversations about a picture in which one turn is about something else
 FACT = 0.35  # share of the turns without a picture that are facts; the others are problems
 MOST = 999  # of which something is taken, or to which something is added: three columns are what is practised
 TRIES = 40  # to go on from a result, before another first problem is drawn
@@ -94,18 +94,20 @@ def two_about_one(kind: str, concept: Concept, colour: str, problems: Mapping[st
     first, second = (Turn(*picture_question(concept, colour, rng)) for rng in draws)
     if kind == "and_thing":
         return first, and_thing(concept.name, draws.rest) or second
+    return _one_elsewhere(first, second, problems, draws)
+
+
+def two_about_several(layout: Layout, colour: str, problems: Mapping[str, float], draws: Draws) -> tuple[Turn, Turn]:
+    """Two questions about a picture of several things, or one of them and a turn without a picture."""
+    first, second = (_scene_turn(layout, colour, rng) for rng in draws)
+    return _one_elsewhere(first, second, problems, draws)
+
+
+def _one_elsewhere(first: Turn, second: Turn, problems: Mapping[str, float], draws: Draws) -> tuple[Turn, Turn]:
     other = draws.first.random()
     if other < ELSEWHERE / 2:
-        first = text_turn(problems, draws.first)
-    elif other < ELSEWHERE:
-        second = text_turn(problems, draws.rest)
-    return first, second
-
-
-def two_about_several(layout: Layout, colour: str, draws: Draws) -> tuple[Turn, Turn]:
-    """Two questions about a picture of several things."""
-    first, second = (_scene_turn(layout, colour, rng) for rng in draws)
-    return first, second
+        return text_turn(problems, draws.first), second
+    return (first, text_turn(problems, draws.rest)) if other < ELSEWHERE else (first, second)
 
 
 def two_without_picture(problems: Mapping[str, float], draws: Draws) -> tuple[Turn, Turn]:
