@@ -184,7 +184,7 @@ def train_vq(
 
     def check() -> dict[str, float]:
         loop.average.swap(objective)
-        values = {}
+        values = dict[str, float]()
         for name, pictures in checks.items():
             made = reconstruct(model, pictures)
             values |= {f"psnr_{name}": round(psnr(made, pictures), 3), f"sharp_{name}": round(sharpness(made, pictures), 3)}
