@@ -1,6 +1,7 @@
 """The pictures under docs/: what a bundle draws, how a picture comes into being, a hole filled and a border crossed.
 
     mmada-lite train gallery -o docs
+    mmada-lite train gallery -m NEW --against OLD -o docs/lab     # what two models draw of each caption, side by side
 
 The captions are ours, the clearest first; of what they gave nothing is chosen: seeds count from 0. It uses the public
 interface alone.
@@ -57,6 +58,17 @@ def drawings(model: mmada_lite.Model) -> Image.Image:
     return sheet(bands)
 
 
+def beside(old: mmada_lite.Model, new: mmada_lite.Model) -> Image.Image:
+    """What two models draw of each caption with the same seed, the old one above the new one."""
+    return side_by_side([[model.paint(prompt).picture for prompt in PROMPTS] for model in (old, new)])
+
+
+def side_by_side(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of as many pictures, cut into bands of half a row one below the other."""
+    half = -(-len(rows[0]) // 2)
+    return sheet([[sheet([row[start : start + half] for row in rows], 2)] for start in range(0, len(rows[0]), half)])
+
+
 def steps(model: mmada_lite.Model) -> Image.Image:
     """What is predicted of one picture, step by step."""
     rows = []
@@ -89,8 +101,14 @@ def _draw_all(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="mmada-lite train gallery", description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", help="a bundle's folder (default: the small model in the package)")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"), help="folder for the PNG files (%(default)s)")
+    parser.add_argument("--against", help="another bundle: one page alone, beside.png, its drawings above the model's")
     options = parser.parse_args(argv)
     model = mmada_lite.load(options.model)
+    if options.against:
+        path = options.output / "beside.png"
+        beside(mmada_lite.load(options.against), model).save(path, optimize=True)
+        print(path)
+        return 0
     for draw in (drawings, steps, edits):
         path = options.output / f"{draw.__name__}.png"
         draw(model).save(path, optimize=True)

@@ -26,7 +26,7 @@ from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
 from mmada_lite.train.intervals import interval
 from mmada_lite.train.optimizer import warm_cosine
 from mmada_lite.train.progress import step_generator
-from mmada_lite.train.stage_vq import to_pictures, to_tensor
+from mmada_lite.train.stage_vq import reconstruct, to_pictures, to_tensor
 from mmada_lite.train.vq import MagViT
 
 log = logging.getLogger("mmada_lite")
@@ -98,12 +98,6 @@ class Judge(nn.Module):
             line = str(error).strip().splitlines()[-1].strip()[:160]
             raise Error(f"{file} is no judge of these concepts ({line}): run `python -m mmada_lite.train judge`") from error
         return judge.eval()
-
-
-def reconstruct(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures after the image tokenizer and back."""
-    parts = [to_pictures(model.decode(model.encode(to_tensor(pictures[i : i + 64])))) for i in range(0, len(pictures), 64)]
-    return np.concatenate(parts)
 
 
 def compose_many(

@@ -17,6 +17,7 @@ from mmada_lite.train.loop import LoopSettings
 from mmada_lite.train.model import MMaDA
 from mmada_lite.train.policy import TRACED, UNIGRPO, WHOLE
 from mmada_lite.train.rollouts import ROWS
+from mmada_lite.train.sharp import SharpSettings
 from mmada_lite.train.stage_three import Ends, PolicySettings
 from mmada_lite.train.stage_vq import VQSettings
 from mmada_lite.vocabulary import Tokenizer, Vocabulary
@@ -36,7 +37,11 @@ VQ_CONFIG = VQConfig(
 )
 
 CONTINUE = VQSettings(steps=420, muon_lr=0.01, adam_lr=1e-3, edges=0.7, concept_share=0.6, scene_share=0.45, warmup=20, seed=21)
-SHARPEN = VQSettings(steps=700, muon_lr=0.01, adam_lr=1e-3, edges=1.0, concept_share=0.7, decoder_only=True, seed=2)
+SHARPEN = VQSettings(
+    steps=1600, batch=16, muon_lr=0.01, adam_lr=1e-3, edges=0.5, concept_share=0.7, pieces=1, decoder_only=True, seed=2
+)
+SHARP = SharpSettings()  # beside it
+SHARP_DECODER = Tower(ch=16, ch_mult=(1, 2, 3, 6), num_res_blocks=(1, 2, 3, 4))  # blocks where they cost few seconds
 
 
 REWARDS: dict[str, dict[str, float]] = {

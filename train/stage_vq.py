@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
 from mmada_lite.train.loop import Loop, LoopSettings
 from mmada_lite.train.optimizer import warm_cosine
 from mmada_lite.train.progress import step_generator
+from mmada_lite.train.sharpness import sharpness
 from mmada_lite.train.vq import MagViT
+
+if TYPE_CHECKING:
+    from mmada_lite.train.sharp import SharpObjective
 
 SEVERAL = Augmentation((0.7, 1.0), 0.06, 15.0, True, 0.05, 0.3, 0.12, 0.15, 15.0)
 HEAVY = Augmentation((0.5, 1.05), 0.15, 20.0, True, 0.06, 0.35, 0.15, 0.2, 20.0)
@@ -103,6 +108,10 @@ class VQObjective(nn.Module):
         values = {"mse": squared, "entropy": entropy, "commitment": commitment}
         return share * loss, {name: torch.stack([v.detach(), v.new_tensor(1.0)]) for name, v in values.items()}
 
+    def factors(self, step: int) -> dict[str, float]:
+        """Of the entropy term: 1 at first, 0.1 from six tenths of the steps on."""
+        return {"fade": 0.1 + 0.9 * max(0.0, 1.0 - step / (0.6 * self.settings.steps))}
+
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
@@ -126,18 +135,16 @@ class PictureSource:
         return compose(icons[rng.integers(len(icons))], colour, rng, HEAVY)
 
 
-@torch.no_grad()
-def psnr(model: MagViT, pictures: NDArray[np.uint8], batch: int = 64) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio after encoding and decoding, dB on 0..255."""
-    values = []
-    for start in range(0, len(pictures), batch):
-        part = pictures[start : start + batch]
-        pixels = to_tensor(part)
-        side = pixels.shape[-1] // 8
-        decoded = to_pictures(model.decode(model.encode(pixels), (side, side)))
-        error = ((decoded.astype(np.float64) - part) ** 2).mean(axis=(1, 2, 3))
-        values.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
-    return float(np.concatenate(values).mean())
+def reconstruct(model: MagViT, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures [B, side, side, 3] after the image tokenizer and back."""
+    parts = [to_pictures(model.decode(model.encode(to_tensor(pictures[i : i + 64])))) for i in range(0, len(pictures), 64)]
+    return np.concatenate(parts)
+
+
+def psnr(made: NDArray[np.uint8], originals: NDArray[np.uint8]) -> float:
+    """Mean over pictures [B, H, W, 3] of the peak signal-to-noise ratio, dB on 0..255."""
+    error = ((made.astype(np.float64) - originals) ** 2).mean(axis=(1, 2, 3))
+    return float((10 * np.log10(255**2 / np.maximum(error, 1e-3))).mean())
 
 
 def validation_pictures(icons: NDArray[np.uint8], count: int, seed: int = 7) -> NDArray[np.uint8]:
@@ -149,11 +156,19 @@ def validation_pictures(icons: NDArray[np.uint8], count: int, seed: int = 7) -> 
 
 
 def train_vq(
-    model: MagViT, source: PictureSource, checks: dict[str, NDArray[np.uint8]], folder: Path, settings: VQSettings
+    model: MagViT,
+    source: PictureSource,
+    checks: dict[str, NDArray[np.uint8]],
+    folder: Path,
+    settings: VQSettings,
+    objective: VQObjective | SharpObjective | None = None,
+    until: int | None = None,
 ) -> MagViT:
-    """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`."""
+    """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`. `objective`: of the
+    same model and settings, with losses of its own; `until` stops before that step."""
     model.encoder.requires_grad_(not settings.decoder_only)
-    objective = VQObjective(model.to(memory_format=torch.channels_last), settings)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = objective or VQObjective(model, settings)
     matrices = {name for name, p in objective.named_parameters() if p.ndim == 4 and min(p.shape[:2]) > 3}
     how = LoopSettings(settings.steps, settings.muon_lr, settings.adam_lr, 0.0, 0.999 if settings.steps > 600 else 0.99, 1.0)
     loop = Loop(objective, matrices, folder, how, lambda step: warm_cosine(step, settings.steps, settings.warmup))
@@ -161,15 +176,21 @@ def train_vq(
 
     def batch(step: int) -> list[dict[str, Tensor]]:
         pixels = to_tensor(source.batch(settings.batch, step_generator(settings.seed, step)))
-        fade = 0.1 + 0.9 * max(0.0, 1.0 - step / (0.6 * settings.steps))
-        return [{"pixels": part, "fade": torch.full((len(part),), fade)} for part in pixels.chunk(pieces)]
+        factors = objective.factors(step)
+        return [
+            {"pixels": part} | {name: torch.full((len(part),), value) for name, value in factors.items()}
+            for part in pixels.chunk(pieces)
+        ]
 
     def check() -> dict[str, float]:
         loop.average.swap(objective)
-        values = {f"psnr_{name}": round(psnr(model, pictures), 3) for name, pictures in checks.items()}
+        values = dict[str, float]()
+        for name, pictures in checks.items():
+            made = reconstruct(model, pictures)
+            values |= {f"psnr_{name}": round(psnr(made, pictures), 3), f"sharp_{name}": round(sharpness(made, pictures), 3)}
         loop.average.swap(objective)
         return values
 
-    loop.run(batch, check=check)
+    loop.run(batch, until, check)
     loop.average.swap(objective)
     return model

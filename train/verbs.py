@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmada_lite.train.data.sequences import Sequences
     from mmada_lite.train.model import MMaDA
     from mmada_lite.train.rewards import Classifier
+    from mmada_lite.train.sharp import SharpSettings
     from mmada_lite.train.stage_three import Decode, PolicySettings, StageThree
     from mmada_lite.train.stage_vq import VQSettings
     from mmada_lite.train.stages import StageSettings
@@ -68,28 +69,41 @@ def vq(workspace: Workspace, arguments: argparse.Namespace) -> None:
 
 
 def sharpen(workspace: Workspace, arguments: argparse.Namespace) -> None:
-    """Train the image tokenizer's decoder further; codes keep their meaning, so this may follow at any time."""
-    from mmada_lite.train.recipe import SHARPEN
+    """Train a larger, sharper decoder for the codes of the image tokenizer, beside a critic; codes keep their meaning, so this
+    may follow at any time."""
+    import torch
+
+    from mmada_lite.train.recipe import SHARP, SHARP_DECODER, SHARPEN
+    from mmada_lite.train.sharp import grow_decoder
     from mmada_lite.train.vq import MagViT
 
-    _train_vq(workspace, MagViT.load(workspace.vq_model), workspace.sharp, _lasting(SHARPEN, arguments.steps))
+    torch.manual_seed(SHARPEN.seed)
+    model = grow_decoder(MagViT.load(workspace.vq_model), SHARP_DECODER)
+    _train_vq(workspace, model, workspace.sharp, _lasting(SHARPEN, arguments.steps), SHARP)
 
 
-def _train_vq(workspace: Workspace, model: MagViT, folder: Path, settings: VQSettings) -> None:
+def _train_vq(
+    workspace: Workspace, model: MagViT, folder: Path, settings: VQSettings, sharp: SharpSettings | None = None
+) -> None:
     from accelerate import PartialState
 
     from mmada_lite.train import stage_vq
     from mmada_lite.train.data import emoji
+    from mmada_lite.train.sharp import SharpObjective, SharpSource
 
     concepts = emoji.load_concepts(workspace.concepts, "train").pixels
     library = emoji.load_library(workspace.library)
-    source = stage_vq.PictureSource(concepts, library, settings.concept_share, settings.scene_share)
+    shares = settings.concept_share, settings.scene_share
+    source, objective = stage_vq.PictureSource(concepts, library, *shares), None
+    if sharp is not None:
+        source = SharpSource(concepts, library, *shares, sharp.tidy_share)
+        objective = SharpObjective(model, settings, sharp)
     validation = emoji.load_concepts(workspace.concepts, "validation").pixels
     checks = {
         "validation": stage_vq.validation_pictures(validation, 64),
         "train": stage_vq.validation_pictures(concepts, 48),
     }
-    trained = stage_vq.train_vq(model, source, checks, folder, settings)
+    trained = stage_vq.train_vq(model, source, checks, folder, settings, objective)
     if PartialState().is_main_process:
         trained.save(folder / "model", "float32")
 

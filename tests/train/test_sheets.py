@@ -57,6 +57,14 @@ def test_the_sheet_in_the_manual_is_of_the_packaged_model() -> None:
         assert np.abs(np.asarray(drawn).astype(int) - np.asarray(kept)).mean() < 4, prompt
 
 
+def test_two_models_stand_side_by_side() -> None:
+    old, new = ([Image.new("RGB", (4, 4), colour)] * 5 for colour in ("red", "blue"))
+    page = gallery.side_by_side([old, new])
+    step = 8 + gallery.GAP
+    assert page.size == (3 * step - gallery.GAP, 4 * step - gallery.GAP)
+    assert [page.getpixel((step, row * step))[2] for row in range(4)] == [0, 255, 0, 255]  # old above new, in both bands
+
+
 @pytest.mark.parametrize("verb", ["gallery", "curves", "synergy"])
 def test_each_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
