@@ -109,7 +109,7 @@ def test_coarser_formats_lose_more(tiny_checkpoint: Path, tiny_bundle: Path, tmp
 
 
 def test_bundles_of_another_model_are_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(Error, match="is of another model"):
+    with pytest.raises(Error, match="has another shape or vocabulary"):
         Reference.cached(tiny_bundle, 1, 1, 1)().told_of_bundle(mmada_lite.model.embedded_bundle())
 
 

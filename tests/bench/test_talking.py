@@ -17,8 +17,11 @@ from mmada_lite.bench.quality.context import EvalContext
 from mmada_lite.bench.quality.models import open_model
 from mmada_lite.bench.quality.tasks import TASKS
 from mmada_lite.knowledge import in_lower_case
+from mmada_lite.train.data.arithmetic import Problem
 from mmada_lite.train.data.concepts import CONCEPT_NAMES, CONCEPTS, SMALL
+from mmada_lite.train.data.texts import COLOUR_OF, fact_wordings, on_side
 from mmada_lite.train.data.thoughts import answer_of
+from mmada_lite.train.data.turns import COLOUR_OF_IT
 from mmada_lite.train.intervals import clusters_of
 from mmada_lite.vocabulary import Tokenizer
 
@@ -168,7 +171,7 @@ def test_capitals_are_asked_as_written_and_as_the_runtime_reads_them(
     assert report["upper_raw_less_lower"]["mean"] == -100
     assert report["upper_runtime_less_lower"]["mean"] == 0
     assert {"What is a cat?", "Hello.", "WHAT IS A CAT?", "hello."} <= set(read)
-    assert read.count("what is a cat?") == 2  # once for lower case, and again beside what the full stop changes
+    assert read.count("what is a cat?") == 3  # once for lower case, and again beside what a full stop changes, both times
     alike = replace(context, model=replace_tokenizer(context))
     assert not [name for name in wording.capitals(alike) if "runtime" in name]
 
@@ -186,7 +189,9 @@ def test_a_second_turn_asks_the_same_behind_a_true_first_one(context: EvalContex
         knows = [not each.before or any(each.before[0] == turn for turn in facts) for each in asked]
         return [each.wanted if known else "" for each, known in zip(asked, knows, strict=True)]
 
-    facts = [(wording, reply) for reply, wordings in conversation.FACTS for wording in wordings]
+    facts = [(wording, reply) for reply, wordings in conversation.FACTS for wording in wordings] + fact_wordings(False)
+    for referring in ("_referring_problems", "_referring_things"):
+        monkeypatch.setattr(conversation, referring, lambda *_: [])
     monkeypatch.setattr(conversation, "replies_to", replies)
     report: Any = conversation.turns(context)
     assert {report[f"first_{kind}"]["total"] for kind in conversation.KINDS} == {16}
@@ -204,7 +209,34 @@ def test_a_second_turn_asks_the_same_behind_a_true_first_one(context: EvalContex
         if each.background and (question, answer) not in facts and _kind((question, answer)) != "sum":
             assert answer == each.background  # what else it says of the picture would tell
     bare = [each for each in second if _kind(each.before[0]) == "sum" and "<think>" not in each.before[0][1]]
-    assert report["second_behind_bare_answers"]["total"] == len(bare) == behind["sum"]
+    assert len(bare) == behind["sum"]
+    assert report["second_behind_bare_answers"]["total"] == sum(behind.values())  # yes and no stand behind a thought too
+
+
+def test_what_refers_to_a_first_turn_goes_on_from_it(context: EvalContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both problems are held out, in the half that is asked; a thing is asked about behind its name."""
+    conversations = list[conversation.Asked]()
+
+    def right(_: EvalContext, asked: Sequence[conversation.Asked]) -> list[str]:
+        conversations.extend(each for each in asked if each.before)
+        return [each.wanted for each in asked]
+
+    monkeypatch.setattr(conversation, "replies_to", right)
+    report: Any = conversation.turns(context)
+    assert report["referring"] == report["referring"] | {"share": 1, "total": 32}
+    problems = [
+        each for each in conversations if each.question.removeprefix("and ").split(" ")[0] in ("plus", "minus", "+", "-")
+    ]
+    assert len(problems) == report["second_and_problem"]["total"] == 16
+    for each in problems:
+        first, number = answer_of(each.before[0][1]), int("".join(filter(str.isdigit, each.question)))
+        sign = "-" if "minus" in each.question or "-" in each.question else "+"
+        assert int(answer_of(each.wanted)) == int(first) + (number if sign == "+" else -number)
+        assert on_side(Problem(int(first), sign, number).split_text, True, context.half)
+    things = [each for each in conversations if each.question in COLOUR_OF_IT]
+    named = {concept.phrase: concept.name for concept in CONCEPTS}
+    assert things
+    assert all(each.wanted == COLOUR_OF[named[each.before[0][1]]] and each.picture is not None for each in things)
 
 
 def _kind(turn: conversation.Turn) -> str:

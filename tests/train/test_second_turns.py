@@ -194,7 +194,9 @@ def test_questions_of_yes_and_no_are_half_no_and_ask_for_any_other_thing() -> No
     rng, concept, answers, others = np.random.default_rng(0), CONCEPTS[NUMBERS["key"]], Counter[str](), set[str]()
     phrases = {each.phrase: each for each in CONCEPTS}
     for _ in range(3000):
-        question, answer = texts.yes_no_question(concept, rng)
+        question, response = texts.yes_no_question(concept, rng)
+        seen, answer = split_thought(response) or ("", "")
+        assert seen == concept.phrase
         (asked,) = (p for template in texts.YES_NO_QUESTIONS[1:] for p in phrases if template.format(p) == question)
         assert (answer == "yes") == (asked == concept.phrase)
         answers[answer] += 1
@@ -202,7 +204,7 @@ def test_questions_of_yes_and_no_are_half_no_and_ask_for_any_other_thing() -> No
     assert 1400 < answers["no"] < 1600
     assert others == set(phrases) - {concept.phrase}
     assert len(others) == len(CONCEPTS) - 1 == 63
-    shares = Counter(texts.picture_question(concept, "red", rng)[1] in ("yes", "no") for _ in range(3000))
+    shares = Counter(answer_of(texts.picture_question(concept, "red", rng)[1]) in ("yes", "no") for _ in range(3000))
     assert 0.16 < shares[True] / 3000 < 0.22
 
 

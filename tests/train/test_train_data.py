@@ -14,7 +14,7 @@ from mmada_lite.train.data import texts
 from mmada_lite.train.data.concepts import BACKGROUNDS, COLOURS, CONCEPT_NAMES, CONCEPTS, NUMBERS, SMALL
 from mmada_lite.train.data.pictures import PLAIN, Augmentation, background_of, compose
 from mmada_lite.train.data.sources import STYLES, IconSet, Style, render_all, styles
-from mmada_lite.train.data.thoughts import CLOSE, OPEN
+from mmada_lite.train.data.thoughts import CLOSE, OPEN, answer_of
 from mmada_lite.train.data.tokenizer import SPECIAL_TOKENS
 from mmada_lite.vocabulary import Tokenizer
 
@@ -56,7 +56,7 @@ def test_yes_and_no_are_true() -> None:
     for _ in range(500):
         question, answer = texts.picture_question(CONCEPTS[3], "blue", rng)
         if question.startswith("is this"):
-            assert (answer == "yes") == (question == f"is this {CONCEPTS[3].phrase}?")
+            assert (answer_of(answer) == "yes") == (question == f"is this {CONCEPTS[3].phrase}?")
 
 
 @pytest.mark.parametrize("colour", COLOURS)
