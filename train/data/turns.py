@@ -19,7 +19,7 @@ from mmada_lite.train.data.scenes import KINDS as QUESTIONS
 from mmada_lite.train.data.scenes import scene_question
 from mmada_lite.train.data.texts import COLOUR_OF, Half, fact, on_side, picture_question
 
-TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.1, "text": 0.2, "single": 0.2, "scene": 0.3}  # shares
+TURNS: dict[str, float] = {"and_problem": 0.2, "and_thing": 0.05, "text": 0.15, "single": 0.15, "scene": 0.45}  # shares
 ELSEWHERE = 0.5  # share of the conversations about a picture in which one turn is about something else
 FACT = 0.35  # share of the turns without a picture that are facts; the others are problems
 MOST = 999  # of which something is taken, or to which something is added: three columns are what is practised
