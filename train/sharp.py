@@ -23,7 +23,7 @@ from mmada_lite.train.data.concepts import COLOURS
 from mmada_lite.train.data.pictures import PLAIN, compose
 from mmada_lite.train.data.scenes import GRIDS, compose_layout, draw_layout
 from mmada_lite.train.shards import TIDY, TIDY_CELL
-from mmada_lite.train.stage_vq import PictureSource, VQSettings, edge_loss
+from mmada_lite.train.stage_vq import Objective, PictureSource, VQSettings, edge_loss
 from mmada_lite.train.vq import MagViT
 
 WINDOW = 8  # pixels: edges are compared over windows of this side, not pixel by pixel
@@ -118,7 +118,7 @@ def saturated(pixels: Tensor) -> Tensor:
     return pixels + (pixels.clamp(-1, 1) - pixels).detach()
 
 
-class SharpObjective(nn.Module):
+class SharpObjective(Objective):
     """The loss of a piece of a batch, as a share of the batch's mean: of the decoder and of its critic, whose gradients do not
     meet. `factors` says what `heard`, `right` and `sharp_edges` are at a step."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +23,6 @@ from mmada_lite.train.optimizer import warm_cosine
 from mmada_lite.train.progress import step_generator
 from mmada_lite.train.sharpness import sharpness
 from mmada_lite.train.vq import MagViT
-
-if TYPE_CHECKING:
-    from mmada_lite.train.sharp import SharpObjective
 
 SEVERAL = Augmentation((0.7, 1.0), 0.06, 15.0, True, 0.05, 0.3, 0.12, 0.15, 15.0)
 HEAVY = Augmentation((0.5, 1.05), 0.15, 20.0, True, 0.06, 0.35, 0.15, 0.2, 20.0)
@@ -88,7 +84,15 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
     return rows + columns
 
 
-class VQObjective(nn.Module):
+class Objective(nn.Module):
+    """The loss of a piece of a batch, by pixels and factors that change on the way."""
+
+    def factors(self, step: int) -> dict[str, float]:
+        """Of a step, by name."""
+        raise NotImplementedError
+
+
+class VQObjective(Objective):
     """The loss of a piece of a batch of pictures, float [rows, 3, H, W] in -1..1, as a share of the batch's mean."""
 
     def __init__(self, model: MagViT, settings: VQSettings) -> None:
@@ -161,7 +165,7 @@ def train_vq(
     checks: dict[str, NDArray[np.uint8]],
     folder: Path,
     settings: VQSettings,
-    objective: VQObjective | SharpObjective | None = None,
+    objective: Objective | None = None,
     until: int | None = None,
 ) -> MagViT:
     """Train (or go on training) and return the model with averaged weights; state and log lie in `folder`. `objective`: of the

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from toys import TINY_VQ, discs, records
 
@@ -26,12 +25,6 @@ from mmada_lite.train.vq import MagViT
 LARGER = Tower(8, (1, 1, 2, 2), (1, 2, 1, 3))
 SHARP = SharpSettings(adversarial=0.05, features=0.5, after=1)
 SETTINGS = stage_vq.VQSettings(steps=6, batch=4, pieces=2, warmup=2, decoder_only=True)
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 also where the processor has bfloat16, whose rounding is no matter of these laws."""
-    monkeypatch.setattr(loop, "fast_type", lambda device: torch.float32)
 
 
 def tiny_vq() -> MagViT:
