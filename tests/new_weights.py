@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 
 from import_graph import ROOT
 
+from mmada_lite.arguments import exit_code
 from mmada_lite.bench import record
+from mmada_lite.errors import Error
 
 SHIPPED = ROOT / "train" / "shipped" / "emoji"
 BUNDLE = ROOT / "mmada_lite" / "models" / "emoji"
@@ -119,11 +121,12 @@ ALSO = (
 
 def swap(checkpoint: Path) -> None:
     """Make `checkpoint` train/shipped/emoji, and its export the bundle in the package, once that has gone well. A bundle that
-    differs in the hour of its making alone stays as it is. Raises SystemExit where a part of the checkpoint is missing."""
+    differs in the hour of its making alone stays as it is. Raises Error where a part of the checkpoint is missing
+    or damaged."""
     from mmada_lite.export.bundle import export_checkpoint
 
     if missing := [name for name in PARTS if not (checkpoint / name).is_file()]:
-        raise SystemExit(f"{checkpoint}: lacks {', '.join(missing)}; give what `mmada-lite train export` wrote")
+        raise Error(f"{checkpoint}: lacks {', '.join(missing)}; give what `mmada-lite train export` wrote")
     with tempfile.TemporaryDirectory() as scratch:
         staged, bundle = Path(scratch) / SHIPPED.name, Path(scratch) / "bundle"
         for name in PARTS:
@@ -131,7 +134,10 @@ def swap(checkpoint: Path) -> None:
             shutil.copyfile(checkpoint / name, staged / name)
         for name, file in BESIDE.items():
             shutil.copyfile(file, staged / name)
-        export_checkpoint(staged, bundle, precision="fp16")
+        try:
+            export_checkpoint(staged, bundle, precision="fp16")
+        except Error as fault:
+            raise Error(str(fault).replace(str(staged), str(checkpoint))) from fault
         for name in BESIDE:
             (staged / name).unlink()
         for made, kept in ((staged, SHIPPED), (bundle, BUNDLE)):
@@ -215,6 +221,11 @@ def left() -> Iterator[str]:
 
 
 def main() -> int:
+    """What there is to do; 2 after a fault of the user."""
+    return exit_code(_run)
+
+
+def _run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="what `mmada-lite train export` wrote")
     parser.add_argument("--records", nargs="+", default=[], choices=[each.name for each in RECORDS], metavar="NAME")

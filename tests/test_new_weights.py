@@ -68,7 +68,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_folder_that_is_no_checkpoint_changes_nothing(places: tuple[Path, Path], tmp_path: Path) -> None:
     before = [content(place) for place in places]
     (tmp_path / "config.json").touch()
-    with pytest.raises(SystemExit, match=r"lacks mmada_lite\.json, model\.safetensors, .*give what"):
+    with pytest.raises(Error, match=r"lacks mmada_lite\.json, model\.safetensors, .*give what"):
         new_weights.swap(tmp_path)
     for name in new_weights.PARTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)

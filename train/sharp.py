@@ -1,22 +1,16 @@
 """Training of a sharper decoder for codes that are there already: the encoder, and with it the meaning of every code, stays.
 Knows how a decoder grows, what it learns from and the losses beside the plain ones; `stage_vq` has the loop.
-
-The critic judges patches under the hinge loss (Isola et al. 2017, PatchGAN; Lim and Ye 2017), told the codes of each patch; the
-distance of its own features is the perceptual term. Decoder and critic are moved by one backward pass, so that one state on
-disk holds both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from mmada_lite.export.checkpoint import Tower
 from mmada_lite.train.data.concepts import COLOURS
@@ -41,9 +35,6 @@ class SharpSettings:
     ringing: float = 2.0
     # From a step on: times `squared`, and times `blurred` and `ringing`: first right, then sharp, then right where it is sharp.
     pace: tuple[tuple[int, float, float], ...] = ((0, 1.0, 1.0), (521, 1.0, 2.0), (1072, 1.0, 1.4), (1180, 2.0, 1.4))
-    adversarial: float = 0.0  # 0, and features 0: no critic
-    features: float = 0.0
-    after: int = 300  # the critic learns from the first step; the decoder hears it from this one on
 
 
 def grow_decoder(model: MagViT, tower: Tower) -> MagViT:
@@ -60,34 +51,6 @@ def grow_decoder(model: MagViT, tower: Tower) -> MagViT:
             state[name] = torch.zeros_like(tensor)
     grown.load_state_dict(state)
     return grown
-
-
-class Critic(nn.Module):
-    """Whether each patch of a picture is an original one, given its codes: pixels [B, 3, H, W] and signs [B, bits, h, w] to
-    [B, 1, h, w], high for originals; and its features, finest first."""
-
-    def __init__(self, bits: int, factor: int, width: int = 24, groups: int = 8) -> None:
-        super().__init__()
-        levels = factor.bit_length() - 1
-        widths = (3, *(width * 2 ** min(n, 2) for n in range(levels)))
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(groups, b) for b in widths[1:])
-        self.joined = nn.Conv2d(widths[-1] + bits, widths[-1], 3, padding=1)
-        self.head = nn.Conv2d(widths[-1], 1, 1)
-
-    def forward(self, pixels: Tensor, signs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, features = pixels, list[Tensor]()
-        for down, norm in zip(self.down, self.norms, strict=True):
-            x = F.leaky_relu(norm(down(x)), 0.2)
-            features.append(x)
-        x = F.leaky_relu(self.joined(torch.cat([x, signs.to(x.dtype)], dim=1)), 0.2)
-        features.append(x)
-        return self.head(x).float(), features
-
-
-def hinge(original: Tensor, made: Tensor) -> Tensor:
-    """The critic's loss of its verdicts on originals and on what was made."""
-    return F.relu(1 - original).mean() + F.relu(1 + made).mean()
 
 
 def edge_losses(made: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,15 +82,14 @@ def saturated(pixels: Tensor) -> Tensor:
 
 
 class SharpObjective(Objective):
-    """The loss of a piece of a batch, as a share of the batch's mean: of the decoder and of its critic, whose gradients do not
-    meet. `factors` says what `heard`, `right` and `sharp_edges` are at a step."""
+    """The decoder's loss of a piece of a batch, as a share of the batch's mean. `factors` says what `right` and `sharp_edges`
+    are at a step."""
 
     def __init__(self, model: MagViT, settings: VQSettings, sharp: SharpSettings) -> None:
         super().__init__()
         self.model, self.settings, self.sharp = model, settings, sharp
-        self.critic = Critic(model.config.z_channels, model.config.downsample_factor)
 
-    def forward(self, pixels: Tensor, heard: Tensor, right: Tensor, sharp_edges: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, right: Tensor, sharp_edges: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         sharp = self.sharp
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):  # the very codes that are stored
             signs = self.model.quantize.signs(self.model.encoder(pixels))
@@ -137,28 +99,13 @@ class SharpObjective(Objective):
         loss = right[0] * sharp.squared * squared + sharp.absolute * F.l1_loss(made, pixels)
         loss = loss + self.settings.edges * edges + sharp_edges[0] * (sharp.blurred * blurred + sharp.ringing * ringing)
         values = {"mse": squared, "edges": edges, "blurred": blurred, "ringing": ringing}
-        if sharp.adversarial or sharp.features:
-            verdict_of_original, features = self.critic(pixels, signs)
-            verdict_of_made, _ = self.critic(made.detach(), signs)
-            values["critic"] = hinge(verdict_of_original, verdict_of_made)
-            fixed = {name: p.detach() for name, p in self.critic.named_parameters()}
-            verdict, likeness = functional_call(self.critic, fixed, (made, signs))
-            values["features"] = torch.stack(
-                [F.l1_loss(a.float(), b.detach().float()) for a, b in zip(likeness, features, strict=True)]
-            ).mean()
-            values["fooled"] = -verdict.mean()
-            loss = loss + heard[0] * (sharp.adversarial * values["fooled"] + sharp.features * values["features"])
-            loss = loss + values["critic"]
         share = len(pixels) / self.settings.batch
         return share * loss, {name: torch.stack([v.detach(), v.new_tensor(1.0)]) for name, v in values.items()}
 
     def factors(self, step: int) -> dict[str, float]:
-        """Of the critic: 0 until it is heard, then up to 1 over as many steps as it learned alone, 100 at least. Of squared
-        differences, and of blurred and ringing edges: as `pace` says."""
-        sharp = self.sharp
-        heard = min(1.0, max(0.0, (step - sharp.after) / max(100, sharp.after)))
-        _, right, sharp_edges = [phase for phase in sharp.pace if phase[0] <= step][-1]
-        return {"heard": heard, "right": right, "sharp_edges": sharp_edges}
+        """Of squared differences, and of blurred and ringing edges, as `pace` says."""
+        _, right, sharp_edges = [phase for phase in self.sharp.pace if phase[0] <= step][-1]
+        return {"right": right, "sharp_edges": sharp_edges}
 
 
 @dataclass(frozen=True, slots=True)

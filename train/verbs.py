@@ -69,8 +69,8 @@ def vq(workspace: Workspace, arguments: argparse.Namespace) -> None:
 
 
 def sharpen(workspace: Workspace, arguments: argparse.Namespace) -> None:
-    """Train a larger, sharper decoder for the codes of the image tokenizer, beside a critic; codes keep their meaning, so this
-    may follow at any time."""
+    """Train a larger, sharper decoder for the codes of the image tokenizer; codes keep their meaning, so this may follow at
+    any time."""
     import torch
 
     from mmada_lite.train.recipe import SHARP, SHARP_DECODER, SHARPEN
