@@ -128,25 +128,38 @@ def processor(content: Mapping[str, Any]) -> str:
     return f"{hardware['cores']} cores of {hardware['processor']}, {machine_of(content)}"
 
 
+def examined() -> list[Mapping[str, Any]]:
+    """What was asked of the packaged model, task by task."""
+    return [row for row in record.load(RESULTS / "quality.json")["rows"] if row["model"] == "train/shipped/emoji"]
+
+
+PARTS_OF_A_MEASURE = (  # of the exam: kinds of turns and of texts, directions, backgrounds
+    r"(first|second)_(sum|difference|fact|what|position|count|over_first_).*|new_thing_.+|both_(plain|on_colour).*"
+    r"|(fact|sum|look|drawing)_(lower|sentence|upper).*|(sentence|upper)_(raw|runtime)|is_(yes|no)_.*|background_after.*"
+    r"|codebook_used|second_behind_.*|thought_exact_.*|thought_names_both|referring|lower"
+)
+
+
 def exam() -> str:
     """How good the small model is: the measures of its record, with 95% intervals, by the style of the icons. Colours of
-    backgrounds, which are all right, are left to the page, and `holes` to their own table."""
+    backgrounds, which are all right, are left to the page, parts of a measure to the record, `holes` to their own table."""
     rows: dict[str, dict[str, str]] = {}
-    kept = record.runs_of(record.load(RESULTS / "quality.json"))[0]["rows"]
-    for row in (row for row in kept if row["task"] not in ASKED_WITH_HOLES):
+    for row in (row for row in examined() if row["task"] not in ASKED_WITH_HOLES):
         for name, each in row["report"].items():
-            if "low" not in each:
+            if "low" not in each or re.fullmatch(PARTS_OF_A_MEASURE, name):
                 continue
             measure, _, style = name.rpartition("_")
             if style not in STYLES:
                 measure, style = name, STYLES[0]
             scale, digits, unit = (100.0, 1, "%") if "share" in each else (1.0, 2, f" {each.get('unit', 'dB')}")
+            to = " to " if unit == " points" else "-"
             middle, low, high = (f"{each.get(key, each.get('mean')) * scale:.{digits}f}" for key in ("share", "low", "high"))
             if measure == "background" and each["share"] == 1:
                 continue
-            words = f"{row['task']}: {measure.replace('_', ' ')}"
-            rows.setdefault(words, {})[style] = f"{middle}{unit} ({low}-{high})"
-    return table(("measure", *STYLES), ((words, *(found.get(style, "") for style in STYLES)) for words, found in rows.items()))
+            words = (measure if measure == row["task"] else f"{row['task']}: {measure}").replace("_", " ")
+            rows.setdefault(words, {})[style] = f"{middle}{unit} ({low}{to}{high})"
+    styles = [style for style in STYLES if any(style in found for found in rows.values())]
+    return table(("measure", *styles), ((words, *(found.get(style, "") for style in styles)) for words, found in rows.items()))
 
 
 ASKED_WITH_HOLES = ("filling", "choosing")  # tasks of the exam
@@ -156,8 +169,7 @@ WAYS = {"whole": "whole", "hole": "hole", "holes": "hole", "any_length": "any le
 def holes() -> str:
     """How well the small model fills holes and chooses: the measures of its record, with 95% intervals, by what is given."""
     rows: dict[str, dict[str, str]] = {}
-    kept = record.load(RESULTS / "quality.json")["rows"]
-    reports = [row["report"] for row in kept if row["task"] in ASKED_WITH_HOLES]
+    reports = [row["report"] for row in examined() if row["task"] in ASKED_WITH_HOLES]
     for name, each in (pair for report in reports for pair in report.items()):
         way = next((way for way in WAYS if re.search(rf"_{way}(_|$)", name)), "any_length")
         low, high = math.floor(100 * each["low"]), math.ceil(100 * each["high"])  # no bound is rounded towards the share

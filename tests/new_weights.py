@@ -7,6 +7,7 @@ checkpoint that is in the package it changes nothing but rounding of another pro
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,20 +55,30 @@ class Record(NamedTuple):
 
 
 RECORDS = (  # the most telling first; those that time nothing may run two at once, a core each
-    Record("quality", 0, 12, ("bench quality train/shipped/emoji --count 240 --split test",)),
-    Record("quality", 2, 5, ("bench quality mmada_lite/models/emoji --only filling choosing --count 1215 --split test",)),
+    *(
+        Record("quality", run, minutes, (f"bench quality train/shipped/emoji --against before --split test {asked}",))
+        for run, minutes, asked in (
+            (0, 25, "--only tokenizer what yes_no drawing editing growing --count 960"),
+            (1, 30, "--only scenes thinking arithmetic two_things --count 480"),
+            (2, 15, "--only turns capitals --count 240"),
+            (3, 15, "--only filling choosing --count 400"),
+        )
+    ),
     Record(
         *("against", 0, 45),
         (
             "export train/shipped/emoji -o fp32 --precision fp32 --force",
             "quantize train/shipped/emoji -o int8 --format int8 --method rotate+gptq --prompt-count 48 --force",
             "quantize train/shipped/emoji -o int4 --format int4-b32-asym --method rotate+gptaq --prompt-count 128 --force",
-            "bench quality int8 int4 --against fp32 --count 480 --only what scenes drawing thinking arithmetic editing",
+            "bench quality int8 int4 --against fp32 --count 320 --only what scenes drawing thinking arithmetic editing",
         ),
     ),
     Record(
-        *("frontier", 0, 15),
-        ("bench quality mmada_lite/models/emoji --frontier --count 40 --rounds 2 --plot docs/lab/frontier.png",),
+        *("frontier", 0, 30),
+        (
+            "bench quality mmada_lite/models/emoji --frontier --count 240 "
+            "--policies early_stop=1.0 steps=0 unconditional_every guidance_to --plot docs/lab/frontier.png",
+        ),
     ),
     Record(
         *("presets", 0, 25),
@@ -83,33 +95,23 @@ RECORDS = (  # the most telling first; those that time nothing may run two at on
     ),
 )
 SENTENCES = (  # page and a few words of what was written by hand of these weights
-    ("README.md", "answers 45 times"),
-    ("README.md", "edges are soft and faces are smudges"),
-    ("README.md", "remembers nothing of a conversation"),
-    ("docs/quickstart.md", "in lower case"),
-    ("docs/quickstart.md", "one question at a time"),
-    ("docs/cli.md", "model of single turns"),
+    ("README.md", "times as fast as the"),
+    ("README.md", "faces are sketches"),
+    ("README.md", "minds the question before"),
+    ("docs/quickstart.md", "and minus 3?"),
     ("docs/model_card.md", "million parameters"),
-    ("docs/model_card.md", "Write to it in lower case"),
+    ("docs/model_card.md", "capitals are read as small"),
     ("docs/model_card.md", "`is this a dog?`"),
     ("docs/model_card.md", "a mean of several runs"),
-    ("docs/model_card.md", "of an older exam"),
-    ("docs/model_card.md", "all 76"),
     ("docs/model_card.md", "`train/shipped/judge`"),
-    ("docs/model_card.md", "never trained on holes"),
-    ("docs/model_card.md", "--only filling choosing"),
-    ("docs/model_card.md", "1,215 in all"),
-    ("docs/model_card.md", "before the split"),
     ("docs/model_card.md", "What it cannot do"),
-    ("docs/training.md", "| the packaged model"),
-    ("docs/training.md", "curves.png"),
-    ("docs/speed.md", "lose no accuracy"),
+    ("docs/speed.md", "differ by less than noise"),
     ("docs/speed.md", "This is on two cores"),
-    ("docs/quantization.md", "Of 2,400 drawings"),
+    ("docs/quantization.md", "Over all"),
     ("docs/quantization.md", "At eight bits"),
     ("docs/browser.md", "The small model is"),
     ("docs/serve.md", "mixed requests"),
-    ("docs/serve.md", "one at a time for texts"),
+    ("docs/serve.md", "one at a time, and texts"),
 )
 ALSO = (
     "CHANGELOG.md and docs/lab/training.md: what is new, beside the old sheet (git show HEAD:docs/drawings.png)",
@@ -169,9 +171,14 @@ def judged(icons: Path) -> None:
 
 
 def measured(each: Record, icons: Path, work: Path) -> None:
-    """Run the commands of a record in `work`, in which the checkout and the icons seem to lie, and file what they found."""
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "runs").mkdir(exist_ok=True)
+    """Run the commands of a record in `work`, in which the checkout and the icons seem to lie, and file what they found. The
+    checkpoint of the last commit is `before` there."""
+    (work / "runs").mkdir(parents=True, exist_ok=True)
+    place = SHIPPED.relative_to(ROOT).as_posix()
+    archive = subprocess.run(["git", "archive", f"HEAD:{place}"], cwd=ROOT, check=True, capture_output=True).stdout
+    shutil.rmtree(work / "before", ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(work / "before", filter="data")
     links = {name: ROOT / name for name in ("train", "mmada_lite", "docs")} | {"runs/emoji-work": icons.resolve()}
     for name, target in links.items():
         if not (work / name).is_symlink():

@@ -12,7 +12,7 @@ from mmada_lite.train.stage_three import PolicySettings
 from mmada_lite.train.stages import STAGE_ONE, STAGE_TWO, StageSettings
 
 HEADS = ("what", "paper", "ours", "why", "what it cost")
-UNMEASURED = "unmeasured"
+UNMEASURED = "?"
 
 
 def law() -> Sequence[Sequence[str]]:
@@ -67,7 +67,7 @@ def law() -> Sequence[Sequence[str]]:
             "none: holes are filled untrained",
             f"trained; {sequences.NEW_THING:.2g} of the groups show a new thing",
             "halves of a picture",
-            "command below",
+            "see below",
         ),
         (
             "task `turn`",

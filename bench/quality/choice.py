@@ -1,9 +1,9 @@
 """The rule that the named speeds are chosen by, from the rows of `bench quality --frontier` (told in docs/speed.md).
 
 A way may be a speed where it changes what saves work alone (of pictures the share of steps, too), and of texts keeps keys and
-values and ends with the answer, by which larger models gain more. Of those that lose no more than the speed allows in any
-family, case by case, the one of least seconds is taken; of those within a tenth of it the one that changes least, then the one
-that loses least. It decodes and measures nothing.
+values, as every host can, and ends with the answer, by which larger models gain more. Of those that lose no more than the
+speed allows in any family, case by case, the one of least seconds is taken; of those within a tenth of it the one that changes
+least, then the one that loses least. It decodes and measures nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from mmada_lite.decoding.setting_fields import settings_of
 from mmada_lite.decoding.settings import ImageAcceleration, TextAcceleration
 
 ALIKE = 0.9  # of the times as fast: what is nearer is noise, of seconds and of what a setting gains
-CACHES = ("dual", "prompt")
+CACHES = ("dual",)  # which every host decodes with
 LAYERS = {"text": TextAcceleration, "image": ImageAcceleration}
 Measured = Mapping[str, Any]  # a row of a frontier: kind, policy, changes, times, points, count
 

@@ -35,15 +35,15 @@ _LLADA, _FAST_DLLM, _MASKGIT = "LLaDA, arXiv 2502.09992", "Fast-dLLM, arXiv 2505
 _GUIDANCE = "classifier-free guidance, arXiv 2207.12598"
 
 # The named speeds: changes of the text settings, changes of the image settings. `steps` of pictures is a share of the bundle's.
-_PARTIAL_STEPS: Mapping[str, Any] = MappingProxyType({"refresh": 2, "candidate_ratio": 2.0, "unconditional_every": 2})
-_CACHED: Mapping[str, Any] = MappingProxyType(
-    {"cache": "dual", "entropy_bound": None, "early_stop": 1.0, "thought_first": True, "refresh": 2}
+_ANSWERED: Mapping[str, Any] = MappingProxyType(
+    {"cache": "dual", "entropy_bound": None, "early_stop": 1.0, "thought_first": True, "suffix_window": 8}
 )
+_FEW_STEPS: Mapping[str, Any] = MappingProxyType({"steps": 0.25})
 PRESETS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "exact": (MappingProxyType({}), MappingProxyType({})),
-        "balanced": (MappingProxyType({**_CACHED, "threshold": 0.9}), _PARTIAL_STEPS),
-        "fast": (MappingProxyType({**_CACHED, "threshold": 0.8, "suffix_window": 8}), _PARTIAL_STEPS),
+        "balanced": (MappingProxyType({**_ANSWERED, "threshold": 0.9, "refresh": 2}), _FEW_STEPS),
+        "fast": (MappingProxyType({**_ANSWERED, "threshold": 0.8}), _FEW_STEPS),
     }
 )
 
