@@ -186,9 +186,13 @@ def measured(each: Record, icons: Path, work: Path) -> None:
     new, kept = work / f"{each.name}.json", RESULTS / f"{each.file}.json"
     for command in each.commands:
         output = ("-o", new.name) if command is each.commands[-1] else ()
-        subprocess.run(
-            [sys.executable, "-m", "mmada_lite", *shlex.split(command), *output], cwd=work, env=_environment(), check=True
+        done = subprocess.run(
+            [sys.executable, "-m", "mmada_lite", *shlex.split(command), *output], cwd=work, env=_environment()
         )
+        if done.returncode:
+            raise Error(
+                f"{each.name}: `mmada-lite {command}` ended with {done.returncode}; mend what it says above and go on with it"
+            )
     record.save(filed(record.load(kept), each.run, record.load(new)), kept)
 
 

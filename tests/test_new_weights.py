@@ -45,6 +45,15 @@ def test_a_run_is_filed_beside_the_others() -> None:
     assert new_weights.filed(alone, 0, new) == new | {"command": "one -x"}
 
 
+def test_a_benchmark_that_fails_is_one_line_and_files_nothing(tmp_path: Path) -> None:
+    kept = {path: path.read_bytes() for path in new_weights.RESULTS.glob("*.json")}
+    broken = new_weights.Record("quality", 0, 1, ("bench quality nowhere",))
+    with pytest.raises(Error, match=r"quality-0: `mmada-lite bench quality nowhere` ended with 2; mend"):
+        new_weights.measured(broken, tmp_path / "icons", tmp_path / "work")
+    assert (tmp_path / "work" / "before" / "model.safetensors").is_file()
+    assert {path: path.read_bytes() for path in new_weights.RESULTS.glob("*.json")} == kept
+
+
 def test_sentences_have_their_place() -> None:
     for line in new_weights.sentences():
         page, number, text = line.split(":", 2)
